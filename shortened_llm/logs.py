@@ -1,0 +1,44 @@
+"""One logger for the whole package, set up once by an entry point."""
+
+import logging
+import os
+import sys
+import warnings
+
+LOGGER = logging.getLogger("shortened_llm")
+
+NOISY_LIBRARIES = (
+    "absl", "accelerate", "datasets", "filelock", "fsspec", "huggingface_hub", "lm_eval", "matplotlib", "numexpr",
+    "ray", "ray.data", "ray.train", "ray.tune", "torch", "transformers", "urllib3",
+)  # fmt: skip
+
+
+def quiet_libraries() -> None:
+    """Keep libraries to errors: their progress bars and warnings would bury ours.
+
+    Environment variables already set by the user win.
+    """
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+        "LMEVAL_LOG_LEVEL": "ERROR",
+        "TQDM_DISABLE": "1",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    for name in NOISY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send the package's log lines to stderr as `HH:MM:SS message`; stdout stays for results."""
+    quiet_libraries()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False

@@ -1,0 +1,1 @@
+"""Where results lie: the only importer of fsspec and pyarrow.fs."""
