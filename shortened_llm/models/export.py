@@ -1,0 +1,57 @@
+"""Write a plain Hugging Face directory, and prove that it is one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shortened_llm.models.load import DTYPES
+
+PROBE_LENGTH = 16
+PROBE_NEW_TOKENS = 4
+
+
+class ExportError(RuntimeError):
+    """The written directory does not load as the model that was written."""
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights (safetensors), configuration and tokenizer.
+
+    Args:
+        state: the weights, where `model` holds only shards of them.
+    """
+    model.save_pretrained(directory, state_dict=dict(state) if state is not None else None)
+    tokenizer.save_pretrained(directory)
+
+
+def verify_export(directory: Path, reference: PreTrainedModel, dtype: str) -> None:
+    """Reload `directory` in plain transformers: the same logits as `reference`, and generation with the KV cache.
+
+    Raises:
+        ExportError: the logits differ, or generation with the cache disagrees with a forward pass without it.
+    """
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).to(reference.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(min(len(tokenizer), reloaded.config.vocab_size), (1, PROBE_LENGTH), generator=generator)
+    tokens = tokens.to(reference.device)
+    with torch.inference_mode():
+        expected = reference(input_ids=tokens, use_cache=False).logits
+        actual = reloaded(input_ids=tokens, use_cache=False).logits
+        if not torch.equal(expected, actual):
+            difference = (expected.float() - actual.float()).abs().max().item()
+            raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
+        generated = reloaded.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS,
+            min_new_tokens=PROBE_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0,
+        )  # fmt: skip
+    if generated.shape[1] != PROBE_LENGTH + PROBE_NEW_TOKENS:
+        raise ExportError(f"{directory} generated {generated.shape[1] - PROBE_LENGTH} tokens with the KV cache")

@@ -1,0 +1,126 @@
+"""The tensors of a Hugging Face directory, known from the safetensors headers alone."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import ModelSize
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFiles:
+    """Where each tensor of a model lies on disk."""
+
+    directory: Path
+    file_of: Mapping[str, str]
+    """Tensor name -> file name."""
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (new name, tensor) for each `{name on disk: new name}`, file by file."""
+        for file in sorted(set(self.file_of[name] for name in names)):
+            with safe_open(self.directory / file, framework="pt") as tensors:
+                for name, new_name in names.items():
+                    if self.file_of[name] == file:
+                        yield new_name, tensors.get_tensor(name)
+
+
+def weight_file_names(directory: Path) -> tuple[str, ...]:
+    """Names of the safetensors files that make up the model.
+
+    Raises:
+        BadInputError: there are none, or the index names a file that is missing.
+    """
+    if (directory / INDEX_NAME).is_file():
+        names = sorted(set(json.loads((directory / INDEX_NAME).read_text())["weight_map"].values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise BadInputError(f"model.path: {directory / INDEX_NAME} names files that are missing: {missing}")
+        return tuple(names)
+    if (directory / SINGLE_NAME).is_file():
+        return (SINGLE_NAME,)
+    raise BadInputError(
+        f"model.path: {directory} holds no {SINGLE_NAME} and no {INDEX_NAME}; only safetensors weights are read"
+    )
+
+
+@lru_cache(maxsize=4)
+def open_tensor_files(directory: Path) -> TensorFiles:
+    """Read the headers of a model's weight files.
+
+    Raises:
+        BadInputError: a file is missing, truncated or no safetensors file.
+    """
+    file_of: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in weight_file_names(directory):
+        try:
+            with safe_open(directory / name, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    file_of[key] = name
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        except SafetensorError as error:
+            raise BadInputError(f"model.path: {directory / name} is damaged or no safetensors file ({error})") from None
+    return TensorFiles(directory=directory, file_of=file_of, shapes=shapes)
+
+
+# The first index in a tensor's name is its block's: `model.layers.7.mlp.experts.3.w1.weight` lies in block 7.
+BLOCK_NAME = re.compile(r"^(?P<prefix>[^0-9]*?)\.(?P<block>\d+)\.(?P<rest>.+)$")
+
+
+def block_prefix(names: Mapping[str, object], num_blocks: int) -> str:
+    """The name before the block index, such as `model.layers`.
+
+    Raises:
+        BadInputError: no list in the files has exactly `num_blocks` entries.
+    """
+    blocks: dict[str, set[int]] = {}
+    for name in names:
+        if match := BLOCK_NAME.match(name):
+            blocks.setdefault(match["prefix"], set()).add(int(match["block"]))
+    fitting = [prefix for prefix, indices in blocks.items() if indices == set(range(num_blocks))]
+    if len(fitting) != 1:
+        raise BadInputError(
+            f"model.path: cannot tell the {num_blocks} blocks of this architecture from its tensor names "
+            f"(lists found: { {prefix: len(indices) for prefix, indices in blocks.items()} })"
+        )
+    return fitting[0]
+
+
+def renumbered(names: Mapping[str, object], kept_blocks: tuple[int, ...], num_blocks: int) -> dict[str, str]:
+    """`{name on disk: name in the shorter model}` for every tensor of a view."""
+    prefix = block_prefix(names, num_blocks)
+    position = {block: index for index, block in enumerate(kept_blocks)}
+    result = {}
+    for name in names:
+        match = BLOCK_NAME.match(name)
+        if match is None or match["prefix"] != prefix:
+            result[name] = name
+        elif int(match["block"]) in position:
+            result[name] = f"{prefix}.{position[int(match['block'])]}.{match['rest']}"
+    return result
+
+
+def model_size(files: TensorFiles, num_blocks: int) -> ModelSize:
+    """Parameters of each block and of the rest. A tied head is stored once, so it is counted once."""
+    prefix = block_prefix(files.shapes, num_blocks)
+    per_block = [0] * num_blocks
+    other = 0
+    for name, shape in files.shapes.items():
+        match = BLOCK_NAME.match(name)
+        if match and match["prefix"] == prefix:
+            per_block[int(match["block"])] += prod(shape)
+        else:
+            other += prod(shape)
+    return ModelSize(block_parameters=tuple(per_block), other_parameters=other)

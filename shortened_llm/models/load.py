@@ -1,0 +1,68 @@
+"""Load a model or a view of it. A view is built from the kept tensors, never cut out of a live model."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.cut import cut_config
+from shortened_llm.models.files import open_tensor_files, renumbered
+from shortened_llm.records import ModelRef
+from shortened_llm.storage.payload import local_directory
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def model_directory(ref: ModelRef) -> Path:
+    """The model's files on this node."""
+    return local_directory(ref.url, ref.fingerprint, ref.files)
+
+
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a causal language model.
+
+    Raises:
+        BadInputError: there is none, it cannot be read, or it is of another kind of model.
+    """
+    if not (directory / "config.json").is_file():
+        raise BadInputError(f"model.path: {directory} has no config.json; give a Hugging Face model directory")
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInputError(f"model.path: cannot read {directory / 'config.json'}: {error}") from None
+    if trust_remote_code:
+        return config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "num_hidden_layers", None):
+        raise BadInputError(
+            f"model.path: {directory} holds a {config.model_type!r} model, which transformers does not know as a "
+            "causal language model with decoder blocks"
+        )
+    return config
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; raises `BadInputError` where it is missing or cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare Exception for damaged files
+        raise BadInputError(f"model.path: no usable tokenizer in {directory} ({error})") from None
+
+
+def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The model of `ref` in evaluation mode, without gradients being tracked for generation caches.
+
+    The tensors of the kept blocks are renumbered as they are named on disk; transformers then applies its own
+    conversion from disk to memory. `layer_idx`, and with it the KV cache, comes out right because the model is built
+    with its final number of blocks.
+    """
+    directory = model_directory(ref)
+    config = cut_config(load_config(directory), ref.kept_blocks)
+    files = open_tensor_files(directory)
+    state = dict(files.read(renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)))
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=DTYPES[dtype])
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = type(model.generation_config).from_pretrained(directory)
+    return model.to(device).eval()

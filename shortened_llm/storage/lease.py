@@ -1,0 +1,146 @@
+"""One driver per experiment: a lease that expires when its owner stops renewing it.
+
+`lease/<number>.json` is created exclusively: whoever creates number n + 1, after the owner of n has released it or
+stopped renewing it, owns the experiment. Expiry is judged by the watcher's own clock, from the last change it saw, so
+clocks need not agree.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.logs import LOGGER
+from shortened_llm.storage.urls import create_bytes, delete, join, list_names, read_bytes, write_bytes
+
+EXPIRY_SECONDS = 30.0
+
+
+class LeaseLostError(RuntimeError):
+    """Another driver owns the experiment now."""
+
+
+class Lease:
+    """A held lease; renewed by a thread until released."""
+
+    def __init__(self, url: str, number: int, expiry_seconds: float) -> None:
+        self._url = url
+        self._number = number
+        self._expiry_seconds = expiry_seconds
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._renewals = 0
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_released, name="lease", daemon=True)
+        self.lost = threading.Event()
+        """Set when another driver took over: this one must stop writing."""
+
+    def try_take(self) -> bool:
+        """Create the lease object; returns whether this driver owns the experiment now."""
+        if not create_bytes(self._object_url(self._number), self._content("held")):
+            return False
+        for name in _numbers(self._url):
+            if name < self._number:
+                delete(self._object_url(name))
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Stop renewing and let the next driver in at once."""
+        self._released.set()
+        self._thread.join()
+        if not self.lost.is_set():
+            write_bytes(self._object_url(self._number), self._content("released"))
+
+    def check(self) -> None:
+        """Raises `LeaseLostError` when another driver took over."""
+        if self.lost.is_set():
+            raise LeaseLostError(f"another driver took over {self._url}")
+
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(self._expiry_seconds / 4):
+            try:
+                if _numbers(self._url)[-1:] != [self._number]:
+                    LOGGER.error("another driver took over this experiment: stopping")
+                    self.lost.set()
+                    return
+                self._renewals += 1
+                write_bytes(self._object_url(self._number), self._content("held"))
+            except Exception as error:  # An outage of the store must not end the driver: it renews when it can.
+                LOGGER.warning("lease not renewed (%s); trying again", error)
+
+    def _content(self, state: str) -> bytes:
+        return json.dumps({"owner": self._owner, "state": state, "renewals": self._renewals}).encode()
+
+    def _object_url(self, number: int) -> str:
+        return join(self._url, f"{number:08d}.json")
+
+
+@contextlib.contextmanager
+def hold_lease(
+    experiment_url: str,
+    *,
+    expiry_seconds: float = EXPIRY_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Lease]:
+    """Own the experiment at `experiment_url` for the length of the context.
+
+    A lease whose owner died is waited for; that takes at most `expiry_seconds`.
+
+    Raises:
+        BadInputError: while another driver renews its lease.
+    """
+    url = join(experiment_url, "lease")
+    lease = _take(url, expiry_seconds, sleep)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _take(url: str, expiry_seconds: float, sleep: Callable[[float], None]) -> Lease:
+    while True:
+        numbers = _numbers(url)
+        last = numbers[-1] if numbers else 0
+        if last:
+            _wait_until_free(join(url, f"{last:08d}.json"), expiry_seconds, sleep)
+        lease = Lease(url, last + 1, expiry_seconds)
+        if lease.try_take():
+            return lease
+
+
+def _wait_until_free(object_url: str, expiry_seconds: float, sleep: Callable[[float], None]) -> None:
+    first = _read(object_url)
+    if first is None or first["state"] == "released":
+        return
+    LOGGER.info(
+        "another driver (%s) holds this experiment; waiting up to %.0f s to see whether it is alive",
+        first["owner"], expiry_seconds,
+    )  # fmt: skip
+    waited = 0.0
+    while waited < expiry_seconds:
+        sleep(expiry_seconds / 20)
+        waited += expiry_seconds / 20
+        now = _read(object_url)
+        if now is None or now["state"] == "released":
+            return
+        if now != first:
+            raise BadInputError(
+                f"experiment: {object_url.split('/lease/')[0].rsplit('/', 1)[-1]!r} is being run by another driver "
+                f"({now['owner']}), which renews its lease: wait for it, stop it, or choose another name"
+            )
+
+
+def _read(object_url: str) -> dict[str, str] | None:
+    try:
+        return dict(json.loads(read_bytes(object_url)))
+    except FileNotFoundError:
+        return None
+
+
+def _numbers(url: str) -> list[int]:
+    return [int(name.removesuffix(".json")) for name in list_names(url) if name.endswith(".json")]

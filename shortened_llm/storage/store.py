@@ -1,0 +1,90 @@
+"""Read or compute: each result stored once, under the fingerprint of what determines it.
+
+`<storage>/<kind>/<fingerprint>/record.json` is written last and atomically; its payload lies beside it in a directory
+of its own per attempt. Two writers can waste work, never mix it; without the record nothing was done.
+"""
+
+import datetime
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.fingerprint import canonical
+from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The records below one storage URL."""
+
+    url: str
+
+    @classmethod
+    def at(cls, url: str) -> "Store":
+        """A store at a user's URL or directory; creates nothing."""
+        return cls(normalise(url))
+
+    def experiment_url(self, name: str) -> str:
+        """Directory of what belongs to one experiment alone."""
+        return join(self.url, "experiments", name)
+
+    def attempt_url(self, kind: str, fingerprint: str) -> str:
+        """A new place for the payload of one attempt at a result."""
+        return join(self.url, kind, fingerprint, f"attempt-{secrets.token_hex(4)}")
+
+    def read(self, kind: str, fingerprint: str, record_type: type[T]) -> T | None:
+        """The stored record, or None where the result is still to be computed."""
+        try:
+            content = read_bytes(self._record_url(kind, fingerprint))
+        except FileNotFoundError:
+            return None
+        return TypeAdapter(record_type).validate_python(json.loads(content)["record"])
+
+    def write(self, kind: str, fingerprint: str, record: object, *, identity: Mapping[str, object]) -> None:
+        """Store a finished result, with the identity behind its fingerprint for people to read."""
+        envelope = {
+            "kind": kind,
+            "fingerprint": fingerprint,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "identity": canonical(identity),
+            "record": TypeAdapter(type(record)).dump_python(record, mode="json"),
+        }
+        write_bytes(self._record_url(kind, fingerprint), json.dumps(envelope, indent=2).encode())
+
+    def probe(self) -> None:
+        """Write and delete one small object; of a local directory that does not exist yet, in its nearest ancestor.
+
+        Raises:
+            BadInputError: when the storage cannot be reached or written.
+        """
+        try:
+            url = join(self._nearest_directory(), f".probe-{secrets.token_hex(4)}")
+            if not create_bytes(url, b"probe"):
+                raise OSError("a new object already exists")
+            delete(url)
+        except Exception as error:  # Every protocol has its own errors; all mean that this URL cannot be used.
+            raise BadInputError(
+                f"storage.url: cannot write to {self.url!r} ({type(error).__name__}: {error}); "
+                "check the address, the bucket, the credentials in the environment and the permissions"
+            ) from None
+
+    def _nearest_directory(self) -> str:
+        if not is_local(self.url):
+            return self.url
+        directory = Path(self.url)
+        while not directory.exists():
+            directory = directory.parent
+        if not directory.is_dir():
+            raise NotADirectoryError(f"{directory} is a file")
+        return str(directory)
+
+    def _record_url(self, kind: str, fingerprint: str) -> str:
+        return join(self.url, kind, fingerprint, "record.json")

@@ -1,0 +1,128 @@
+"""Directories and URLs alike, through fsspec. Credentials come from the environment or the node's role."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+import fsspec
+
+from shortened_llm.errors import BadInputError
+
+LOCAL_PROTOCOLS = ("file", "local")
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def normalise(url: str) -> str:
+    """An absolute path for a local directory; any other URL without its trailing slash.
+
+    Raises:
+        BadInputError: for a protocol that is unknown or whose package is not installed.
+    """
+    if is_local(url):
+        return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    filesystem(url)
+    return url.rstrip("/")
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `url`, and the path in it.
+
+    Listings are never cached: other processes write while this one reads.
+    """
+    if is_local(url):
+        return fsspec.filesystem("file", use_listings_cache=False), str(Path(url.removeprefix("file://")).absolute())
+    try:
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        protocol = url.split("://", 1)[0]
+        raise BadInputError(f"URL {url!r}: the protocol {protocol!r} cannot be used ({error})") from None
+    return fs, path
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with path components below it."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The object's content; raises `FileNotFoundError` where there is none."""
+    fs, path = filesystem(url)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Replace the object at once: a reader sees the old content or the new, never a part."""
+    fs, path = filesystem(url)
+    if not is_local(url):
+        fs.pipe_file(path, content)
+        return
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Create the object if there is none, exclusively; returns whether this call did.
+
+    Local: a hard link of a complete file, which fails where the name exists. Elsewhere: the store's own conditional
+    write, as fsspec offers it by `mode="create"`.
+    """
+    fs, path = filesystem(url)
+    if is_local(url):
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # S3 answers a lost race with 412 (precondition) or 409 (conflict); s3fs maps neither to FileExistsError.
+        if "PreconditionFailed" in str(error) or "pre-conditions" in str(error) or "ConditionalRequest" in str(error):
+            return False
+        raise
+    return True
+
+
+def delete(url: str) -> None:
+    """Delete an object or a whole directory; nothing there is no error."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def list_names(url: str) -> list[str]:
+    """Names directly below `url`, sorted; empty where there is nothing."""
+    fs, path = filesystem(url)
+    try:
+        entries = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    return sorted(name for name in names if not name.startswith("."))
