@@ -1,0 +1,1 @@
+"""Text: sources, splits by document, calibration sequences, packed shards and the order of training."""

@@ -1,0 +1,1 @@
+"""Evaluation: what a model scores. Only pool.py imports ray."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class _Bypass(nn.Module):
         # Models read attributes of their blocks, such as `attention_type`.
         object.__setattr__(self, "_block", block)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_block"), name)
 
     def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:

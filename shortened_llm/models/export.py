@@ -32,22 +32,27 @@ def export_model(
     tokenizer.save_pretrained(directory)
 
 
-def verify_export(directory: Path, reference: PreTrainedModel, dtype: str) -> None:
-    """Reload `directory` in plain transformers: the same logits as `reference`, and generation with the KV cache.
+def probe_tokens(vocab_size: int) -> torch.Tensor:
+    """A fixed input, [1, 16], for comparing a model before and after its export."""
+    return torch.randint(vocab_size, (1, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def verify_export(directory: Path, reference_logits: torch.Tensor, dtype: str) -> None:
+    """Reload `directory` in plain transformers: the same logits, and generation with the KV cache.
+
+    Args:
+        reference_logits: of `probe_tokens`, from the model that was written, computed in `dtype`; [1, 16, vocab].
 
     Raises:
-        ExportError: the logits differ, or generation with the cache disagrees with a forward pass without it.
+        ExportError: the logits differ, or generation stops short.
     """
-    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).to(reference.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(min(len(tokenizer), reloaded.config.vocab_size), (1, PROBE_LENGTH), generator=generator)
-    tokens = tokens.to(reference.device)
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).eval()
+    AutoTokenizer.from_pretrained(directory)
+    tokens = probe_tokens(reloaded.config.vocab_size)
     with torch.inference_mode():
-        expected = reference(input_ids=tokens, use_cache=False).logits
-        actual = reloaded(input_ids=tokens, use_cache=False).logits
-        if not torch.equal(expected, actual):
-            difference = (expected.float() - actual.float()).abs().max().item()
+        logits = reloaded(input_ids=tokens, use_cache=False).logits
+        if not torch.equal(logits, reference_logits):
+            difference = (logits.float() - reference_logits.float()).abs().max().item()
             raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
         generated = reloaded.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS,

@@ -29,7 +29,7 @@ class TensorFiles:
 
     def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (new name, tensor) for each `{name on disk: new name}`, file by file."""
-        for file in sorted(set(self.file_of[name] for name in names)):
+        for file in sorted({self.file_of[name] for name in names}):
             with safe_open(self.directory / file, framework="pt") as tensors:
                 for name, new_name in names.items():
                     if self.file_of[name] == file:

@@ -26,19 +26,21 @@ def sequence_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.
         fp32 sums, [batch]; differentiable.
     """
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    step = max(1, CHUNK_TOKENS // len(input_ids))
     sums = [
-        checkpoint(_chunk_nll, model, hidden[:, start : start + step], labels[:, start : start + step], use_reentrant=False)
-        for step in (max(1, CHUNK_TOKENS // len(input_ids)),)
-        for start in range(0, input_ids.shape[1], step)
+        checkpoint(_chunk_nll, model, part, asked, use_reentrant=False)
+        for part, asked in zip(hidden.split(step, dim=1), labels.split(step, dim=1), strict=True)
     ]
     return torch.stack(sums).sum(dim=0)
 
 
 def _chunk_nll(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     logits = head_logits(model, hidden)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none").view(
-        labels.shape
-    ).sum(dim=1)
+    return (
+        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        .view(labels.shape)
+        .sum(dim=1)
+    )
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -63,4 +65,4 @@ def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:
 
 def attach_sequence_nll(model: PreTrainedModel) -> None:
     """Make `sequence_nll` a method of the model, so that FSDP can wrap it like a forward."""
-    model.sequence_nll = types.MethodType(sequence_nll, model)  # type: ignore[assignment]
+    model.sequence_nll = types.MethodType(sequence_nll, model)

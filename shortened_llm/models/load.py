@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -51,7 +52,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 
 
 def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The model of `ref` in evaluation mode, without gradients being tracked for generation caches.
+    """The model of `ref`, in evaluation mode.
 
     The tensors of the kept blocks are renumbered as they are named on disk; transformers then applies its own
     conversion from disk to memory. `layer_idx`, and with it the KV cache, comes out right because the model is built
@@ -66,3 +67,9 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu")
     if (directory / "generation_config.json").is_file():
         model.generation_config = type(model.generation_config).from_pretrained(directory)
     return model.to(device).eval()
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model without weights: parameters on the meta device, buffers real, since rotary frequencies are not stored."""
+    with init_empty_weights(include_buffers=False):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)

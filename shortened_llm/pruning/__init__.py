@@ -1,0 +1,1 @@
+"""Planning: which blocks stay. Pure Python."""

@@ -1,0 +1,1 @@
+"""Scoring: how much each block matters, by one criterion per file."""

@@ -1,5 +1,6 @@
 """Directories of files: hashed, uploaded, and brought back to a node."""
 
+import fnmatch
 import os
 import secrets
 import shutil
@@ -8,30 +9,39 @@ from pathlib import Path
 
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.records import FileEntry
-from shortened_llm.storage.urls import filesystem, is_local, join
+from shortened_llm.storage.urls import download_file, filesystem, is_local, join, list_names
+
+ALL_FILES = ("*",)
 
 
-def describe_files(directory: Path) -> tuple[FileEntry, ...]:
-    """Name, size and SHA-256 of every file below `directory`, by name."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+def describe_files(directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> tuple[FileEntry, ...]:
+    """Path, size and SHA-256 of the files directly in `directory` that match a pattern, by name."""
+    paths = sorted(path for path in directory.iterdir() if path.is_file() and _matches(path.name, patterns))
     with ThreadPoolExecutor(4) as threads:
         hashes = list(threads.map(file_sha256, paths))
     return tuple(
-        FileEntry(path=path.relative_to(directory).as_posix(), num_bytes=path.stat().st_size, sha256=digest)
+        FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=digest)
         for path, digest in zip(paths, hashes, strict=True)
     )
 
 
-def upload_directory(directory: Path, url: str) -> tuple[FileEntry, ...]:
-    """Copy every file of `directory` to `url`; returns what was copied."""
-    files = describe_files(directory)
+def upload_directory(directory: Path, url: str, patterns: tuple[str, ...] = ALL_FILES) -> tuple[FileEntry, ...]:
+    """Copy the matching files of `directory` to `url`; returns what was copied."""
+    files = describe_files(directory, patterns)
     fs, root = filesystem(url)
+    if is_local(url):
+        Path(root).mkdir(parents=True, exist_ok=True)
     for entry in files:
-        target = f"{root}/{entry.path}"
-        if is_local(url):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-        fs.put_file(str(directory / entry.path), target)
+        fs.put_file(str(directory / entry.path), f"{root}/{entry.path}")
     return files
+
+
+def download_directory(url: str, directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> Path:
+    """Copy the matching files directly below `url` into `directory`; returns `directory`."""
+    for name in list_names(url):
+        if _matches(name, patterns):
+            download_file(join(url, name), directory / name)
+    return directory
 
 
 def cache_directory() -> Path:
@@ -44,7 +54,7 @@ def local_directory(url: str, fingerprint: str, files: tuple[FileEntry, ...]) ->
 
     Raises:
         FileNotFoundError: a file is gone from the store.
-        OSError: a file's size differs from its record.
+        OSError: a file is not the one of its record.
     """
     if is_local(url):
         directory = Path(filesystem(url)[1])
@@ -58,11 +68,8 @@ def local_directory(url: str, fingerprint: str, files: tuple[FileEntry, ...]) ->
         return final
     partial = final.with_name(f"{final.name}.{secrets.token_hex(4)}.partial")
     try:
-        fs, root = filesystem(url)
         for entry in files:
-            target = partial / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{root}/{entry.path}", str(target))
+            target = download_file(join(url, entry.path), partial / entry.path)
             if file_sha256(target) != entry.sha256:
                 raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
         try:
@@ -73,3 +80,7 @@ def local_directory(url: str, fingerprint: str, files: tuple[FileEntry, ...]) ->
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 
 from shortened_llm.errors import BadInputError
+from shortened_llm.fingerprint import file_sha256
 
 LOCAL_PROTOCOLS = ("file", "local")
 
@@ -126,3 +127,30 @@ def list_names(url: str) -> list[str]:
         return []
     names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     return sorted(name for name in names if not name.startswith("."))
+
+
+def download_file(url: str, target: Path) -> Path:
+    """Copy one file to this node; returns `target`."""
+    fs, path = filesystem(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fs.get_file(path, str(target))
+    return target
+
+
+def expand_glob(url: str) -> list[str]:
+    """URLs of the files that a path, URL or glob names, sorted; empty where there are none."""
+    fs, path = filesystem(url)
+    if not any(character in path for character in "*?["):
+        return [url] if fs.isfile(path) else []
+    names = sorted(str(name) for name in fs.glob(path))
+    return names if is_local(url) else [str(fs.unstrip_protocol(name)) for name in names]
+
+
+def content_key(url: str) -> str:
+    """What pins the content behind a URL: SHA-256 of a local file, the store's own checksum elsewhere."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        return file_sha256(Path(path))
+    if fs.isfile(path):
+        return str(fs.ukey(path))
+    return " ".join(f"{name.rsplit('/', 1)[-1]}={fs.ukey(name)}" for name in sorted(fs.ls(path, detail=False)))

@@ -1,0 +1,100 @@
+"""Perplexity of a text under a stated protocol (`PerplexitySource`)."""
+
+import math
+from itertools import chain
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shortened_llm.config import PerplexitySource
+from shortened_llm.data.sources import Documents
+from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.models.head import next_token_labels, sequence_nll
+from shortened_llm.records import PerplexityScore
+
+STAGE_VERSION = 1
+
+
+def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Segments of the text: documents joined by a blank line, tokenised without special tokens, remainder dropped.
+
+    bos `first`: one beginning-of-text token at the very start, then segments of `segment_length`; `each`: one more
+    token before every segment; `none`: no such token. Rows of token ids are segments as they are.
+
+    Returns:
+        Token ids, [segments, length]; each predicts length - 1 tokens.
+
+    Raises:
+        BadInputError: the text is shorter than a segment, or the tokenizer has no beginning-of-text token.
+    """
+    if source.bos != "none" and tokenizer.bos_token_id is None:
+        raise BadInputError(
+            f"{documents.field_path}.bos is {source.bos!r}, but the tokenizer has no beginning-of-text token: set none"
+        )
+    ids = _token_ids(documents, source, tokenizer)
+    if source.bos == "first":
+        ids = [tokenizer.bos_token_id, *ids]
+    if source.max_tokens is not None:
+        ids = ids[: source.max_tokens]
+    count = len(ids) // source.segment_length
+    if count == 0:
+        raise BadInputError(
+            f"{documents.field_path}: {source.path!r} ({documents.part}) has {len(ids)} tokens, fewer than one segment "
+            f"of {source.segment_length}"
+        )
+    segments = torch.tensor(ids[: count * source.segment_length]).view(count, source.segment_length)
+    if source.bos == "each":
+        segments = torch.cat([torch.full((count, 1), tokenizer.bos_token_id), segments], dim=1)
+    return segments
+
+
+def _token_ids(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    rows = list(documents.rows())
+    if rows and isinstance(rows[0], list):
+        if any(len(row) != source.segment_length for row in rows):
+            raise BadInputError(
+                f"{documents.field_path}.segment_length is {source.segment_length}, but the token rows of "
+                f"{source.path!r} have other lengths; a row is one segment"
+            )
+        return list(chain.from_iterable(row for row in rows if isinstance(row, list)))
+    return list(tokenizer("\n\n".join(str(row) for row in rows), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def protocol(documents: Documents, source: PerplexitySource) -> str:
+    """The protocol in words: two numbers may share a column only if their protocols are equal."""
+    limit = f", first {source.max_tokens:,} tokens" if source.max_tokens else ""
+    return f"@{source.segment_length} bos-{source.bos}, {documents.part}{limit}"
+
+
+@torch.inference_mode()
+def measure_perplexity(
+    model: PreTrainedModel,
+    segments: torch.Tensor,
+    documents: Documents,
+    source: PerplexitySource,
+    *,
+    batch_size: int,
+) -> PerplexityScore:
+    """exp(mean negative log-likelihood over all predictions of all segments).
+
+    Args:
+        segments: from `text_segments`, [segments, length].
+
+    Raises:
+        NonFiniteLossError: the loss of a segment is NaN or infinite.
+    """
+    sums = [
+        sequence_nll(model, batch, next_token_labels(batch)) for batch in segments.to(model.device).split(batch_size)
+    ]
+    total = torch.cat(sums).double().sum().item()
+    count = segments.shape[0] * (segments.shape[1] - 1)
+    mean = total / count
+    if not math.isfinite(mean):
+        raise NonFiniteLossError(f"perplexity on {source.label}: mean loss is {mean}")
+    return PerplexityScore(
+        source=source.label,
+        protocol=protocol(documents, source),
+        perplexity=math.exp(mean),
+        mean_nll=mean,
+        num_predictions=count,
+    )

@@ -1,0 +1,97 @@
+"""A pool of evaluation processes on the cluster, owned by the driver.
+
+The pool is one named actor that starts evaluators on demand, up to a limit, and ends them when idle, so that their
+nodes can leave. The driver creates it: an actor first created inside a trial would end with that trial.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+import ray
+import torch
+
+from shortened_llm.config import ResourcesConfig
+from shortened_llm.evaluation.evaluate import Unit, evaluate
+from shortened_llm.logs import quiet_libraries
+from shortened_llm.records import EvalScores, ModelRef
+from shortened_llm.storage.store import Store
+
+IDLE_SECONDS = 60.0
+# A lost evaluator is started again, on another node if its own is gone, and repeats the model it was scoring.
+RESTARTS = 2
+
+
+@ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS)
+class _Evaluator:
+    def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
+        quiet_libraries()
+        self._store, self._dtype, self._batch_size = store, dtype, batch_size
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_evaluators))
+
+    def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
+        return evaluate(ref, units, self._store, dtype=self._dtype, batch_size=self._batch_size, device=self._device)
+
+
+@ray.remote(num_cpus=0)
+class _Pool:
+    """Hands models to evaluators. Its methods are coroutines: many trials may wait at once."""
+
+    def __init__(self, store: Store, dtype: str, batch_size: int, resources: ResourcesConfig) -> None:
+        quiet_libraries()
+        self._arguments = (store, dtype, batch_size, resources.evaluators)
+        self._options = {"num_cpus": resources.cpus_per_evaluator, "num_gpus": resources.gpus_per_evaluator}
+        self._free = asyncio.Semaphore(resources.evaluators)
+        self._idle: list[tuple[object, asyncio.TimerHandle]] = []
+
+    async def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
+        async with self._free:
+            evaluator = self._take()
+            try:
+                scores = await evaluator.evaluate.remote(ref, units)
+            except ray.exceptions.RayActorError:
+                raise  # Dead for good after its restarts: it must not go back to the idle ones.
+            except Exception:
+                self._give_back(evaluator)
+                raise
+            self._give_back(evaluator)
+            return scores
+
+    def _take(self):  # type: ignore[no-untyped-def]
+        if self._idle:
+            evaluator, timer = self._idle.pop()
+            timer.cancel()
+            return evaluator
+        return _Evaluator.options(**self._options).remote(*self._arguments)
+
+    def _give_back(self, evaluator: object) -> None:
+        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end, evaluator)
+        self._idle.append((evaluator, timer))
+
+    def _end(self, evaluator: object) -> None:
+        self._idle = [(other, timer) for other, timer in self._idle if other is not evaluator]
+        ray.kill(evaluator)
+
+
+class EvaluationPool:
+    """A handle on the pool that any process of the cluster can use."""
+
+    def __init__(self, actor: object) -> None:
+        self._actor = actor
+
+    @classmethod
+    def start(
+        cls, store: Store, resources: ResourcesConfig, *, name: str, dtype: str, batch_size: int
+    ) -> "EvaluationPool":
+        """Create the pool; to be called by the driver, whose end also ends the pool."""
+        return cls(_Pool.options(name=name).remote(store, dtype, batch_size, resources))
+
+    def submit(self, ref: ModelRef, units: Sequence[Unit]) -> "ray.ObjectRef[EvalScores]":
+        """Begin to score a model."""
+        return self._actor.evaluate.remote(ref, units)  # type: ignore[attr-defined]
+
+    def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
+        """Score a model and wait for the result."""
+        return ray.get(self.submit(ref, units))

@@ -1,0 +1,136 @@
+"""Bring the dense model to where every node can read it, once, under a pinned identity."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from shortened_llm.config import ModelConfig
+from shortened_llm.errors import BadInputError
+from shortened_llm.fingerprint import file_sha256, fingerprint
+from shortened_llm.models.files import weight_file_names
+from shortened_llm.models.gguf import convert_gguf
+from shortened_llm.models.load import load_config, load_tokenizer
+from shortened_llm.records import ModelRef
+from shortened_llm.storage.payload import describe_files, download_directory, upload_directory
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join
+
+STAGE_VERSION = 1
+KIND = "models"
+# Weights in other formats (pickle, ONNX, original checkpoints) are neither hashed nor copied.
+METADATA_FILES = ("*.json", "*.model", "tokenizer*", "*.txt", "*.jinja", "*.py", "LICENSE*")
+MODEL_FILES = (*METADATA_FILES, "*.safetensors")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str], None]) -> ModelRef:
+    """The dense model as files that every node can read.
+
+    A local directory is used where it lies when the storage is local too; everything else is copied below the
+    storage URL, so that a hub or another bucket is asked once.
+
+    Raises:
+        BadInputError: the path leads to no causal language model with safetensors weights and a tokenizer.
+    """
+    if is_local(config.path) and Path(config.path).is_dir():
+        directory = Path(config.path).absolute()
+        weight_file_names(directory)
+        on_progress(f"hashing the files of {directory}")
+        files = describe_files(directory, MODEL_FILES)
+        identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
+        if is_local(store.url):
+            blocks = load_config(directory, trust_remote_code=config.trust_remote_code).num_hidden_layers
+            return ModelRef(url=str(directory), fingerprint=fingerprint(identity), files=files, num_blocks=blocks)
+        return store.read(KIND, fingerprint(identity), ModelRef) or _upload(config, directory, store, identity)
+    identity = _source_identity(config)
+    if stored := store.read(KIND, fingerprint(identity), ModelRef):
+        return stored
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_") as temporary:
+        on_progress(f"fetching {config.path}")
+        return _upload(config, _fetch(config, identity, Path(temporary)), store, identity)
+
+
+def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
+    """Configuration and tokenizer of the dense model, without its weights.
+
+    Args:
+        directory: where to put what must be fetched.
+
+    Returns:
+        A directory with config.json and the tokenizer, or a GGUF file.
+
+    Raises:
+        BadInputError: the path leads to no model.
+    """
+    if not is_local(config.path):
+        if config.path.endswith(".gguf"):
+            return download_file(config.path, directory / "model.gguf")
+        if not exists(join(config.path, "config.json")):
+            raise BadInputError(f"model.path: {config.path!r} holds no config.json")
+        return download_directory(config.path, directory, METADATA_FILES)
+    path = Path(config.path)
+    if path.exists():
+        return path
+    commit = _hub_commit(config)
+    return Path(
+        snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(METADATA_FILES))
+    )
+
+
+def _source_identity(config: ModelConfig) -> dict[str, object]:
+    """What pins a model that is no local directory."""
+    if is_local(config.path) and Path(config.path).is_file():
+        return {"stage": STAGE_VERSION, "sha256": file_sha256(Path(config.path))}
+    if "://" in config.path:
+        return {"stage": STAGE_VERSION, "url": config.path, "content": content_key(config.path)}
+    return {"stage": STAGE_VERSION, "hub": config.path, "commit": _hub_commit(config)}
+
+
+def _hub_commit(config: ModelConfig) -> str:
+    advice = (
+        "give a Hugging Face directory, a hub id, an fsspec URL or a GGUF file "
+        "(`python -m jobs.assets` stages the demo models)"
+    )
+    if not HUB_ID.fullmatch(config.path) or config.path.startswith("."):
+        raise BadInputError(f"model.path: {config.path!r} does not exist; {advice}")
+    try:
+        return str(HfApi().model_info(config.path, revision=config.revision).sha)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInputError(
+            f"model.path: {config.path!r} is no local path, and the hub does not give it ({reason}); {advice}"
+        ) from None
+
+
+def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) -> Path:
+    directory = temporary / "model"
+    if config.path.endswith(".gguf"):
+        remote = not is_local(config.path)
+        file = download_file(config.path, temporary / "model.gguf") if remote else Path(config.path)
+        convert_gguf(file, directory)
+    elif "://" in config.path:
+        download_directory(config.path, directory, MODEL_FILES)
+    elif "hub" in identity:
+        commit = str(identity["commit"])
+        snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(MODEL_FILES))
+        shutil.rmtree(directory / ".cache", ignore_errors=True)
+    else:
+        raise BadInputError(f"model.path: {config.path!r} is a file, but no GGUF file; give its directory")
+    return directory
+
+
+def _upload(config: ModelConfig, directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
+    weight_file_names(directory)
+    blocks = load_config(directory, trust_remote_code=config.trust_remote_code).num_hidden_layers
+    load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+    key = fingerprint(identity)
+    url = store.attempt_url(KIND, key)
+    files = upload_directory(directory, url, MODEL_FILES)
+    ref = ModelRef(url=url, fingerprint=key, files=files, num_blocks=blocks)
+    store.write(KIND, key, ref, identity=identity)
+    return ref

@@ -1,0 +1,71 @@
+"""From scores and ratios to distinct plans."""
+
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
+
+from shortened_llm.config import SearchSection
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import BlockScores, ModelSize, PlanLabel, PrunePlan
+
+
+def removed_count(ratio: float, num_blocks: int) -> int:
+    """Blocks that a ratio removes: `ratio * num_blocks`, rounded half up in decimal arithmetic."""
+    return int((Decimal(str(ratio)) * num_blocks).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+
+
+def requested_counts(search: SearchSection, num_blocks: int, protected: tuple[int, ...]) -> dict[int, float]:
+    """`{number of blocks to remove: ratio as asked for}`, ascending.
+
+    Raises:
+        BadInputError: a ratio removes no block, or more than the unprotected ones.
+    """
+    removable = num_blocks - len(protected)
+    requested = [(f"search.ratios: {ratio}", removed_count(ratio, num_blocks), ratio) for ratio in search.ratios]
+    requested += [(f"search.removed_blocks: {count}", count, count / num_blocks) for count in search.removed_blocks]
+    counts: dict[int, float] = {}
+    for field, count, ratio in requested:
+        if not 1 <= count <= min(removable, num_blocks - 1):
+            raise BadInputError(
+                f"{field} removes {count} of {num_blocks} blocks; allowed are 1 to {min(removable, num_blocks - 1)}, "
+                f"since {len(protected)} are protected (scoring.protect_first, scoring.protect_last)"
+            )
+        counts.setdefault(count, ratio)
+    return dict(sorted(counts.items()))
+
+
+def kept_blocks(scores: BlockScores, count: int) -> tuple[int, ...]:
+    """The blocks that stay when the `count` least important unprotected ones go."""
+    removable = [block for block in scores.order if block not in scores.protected]
+    removed = set(removable[:count])
+    return tuple(block for block in range(len(scores.scores)) if block not in removed)
+
+
+def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: ModelSize) -> tuple[PrunePlan, ...]:
+    """One plan per distinct set of kept blocks, with the labels of every (criterion, ratio) that leads to it.
+
+    The shortest models come last; of equal size, in the order of the criteria.
+
+    Raises:
+        BadInputError: see `requested_counts`.
+    """
+    num_blocks = len(size.block_parameters)
+    labels: dict[tuple[int, ...], list[PlanLabel]] = {}
+    for criterion in scores:
+        for count, ratio in requested_counts(search, num_blocks, criterion.protected).items():
+            label = PlanLabel(criterion=criterion.criterion, ratio=ratio)
+            labels.setdefault(kept_blocks(criterion, count), []).append(label)
+    dense = size.parameters(tuple(range(num_blocks)))
+    plans = []
+    for kept, its_labels in sorted(labels.items(), key=lambda item: -len(item[0])):
+        parameters = size.parameters(kept)
+        plans.append(
+            PrunePlan(
+                kept_blocks=kept,
+                removed_blocks=tuple(block for block in range(num_blocks) if block not in kept),
+                labels=tuple(its_labels),
+                block_ratio=1 - len(kept) / num_blocks,
+                parameters=parameters,
+                parameter_ratio=1 - parameters / dense,
+            )
+        )
+    return tuple(plans)

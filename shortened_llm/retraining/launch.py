@@ -1,0 +1,69 @@
+"""Run a retraining job on the cluster."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from shortened_llm.config import ResourcesConfig
+from shortened_llm.records import RetrainedModel
+from shortened_llm.retraining.export import KIND
+from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.worker import run_worker
+from shortened_llm.storage.store import Store
+
+# The newest checkpoint may be damaged or half uploaded.
+CHECKPOINTS_KEPT = 2
+
+
+def retrain(
+    job: RetrainingJob,
+    store: Store,
+    *,
+    runs_url: str,
+    resources: ResourcesConfig,
+    max_failures: int,
+    callbacks: Sequence[object],
+    on_progress: Callable[[str], None],
+) -> RetrainedModel:
+    """The retrained model: read back, or trained from the run's last checkpoint, or from the start.
+
+    Args:
+        runs_url: directory of this experiment's Train runs. The run's name in it is the job's fingerprint: that is
+            what makes it resume, so no other driver may use the directory.
+        callbacks: Ray Train callbacks of the caller, for metrics.
+    """
+    if stored := store.read(KIND, job.fingerprint, RetrainedModel):
+        return stored
+    # A report is a barrier that Ray drains at this interval: at its default of 2 s each report costs about that.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job, "store": store, "on_progress": on_progress},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(resources),
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        run_config=RunConfig(
+            name=job.fingerprint,
+            storage_path=runs_url,
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            callbacks=list(callbacks),
+        ),
+    )
+    trainer.fit()
+    stored = store.read(KIND, job.fingerprint, RetrainedModel)
+    if stored is None:
+        raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
+    return stored
+
+
+def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
+    """What Ray reserves for one training worker."""
+    demand = {"CPU": resources.cpus_per_worker}
+    return demand | {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else demand

@@ -1,0 +1,34 @@
+"""From an importance per weight to one score per block; shared by Taylor and magnitude."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from shortened_llm.config import TaylorConfig
+
+REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.max}
+
+
+def scored_weights(block: nn.Module) -> Iterator[nn.Parameter]:
+    """The block's weights: every tensor of two or more dimensions and every norm weight; no biases."""
+    for name, parameter in block.named_parameters():
+        if parameter.dim() >= 2 or not name.endswith("bias"):
+            yield parameter
+
+
+def block_score(importances: Iterator[torch.Tensor], options: TaylorConfig) -> float:
+    """Reduce the importance of each weight, |.|, to the block's score.
+
+    Importances are raised to `power`, summed over the input (last) dimension of tensors that have one, then reduced
+    over the outputs, then over the block's tensors.
+
+    Args:
+        importances: non-negative, one tensor of the weight's shape per weight.
+    """
+    per_tensor = []
+    for importance in importances:
+        powered = importance.double() ** options.power
+        outputs = powered.sum(dim=-1) if powered.dim() >= 2 else powered
+        per_tensor.append(REDUCTIONS[options.output_reduction](outputs))
+    return REDUCTIONS[options.block_reduction](torch.stack(per_tensor)).item()
