@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import BaseModel
 
@@ -43,9 +42,7 @@ def fingerprint(identity: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_sha256(source: Path | BinaryIO) -> str:
-    """SHA-256 of a file's bytes, read in blocks, as 64 hex digits."""
-    if isinstance(source, Path):
-        with source.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

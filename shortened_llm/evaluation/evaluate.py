@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,7 +13,7 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import perplexity, tasks
 from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
 from shortened_llm.evaluation.tasks import measure_task
-from shortened_llm.fingerprint import fingerprint
+from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore, TaskScore
 from shortened_llm.storage.store import Store
@@ -50,10 +51,19 @@ class TaskUnit:
         return {
             "stage": tasks.STAGE_VERSION,
             "task": self.task,
-            "directory": self.directory,
+            "files": self._file_hashes(),
             "limit": self.limit,
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
+
+    def _file_hashes(self) -> dict[str, str]:
+        """Of the user's own task file and the local data files that it names."""
+        file = Path(self.directory or "") / f"{self.task}.yaml"
+        if self.directory is None or not file.is_file():
+            return {}
+        words = file.read_text().split()
+        data = {Path(word) for word in words if word.endswith((".json", ".jsonl", ".parquet", ".csv"))}
+        return {path.name: file_sha256(path) for path in sorted({file, *data}) if path.is_file()}
 
 
 Unit = TextUnit | TaskUnit

@@ -1,6 +1,6 @@
 """A pool of evaluation processes on the cluster, owned by the driver.
 
-The pool is one named actor that starts evaluators on demand, up to a limit, and ends them when idle, so that their
+The pool is one actor that starts evaluators on demand, up to a limit, and ends them when idle, so that their
 nodes can leave. The driver creates it: an actor first created inside a trial would end with that trial.
 """
 
@@ -64,7 +64,7 @@ class _Pool:
             evaluator, timer = self._idle.pop()
             timer.cancel()
             return evaluator
-        return _Evaluator.options(**self._options).remote(*self._arguments)
+        return _Evaluator.options(**self._options).remote(*self._arguments)  # type: ignore[attr-defined]
 
     def _give_back(self, evaluator: object) -> None:
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end, evaluator)
@@ -82,11 +82,9 @@ class EvaluationPool:
         self._actor = actor
 
     @classmethod
-    def start(
-        cls, store: Store, resources: ResourcesConfig, *, name: str, dtype: str, batch_size: int
-    ) -> "EvaluationPool":
+    def start(cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int) -> "EvaluationPool":
         """Create the pool; to be called by the driver, whose end also ends the pool."""
-        return cls(_Pool.options(name=name).remote(store, dtype, batch_size, resources))
+        return cls(_Pool.remote(store, dtype, batch_size, resources))  # type: ignore[attr-defined]
 
     def submit(self, ref: ModelRef, units: Sequence[Unit]) -> "ray.ObjectRef[EvalScores]":
         """Begin to score a model."""
@@ -94,4 +92,8 @@ class EvaluationPool:
 
     def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
         """Score a model and wait for the result."""
-        return ray.get(self.submit(ref, units))
+        return self.result(self.submit(ref, units))
+
+    def result(self, submitted: "ray.ObjectRef[EvalScores]") -> EvalScores:
+        """Wait for the scores of a submitted model."""
+        return ray.get(submitted)

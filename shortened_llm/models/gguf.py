@@ -19,25 +19,30 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
     """
     _check_magic(gguf_file)
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     parent, name = str(gguf_file.parent), gguf_file.name
     try:
-        AutoConfig.from_pretrained(parent, gguf_file=name)
         tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
         loaded, report = AutoModelForCausalLM.from_pretrained(
             parent,
             gguf_file=name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
             output_loading_info=True,
         )
     except Exception as error:  # The readers raise whatever a damaged or unknown file leads them to.
         raise BadInputError(f"{gguf_file}: transformers cannot read this GGUF file: {error}") from error
-    if report["missing_keys"]:
-        raise BadInputError(f"{gguf_file}: lacks the weights {', '.join(sorted(report['missing_keys'])[:5])}")
+    if missing := sorted(report["missing_keys"]):
+        raise BadInputError(f"{gguf_file}: lacks {len(missing)} weights, such as {missing[0]}")
+    if mismatched := sorted(name for name, *_ in report["mismatched_keys"]):
+        raise BadInputError(
+            f"{gguf_file}: {len(mismatched)} weights have another shape than transformers derives from the file's "
+            f"metadata, such as {mismatched[0]}"
+        )
 
-    # transformers 5.23 keeps a model read from GGUF bound to its quantiser, which refuses to save even unpacked weights.
+    # transformers 5.23 keeps a model read from GGUF bound to its quantiser, which refuses to save unpacked weights too.
     config = copy.deepcopy(loaded.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):

@@ -43,6 +43,15 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Pretrain
     return config
 
 
+def load_gguf_metadata(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a GGUF file; raises `BadInputError` where transformers cannot read them."""
+    try:
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        return config, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # a damaged header surfaces as errors of many kinds
+        raise BadInputError(f"model.path: {str(file)!r} cannot be read as GGUF ({error})") from None
+
+
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raises `BadInputError` where it is missing or cannot be read."""
     try:

@@ -12,6 +12,7 @@ from shortened_llm.retraining.export import KIND
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.worker import run_worker
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import delete, join
 
 # The newest checkpoint may be damaged or half uploaded.
 CHECKPOINTS_KEPT = 2
@@ -60,6 +61,7 @@ def retrain(
     stored = store.read(KIND, job.fingerprint, RetrainedModel)
     if stored is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
+    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
     return stored
 
 

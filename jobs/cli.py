@@ -1,0 +1,142 @@
+"""What every entry point shares: configuration, flags, logging, Ray, signals and exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
+
+from shortened_llm.config import SearchConfig, describe_errors, parse_config
+from shortened_llm.errors import BadInputError
+from shortened_llm.logs import LOGGER, setup_logging
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+class _Flags(SearchConfig, BaseSettings):
+    """Every field of the configuration as a command-line flag."""
+
+    model_config = {**SearchConfig.model_config, "protected_namespaces": ()}
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: object, **__: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def make_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of every entry point; a caller may add its own."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{verb}",
+        description=f"{description} Every field of the configuration is a flag too, such as "
+        '--search.ratios "[0.2, 0.4]"; a flag wins over the file.',
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the experiment's configuration")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
+    return parser
+
+
+def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[SearchConfig, argparse.Namespace]:
+    """The configuration, flags over file, and the entry point's own arguments.
+
+    Raises:
+        BadInputError: the file or a value cannot be used.
+    """
+    own = {action.dest for action in parser._actions}
+    source: CliSettingsSource = CliSettingsSource(_Flags, cli_parse_args=False, root_parser=parser)
+    parsed = parser.parse_args(list(arguments))
+    flags = {name: value for name, value in vars(parsed).items() if name not in own and value is not None}
+    values = _read_yaml(Path(parsed.config))
+    try:
+        merged = _merge(values, source(parsed_args=flags)())
+    except SettingsError as error:
+        raise BadInputError(f"command line: {error}") from None
+    except ValidationError as error:
+        raise BadInputError(describe_errors(error)) from None
+    return parse_config(merged), parsed
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadInputError(f"config: cannot read {str(path)!r} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"config: {str(path)!r} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise BadInputError(f"config: {str(path)!r} holds no sections; begin with `experiment: NAME`")
+    return values
+
+
+def _merge(values: dict, flags: dict) -> dict:
+    merged = dict(values)
+    for key, value in flags.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main` with the command line and leave with its exit code: 0 done, 1 failed, 2 bad input."""
+    setup_logging()
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        main(sys.argv[1:])
+    except BadInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SHORTENED_LLM_TRACEBACK"):
+            traceback.print_exc()
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like an exception, so that the lease is released."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def connect_ray() -> None:
+    """Join the cluster of RAY_ADDRESS (set inside a submitted job), or start one on this machine."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        LOGGER.info("joining the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        return
+    LOGGER.info("starting Ray on this machine")
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+    )
+
+
+# Stages exchange files, so the object store only carries small messages.
+LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def cluster_capacity() -> dict[str, float]:
+    """The most CPUs and GPUs the connected cluster can hold: with an autoscaler, what its limits allow."""
+    import ray
+    from ray._private.state import state
+
+    now = ray.cluster_resources()
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return {kind: max(now.get(kind, 0.0), float(limits.get(kind, 0.0))) for kind in ("CPU", "GPU")}

@@ -1,0 +1,169 @@
+"""Answer bad input before anything is spent: every check that needs no accelerator and writes nothing."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from shortened_llm.config import ResourcesConfig, SearchConfig, changed_keys
+from shortened_llm.data.sources import Documents, TextRoles, text_roles
+from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
+from shortened_llm.models.stage import fetch_metadata
+from shortened_llm.pruning.plan import requested_counts
+from shortened_llm.scoring.score import protected_blocks
+from shortened_llm.search.experiment import read_config
+from shortened_llm.search.tuner import DRIVER_CPUS
+from shortened_llm.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the checks found out."""
+
+    num_blocks: int
+    counts: dict[int, float]
+    """Blocks to remove -> ratio as asked for."""
+    roles: TextRoles
+    max_trials: int
+    """Distinct trials, at most: equal plans are merged once scores are known."""
+
+
+def check_config(config: SearchConfig, store: Store) -> Facts:
+    """Check everything that a configuration names.
+
+    Raises:
+        BadInputError: with the field, the value and what is allowed.
+    """
+    store.probe()
+    _check_unchanged(config, store)
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_check_") as temporary:
+        metadata = fetch_metadata(config.model, Path(temporary))
+        num_blocks, tokenizer = _read_metadata(config, metadata)
+        protected = protected_blocks(config.scoring, num_blocks)
+        if len(protected) >= num_blocks:
+            raise BadInputError(
+                f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
+                f"protect all {num_blocks} blocks"
+            )
+        counts = requested_counts(config.search, num_blocks, protected)
+        roles = text_roles(config)
+        _check_texts(config, roles, tokenizer)
+    check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
+    recipes = len(config.retraining.methods) * len(config.retraining.cpt.learning_rate)
+    return Facts(
+        num_blocks=num_blocks,
+        counts=counts,
+        roles=roles,
+        max_trials=len(config.scoring.criteria) * len(counts) * recipes,
+    )
+
+
+def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> None:
+    """Check that one trial can ever run.
+
+    Args:
+        capacity: the most CPUs and GPUs that the cluster can hold.
+
+    Raises:
+        BadInputError: a trial, an evaluator or a scoring task needs more.
+    """
+    demands = {
+        f"resources.workers: {resources.workers} workers and the trial's driver": {
+            "CPU": resources.workers * resources.cpus_per_worker + DRIVER_CPUS,
+            "GPU": resources.workers * resources.gpus_per_worker,
+        },
+        "resources: an evaluator": {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},
+        "resources: a scoring task": {"CPU": resources.cpus_per_scorer, "GPU": resources.gpus_per_scorer},
+    }
+    for what, demand in demands.items():
+        for kind, needed in demand.items():
+            if needed > capacity.get(kind, 0) + 1e-9:
+                raise BadInputError(
+                    f"{what} need {needed:g} {kind}s, but the cluster can hold {capacity.get(kind, 0):g}; "
+                    "ask for fewer workers or less for each"
+                )
+
+
+def local_capacity() -> dict[str, float]:
+    """What a cluster started on this machine would hold."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def _check_unchanged(config: SearchConfig, store: Store) -> None:
+    stored = read_config(store, config.experiment)
+    if stored is None:
+        return
+    if changes := changed_keys(stored, config):
+        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items())
+        raise BadInputError(
+            f"experiment: {config.experiment!r} exists with another configuration ({listed}); choose a new name, such "
+            f"as --experiment {config.experiment}-2: what both share is not computed again"
+        )
+
+
+def _read_metadata(config: SearchConfig, metadata: Path) -> tuple[int, PreTrainedTokenizerBase]:
+    """Number of blocks, and the tokenizer."""
+    if metadata.is_file():
+        gguf_config, tokenizer = load_gguf_metadata(metadata)
+        return gguf_config.num_hidden_layers, tokenizer
+    trust = config.model.trust_remote_code
+    blocks = load_config(metadata, trust_remote_code=trust).num_hidden_layers
+    return blocks, load_tokenizer(metadata, trust_remote_code=trust)
+
+
+def _check_texts(config: SearchConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each text is there and holds what one use of it needs."""
+    calibration = config.calibration
+    _check_text(
+        roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
+        field="calibration.sequence_length",
+    )  # fmt: skip
+    for documents in roles.train:
+        _check_text(
+            documents, tokenizer, config.retraining.sequence_length, documents=0, field="retraining.sequence_length"
+        )
+    evaluation = config.evaluation
+    sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity)
+    for documents, source in zip((*roles.selection, *roles.report), sources, strict=True):
+        field = f"{documents.field_path}.segment_length"
+        _check_text(documents, tokenizer, source.segment_length, documents=0, field=field)
+        if source.bos != "none" and tokenizer.bos_token_id is None:
+            raise BadInputError(
+                f"{documents.field_path}.bos: is {source.bos!r}, but the tokenizer has no beginning-of-text token; "
+                "set none"
+            )
+
+
+def _check_text(
+    source: Documents, tokenizer: PreTrainedTokenizerBase, length: int, *, documents: int, field: str
+) -> None:
+    """Read only as far as needed: `length` tokens in all, and in each of `documents` documents where that is not 0."""
+    found_documents = found_tokens = long_enough = 0
+    for row in source.rows():
+        if not row:
+            continue
+        found_documents += 1
+        size = (
+            len(row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"])
+        )
+        found_tokens += size
+        long_enough += size >= length
+        if found_tokens >= length and long_enough >= documents:
+            return
+    if not found_documents:
+        raise BadInputError(f"{source.field_path}.path: {source.source.path!r} ({source.part}) holds no documents")
+    if found_tokens < length:
+        raise BadInputError(
+            f"{source.field_path}.path: {source.source.path!r} ({source.part}) has {found_tokens} tokens, fewer than "
+            f"one sequence of {field} {length}"
+        )
+    raise BadInputError(
+        f"calibration.num_sequences: is {documents}, but only {long_enough} of the {found_documents} documents of "
+        f"{source.source.path!r} ({source.part}) have {field} {length} tokens"
+    )

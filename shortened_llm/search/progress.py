@@ -1,0 +1,89 @@
+"""What is happening anywhere on the cluster, as log lines of the driver."""
+
+import threading
+import time
+from types import TracebackType
+
+import ray
+
+from shortened_llm.logs import LOGGER
+
+POLL_SECONDS = 2.0
+# No minute passes in silence.
+HEARTBEAT_SECONDS = 30.0
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """The latest line of each subject."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str | None] = {}
+
+    def post(self, subject: str, line: str | None) -> None:
+        self._lines[subject] = line
+
+    def lines(self) -> dict[str, str | None]:
+        return dict(self._lines)
+
+
+class Progress:
+    """Posts lines about one subject from any process. Call it with a line; None ends the subject."""
+
+    def __init__(self, board: object, subject: str) -> None:
+        self._board, self._subject = board, subject
+
+    def __call__(self, line: str | None) -> None:
+        self._board.post.remote(self._subject, line)  # type: ignore[attr-defined]
+
+    def steps(self, done: int, total: int) -> None:
+        """Post a count of equal steps; the driver adds how long they may still take."""
+        self(f"{done}/{total}")
+
+    def about(self, subject: str) -> "Progress":
+        """The same board, another subject."""
+        return Progress(self._board, subject)
+
+
+class ProgressLog:
+    """Writes the board's lines to the driver's log while the context lasts."""
+
+    def __init__(self) -> None:
+        self._board = _Board.remote()  # type: ignore[attr-defined]
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def about(self, subject: str) -> Progress:
+        return Progress(self._board, subject)
+
+    def __enter__(self) -> "ProgressLog":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        shown: dict[str, str | None] = {}
+        since: dict[str, float] = {}
+        last_line = time.monotonic()
+        while not self._closed.wait(POLL_SECONDS):
+            try:
+                lines = ray.get(self._board.lines.remote(), timeout=POLL_SECONDS)
+            except Exception:  # A cluster that is going away ends the driver elsewhere; the log only waits.
+                continue
+            now = time.monotonic()
+            for subject, line in lines.items():
+                if shown.get(subject, "") != line:
+                    shown[subject], since[subject] = line, now
+                    if line is not None:
+                        LOGGER.info("%s: %s", subject, line)
+                        last_line = now
+            if now - last_line > HEARTBEAT_SECONDS:
+                for subject, line in shown.items():
+                    if line is not None:
+                        LOGGER.info("%s: still %s (%.0f s)", subject, line, now - since[subject])
+                last_line = now

@@ -1,0 +1,35 @@
+"""What a search would do, in words, before it does it."""
+
+from shortened_llm.config import SearchConfig
+from shortened_llm.search.preflight import Facts
+from shortened_llm.storage.store import Store
+
+
+def describe_search(config: SearchConfig, facts: Facts, store: Store) -> str:
+    """Plain text: trials, tokens, texts and where results go."""
+    retraining, resources = config.retraining, config.resources
+    counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.counts.items())
+    trained = retraining.num_steps * retraining.tokens_per_step
+    roles = facts.roles
+    lines = [
+        f"experiment  {config.experiment} in {store.experiment_url(config.experiment)}",
+        f"model       {config.model.path}: {facts.num_blocks} blocks",
+        f"scoring     {', '.join(config.scoring.criteria)} on {config.calibration.num_sequences} x "
+        f"{config.calibration.sequence_length} tokens of {roles.calibration.source.label} ({roles.calibration.part})",
+        f"removes     {counts} of {facts.num_blocks} blocks",
+        f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
+        f"training    {trained:,} tokens a trial ({retraining.num_steps} steps), at most "
+        f"{facts.max_trials * trained:,} in all, a checkpoint every {retraining.checkpoint_steps} steps",
+    ]
+    for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
+        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or "nothing: no report texts"
+        lines.append(f"{name:<12}{texts}")
+    if config.evaluation.report.tasks:
+        lines.append(
+            f"tasks       {', '.join(config.evaluation.report.tasks)} for the dense model and the best of each size"
+        )
+    lines.append(
+        f"machines    {config.search.max_concurrent_trials} trial(s) at a time, each {resources.workers} worker(s) x "
+        f"{resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU; {resources.evaluators} evaluator(s)"
+    )
+    return "\n".join(lines)
