@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from jobs.cli import cluster_capacity, connect_ray, make_parser, parse_command, run
-from shortened_llm.search.preflight import check_config, check_resources, local_capacity
+from shortened_llm.search.preflight import check_resources, check_search, local_capacity
 from shortened_llm.search.run import run_search
 from shortened_llm.search.summary import describe_search
 from shortened_llm.storage.store import Store
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> None:
     """The last line on stdout is the path or URL of the report."""
     config, flags = parse_command(make_parser("search", "Search over pruning plans."), arguments)
     store = Store.at(config.storage.url)
-    facts = check_config(config, store)
+    facts = check_search(config, store)
     joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if flags.dry_run and not joins_cluster:
         check_resources(config.resources, local_capacity())

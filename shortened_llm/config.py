@@ -308,6 +308,9 @@ class ResourcesConfig(Section):
     """How long a trial waits for its nodes to start (seconds)."""
 
 
+TRIAL_DRIVER_CPUS = 0.1
+"""CPUs that Ray reserves for the process that drives a trial, beside its workers; Tune refuses zero."""
+
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 

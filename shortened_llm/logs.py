@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import warnings
 
 LOGGER = logging.getLogger("shortened_llm")
@@ -16,7 +17,7 @@ NOISY_LIBRARIES = (
 def quiet_libraries() -> None:
     """Keep libraries to errors: their progress bars and warnings would bury ours.
 
-    Environment variables already set by the user win.
+    Best called before they are imported, since some read their environment then. What the user has set wins.
     """
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -36,9 +37,23 @@ def quiet_libraries() -> None:
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Send the package's log lines to stderr as `HH:MM:SS message`; stdout stays for results."""
-    quiet_libraries()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level)
     LOGGER.propagate = False
+
+
+class StepLog:
+    """Logs a count of equal steps with the time they may still take, every few seconds."""
+
+    def __init__(self, subject: str, every_seconds: float = 5.0) -> None:
+        self._subject, self._every = subject, every_seconds
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every or done == total:
+            self._last = now
+            left = (now - self._started) / done * (total - done)
+            LOGGER.info("%s: %d/%d, %.0f s left", self._subject, done, total, left)

@@ -1,6 +1,7 @@
 """Score one model on a list of texts and tasks; what was scored before is read back."""
 
 import importlib.metadata
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,8 +62,8 @@ class TaskUnit:
         file = Path(self.directory or "") / f"{self.task}.yaml"
         if self.directory is None or not file.is_file():
             return {}
-        words = file.read_text().split()
-        data = {Path(word) for word in words if word.endswith((".json", ".jsonl", ".parquet", ".csv"))}
+        names = re.findall(r"[^\s'\"{}\[\],]+\.(?:jsonl|json|parquet|csv)\b", file.read_text())
+        data = {Path(name) for name in names}
         return {path.name: file_sha256(path) for path in sorted({file, *data}) if path.is_file()}
 
 

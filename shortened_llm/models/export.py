@@ -1,12 +1,12 @@
 """Write a plain Hugging Face directory, and prove that it is one."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.models.load import DTYPES
+from shortened_llm.models.load import DTYPES, load_model, load_tokenizer, model_directory
+from shortened_llm.records import ModelRef
 
 PROBE_LENGTH = 16
 PROBE_NEW_TOKENS = 4
@@ -20,16 +20,19 @@ def export_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
-    *,
-    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Save weights (safetensors), configuration and tokenizer.
-
-    Args:
-        state: the weights, where `model` holds only shards of them.
-    """
-    model.save_pretrained(directory, state_dict=dict(state) if state is not None else None)
+    """Save weights (safetensors), configuration and tokenizer."""
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
+    """Write a view as a directory of its own, and prove that it reloads; raises as `verify_export`."""
+    view = load_model(ref, dtype)
+    with torch.inference_mode():
+        logits = view(input_ids=probe_tokens(view.config.vocab_size), use_cache=False).logits
+    export_model(view, load_tokenizer(model_directory(ref)), directory)
+    verify_export(directory, logits, dtype)
 
 
 def probe_tokens(vocab_size: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ No tensor of [tokens, vocabulary] exists beyond one chunk, neither forward nor b
 import types
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 

@@ -35,7 +35,10 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Pretrain
         raise BadInputError(f"model.path: cannot read {directory / 'config.json'}: {error}") from None
     if trust_remote_code:
         return config
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not getattr(config, "num_hidden_layers", None):
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
+    # Encoders such as BERT can be built as decoders too; what was saved says what they are.
+    saved_as = config.architectures or ["ForCausalLM"]
+    if not known or not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved_as):
         raise BadInputError(
             f"model.path: {directory} holds a {config.model_type!r} model, which transformers does not know as a "
             "causal language model with decoder blocks"

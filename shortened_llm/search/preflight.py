@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from shortened_llm.config import ResourcesConfig, SearchConfig, changed_keys
+from shortened_llm.config import TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.tasks import check_tasks
@@ -16,13 +16,21 @@ from shortened_llm.models.stage import fetch_metadata
 from shortened_llm.pruning.plan import requested_counts
 from shortened_llm.scoring.score import protected_blocks
 from shortened_llm.search.experiment import read_config
-from shortened_llm.search.tuner import DRIVER_CPUS
 from shortened_llm.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What the checks found out."""
+class ScoringFacts:
+    """What the checks found out about the model and its texts."""
+
+    num_blocks: int
+    tokenizer: PreTrainedTokenizerBase
+    roles: TextRoles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchFacts:
+    """What the checks of a whole search found out."""
 
     num_blocks: int
     counts: dict[int, float]
@@ -32,32 +40,46 @@ class Facts:
     """Distinct trials, at most: equal plans are merged once scores are known."""
 
 
-def check_config(config: SearchConfig, store: Store) -> Facts:
-    """Check everything that a configuration names.
+def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
+    """Check what scoring needs: storage, model, protected blocks and calibration text.
 
     Raises:
         BadInputError: with the field, the value and what is allowed.
     """
     store.probe()
-    _check_unchanged(config, store)
     with tempfile.TemporaryDirectory(prefix="shortened_llm_check_") as temporary:
         metadata = fetch_metadata(config.model, Path(temporary))
         num_blocks, tokenizer = _read_metadata(config, metadata)
-        protected = protected_blocks(config.scoring, num_blocks)
-        if len(protected) >= num_blocks:
-            raise BadInputError(
-                f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
-                f"protect all {num_blocks} blocks"
-            )
-        counts = requested_counts(config.search, num_blocks, protected)
-        roles = text_roles(config)
-        _check_texts(config, roles, tokenizer)
+    protected = protected_blocks(config.scoring, num_blocks)
+    if len(protected) >= num_blocks:
+        raise BadInputError(
+            f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
+            f"protect all {num_blocks} blocks"
+        )
+    roles, calibration = text_roles(config), config.calibration
+    _check_text(
+        roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
+        field="calibration.sequence_length",
+    )  # fmt: skip
+    return ScoringFacts(num_blocks=num_blocks, tokenizer=tokenizer, roles=roles)
+
+
+def check_search(config: SearchConfig, store: Store) -> SearchFacts:
+    """Check everything that a configuration names.
+
+    Raises:
+        BadInputError: with the field, the value and what is allowed.
+    """
+    facts = check_scoring(config, store)
+    _check_unchanged(config, store)
+    counts = requested_counts(config.search, facts.num_blocks, protected_blocks(config.scoring, facts.num_blocks))
+    _check_training_and_evaluation_texts(config, facts.roles, facts.tokenizer)
     check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
     recipes = len(config.retraining.methods) * len(config.retraining.cpt.learning_rate)
-    return Facts(
-        num_blocks=num_blocks,
+    return SearchFacts(
+        num_blocks=facts.num_blocks,
         counts=counts,
-        roles=roles,
+        roles=facts.roles,
         max_trials=len(config.scoring.criteria) * len(counts) * recipes,
     )
 
@@ -73,7 +95,7 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
     """
     demands = {
         f"resources.workers: {resources.workers} workers and the trial's driver": {
-            "CPU": resources.workers * resources.cpus_per_worker + DRIVER_CPUS,
+            "CPU": resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS,
             "GPU": resources.workers * resources.gpus_per_worker,
         },
         "resources: an evaluator": {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},
@@ -117,13 +139,10 @@ def _read_metadata(config: SearchConfig, metadata: Path) -> tuple[int, PreTraine
     return blocks, load_tokenizer(metadata, trust_remote_code=trust)
 
 
-def _check_texts(config: SearchConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_training_and_evaluation_texts(
+    config: SearchConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Each text is there and holds what one use of it needs."""
-    calibration = config.calibration
-    _check_text(
-        roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
-        field="calibration.sequence_length",
-    )  # fmt: skip
     for documents in roles.train:
         _check_text(
             documents, tokenizer, config.retraining.sequence_length, documents=0, field="retraining.sequence_length"
@@ -149,9 +168,7 @@ def _check_text(
         if not row:
             continue
         found_documents += 1
-        size = (
-            len(row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"])
-        )
+        size = len(row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"])
         found_tokens += size
         long_enough += size >= length
         if found_tokens >= length and long_enough >= documents:

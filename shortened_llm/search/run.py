@@ -35,7 +35,9 @@ def run_search(config: SearchConfig, store: Store) -> str:
     roles = text_roles(config)
     with hold_lease(experiment_url), ProgressLog() as log:
         write_config(store, config)
-        dense = stage_model(config.model, store, on_progress=log.about("model"))
+        staging = log.about("model")
+        dense = stage_model(config.model, store, on_progress=staging)
+        staging(None)
         pool = EvaluationPool.start(
             store, config.resources, dtype=config.model.dtype, batch_size=config.evaluation.batch_size
         )

@@ -1,11 +1,11 @@
 """What a search would do, in words, before it does it."""
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.search.preflight import Facts
+from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.storage.store import Store
 
 
-def describe_search(config: SearchConfig, facts: Facts, store: Store) -> str:
+def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
     counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.counts.items())

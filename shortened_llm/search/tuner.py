@@ -7,6 +7,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
+from shortened_llm.config import TRIAL_DRIVER_CPUS
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.progress import Progress
@@ -14,8 +15,6 @@ from shortened_llm.search.trial import KIND, TrialContext, run_trial
 
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
-# What a trial's driver process reserves. Zero is refused by Tune.
-DRIVER_CPUS = 0.1
 
 
 def run_trials(
@@ -58,7 +57,7 @@ def run_trials(
         ray.tune.report({metrics.TOKENS: result.retrained.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+        ray.tune.with_resources(trainable, {"CPU": TRIAL_DRIVER_CPUS}),
         param_space={"trial": ray.tune.grid_search(list(by_fingerprint))},
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=max_concurrent_trials,

@@ -125,7 +125,9 @@ def list_names(url: str) -> list[str]:
         entries = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    # Some S3 servers list an emptied directory as itself.
+    below = (entry.rstrip("/") for entry in entries if entry.rstrip("/") != path.rstrip("/"))
+    names = (entry.rsplit("/", 1)[-1] for entry in below)
     return sorted(name for name in names if not name.startswith("."))
 
 

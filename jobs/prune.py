@@ -1,0 +1,41 @@
+"""Write each plan of a configuration as a plain Hugging Face directory, without retraining; needs no Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.cli import make_parser, parse_command, run
+from jobs.score import score_here
+from shortened_llm.logs import LOGGER
+from shortened_llm.models.export import export_view
+from shortened_llm.models.files import model_size, open_tensor_files
+from shortened_llm.models.load import model_directory
+from shortened_llm.models.stage import stage_model
+from shortened_llm.pruning.plan import make_plans
+from shortened_llm.records import to_json
+from shortened_llm.search.preflight import check_search
+from shortened_llm.storage.store import Store
+
+
+def main(arguments: Sequence[str]) -> None:
+    """stdout has the directory of each model, one line each."""
+    parser = make_parser("prune", "Write pruned models, without retraining.")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="directory of the pruned models")
+    config, flags = parse_command(parser, arguments)
+    store = Store.at(config.storage.url)
+    facts = check_search(config, store)
+    if flags.dry_run:
+        print(f"would write at most {len(config.scoring.criteria) * len(facts.counts)} models to {flags.output}")
+        return
+    dense = stage_model(config.model, store, on_progress=LOGGER.info)
+    scores = list(score_here(config, dense, facts.roles.calibration, store))
+    size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
+    for plan in make_plans(config.search, scores, size):
+        labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)
+        directory = flags.output / labels
+        export_view(dense.view(plan.kept_blocks), directory, config.model.dtype)
+        (directory / "pruning.json").write_text(to_json(plan))
+        print(directory, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

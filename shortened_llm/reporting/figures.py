@@ -1,0 +1,86 @@
+"""The figures of a report: plots put together from a view, as PNG or as SVG for the page."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shortened_llm.reporting.plots import draw_losses, draw_pareto, draw_plans, draw_scores, plans_of_criterion
+from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
+from shortened_llm.reporting.view import ReportView
+
+if TYPE_CHECKING:
+    from matplotlib.lines import Line2D
+
+
+def write_pareto_png(view: ReportView, path: Path) -> None:
+    """All panels in one picture, each headed with its text and protocol."""
+    with drawing("png"):
+        columns = min(2, max(1, len(view.panels)))
+        lines = max(1, -(-len(view.panels) // columns))
+        figure = new_figure(5.2 * columns, 3.9 * lines + 0.5)
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes in grid[len(view.panels) :]:
+            axes.set_axis_off()
+        if not view.panels:
+            grid[0].text(0.5, 0.5, "No perplexity was measured.", ha="center", transform=grid[0].transAxes)
+        for axes, panel in zip(grid, view.panels, strict=False):
+            draw_pareto(axes, panel, view.styles)
+            protocol = textwrap.fill(panel.column.protocol, 70)
+            axes.set_title(f"{panel.column.title} ({panel.column.role})\n{protocol}", fontsize=8)
+        legend = _legend(view)
+        figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=4, fontsize=8)
+        save_png(figure, path)
+
+
+def _legend(view: ReportView) -> dict[str, "Line2D"]:
+    from matplotlib.lines import Line2D
+
+    legend = {
+        "dense": Line2D([], [], linestyle="none", marker="*", markersize=10, color=INK),
+        "before retraining": Line2D([], [], linestyle="none", marker="o", mfc="none", color=INK),
+        "after retraining": Line2D([], [], linestyle="none", marker="o", color=INK),
+        "Pareto-optimal": Line2D([], [], linewidth=1, color=INK),
+    }
+    for names, style in view.styles.items():
+        legend[" + ".join(names)] = Line2D([], [], linestyle="none", marker=style.marker, color=style.colour)
+    return legend
+
+
+def pareto_svgs(view: ReportView) -> list[str]:
+    """One `<svg>` per panel of the view."""
+    svgs = []
+    for index, panel in enumerate(view.panels):
+        with drawing(f"pareto{index}"):
+            figure = new_figure(4.9, 3.5)
+            tips = draw_pareto(figure.subplots(), panel, view.styles)
+            svgs.append(to_svg(figure, f"Perplexity on {panel.column.title} against parameters", tips))
+    return svgs
+
+
+def score_svgs(view: ReportView) -> list[str]:
+    """One `<svg>` per criterion: its scores by block above the plans they led to."""
+    svgs = []
+    for index, scores in enumerate(view.experiment.block_scores):
+        plans = plans_of_criterion(view.rows, scores.criterion)
+        colour = view.styles[(scores.criterion,)].colour
+        with drawing(f"scores{index}"):
+            plans_height = 0.2 * len(plans)
+            figure = new_figure(7.6, 2.2 + plans_height)
+            heights = [1.8, plans_height] if plans else [1.8]
+            upper, *lower = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).ravel()
+            tips = draw_scores(upper, scores, colour)
+            for axes in lower:
+                draw_plans(axes, plans, scores.protected, colour)
+            (lower or [upper])[-1].set_xlabel("block")
+            svgs.append(to_svg(figure, f"{scores.criterion} score by block", tips))
+    return svgs
+
+
+def loss_svg(view: ReportView) -> str | None:
+    """The loss curves of all trials; None where no trial has one."""
+    if not any(row.trial.result and row.trial.result.retrained.history for row in view.rows):
+        return None
+    with drawing("loss"):
+        figure = new_figure(7.6, 3.4)
+        tips = draw_losses(figure.subplots(), view.rows, view.styles)
+        return to_svg(figure, "Training loss against tokens", tips)

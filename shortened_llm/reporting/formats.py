@@ -1,0 +1,103 @@
+"""How numbers and names are written in a report. `None` is written as a dash, never as zero."""
+
+import math
+from collections.abc import Sequence
+
+MISSING = "—"
+"""Stands for a number that was not measured."""
+
+
+def perplexity(value: float | None) -> str:
+    """`24.07`, `1,204` or `3.1e6`: two decimals where a column is likely to be compared, fewer where it is not."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if value < 1000:
+        return f"{value:.2f}"
+    if value < 1e6:
+        return f"{value:,.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def accuracy(value: float | None, standard_error: float | None = None) -> str:
+    """`0.614 ± 0.011`; the standard error where there is one."""
+    if value is None:
+        return MISSING
+    return f"{value:.3f}" if standard_error is None else f"{value:.3f} ± {standard_error:.3f}"
+
+
+def nll(value: float | None) -> str:
+    """Nats per token; the fourth decimal is below any difference that matters."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def significant(value: float | None, digits: int = 5) -> str:
+    """`digits` significant digits, with thousands separators, or an exponent where a number is far from one."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if value != 0 and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    whole_digits = len(str(int(abs(value))))
+    decimals = digits - whole_digits if abs(value) >= 1 else digits - 1 - math.floor(math.log10(abs(value) or 1))
+    return f"{value:,.{max(0, decimals)}f}"
+
+
+def compact(value: float | None, digits: int = 3) -> str:
+    """A count with a unit: `20.5 k`, `134.5 M`, `6.738 B`."""
+    if value is None:
+        return MISSING
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= scale * (1 - 0.5 * 10**-digits):
+            return f"{value / scale:.{digits}g} {unit}"
+    return f"{value:.{digits}g}"
+
+
+def parameters(value: float | None) -> str:
+    """A number of parameters to four digits, which is what tells two plans of one size apart."""
+    return compact(value, digits=4)
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separators."""
+    return MISSING if value is None else f"{value:,.0f}"
+
+
+def percent(ratio: float | None) -> str:
+    """`16.1 %` from 0.161."""
+    return MISSING if ratio is None else f"{100 * ratio:.1f} %"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds: one decimal below a hundred."""
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def learning_rate(value: float | None) -> str:
+    """`1e-4`, `2.5e-5`: the way learning rates are spoken of."""
+    if value is None:
+        return MISSING
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+
+
+def block_ranges(blocks: Sequence[int]) -> str:
+    """`0–3, 5, 8–29` from ascending block indices; a dash where there are none."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or MISSING
+
+
+def first_line(text: str, limit: int = 100) -> str:
+    """The first line of a message that may be a page, cut at `limit` characters."""
+    line = text.strip().partition("\n")[0].strip()
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

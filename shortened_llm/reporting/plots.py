@@ -1,0 +1,251 @@
+"""The three figures: size against perplexity, scores by block, loss against tokens."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shortened_llm.records import BlockScores, PrunePlan, TrainingPoint
+from shortened_llm.reporting import formats
+from shortened_llm.reporting.pareto import ParetoPanel, ParetoPoint
+from shortened_llm.reporting.rows import TrialRow
+from shortened_llm.reporting.style import INK, SeriesStyle, plain_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Styles = Mapping[tuple[str, ...], SeriesStyle]
+
+LINE_STYLES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+LINE_NAMES = ("solid", "dashed", "dotted", "dash-dotted")
+LOG_FROM = 8
+"""Largest / smallest value from which a log axis is clearer."""
+MAX_CURVE_POINTS = 200
+"""Points of a loss curve; of more, neighbours are averaged."""
+
+
+def needs_log(values: Sequence[float]) -> bool:
+    """Whether positive values spread so far that a linear scale hides the lower ones."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > LOG_FROM
+
+
+def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, str]:
+    """Perplexity against parameters on one text; returns what each point is, by gid."""
+    dense = (panel.dense,) if panel.dense else ()
+    tips: dict[str, str] = {}
+
+    def mark(point: ParetoPoint, stage: str, **options: object) -> None:
+        gid = f"{stage}-{point.row.number if point.row else 0}"
+        name = f"#{point.row.number} {point.row.trial.spec.name}, {stage} retraining" if point.row else "dense"
+        tips[gid] = f"{name}: {formats.perplexity(point.perplexity)}, {formats.parameters(point.parameters)} parameters"
+        axes.plot([point.parameters / 1e6], [point.perplexity], linestyle="none", gid=gid, **options)  # type: ignore[arg-type]
+
+    after_of = {point.row.number: point for point in panel.after if point.row}
+    drawn: set[tuple[int, float]] = set()
+    for point in panel.before:
+        assert point.row is not None
+        style = styles[point.row.criteria]
+        if point.row.number in after_of:
+            pair = [point.perplexity, after_of[point.row.number].perplexity]
+            axes.plot([point.parameters / 1e6] * 2, pair, color=style.colour, alpha=0.3, linewidth=0.8, zorder=1)
+        # Trials of one plan share the point before retraining.
+        if (point.parameters, point.perplexity) not in drawn:
+            drawn.add((point.parameters, point.perplexity))
+            mark(point, "before", marker=style.marker, markersize=6, mfc="none", mec=style.colour, zorder=3)
+    axes.plot(
+        [point.parameters / 1e6 for point in panel.optimal],
+        [point.perplexity for point in panel.optimal],
+        color=INK,
+        linewidth=1,
+        zorder=2,
+    )
+    for point in panel.after:
+        assert point.row is not None
+        style = styles[point.row.criteria]
+        mark(point, "after", marker=style.marker, markersize=6, mfc=style.colour, mec=style.colour, zorder=4)
+        if point.row.best_of_size:
+            _note(axes, f"#{point.row.number}", point)
+    for point in dense:
+        mark(point, "dense", marker="*", markersize=11, mfc=INK, mec=INK, zorder=4)
+        _note(axes, "dense", point)
+    plain_ticks(axes, log_y=needs_log([point.perplexity for point in (*dense, *panel.before, *panel.after)]))
+    axes.margins(x=0.1, y=0.1)
+    axes.set_xlabel("parameters (millions)")
+    axes.set_ylabel("perplexity")
+    return tips
+
+
+def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
+    place = (point.parameters / 1e6, point.perplexity)
+    axes.annotate(text, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
+
+
+def score_limits(scores: BlockScores) -> tuple[float, float]:
+    """Range of the score axis: of the blocks that may be removed, so that a protected block cannot flatten them."""
+    finite = {block: score for block, score in enumerate(scores.scores) if math.isfinite(score)}
+    compared = [score for block, score in finite.items() if block not in scores.protected] or list(finite.values())
+    if not compared:
+        return 0.0, 1.0
+    low, high = min(compared), max(compared)
+    if needs_log(compared):
+        return low / (high / low) ** 0.08, high * (high / low) ** 0.15
+    margin = (high - low) or abs(high) or 1.0
+    return low - 0.08 * margin, high + 0.15 * margin
+
+
+def draw_scores(axes: "Axes", scores: BlockScores, colour: str) -> dict[str, str]:
+    """Score by block, protected blocks hollow; a score outside the axis is an arrow with its value at the edge."""
+    low, high = score_limits(scores)
+    tips: dict[str, str] = {}
+    for block, score in enumerate(scores.scores):
+        if not math.isfinite(score):
+            continue
+        face = "none" if block in scores.protected else colour
+        error = scores.standard_errors[block] if scores.standard_errors else None
+        gid = f"block-{block}"
+        tips[gid] = f"block {block}: {formats.significant(score)}" + (
+            f" ± {formats.significant(error, 2)}" if error is not None else ""
+        )
+        if low <= score <= high:
+            axes.plot([block], [score], marker="o", markersize=4.5, mfc=face, mec=colour, gid=gid, zorder=3)
+            if error is not None:
+                axes.errorbar([block], [score], yerr=[error], ecolor=colour, elinewidth=0.9, fmt="none", zorder=2)
+        else:
+            above = score > high
+            edge, shape = (high, "^") if above else (low, "v")
+            axes.plot([block], [edge], marker=shape, markersize=5, mfc=face, mec=colour, gid=gid, clip_on=False)
+            axes.annotate(
+                formats.significant(score, 3),
+                (block, edge),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                annotation_clip=False,
+            )
+    candidates = [score for score in scores.scores if low <= score <= high]
+    plain_ticks(axes, log_y=needs_log(candidates))
+    axes.set_ylim(low, high)
+    if scores.dense_perplexity is not None and low <= scores.dense_perplexity <= high:
+        axes.axhline(scores.dense_perplexity, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "dense",
+            (1, scores.dense_perplexity),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+        )
+    axes.set_xlim(-0.8, len(scores.scores) - 0.2)
+    axes.set_ylabel("score")
+    return tips
+
+
+def draw_plans(axes: "Axes", plans: Sequence[tuple[str, PrunePlan]], protected: Sequence[int], colour: str) -> None:
+    """One line of squares per plan: filled where a block is removed, crossed where it is protected."""
+    for line, (_, plan) in enumerate(plans):
+        num_blocks = len(plan.kept_blocks) + len(plan.removed_blocks)
+        axes.plot(range(num_blocks), [line] * num_blocks, "s", markersize=4, mfc="none", mec=INK, mew=0.4, alpha=0.6)
+        if plan.removed_blocks:
+            removed = list(plan.removed_blocks)
+            axes.plot(removed, [line] * len(removed), "s", markersize=6, mfc=colour, mec=colour)
+        if protected:
+            axes.plot(list(protected), [line] * len(protected), "x", markersize=3.5, color=INK, mew=0.7)
+    axes.set_yticks(range(len(plans)), [name for name, _ in plans])
+    axes.set_ylim(len(plans) - 0.5, -0.5)
+    axes.tick_params(left=False)
+    axes.spines[["left"]].set_visible(False)
+
+
+def thinned(history: Sequence[TrainingPoint]) -> list[tuple[float, float]]:
+    """(tokens, loss) of a run; of a long one, means over neighbouring reports."""
+    finite = [point for point in history if math.isfinite(point.loss)]
+    size = math.ceil(len(finite) / MAX_CURVE_POINTS) or 1
+    chunks = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [(chunk[-1].tokens, sum(point.loss for point in chunk) / len(chunk)) for chunk in chunks]
+
+
+def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
+    """Number of kept blocks -> index of its line style, largest model first."""
+    sizes = sorted({len(row.plan.kept_blocks) for row in rows}, reverse=True)
+    return {size: index % len(LINE_STYLES) for index, size in enumerate(sizes)}
+
+
+def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles) -> dict[str, str]:
+    """Training loss of every trial that has a history; lines end in the trial's number."""
+    tips: dict[str, str] = {}
+    ends: list[tuple[float, float, str]] = []
+    dashes = line_styles(rows)
+    for row in rows:
+        curve = thinned(row.trial.result.retrained.history) if row.trial.result else []
+        if not curve:
+            continue
+        colour = styles[row.criteria].colour
+        gid = f"loss-{row.number}"
+        tips[gid] = f"#{row.number} {row.trial.spec.name}: {curve[-1][1]:.3f} nats per token at the end"
+        axes.plot(
+            *zip(*curve, strict=True),
+            color=colour,
+            linewidth=1.2,
+            linestyle=LINE_STYLES[dashes[len(row.plan.kept_blocks)]],
+            marker="o" if len(curve) == 1 else None,
+            markersize=3,
+            gid=gid,
+        )
+        ends.append((*curve[-1], f"#{row.number}"))
+    plain_ticks(axes, log_y=False)
+    from matplotlib.ticker import FuncFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
+    axes.margins(x=0.02)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("training loss (nats per token)")
+    low, high = axes.get_ylim()
+    for (x, y, text), place in zip(ends, spread([y for _, y, _ in ends], 0.05 * (high - low)), strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(1.01, place),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    return tips
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Places for labels at `values`, in their order, moved so that neighbours are at least `gap` apart.
+
+    Labels that would touch become a group, evenly spaced around the mean of its values.
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    groups: list[list[int]] = []
+    for index in order:
+        groups.append([index])
+        while len(groups) > 1 and _start(values, groups[-1], gap) < _start(values, groups[-2], gap) + gap * len(
+            groups[-2]
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    places = [0.0] * len(values)
+    for group in groups:
+        start = _start(values, group, gap)
+        for offset, index in enumerate(group):
+            places[index] = start + gap * offset
+    return places
+
+
+def _start(values: Sequence[float], group: Sequence[int], gap: float) -> float:
+    return sum(values[index] for index in group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[tuple[str, PrunePlan]]:
+    """Each distinct plan that a criterion led to, the fewest removed blocks first, with its ratios as a name."""
+    plans = sorted(
+        {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria}.values(),
+        key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks),
+    )
+    return [
+        ("/".join(dict.fromkeys(f"{100 * x.ratio:.3g} %" for x in plan.labels if x.criterion == criterion)), plan)
+        for plan in plans
+    ]

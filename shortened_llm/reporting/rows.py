@@ -1,0 +1,133 @@
+"""Trials as rows of a table: in order, numbered, the best of each size marked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shortened_llm.records import Experiment, PrunePlan, ReportedTrial
+from shortened_llm.reporting.columns import Measurements, measurements
+
+Status = Literal["done", "failed", "not finished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """A trial as the report shows it. A property is None where the trial has no such number."""
+
+    number: int
+    """Names the trial in plots and table, from 1."""
+    trial: ReportedTrial
+    status: Status
+    best_of_size: bool
+    before: Measurements
+    """The pruned model before retraining, selection and report."""
+    after: Measurements
+    """The retrained model, selection and report."""
+
+    @property
+    def plan(self) -> PrunePlan:
+        return self.trial.spec.plan
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        return plan_criteria(self.plan)
+
+    @property
+    def labels(self) -> str:
+        """Every point of the search space that led to the plan: `ppl 20 %, taylor 20 %`."""
+        return ", ".join(f"{label.criterion} {100 * label.ratio:.3g} %" for label in self.plan.labels)
+
+    @property
+    def tokens(self) -> int | None:
+        return self.trial.result.retrained.tokens if self.trial.result else None
+
+    @property
+    def training_seconds(self) -> float | None:
+        return self.trial.result.retrained.seconds if self.trial.result else None
+
+    @property
+    def trial_seconds(self) -> float | None:
+        return self.trial.result.seconds if self.trial.result else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Training tokens / training seconds; export counts as training time."""
+        return self.tokens / self.training_seconds if self.tokens and self.training_seconds else None
+
+    @property
+    def selection_nll(self) -> float | None:
+        return selection_nll(self.trial)
+
+    @property
+    def checkpoint_url(self) -> str | None:
+        """Directory that `from_pretrained` loads; None where the trial left only a view of the dense files."""
+        exported = self.trial.result is not None and self.trial.result.retrained.model.transform is None
+        return self.trial.result.retrained.model.url if self.trial.result and exported else None
+
+
+def plan_criteria(plan: PrunePlan) -> tuple[str, ...]:
+    """The set of criteria that led to a plan, sorted by name."""
+    return tuple(sorted({label.criterion for label in plan.labels}))
+
+
+def selection_nll(trial: ReportedTrial) -> float | None:
+    """What a search minimises: mean NLL after retraining on the selection texts, in nats per token."""
+    if trial.result is None or not trial.result.after.perplexity:
+        return None
+    value = trial.result.after.mean_nll
+    return value if math.isfinite(value) else None
+
+
+def trial_status(trial: ReportedTrial) -> Status:
+    """A trial with a result is done, whatever failed before it."""
+    if trial.result is not None:
+        return "done"
+    return "not finished" if trial.failure is None else "failed"
+
+
+def _rank(trial: ReportedTrial) -> tuple[float, int, str, str]:
+    """Lowest NLL first; at equal NLL the smaller model; then an order that does not depend on the run."""
+    value = selection_nll(trial)
+    return (math.inf if value is None else value, trial.spec.plan.parameters, trial.spec.name, trial.spec.fingerprint)
+
+
+def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[int, ReportedTrial]:
+    """Number of kept blocks -> the retrained trial with the lowest selection NLL; sizes without one are left out."""
+    best: dict[int, ReportedTrial] = {}
+    for trial in sorted(trials, key=_rank):
+        if selection_nll(trial) is not None:
+            best.setdefault(len(trial.spec.plan.kept_blocks), trial)
+    return best
+
+
+def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
+    """All trials: largest model first, within a size the best first, unfinished and failed trials last."""
+    best = best_of_each_size(experiment.trials)
+    last = {"done": 0, "not finished": 1, "failed": 2}
+    trials = sorted(
+        experiment.trials,
+        key=lambda trial: (-len(trial.spec.plan.kept_blocks), last[trial_status(trial)], _rank(trial)),
+    )
+    return tuple(
+        TrialRow(
+            number=number,
+            trial=trial,
+            status=trial_status(trial),
+            best_of_size=best.get(len(trial.spec.plan.kept_blocks)) is trial,
+            before=(measurements("selection", trial.result.before) if trial.result else {})
+            | measurements("report", trial.before),
+            after=(measurements("selection", trial.result.after) if trial.result else {})
+            | measurements("report", trial.after),
+        )
+        for number, trial in enumerate(trials, start=1)
+    )
+
+
+def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
+    """Every set of criteria that led to a plan: single ones in the order they were scored, then the others, sorted."""
+    scored = tuple((scores.criterion,) for scores in experiment.block_scores)
+    found = sorted(
+        {plan_criteria(trial.spec.plan) for trial in experiment.trials}, key=lambda names: (len(names), names)
+    )
+    return tuple(dict.fromkeys([*scored, *found]))

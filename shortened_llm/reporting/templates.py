@@ -1,0 +1,65 @@
+"""The page and the Markdown, rendered from templates."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from shortened_llm.reporting import formats
+from shortened_llm.reporting.figures import loss_svg, pareto_svgs, score_svgs
+from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, line_styles
+from shortened_llm.reporting.scores_table import score_lines
+from shortened_llm.reporting.view import ReportView
+
+
+def render_html(view: ReportView) -> str:
+    """The page, figures included."""
+    loss = loss_svg(view)
+    # matplotlib escapes the names inside a figure as it writes XML.
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            view=view,
+            pareto_svgs=[Markup(svg) for svg in pareto_svgs(view)],
+            score_svgs=[Markup(svg) for svg in score_svgs(view)],
+            score_lines=score_lines(view.experiment.block_scores, view.experiment.num_blocks),
+            loss_svg=Markup(loss) if loss else None,
+            line_names={size: LINE_NAMES[style] for size, style in line_styles(view.rows).items()},
+        )
+    )
+
+
+def render_markdown(view: ReportView) -> str:
+    """The Markdown, which shows `pareto.png` beside it."""
+    return _environment().get_template("report.md.j2").render(view=view)
+
+
+def markdown_text(value: str) -> str:
+    """Text that stays text, on one line of a paragraph or in a table cell."""
+    return re.sub(r"([\\`*_\[\]|<>#~$])", r"\\\1", " ".join(value.split()))
+
+
+def markdown_code(value: str) -> str:
+    """A code span that may stand in a table cell."""
+    return "`" + " ".join(value.split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for written in (
+        formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
+        formats.count, formats.percent, formats.seconds, formats.learning_rate, formats.block_ranges,
+        formats.first_line, markdown_text, markdown_code,
+    ):  # fmt: skip
+        environment.filters[written.__name__] = written
+    environment.globals |= {"MISSING": formats.MISSING, "LOG_FROM": LOG_FROM}
+    return environment

@@ -1,0 +1,126 @@
+"""Shared fixtures: a tiny trained model, random models of several families, storage of two kinds."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, stage_assets
+from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.models.load import load_config
+from shortened_llm.records import ModelRef
+from shortened_llm.storage.payload import describe_files
+from shortened_llm.storage.store import Store
+from tests.s3_server import S3Server, start_s3_server
+
+
+@pytest.fixture(scope="session")
+def tiny_assets() -> Path:
+    """Directory of the tiny trained model and its texts; staged once per machine."""
+    directory = Path(os.environ.get(DIRECTORY_VARIABLE, DEFAULT_DIRECTORY)).expanduser()
+    stage_assets(["tiny"], directory)
+    return directory / "tiny"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on the loopback interface; its credentials are in the environment while it runs."""
+    with start_s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store, on a local directory and on S3."""
+    if request.param == "local":
+        return Store.at(str(tmp_path / "results"))
+    server: S3Server = request.getfixturevalue("s3_server")
+    return Store.at(f"s3://{server.bucket}/{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def local_store(tmp_path: Path) -> Store:
+    return Store.at(str(tmp_path / "results"))
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A process group of one, as the training loop expects."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def reference_to(directory: Path) -> ModelRef:
+    """A model directory as stages hand it on."""
+    return ModelRef(
+        url=str(directory),
+        fingerprint=secrets.token_hex(8),
+        files=describe_files(directory),
+        num_blocks=load_config(directory).num_hidden_layers,
+    )
+
+
+SaveModel = Callable[[PreTrainedConfig], tuple[PreTrainedModel, ModelRef]]
+
+
+@pytest.fixture
+def save_random_model(tmp_path: Path) -> SaveModel:
+    """Build a model with random weights in float32, save it, and return it with a reference to its files."""
+
+    def save(config: PreTrainedConfig) -> tuple[PreTrainedModel, ModelRef]:
+        torch.manual_seed(0)
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).float().eval()
+        directory = tmp_path / f"model-{secrets.token_hex(4)}"
+        model.save_pretrained(directory)
+        return model, reference_to(directory)
+
+    return save
+
+
+@pytest.fixture
+def tiny_values(tiny_assets: Path, tmp_path: Path) -> dict:
+    """Values of a valid configuration on the tiny model, for a test to change."""
+    stories, news = str(tiny_assets / "texts/stories.jsonl"), str(tiny_assets / "texts/news.jsonl")
+    return {
+        "experiment": "test",
+        "storage": {"url": str(tmp_path / "results")},
+        "model": {"path": str(tiny_assets / "model"), "dtype": "float32"},
+        "calibration": {"path": stories, "num_sequences": 4, "sequence_length": 64},
+        "scoring": {"criteria": ["ppl", "magnitude"], "protect_first": 1, "protect_last": 1},
+        "search": {"ratios": [0.25]},
+        "retraining": {
+            "data": {"path": stories},
+            "tokens": 8192,
+            "sequence_length": 128,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "cpt": {"learning_rate": 3e-4, "warmup_ratio": 0.1},
+        },
+        "evaluation": {
+            "selection": {"perplexity": [{"path": stories, "bos": "none", "max_tokens": 2048}]},
+            "report": {"perplexity": [{"path": news, "bos": "none", "max_tokens": 2048}]},
+        },
+        "resources": {"workers": 2, "cpus_per_worker": 0.5},
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_values: dict) -> SearchConfig:
+    return parse_config(tiny_values)
+
+
+@pytest.fixture
+def tiny_model(tiny_assets: Path) -> ModelRef:
+    return reference_to(tiny_assets / "model")

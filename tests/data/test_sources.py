@@ -1,0 +1,108 @@
+"""Documents: what is read, how a source is split, and what is refused."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.config import SearchConfig, TextSource, parse_config
+from shortened_llm.data.sources import Documents, is_file_path, text_roles
+from shortened_llm.errors import BadInputError
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def documents(path: str, purpose: str = "train", *, shared: bool = False, field: str = "text") -> Documents:
+    source = TextSource(path=path, field=field)
+    return Documents(source=source, purpose=purpose, shared=shared, field_path="retraining.data.0")  # type: ignore[arg-type]
+
+
+def test_a_shared_source_is_split_by_document_and_nothing_is_lost(tmp_path: Path) -> None:
+    texts = [f"document number {index}" for index in range(2000)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    parts = {p: list(documents(path, p, shared=True).rows()) for p in ("train", "selection", "report")}
+    assert sorted(chain.from_iterable(parts.values())) == sorted(texts)
+    assert 60 < len(parts["selection"]) < 140
+    assert 60 < len(parts["report"]) < 140
+
+
+def test_equal_documents_fall_into_one_part(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"document {index % 50}"} for index in range(200)])
+    parts = [set(documents(path, p, shared=True).rows()) for p in ("train", "selection", "report")]
+    assert sum(len(part) for part in parts) == 50
+
+
+def test_an_unshared_source_is_whole(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": ""}, {"text": "three"}])
+    assert list(documents(path, "report").rows()) == ["one", "", "three"]
+
+
+def test_roles_share_what_several_purposes_name(tiny_config: SearchConfig) -> None:
+    roles = text_roles(tiny_config)
+    assert (roles.calibration.shared, roles.train[0].shared, roles.selection[0].shared) == (True, True, True)
+    assert not roles.report[0].shared
+
+
+def test_text_and_parquet_and_globs(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.txt").write_text("first line\nsame document\n\nsecond document")
+    assert list(documents(str(tmp_path / "a.txt")).rows()) == ["first line\nsame document", "second document"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    assert list(documents(str(tmp_path / "a.parquet")).rows()) == ["one", "two"]
+    write_jsonl(tmp_path / "b1.jsonl", [{"text": "b1"}])
+    write_jsonl(tmp_path / "b2.jsonl", [{"text": "b2"}])
+    assert list(documents(str(tmp_path / "b*.jsonl")).rows()) == ["b1", "b2"]
+
+
+def test_token_rows_win_over_text(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "input_ids": [1, 2, 3]}])
+    assert list(documents(path).rows()) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "words"),
+    [
+        ('{"text": "a"}\n', "body", ["body", "text"]),
+        ('{"text": 3}\n', "text", ["row 0", "3"]),
+        ('{"text": null}\n', "text", ["row 0", "None"]),
+        ("not json\n", "text", ["cannot be read"]),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, content: str, field: str, words: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(BadInputError) as caught:
+        list(documents(str(tmp_path / "a.jsonl"), field=field).rows())
+    for word in ["retraining.data.0", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "no-*.parquet", "/no/such/dir"])
+def test_missing_files_are_named(tmp_path: Path, path: str) -> None:
+    with pytest.raises(BadInputError, match=r"retraining\.data\.0\.path"):
+        list(documents(str(tmp_path / path)).rows())
+
+
+@pytest.mark.parametrize(
+    ("path", "is_file"),
+    [("a.jsonl", True), ("s3://b/a.parquet", True), ("./x", True), ("org/data-set", False), ("wikitext", False)],
+)
+def test_files_are_told_from_hub_ids(path: str, is_file: bool) -> None:
+    assert is_file_path(path) is is_file
+
+
+def test_identity_is_content_not_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": "same"}])
+    write_jsonl(tmp_path / "c.jsonl", [{"text": "other"}])
+    a, b, c = (documents(str(tmp_path / f"{name}.jsonl")).identity for name in "abc")
+    assert a == b != c
+
+
+def test_one_source_may_stand_for_a_list(tiny_values: dict) -> None:
+    assert len(parse_config(tiny_values).retraining.data) == 1

@@ -1,0 +1,145 @@
+"""Perplexity against a straight computation, for each protocol."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from shortened_llm.config import PerplexitySource
+from shortened_llm.data.sources import Documents
+from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit, evaluate
+from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
+from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
+from shortened_llm.storage.store import Store
+
+TEXTS = ["Once there was a cat.", "", "It sat on a mat, and it was happy with the mat it had."]
+
+
+@pytest.fixture
+def unit(tmp_path: Path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+
+    def make(**protocol: object) -> TextUnit:
+        source = PerplexitySource(path=str(path), **protocol)  # type: ignore[arg-type]
+        documents = Documents(source=source, purpose="report", shared=False, field_path="evaluation.report.0")
+        return TextUnit(documents=documents, source=source)
+
+    return make
+
+
+def with_bos(tiny_model: ModelRef):
+    tokenizer = load_tokenizer(model_directory(tiny_model))
+    tokenizer.bos_token = tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("bos", "length", "limit"), [("first", 16, None), ("each", 16, None), ("none", 16, None), ("first", 8, 20)]
+)
+def test_perplexity_is_that_of_a_straight_computation(
+    bos: str, length: int, limit: int | None, unit, tiny_model: ModelRef
+) -> None:
+    tokenizer, model = with_bos(tiny_model), load_model(tiny_model, "float32")
+    text = unit(bos=bos, segment_length=length, max_tokens=limit)
+    segments = text_segments(text.documents, text.source, tokenizer)
+    score = measure_perplexity(model, segments, text.documents, text.source, batch_size=3)
+
+    ids = tokenizer("\n\n".join(TEXTS), add_special_tokens=False)["input_ids"]
+    ids = ([tokenizer.bos_token_id] if bos == "first" else []) + ids
+    ids = ids[:limit]
+    losses = []
+    for start in range(0, len(ids) - length + 1, length):
+        segment = ([tokenizer.bos_token_id] if bos == "each" else []) + ids[start : start + length]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([segment])).logits[0, :-1]
+        losses.append(F.cross_entropy(logits, torch.tensor(segment[1:]), reduction="none").double())
+    expected = torch.cat(losses)
+    assert score.num_predictions == len(expected)
+    assert score.perplexity == pytest.approx(math.exp(expected.mean().item()), rel=1e-6)
+    assert f"@{length} bos-{bos}" in score.protocol
+
+
+@pytest.mark.parametrize(
+    ("protocol", "word"), [({"segment_length": 4096, "bos": "none"}, "4096"), ({"bos": "first"}, "bos")]
+)
+def test_an_impossible_protocol_is_refused(protocol: dict, word: str, unit, tiny_model: ModelRef) -> None:
+    text = unit(**protocol)
+    with pytest.raises(BadInputError, match=word):
+        text_segments(text.documents, text.source, load_tokenizer(model_directory(tiny_model)))
+
+
+def test_a_score_is_measured_once(
+    unit, tiny_model: ModelRef, local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(ref: ModelRef, length: int) -> EvalScores:
+        units = [unit(bos="none", segment_length=length)]
+        return evaluate(ref, units, local_store, dtype="float32", batch_size=4, device="cpu")
+
+    first = scores(tiny_model, 16)
+    view = scores(tiny_model.view((0, 7)), 16)
+    assert view.mean_nll > first.mean_nll
+    monkeypatch.setattr("shortened_llm.evaluation.evaluate.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    assert scores(tiny_model, 16) == first
+    with pytest.raises(pytest.fail.Exception):
+        scores(tiny_model, 8)
+
+
+def test_a_mean_over_sources_is_over_their_losses() -> None:
+    scores = EvalScores(
+        perplexity=tuple(
+            PerplexityScore(source=s, protocol="", perplexity=math.exp(n), mean_nll=n, num_predictions=1)
+            for s, n in (("a", 1.0), ("b", 3.0))
+        )
+    )
+    assert scores.mean_nll == 2.0
+
+
+@pytest.fixture
+def task_directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    items = [
+        {"question": "Once upon a", "choices": [" time", " zqxv"], "label": 0},
+        {"question": "The cat was very", "choices": [" qqqq", " happy"], "label": 1},
+    ] * 3
+    (directory / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (directory / "stories_local.yaml").write_text(
+        f"""task: stories_local
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {directory / "items.jsonl"}}}}}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 1.0}}
+"""
+    )
+    return directory
+
+
+def test_a_local_task_runs_and_is_stored(tiny_model: ModelRef, local_store: Store, task_directory: Path) -> None:
+    check_tasks(("stories_local", "piqa"), str(task_directory))
+    unit = TaskUnit(task="stories_local", directory=str(task_directory), limit=4)
+    scores = evaluate(tiny_model, [unit], local_store, dtype="float32", batch_size=2, device="cpu")
+    assert scores.tasks[0].num_items == 4
+    assert scores.tasks[0].value == 1.0  # a model of stories knows these
+    assert scores.tasks[0].metric == "acc_norm"
+    before = unit.identity
+    (task_directory / "items.jsonl").write_text("{}\n")
+    assert unit.identity != before
+
+
+def test_unknown_tasks_are_named_with_the_nearest(task_directory: Path) -> None:
+    with pytest.raises(BadInputError, match=r"piqaa.*piqa.*stories_local"):
+        check_tasks(("piqaa",), str(task_directory))
+    with pytest.raises(BadInputError, match="task_directory"):
+        check_tasks(("piqa",), "/no/such/directory")

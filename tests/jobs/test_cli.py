@@ -1,0 +1,179 @@
+"""Bad input: exit code 2, one clear message, nothing written. Flags win over the file."""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import prune, score, search
+from jobs.cli import make_parser, parse_command, run
+from shortened_llm.records import BlockScores, from_json
+
+Main = Callable[[list[str]], None]
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_values: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Run an entry point on the valid configuration with changes; returns (exit code, stdout, stderr)."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def call(main: Main, *arguments: str, values: dict | None = None) -> tuple[int, str, str]:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(values or tiny_values))
+        monkeypatch.setattr(sys, "argv", ["job", str(config), *arguments])
+        code = 0
+        try:
+            run(main)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+MISSING = "/no/such/place"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--search.ratios", "[1.5]"], ["search.ratios.0", "1.5", "less than 1"]),
+        (["--search.ratios", "[0.05]"], ["search.ratios: 0.05", "removes 0 of 8"]),
+        (["--search.ratios", "[0.9]"], ["search.ratios: 0.9", "removes 7 of 8"]),
+        (["--search.removed_blocks", "[8]"], ["search.removed_blocks: 8"]),
+        (["--model.path", MISSING], ["model.path", MISSING, "does not exist"]),
+        (["--model.path", "someone/no-such-model"], ["model.path", "someone/no-such-model", "hub"]),
+        (["--calibration.path", MISSING + ".jsonl"], ["calibration.path", MISSING]),
+        (["--calibration.sequence_length", "100000"], ["calibration", "100000"]),
+        (["--calibration.num_sequences", "100000"], ["calibration.num_sequences", "100000"]),
+        (["--retraining.data", json.dumps([{"path": MISSING + ".jsonl"}])], ["retraining.data.0.path", MISSING]),
+        (["--retraining.tokens", "100"], ["retraining", "tokens is 100", "1,024"]),
+        (["--scoring.criteria", '["pppl"]'], ["scoring.criteria.0", "pppl", "'ppl', 'taylor' or 'magnitude'"]),
+        (["--evaluation.report.tasks", '["piqaa"]'], ["evaluation.report.tasks", "piqaa", "piqa"]),
+        (["--experiment", "a/b"], ["experiment", "a/b"]),
+        (["--experiment", ""], ["experiment"]),
+        (["--resources.workers", "8"], ["resources.workers", "8 workers", "CPU"]),
+        (["--resources.gpus_per_worker", "1"], ["resources.workers", "GPU", "can hold 0"]),
+        (["--scoring.protect_first", "8"], ["scoring.protect_first", "all 8 blocks"]),
+        (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
+        (["--storage.url", "nosuch://bucket"], ["nosuch"]),
+        (["--storage.url", "s3://key:secret@bucket"], ["storage.url", "credentials"]),
+    ],
+)
+def test_bad_input_is_named_and_writes_nothing(command, tmp_path: Path, flags: list[str], words: list[str]) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = command(search.main, *flags, "--dry-run")
+    assert code == 2
+    assert out == ""
+    message = "\n".join(line for line in err.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in err
+    for word in words:
+        assert word in message
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "config.yaml"] == before
+
+
+@pytest.mark.parametrize(("content", "word"), [(None, "cannot read"), ("a: [", "not YAML"), ("just text", "sections")])
+def test_a_bad_file_is_named(
+    content: str | None, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    if content is not None:
+        (tmp_path / "c.yaml").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["job", str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit) as leaving:
+        run(search.main)
+    assert leaving.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["no tokenizer", "no config", "not causal", "empty corpus", "short corpus"])
+def test_broken_files_are_named(broken: str, command, tmp_path: Path, tiny_values: dict) -> None:
+    values = copy.deepcopy(tiny_values)
+    source = Path(values["model"]["path"])
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in source.iterdir():
+        if not (broken == "no tokenizer" and "tokenizer" in path.name) and not (
+            broken == "no config" and path.name == "config.json"
+        ):
+            (model / path.name).symlink_to(path)
+    if broken == "not causal":
+        (model / "config.json").unlink()
+        (model / "config.json").write_text('{"model_type": "t5"}')
+    values["model"]["path"] = str(model)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("" if broken == "empty corpus" else '{"text": "short"}\n')
+    if "corpus" in broken:
+        values["retraining"]["data"] = {"path": str(corpus)}
+    code, _, err = command(search.main, "--dry-run", values=values)
+    expected = {
+        "no tokenizer": "tokenizer",
+        "no config": "config.json",
+        "not causal": "t5",
+        "empty corpus": "retraining.data.0.path",
+        "short corpus": "fewer than one sequence of retraining.sequence_length 128",
+    }[broken]
+    assert (code, expected in err) == (2, True), err
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(command, tmp_path: Path) -> None:
+    code, out, _ = command(search.main, "--dry-run")
+    assert code == 0
+    for word in ("at most 2", "8,192 tokens", "2 (25 %) of 8 blocks", "stories (train part)", "news (all documents)"):
+        assert word in out
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_configuration_under_the_same_name_is_refused(command, tmp_path: Path, tiny_config) -> None:
+    from shortened_llm.search.experiment import write_config
+    from shortened_llm.storage.store import Store
+
+    write_config(Store.at(tiny_config.storage.url), tiny_config)
+    assert command(search.main, "--dry-run")[0] == 0
+    assert command(search.main, "--dry-run", "--resources.evaluators", "2")[0] == 0
+    code, _, err = command(search.main, "--dry-run", "--retraining.tokens", "9216")
+    assert code == 2
+    for word in ("retraining.tokens was 8192, is 9216", "--experiment test-2"):
+        assert word in err
+
+
+def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny_values))
+    flags = ["--search.ratios", "[0.5]", "--retraining.cpt.learning_rate", "[1e-4, 3e-4]", "--experiment", "other"]
+    parsed, _ = parse_command(make_parser("search", ""), [str(config), *flags])
+    assert parsed.search.ratios == (0.5,)
+    assert parsed.retraining.cpt.learning_rate == (1e-4, 3e-4)
+    assert parsed.retraining.cpt.warmup_ratio == 0.1
+    assert parsed.experiment == "other"
+
+
+def test_help_documents_every_field(command) -> None:
+    code, out, _ = command(search.main, "--help")
+    assert code == 0
+    for word in ("--retraining.cpt.learning_rate", "Peak learning rate", "(tokens)", "default: 512", "--dry-run"):
+        assert word in out
+
+
+def test_score_prints_and_writes_json(command, tmp_path: Path) -> None:
+    code, out, err = command(score.main, "--output", str(tmp_path / "out"))
+    assert code == 0
+    printed = [from_json(BlockScores, line) for line in out.splitlines()]
+    assert [scores.criterion for scores in printed] == ["ppl", "magnitude"]
+    for scores in printed:
+        assert from_json(BlockScores, (tmp_path / "out" / f"{scores.criterion}.json").read_text()) == scores
+        assert scores.protected == (0, 7)
+    assert "dense perplexity" in err
+
+
+def test_prune_writes_models_that_load(command, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    code, out, _ = command(prune.main, "--output", str(tmp_path / "out"), "--search.ratios", "[0.5]")
+    assert code == 0
+    for line in out.splitlines():
+        assert AutoModelForCausalLM.from_pretrained(line).config.num_hidden_layers == 4

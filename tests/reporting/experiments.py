@@ -1,0 +1,195 @@
+"""A search as it might have gone, built from plain records: two criteria, two ratios, one plan that both led to."""
+
+import math
+from dataclasses import replace
+
+from shortened_llm.records import (
+    BlockScores,
+    EvalScores,
+    Experiment,
+    ModelRef,
+    PerplexityScore,
+    PlanLabel,
+    PrunePlan,
+    ReportedTrial,
+    RetrainedModel,
+    TaskScore,
+    TrainingPoint,
+    TrialResult,
+    TrialSpec,
+)
+
+NUM_BLOCKS = 30
+BLOCK_PARAMETERS = 3_540_096
+OTHER_PARAMETERS = 28_312_128
+PROTECTED = (0, 1, 2, 3, 28, 29)
+BOS_FIRST = "test split, segments of 128 tokens, one BOS at the start, remainder dropped"
+HELD_OUT = "documents held out of the training text, segments of 128 tokens, one BOS at the start"
+
+
+def text(source: str, perplexity: float, protocol: str = BOS_FIRST) -> PerplexityScore:
+    return PerplexityScore(
+        source=source, protocol=protocol, perplexity=perplexity, mean_nll=math.log(perplexity), num_predictions=25_400
+    )
+
+
+def texts(protocol: str = BOS_FIRST, **perplexities: float) -> EvalScores:
+    return EvalScores(perplexity=tuple(text(source, value, protocol) for source, value in perplexities.items()))
+
+
+def plan(removed: tuple[int, ...], *labels: tuple[str, float]) -> PrunePlan:
+    kept = tuple(block for block in range(NUM_BLOCKS) if block not in removed)
+    parameters = OTHER_PARAMETERS + BLOCK_PARAMETERS * len(kept)
+    return PrunePlan(
+        kept_blocks=kept,
+        removed_blocks=removed,
+        labels=tuple(PlanLabel(criterion=criterion, ratio=ratio) for criterion, ratio in labels),
+        block_ratio=len(removed) / NUM_BLOCKS,
+        parameters=parameters,
+        parameter_ratio=1 - parameters / dense_parameters(),
+    )
+
+
+def dense_parameters() -> int:
+    return OTHER_PARAMETERS + BLOCK_PARAMETERS * NUM_BLOCKS
+
+
+def history(start: float, end: float, tokens: int = 40_960) -> tuple[TrainingPoint, ...]:
+    return tuple(
+        TrainingPoint(
+            step=step,
+            tokens=tokens * step // 40,
+            loss=end + (start - end) * math.exp(-step / 6) + 0.05 * math.sin(2.1 * step),
+            learning_rate=1e-4,
+            tokens_per_second=410.0,
+        )
+        for step in range(1, 41)
+    )
+
+
+def trial(
+    fingerprint: str,
+    pruned: PrunePlan,
+    learning_rate: float = 1e-4,
+    *,
+    before: EvalScores | None = None,
+    after: EvalScores | None = None,
+    report_before: EvalScores | None = None,
+    report_after: EvalScores | None = None,
+    failure: str | None = None,
+    method: str = "cpt",
+) -> ReportedTrial:
+    """A trial that finished if it has scores `after`."""
+    result = None
+    if after is not None:
+        before = before or EvalScores()
+        retrained = RetrainedModel(
+            model=ModelRef(
+                url=f"s3://bucket/team/models/{fingerprint}/a1",
+                fingerprint=fingerprint,
+                files=(),
+                num_blocks=len(pruned.kept_blocks),
+            ),
+            tokens=40_960,
+            seconds=98.4,
+            history=history(before.mean_nll if before.perplexity else 4.0, after.mean_nll if after.perplexity else 3.0),
+        )
+        result = TrialResult(fingerprint=fingerprint, retrained=retrained, before=before, after=after, seconds=131.0)
+    return ReportedTrial(
+        spec=TrialSpec(fingerprint=fingerprint, plan=pruned, method=method, learning_rate=learning_rate),
+        result=result,
+        failure=failure,
+        before=report_before or EvalScores(),
+        after=report_after or EvalScores(),
+    )
+
+
+def block_scores(criterion: str) -> BlockScores:
+    if criterion == "ppl":
+        scores = tuple(
+            25_310.4 if block == 0 else 612.7 if block == 1 else 27.1 + 9 * abs(math.sin(1.7 * block)) + 0.3 * block
+            for block in range(NUM_BLOCKS)
+        )
+    else:
+        scores = tuple(
+            0.9 if block == 0 else 3.1 + 0.8 * math.cos(0.9 * block) + 0.05 * block for block in range(NUM_BLOCKS)
+        )
+    return BlockScores(
+        criterion=criterion,
+        scores=scores,
+        order=tuple(sorted(range(NUM_BLOCKS), key=lambda block: scores[block])),
+        standard_errors=tuple(0.03 * score for score in scores) if criterion == "ppl" else None,
+        protected=PROTECTED,
+        dense_perplexity=26.3 if criterion == "ppl" else None,
+        protocol=f"wiki, 10 sequences of 128 tokens, seed 1234, float32, {criterion}",
+        fingerprint=f"scores-{criterion}",
+    )
+
+
+SMALL_CUT = (9, 11, 13, 17, 20, 24)
+TAYLOR_CUT = (8, 9, 10, 11, 12, 13, 17, 18, 20, 22, 24, 25)
+PPL_CUT = (6, 7, 9, 11, 13, 15, 17, 20, 22, 24, 26, 27)
+
+
+def piqa(value: float) -> EvalScores:
+    protocol = "lm-eval 0.4.13, 0 shots"
+    score = TaskScore(task="piqa", metric="acc", value=value, standard_error=0.0112, num_items=1838, protocol=protocol)
+    return EvalScores(tasks=(score,))
+
+
+def with_task(scores: EvalScores, value: float) -> EvalScores:
+    return replace(scores, tasks=piqa(value).tasks)
+
+
+def experiment() -> Experiment:
+    merged = plan(SMALL_CUT, ("ppl", 0.2), ("taylor", 0.2))
+    by_taylor = plan(TAYLOR_CUT, ("taylor", 0.4))
+    by_ppl = plan(PPL_CUT, ("ppl", 0.4))
+    cut20 = {
+        "before": texts(HELD_OUT, wiki=83.21, c4=92.4),
+        "report_before": texts(wikitext2=91.07, austen=73.5),
+    }
+    cut40 = {
+        "before": texts(HELD_OUT, wiki=263.9, c4=208.3),
+        "report_before": texts(wikitext2=2301.4, austen=184.2),
+    }
+    trials = (
+        trial("f1", merged, 1e-4, after=texts(HELD_OUT, wiki=34.02, c4=63.9),
+              report_after=texts(wikitext2=36.12, austen=60.11), **cut20),
+        trial("f2", merged, 3e-4, after=texts(HELD_OUT, wiki=32.81, c4=61.4),
+              report_after=with_task(texts(wikitext2=34.55, austen=59.02), 0.612), **cut20),
+        trial("f3", by_ppl, 1e-4, after=texts(HELD_OUT, wiki=51.3, c4=104.2),
+              report_after=texts(wikitext2=55.02, austen=121.4), **cut40),
+        trial("f4", by_ppl, 3e-4, after=texts(HELD_OUT, wiki=46.04, c4=101.5),
+              report_after=with_task(texts(wikitext2=49.2, austen=115.4), 0.571), **cut40),
+        trial("f5", by_taylor, 1e-4, failure=FAILURE, report_before=texts(wikitext2=310.2, austen=201.7)),
+        trial("f6", by_taylor, 3e-4),
+    )  # fmt: skip
+    return Experiment(
+        name="smollm2-20-40",
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        num_blocks=NUM_BLOCKS,
+        dense_parameters=dense_parameters(),
+        dense_url="s3://bucket/team/models/dense/a0",
+        dense_selection=texts(HELD_OUT, wiki=24.09, c4=33.5),
+        dense_report=with_task(texts(wikitext2=25.31, austen=36.02), 0.689),
+        block_scores=(block_scores("ppl"), block_scores("taylor")),
+        trials=trials,
+        notes=("c4 serves selection and training; it is split by document.",),
+        versions={"torch": "2.11.0", "transformers": "5.23.0", "tokenizers": "0.22.1"},
+    )
+
+
+FAILURE = (
+    "OutOfMemoryError: the worker on node 10.0.3.7 asked for 81.2 GiB\n"
+    "  raised in step 120 <script>alert('x')</script> of retraining"
+)
+
+
+def without_results() -> Experiment:
+    """The same search, in which nothing finished and nothing was measured for the report."""
+    full = experiment()
+    trials = tuple(
+        replace(t, result=None, failure=FAILURE, before=EvalScores(), after=EvalScores()) for t in full.trials
+    )
+    return replace(full, trials=trials, dense_report=EvalScores())

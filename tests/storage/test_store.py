@@ -1,0 +1,96 @@
+"""Records: stored once, read back equal, never half there; on a directory and on S3."""
+
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import BlocksTransform, PerplexityScore
+from shortened_llm.storage.payload import describe_files, local_directory, upload_directory
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import create_bytes, delete, exists, join, list_names, write_bytes
+from tests.s3_server import S3Server
+
+SCORE = PerplexityScore(source="wiki", protocol="@128", perplexity=12.5, mean_nll=2.5, num_predictions=127)
+
+
+def test_a_record_is_read_back_equal(store: Store) -> None:
+    assert store.read("evaluations", "ab12", PerplexityScore) is None
+    store.write("evaluations", "ab12", SCORE, identity={"model": "x"})
+    assert store.read("evaluations", "ab12", PerplexityScore) == SCORE
+
+
+def test_a_record_of_another_kind_is_refused(local_store: Store) -> None:
+    local_store.write("evaluations", "ab12", SCORE, identity={})
+    with pytest.raises(ValueError, match="kept_blocks"):
+        local_store.read("evaluations", "ab12", BlocksTransform)
+
+
+def test_exclusive_creation_has_one_winner(store: Store) -> None:
+    url = join(store.url, "lease", "1.json")
+    assert [create_bytes(url, b"first"), create_bytes(url, b"second")] == [True, False]
+
+
+def test_names_and_deletion(store: Store) -> None:
+    for name in ("b", "a"):
+        write_bytes(join(store.url, "things", name), b"x")
+    assert list_names(join(store.url, "things")) == ["a", "b"]
+    delete(join(store.url, "things"))
+    assert list_names(join(store.url, "things")) == []
+    delete(join(store.url, "things"))
+
+
+def test_a_directory_travels_unchanged(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORTENED_LLM_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.bin").write_bytes(bytes(range(256)) * 100)
+    (source / "b.txt").write_text("text")
+    url = store.attempt_url("models", "ab12")
+    files = upload_directory(source, url)
+    assert describe_files(local_directory(url, "ab12", files)) == files
+
+
+def test_a_changed_file_is_noticed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORTENED_LLM_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.bin").write_bytes(b"right")
+    url = store.attempt_url("models", "ab12")
+    files = upload_directory(source, url)
+    write_bytes(join(url, "a.bin"), b"wrong!")
+    with pytest.raises(OSError, match=r"a\.bin"):
+        local_directory(url, "ab12", files)
+    assert not list((tmp_path).glob("cache/*"))
+
+
+def test_a_probe_leaves_nothing(store: Store) -> None:
+    store.probe()
+    assert not exists(store.url) or list_names(store.url) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(BadInputError, match=r"storage\.url"):
+        Store.at(str(tmp_path / "file" / "results")).probe()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("AWS_SECRET_ACCESS_KEY", "wrong"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]
+)
+def test_wrong_credentials_and_servers_are_refused(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(BadInputError, match=r"storage\.url"):
+            Store.at(f"s3://{s3_server.bucket}/results").probe()
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(BadInputError, match="nosuch"):
+        Store.at("nosuch://bucket/results")

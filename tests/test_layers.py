@@ -1,0 +1,71 @@
+"""The picture in code: an import may only go to a lower layer; stages never import each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {
+    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "metrics": 0, "logs": 0,
+    "storage": 1, "models": 2, "data": 2,
+    "scoring": 3, "pruning": 3, "retraining": 3, "evaluation": 3, "reporting": 3,
+    "search": 4, "jobs": 5,
+}  # fmt: skip
+# Third-party packages that only some of our modules may import.
+OWNERS = {
+    "fsspec": {"shortened_llm/storage"},
+    "s3fs": {"shortened_llm/storage"},
+    "ray": {
+        "shortened_llm/search", "shortened_llm/retraining/worker.py", "shortened_llm/retraining/launch.py",
+        "shortened_llm/evaluation/pool.py", "jobs",
+    },
+    "torch": {
+        "shortened_llm/models", "shortened_llm/data", "shortened_llm/scoring", "shortened_llm/retraining",
+        "shortened_llm/evaluation", "shortened_llm/search", "jobs",
+    },
+}  # fmt: skip
+FILES = sorted([*(ROOT / "shortened_llm").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if relative.parts[0] == "jobs" else relative.parts[1].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    own = part_of(path)
+    if own == "__init__":
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] not in ("shortened_llm", "jobs"):
+            continue
+        other = parts[1] if parts[0] == "shortened_llm" else "jobs"
+        if other != own and other in LAYERS:
+            assert LAYERS[other] <= LAYERS[own], f"{own} imports {name}"
+            assert LAYERS[own] != 3 or LAYERS[other] != 3, f"stage {own} imports stage {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_libraries_have_owners(path: Path) -> None:
+    place = str(path.relative_to(ROOT))
+    for name in imported(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or any(place.startswith(owner) for owner in owners), f"{place} imports {name}"
+
+
+def test_tune_is_imported_by_the_tuner_alone() -> None:
+    importers = {str(p.relative_to(ROOT)) for p in FILES if any(n.startswith("ray.tune") for n in imported(p))}
+    assert importers == {"shortened_llm/search/tuner.py"}
