@@ -116,16 +116,17 @@ def connect_ray() -> None:
     if os.environ.get("RAY_ADDRESS"):
         LOGGER.info("joining the Ray cluster at %s", os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level="ERROR")
-        return
-    LOGGER.info("starting Ray on this machine")
-    ray.init(
-        address="local",
-        _node_ip_address="127.0.0.1",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-    )
+    else:
+        LOGGER.info("starting Ray on this machine")
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+    signal.signal(signal.SIGTERM, _leave)  # Ray installs a handler of its own, which aborts.
 
 
 # Stages exchange files, so the object store only carries small messages.

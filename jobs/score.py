@@ -10,6 +10,7 @@ from jobs.cli import make_parser, parse_command, run
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.logs import LOGGER, StepLog
+from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import BlockScores, ModelRef, to_json
 from shortened_llm.scoring.score import score_blocks
@@ -21,6 +22,7 @@ from shortened_llm.storage.store import Store
 def score_here(config: SearchConfig, model: ModelRef, calibration: Documents, store: Store) -> Iterator[BlockScores]:
     """The scores by each criterion of the configuration, computed in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    prepare_cpu(fair_threads(1))
     for criterion in config.scoring.criteria:
         yield score_blocks(
             criterion,

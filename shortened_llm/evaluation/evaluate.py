@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +86,14 @@ class _LazyModel:
 
 
 def evaluate(
-    ref: ModelRef, units: Sequence[Unit], store: Store, *, dtype: str, batch_size: int, device: str
+    ref: ModelRef,
+    units: Sequence[Unit],
+    store: Store,
+    *,
+    dtype: str,
+    batch_size: int,
+    device: str,
+    on_progress: Callable[[str], None],
 ) -> EvalScores:
     """All scores of one model, in the order of `units`."""
     loaded = _LazyModel(ref, dtype, device)
@@ -103,6 +110,7 @@ def evaluate(
         if isinstance(unit, TextUnit):
             text = store.read(KIND, key, PerplexityScore)
             if text is None:
+                on_progress(f"perplexity on {unit.source.label}")
                 segments = text_segments(unit.documents, unit.source, loaded.tokenizer)
                 text = measure_perplexity(loaded.model, segments, unit.documents, unit.source, batch_size=batch_size)
                 store.write(KIND, key, text, identity=identity)
@@ -110,6 +118,7 @@ def evaluate(
         else:
             accuracy = store.read(KIND, key, TaskScore)
             if accuracy is None:
+                on_progress(f"task {unit.task}")
                 accuracy = measure_task(
                     loaded.model,
                     loaded.tokenizer,

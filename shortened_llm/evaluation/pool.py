@@ -5,8 +5,7 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 import torch
@@ -14,8 +13,12 @@ import torch
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.evaluate import Unit, evaluate
 from shortened_llm.logs import quiet_libraries
+from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import EvalScores, ModelRef
 from shortened_llm.storage.store import Store
+
+Progress = Callable[[str | None], None]
+"""Called with what an evaluator is doing; with None when it is done with a model."""
 
 IDLE_SECONDS = 60.0
 # A lost evaluator is started again, on another node if its own is gone, and repeats the model it was scoring.
@@ -29,10 +32,21 @@ class _Evaluator:
         self._store, self._dtype, self._batch_size = store, dtype, batch_size
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if self._device == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_evaluators))
+            prepare_cpu(fair_threads(num_evaluators))
 
-    def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
-        return evaluate(ref, units, self._store, dtype=self._dtype, batch_size=self._batch_size, device=self._device)
+    def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
+        try:
+            return evaluate(
+                ref,
+                units,
+                self._store,
+                dtype=self._dtype,
+                batch_size=self._batch_size,
+                device=self._device,
+                on_progress=on_progress,
+            )
+        finally:
+            on_progress(None)
 
 
 @ray.remote(num_cpus=0)
@@ -46,11 +60,11 @@ class _Pool:
         self._free = asyncio.Semaphore(resources.evaluators)
         self._idle: list[tuple[object, asyncio.TimerHandle]] = []
 
-    async def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
+    async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         async with self._free:
             evaluator = self._take()
             try:
-                scores = await evaluator.evaluate.remote(ref, units)
+                scores = await evaluator.evaluate.remote(ref, units, on_progress)
             except ray.exceptions.RayActorError:
                 raise  # Dead for good after its restarts: it must not go back to the idle ones.
             except Exception:
@@ -86,13 +100,13 @@ class EvaluationPool:
         """Create the pool; to be called by the driver, whose end also ends the pool."""
         return cls(_Pool.remote(store, dtype, batch_size, resources))  # type: ignore[attr-defined]
 
-    def submit(self, ref: ModelRef, units: Sequence[Unit]) -> "ray.ObjectRef[EvalScores]":
+    def submit(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> "ray.ObjectRef[EvalScores]":
         """Begin to score a model."""
-        return self._actor.evaluate.remote(ref, units)  # type: ignore[attr-defined]
+        return self._actor.evaluate.remote(ref, units, on_progress)  # type: ignore[attr-defined]
 
-    def evaluate(self, ref: ModelRef, units: Sequence[Unit]) -> EvalScores:
+    def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         """Score a model and wait for the result."""
-        return self.result(self.submit(ref, units))
+        return self.result(self.submit(ref, units, on_progress))
 
     def result(self, submitted: "ray.ObjectRef[EvalScores]") -> EvalScores:
         """Wait for the scores of a submitted model."""

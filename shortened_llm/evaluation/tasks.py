@@ -1,6 +1,7 @@
 """Zero-shot tasks through lm-eval, in process."""
 
 import difflib
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,6 +90,7 @@ def _metric(name: str, values: dict[str, object]) -> str:
     return available[0]
 
 
+@lru_cache(maxsize=1)  # indexing lm-eval's own tasks takes seconds
 def _task_manager(directory: str | None):  # type: ignore[no-untyped-def]
     from lm_eval.tasks import TaskManager
 

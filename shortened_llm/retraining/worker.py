@@ -1,17 +1,16 @@
 """What each Ray Train worker runs."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
-import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.torch import get_device
 
 from shortened_llm import metrics
 from shortened_llm.logs import quiet_libraries
+from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import RetrainedModel, TrainingPoint
 from shortened_llm.retraining.export import KIND, export_sharded
 from shortened_llm.retraining.job import RetrainingJob
@@ -29,7 +28,7 @@ def run_worker(config: dict) -> None:
     rank = context.get_world_rank()
     device = get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        prepare_cpu(fair_threads(context.get_local_world_size()))
     if rank == 0:
         on_progress("loading the model")
 

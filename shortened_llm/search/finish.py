@@ -44,18 +44,19 @@ def gather(
     texts, tasks = report_units(config, roles), task_units(config)
     results = {spec.fingerprint: store.read(KIND, spec.fingerprint, TrialResult) for spec in specs}
     best = best_of_each_size(specs, results)
-    progress("scoring for the report")
-    dense_selection = pool.submit(dense, selection_units(config, roles))
+    progress(f"scoring the dense model and {len(specs)} trials")
+    evaluator = progress.about("evaluator")
+    dense_selection = pool.submit(dense, selection_units(config, roles), evaluator)
     all_units: tuple[Unit, ...] = (*texts, *tasks)
-    dense_report = pool.submit(dense, all_units)
+    dense_report = pool.submit(dense, all_units, evaluator)
     pending = {}
     for spec in specs:
         result = results[spec.fingerprint]
         if result is not None:
             after = all_units if spec.fingerprint in best else texts
             pending[spec.fingerprint] = (
-                pool.submit(dense.view(spec.plan.kept_blocks), texts),
-                pool.submit(result.retrained.model, after),
+                pool.submit(dense.view(spec.plan.kept_blocks), texts, evaluator),
+                pool.submit(result.retrained.model, after, evaluator),
             )
     reported = []
     for index, spec in enumerate(specs):
@@ -70,7 +71,7 @@ def gather(
             before, after = pending[spec.fingerprint]
             trial = replace(trial, before=pool.result(before), after=pool.result(after))
         reported.append(trial)
-        progress(f"scoring for the report, {index + 1}/{len(specs)} trials")
+        progress(f"scored {index + 1}/{len(specs)} trials")
     files = open_tensor_files(model_directory(dense))
     experiment = Experiment(
         name=config.experiment,

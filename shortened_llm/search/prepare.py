@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from shortened_llm.config import CalibrationConfig, Criterion, ScoringConfig, SearchConfig
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
 from shortened_llm.logs import quiet_libraries
+from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.load import load_tokenizer, model_directory
 from shortened_llm.records import BlockScores, ModelRef, TokenDataset
 from shortened_llm.scoring.score import score_blocks
@@ -74,7 +74,7 @@ def _score(
     quiet_libraries()
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if device == "cpu":
-        torch.set_num_threads(threads)
+        prepare_cpu(threads)
     progress("loading the model")
     scores = score_blocks(
         criterion, dense, documents, calibration, scoring, store, device=device, on_progress=progress.steps

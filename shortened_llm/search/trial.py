@@ -41,7 +41,7 @@ def run_trial(
     job = space.job(spec.plan, spec.method, spec.learning_rate)
 
     # The untrained view is scored by the pool while training starts.
-    scores_before = context.pool.submit(job.model, selection)
+    scores_before = context.pool.submit(job.model, selection, on_progress.about("evaluator"))
     on_progress("starting training workers")
     retrained = retrain(
         job,
@@ -52,8 +52,8 @@ def run_trial(
         callbacks=train_callbacks,
         on_progress=on_progress,
     )
-    on_progress("evaluating")
-    after = context.pool.evaluate(retrained.model, selection)
+    on_progress("scoring the retrained model")
+    after = context.pool.evaluate(retrained.model, selection, on_progress.about("evaluator"))
     before = context.pool.result(scores_before)
 
     result = TrialResult(

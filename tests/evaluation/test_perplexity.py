@@ -80,7 +80,7 @@ def test_a_score_is_measured_once(
 ) -> None:
     def scores(ref: ModelRef, length: int) -> EvalScores:
         units = [unit(bos="none", segment_length=length)]
-        return evaluate(ref, units, local_store, dtype="float32", batch_size=4, device="cpu")
+        return evaluate(ref, units, local_store, dtype="float32", batch_size=4, device="cpu", on_progress=print)
 
     first = scores(tiny_model, 16)
     view = scores(tiny_model.view((0, 7)), 16)
@@ -129,7 +129,7 @@ metadata: {{version: 1.0}}
 def test_a_local_task_runs_and_is_stored(tiny_model: ModelRef, local_store: Store, task_directory: Path) -> None:
     check_tasks(("stories_local", "piqa"), str(task_directory))
     unit = TaskUnit(task="stories_local", directory=str(task_directory), limit=4)
-    scores = evaluate(tiny_model, [unit], local_store, dtype="float32", batch_size=2, device="cpu")
+    scores = evaluate(tiny_model, [unit], local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
     assert scores.tasks[0].num_items == 4
     assert scores.tasks[0].value == 1.0  # a model of stories knows these
     assert scores.tasks[0].metric == "acc_norm"

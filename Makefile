@@ -1,0 +1,44 @@
+# Everything here works from a fresh clone: the virtual environment is made when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit lint format type clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make .venv with the tested versions of everything
+
+# torch first and by its exact pin, so that no other package pulls a larger build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup  ## Six pruned, retrained versions of a real model against the original: a report in 15 minutes
+	@$(BIN)/python -m jobs.assets demo > /dev/null
+	@$(BIN)/python -m jobs.search jobs/configs/demo.yaml
+
+test: setup  ## All tests, with Ray and a real S3 server
+	$(BIN)/pytest
+
+test-unit: setup  ## Tests that need no Ray cluster
+	$(BIN)/pytest -m 'not ray'
+
+lint: setup  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## Apply style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and caches; results and staged assets stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,0 +1,129 @@
+"""The whole loop on the tiny model, on real Ray clusters: killed, resumed, submitted, on S3."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import s3fs
+import yaml
+
+from shortened_llm.records import Experiment, from_json
+from tests.ray.conftest import ROOT, Cluster
+from tests.s3_server import S3Server
+
+START = [sys.executable, "-m", "jobs.search"]
+TIMEOUT = 400
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"the search ended before {what}"
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.2)
+
+
+def check_report(experiment: Experiment) -> None:
+    """What every finished tiny search must show."""
+    for trial in experiment.trials:
+        assert trial.result is not None
+        for before, after in (
+            (trial.result.before, trial.result.after),
+            (trial.before, trial.after),
+        ):
+            for untrained, retrained in zip(before.perplexity, after.perplexity, strict=True):
+                assert (untrained.source, untrained.protocol) == (retrained.source, retrained.protocol)
+        assert trial.result.after.mean_nll < trial.result.before.mean_nll
+        assert trial.after.mean_nll < trial.before.mean_nll
+
+
+@pytest.mark.timeout(900)
+def test_killed_and_started_again_it_continues(
+    tmp_path: Path, tiny_values: dict, local_environment: dict[str, str]
+) -> None:
+    """SIGKILL during the second of two trials: the first is not repeated, the second resumes from a checkpoint."""
+    tiny_values["search"]["ratios"] = [0.25, 0.5]
+    tiny_values["scoring"]["criteria"] = ["magnitude"]
+    tiny_values["retraining"] |= {"tokens": 98_304, "checkpoint_tokens": 16_384}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny_values))
+    storage = tmp_path / "results"
+    environment = {**local_environment, "RAY_ADDRESS": ""}
+
+    with (tmp_path / "first.log").open("wb") as log:
+        first = subprocess.Popen([*START, str(config)], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    wait_for(lambda: list(storage.glob("trials/*/record.json")), first, "first trial's record")
+    (done,) = storage.glob("trials/*/record.json")
+    second = subprocess.run(
+        [*START, str(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert second.returncode == 2, second.stderr
+    assert "another driver" in second.stderr
+    wait_for(lambda: list(storage.glob("experiments/test/train/*/checkpoint_*")), first, "second trial's checkpoint")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    content, written = done.read_text(), done.stat().st_mtime_ns
+
+    again = subprocess.run(
+        [*START, str(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert again.returncode == 0, again.stderr
+    assert "1 of 2 trials are done already" in again.stderr
+    assert "resuming from a checkpoint" in again.stderr
+    assert (done.read_text(), done.stat().st_mtime_ns) == (content, written)
+    report = Path(again.stdout.splitlines()[-1])
+    assert report == storage / "experiments/test/report/report.html"
+    experiment = from_json(Experiment, (report.parent / "trials.json").read_text())
+    check_report(experiment)
+    assert len(experiment.trials) == 2
+    for trial in experiment.trials:
+        assert trial.result is not None
+        steps = [point.step for point in trial.result.retrained.history]
+        assert steps == sorted(set(steps)), "a step is in the history twice"
+        assert steps[-1] == 96
+    for name in ("report.html", "report.md", "trials.csv", "trials.json", "pareto.png"):
+        assert (report.parent / name).stat().st_size > 0
+    assert not list(storage.glob("experiments/test/train/*/checkpoint_*")), "checkpoints of finished runs were left"
+
+
+@pytest.mark.timeout(900)
+def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: S3Server) -> None:
+    """One good and one failing trial: the report is written all the same, and the exit code says that one failed."""
+    url = f"s3://{s3_server.bucket}/submitted"
+    command = [
+        "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.search", "jobs/configs/tiny.yaml",
+        "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
+        "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
+    ]  # fmt: skip
+    ran = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT)
+    output = ran.stdout + ran.stderr
+    assert ran.returncode != 0, output
+    assert "1 of 2 trials failed (NonFiniteLossError: loss is nan" in output
+    assert f"report: {url}/experiments/tiny/report/report.html" in output
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    report = f"{s3_server.bucket}/submitted/experiments/tiny/report"
+    experiment = from_json(Experiment, fs.cat_file(f"{report}/trials.json"))
+    good, failed = sorted(experiment.trials, key=lambda trial: trial.spec.learning_rate)
+    check_report(Experiment(**{**{f: getattr(experiment, f) for f in experiment.__slots__}, "trials": (good,)}))
+    assert failed.result is None
+    assert failed.failure is not None
+    assert "NonFiniteLossError" in failed.failure
+    assert good.result is not None
+    assert good.result.retrained.model.url.startswith(url)
+    assert b"<html" in fs.cat_file(f"{report}/report.html")
+    everything = b"".join(fs.cat_file(path) for path in fs.find(f"{s3_server.bucket}/submitted") if "tune" in path)
+    assert s3_server.secret_key.encode() not in everything
+
+    again = subprocess.run(
+        [*command[:-4], "--experiment", "again"],
+        cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "are done already" in again.stdout + again.stderr
+    assert f"{url}/experiments/again/report/report.html" in again.stdout
+    assert json.loads(fs.cat_file(f"{s3_server.bucket}/submitted/experiments/again/config.json"))
