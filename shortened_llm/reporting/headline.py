@@ -45,7 +45,7 @@ def _summary(experiment: Experiment, rows: Sequence[TrialRow], dense: Measuremen
     removed = len(rows[0].plan.removed_blocks)
     lead = f"{removed} of {experiment.num_blocks} blocks removed ({share} of parameters)"
     if best is None:
-        return SizeSummary(lead=lead, best=None, choice=f"no result yet ({status_counts(rows)}).", scores=())
+        return SizeSummary(lead=lead, best=None, choice=f"no result to choose from ({status_counts(rows)}).", scores=())
     finished = sum(row.selection_nll is not None for row in rows)
     name = best.trial.spec.name
     choice = (

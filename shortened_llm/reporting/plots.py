@@ -80,16 +80,28 @@ def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
 
 
 def score_limits(scores: BlockScores) -> tuple[float, float]:
-    """Range of the score axis: of the blocks that may be removed, so that a protected block cannot flatten them."""
-    finite = {block: score for block, score in enumerate(scores.scores) if math.isfinite(score)}
-    compared = [score for block, score in finite.items() if block not in scores.protected] or list(finite.values())
+    """Range of the score axis: the blocks that may be removed, with their standard errors, and what lies close by.
+
+    A protected block far outside would flatten the differences that decide.
+    """
+    errors = scores.standard_errors or (0.0,) * len(scores.scores)
+    spans = {
+        block: (score - error, score + error)
+        for block, (score, error) in enumerate(zip(scores.scores, errors, strict=True))
+        if math.isfinite(score + error)
+    }
+    compared = [span for block, span in spans.items() if block not in scores.protected] or list(spans.values())
     if not compared:
         return 0.0, 1.0
-    low, high = min(compared), max(compared)
-    if needs_log(compared):
-        return low / (high / low) ** 0.08, high * (high / low) ** 0.15
-    margin = (high - low) or abs(high) or 1.0
-    return low - 0.08 * margin, high + 0.15 * margin
+    low, high = min(span[0] for span in compared), max(span[1] for span in compared)
+    if needs_log([low, high]):
+        return low / (high / low) ** 0.08, high * (high / low) ** 0.08
+    width = (high - low) or abs(high) or 1.0
+    shown = [value for span in spans.values() for value in span]
+    if scores.dense_perplexity is not None:
+        shown.append(scores.dense_perplexity)
+    near = [value for value in shown if low - width / 2 <= value <= high + width / 2]
+    return min(near) - 0.08 * width, max(near) + 0.08 * width
 
 
 def draw_scores(axes: "Axes", scores: BlockScores, colour: str) -> dict[str, str]:
@@ -108,22 +120,23 @@ def draw_scores(axes: "Axes", scores: BlockScores, colour: str) -> dict[str, str
         if low <= score <= high:
             axes.plot([block], [score], marker="o", markersize=4.5, mfc=face, mec=colour, gid=gid, zorder=3)
             if error is not None:
-                axes.errorbar([block], [score], yerr=[error], ecolor=colour, elinewidth=0.9, fmt="none", zorder=2)
+                axes.plot([block, block], [score - error, score + error], color=colour, linewidth=0.9, zorder=2)
         else:
             above = score > high
             edge, shape = (high, "^") if above else (low, "v")
             axes.plot([block], [edge], marker=shape, markersize=5, mfc=face, mec=colour, gid=gid, clip_on=False)
+            # Upright, below or above its arrow, a label stays clear of the neighbouring blocks.
             axes.annotate(
                 formats.significant(score, 3),
                 (block, edge),
-                xytext=(5, 0),
+                xytext=(0, -7 if above else 7),
                 textcoords="offset points",
-                va="center",
+                rotation=90,
+                ha="center",
+                va="top" if above else "bottom",
                 fontsize=7.5,
-                annotation_clip=False,
             )
-    candidates = [score for score in scores.scores if low <= score <= high]
-    plain_ticks(axes, log_y=needs_log(candidates))
+    plain_ticks(axes, log_y=needs_log([low, high]))
     axes.set_ylim(low, high)
     if scores.dense_perplexity is not None and low <= scores.dense_perplexity <= high:
         axes.axhline(scores.dense_perplexity, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -246,6 +259,6 @@ def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[tuple[s
         key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks),
     )
     return [
-        ("/".join(dict.fromkeys(f"{100 * x.ratio:.3g} %" for x in plan.labels if x.criterion == criterion)), plan)
+        ("/".join(dict.fromkeys(formats.ratio(x.ratio) for x in plan.labels if x.criterion == criterion)), plan)
         for plan in plans
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shortened_llm.records import Experiment, PrunePlan, ReportedTrial
+from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
 Status = Literal["done", "failed", "not finished"]
@@ -36,7 +37,9 @@ class TrialRow:
     @property
     def labels(self) -> str:
         """Every point of the search space that led to the plan: `ppl 20 %, taylor 20 %`."""
-        return ", ".join(f"{label.criterion} {100 * label.ratio:.3g} %" for label in self.plan.labels)
+        return ", ".join(
+            f"{label.criterion}\N{NO-BREAK SPACE}{formats.ratio(label.ratio)}" for label in self.plan.labels
+        )
 
     @property
     def tokens(self) -> int | None:
@@ -86,10 +89,10 @@ def trial_status(trial: ReportedTrial) -> Status:
     return "not finished" if trial.failure is None else "failed"
 
 
-def _rank(trial: ReportedTrial) -> tuple[float, int, str, str]:
-    """Lowest NLL first; at equal NLL the smaller model; then an order that does not depend on the run."""
+def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
+    """Lowest NLL first, a tie by fingerprint; trials without one by name: an order that no run can change."""
     value = selection_nll(trial)
-    return (math.inf if value is None else value, trial.spec.plan.parameters, trial.spec.name, trial.spec.fingerprint)
+    return (math.inf, trial.spec.name, trial.spec.fingerprint) if value is None else (value, "", trial.spec.fingerprint)
 
 
 def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[int, ReportedTrial]:

@@ -54,8 +54,13 @@ class ReportView:
         return any(column.is_task for column in self.columns)
 
     @property
-    def failed(self) -> tuple[TrialRow, ...]:
-        return tuple(row for row in self.rows if row.status == "failed")
+    def failures(self) -> dict[str, tuple[TrialRow, ...]]:
+        """Cause -> the trials that failed of it: one fault often takes down all."""
+        causes: dict[str, tuple[TrialRow, ...]] = {}
+        for row in self.rows:
+            if row.status == "failed" and row.trial.failure is not None:
+                causes[row.trial.failure] = (*causes.get(row.trial.failure, ()), row)
+        return causes
 
 
 def report_view(experiment: Experiment) -> ReportView:

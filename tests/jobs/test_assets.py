@@ -20,7 +20,7 @@ from jobs import assets, assets_tasks, assets_texts, assets_wheels
 from jobs.assets_directory import build_directory, sole_writer
 from jobs.assets_tasks import parse_choices, parse_item, stage_tasks
 from jobs.assets_texts import line_documents, news_documents, stage_texts, story_documents, wiki_documents
-from jobs.assets_tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, stage_tiny, train
+from jobs.assets_tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, one_thread, stage_tiny, train
 from jobs.assets_wheels import DownloadError, Wheel, fetch
 from shortened_llm.fingerprint import file_sha256
 
@@ -152,11 +152,8 @@ class TestTasks:
 class TestTinyModel:
     @pytest.fixture(autouse=True)
     def one_thread(self):
-        """Threads that wait for each other at every tiny operation crawl on a busy machine."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
+        with one_thread():
+            yield
 
     @pytest.mark.parametrize("text", ["Hello  world", "é 漢字 \U0001f600", "\x00\x7f\t\n\r", ""])
     def test_tokens_are_bytes(self, tmp_path, text):

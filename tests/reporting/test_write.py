@@ -1,0 +1,300 @@
+import csv
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.records import EvalScores, Experiment, from_json
+from shortened_llm.reporting.write import write_report
+from tests.reporting.experiments import FAILURE, experiment, plan, text, texts, trial, without_results
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, visible text, and the cells of each table row."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: dict[str, list[str]] = {}
+        self.text = ""
+        self._row: list[str] | None = None
+        self._in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self._row = self.rows.setdefault(dict(attributes).get("id") or f"row {len(self.rows)}", [])
+        if tag in ("td", "th") and self._row is not None:
+            self._row.append("")
+            self._in_cell = True
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._row and self._in_cell:
+            self._row[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(experiment(), tmp_path_factory.mktemp("report") / "new" / "directory").parent
+
+
+@pytest.fixture(scope="module")
+def page(directory: Path) -> Page:
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def table(directory: Path) -> list[dict[str, str]]:
+    with (directory / "trials.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_writes_the_five_files(directory: Path) -> None:
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "pareto.png",
+        "report.html",
+        "report.md",
+        "trials.csv",
+        "trials.json",
+    ]
+    assert (directory / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_the_whole_experiment(directory: Path) -> None:
+    assert from_json(Experiment, (directory / "trials.json").read_bytes()) == experiment()
+
+
+def test_equal_records_give_equal_bytes(directory: Path, tmp_path: Path) -> None:
+    write_report(experiment(), tmp_path)
+    for path in directory.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_page_loads_nothing_from_elsewhere(page: Page) -> None:
+    addresses = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if attributes.get(key)]
+    assert addresses
+    assert all(address.startswith("#") for address in addresses if address)
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+
+
+def test_style_loads_nothing_from_elsewhere(directory: Path) -> None:
+    html = (directory / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert not re.search(r"url\(\s*['\"]?(?!#)", html)
+
+
+def test_internal_links_lead_somewhere_and_ids_are_unique(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for _, attributes in page.tags if attributes.get("href")}
+    assert {f"#{name}" for name in ids if name} >= targets
+
+
+def test_page_shows_every_figure(page: Page) -> None:
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert labels == [
+        "Perplexity on wikitext2 against parameters",
+        "Perplexity on austen against parameters",
+        "ppl score by block",
+        "taylor score by block",
+        "Training loss against tokens",
+    ]
+    assert all("width" not in attributes for tag, attributes in page.tags if tag == "svg")
+
+
+def test_missing_is_a_dash_and_never_zero(page: Page) -> None:
+    unfinished = page.rows["trial-5"]
+    assert unfinished[-2:] == ["not finished", "—"]
+    # Selection NLL, two selection and two report texts before and after, one task.
+    assert unfinished[7:17] == ["—"] * 10
+    assert not {"0", "0.0", "0.00", "0.000", "None", "nan"} & set(unfinished)
+    failed = page.rows["trial-6"]
+    assert failed[12:16] == ["310.20", "—", "201.70", "—"]
+    assert failed[-2] == "failed: OutOfMemoryError: the worker on node 10.0.3.7 asked for 81.2 GiB"
+
+
+def test_a_finished_trial_has_its_own_numbers_in_its_columns(page: Page) -> None:
+    best = page.rows["trial-1"]
+    assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in best[:7]] == [
+        "ppl 20 %, taylor 20 % best", "1", "24", "20.0 %", "15.8 %", "cpt", "3e-4",
+    ]  # fmt: skip
+    assert best[8:] == [
+        "83.21", "32.81", "92.40", "61.40", "91.07", "34.55", "73.50", "59.02", "0.612 ± 0.011",
+        "113.3 M", "9, 11, 13, 17, 20, 24", "41 k", "98.4", "131", "416", "done", "s3://bucket/team/models/f2/a1",
+    ]  # fmt: skip
+    assert [name for name, cells in page.rows.items() if "best" in cells[0]] == ["trial-1", "trial-3"]
+
+
+def test_dense_stands_first(page: Page) -> None:
+    first_column = [cells[0].strip() for cells in page.rows.values() if cells]
+    assert first_column.index("dense") < min(first_column.index(x) for x in first_column if x.startswith("ppl\xa0"))
+
+
+def test_every_row_fills_the_heading(page: Page) -> None:
+    heading = next(cells for cells in page.rows.values() if cells[:2] == ["criterion and ratio", "#"])
+    assert {len(page.rows[f"trial-{number}"]) for number in range(1, 7)} == {len(heading)}
+
+
+def test_protocol_of_every_number_is_stated(page: Page) -> None:
+    full = experiment()
+    scores = [full.dense_selection, full.dense_report]
+    for stated in (
+        *(x.protocol for group in scores for x in (*group.perplexity, *group.tasks)),
+        *(x.protocol for x in full.block_scores),
+        *full.notes,
+        "AutoModelForCausalLM.from_pretrained(<dir>)",
+        "transformers 5.23.0",
+        full.dense_url,
+    ):
+        assert stated in page.text
+
+
+def test_csv_has_one_row_per_trial_that_reads_back(table: list[dict[str, str]]) -> None:
+    full = {trial.spec.fingerprint: trial for trial in experiment().trials}
+    assert sorted(row["fingerprint"] for row in table) == sorted(full)
+    for row in table:
+        spec, result = full[row["fingerprint"]].spec, full[row["fingerprint"]].result
+        assert tuple(map(int, row["kept_blocks"].split())) == spec.plan.kept_blocks
+        assert row["criteria"].split(";") == [label.criterion for label in spec.plan.labels]
+        assert [float(x) for x in row["ratios"].split(";")] == [label.ratio for label in spec.plan.labels]
+        assert float(row["learning_rate"]) == spec.learning_rate
+        assert int(row["parameters"]) == spec.plan.parameters
+        if result:
+            assert float(row["selection_after_mean_nll"]) == result.after.mean_nll
+            assert float(row["training_seconds"]) == result.retrained.seconds
+            for score in result.after.perplexity:
+                column = f"selection_after_perplexity:{score.source}:{score.protocol}"
+                assert float(row[column]) == score.perplexity
+
+
+def test_csv_leaves_missing_cells_empty_and_keeps_the_cause(table: list[dict[str, str]]) -> None:
+    failed = next(row for row in table if row["status"] == "failed")
+    assert failed["failure"] == FAILURE
+    assert failed["tokens"] == failed["checkpoint_url"] == failed["selection_after_mean_nll"] == ""
+    protocol = experiment().dense_report.perplexity[0].protocol
+    assert failed[f"report_after_perplexity:wikitext2:{protocol}"] == ""
+    assert failed[f"report_before_perplexity:wikitext2:{protocol}"] == "310.2"
+    assert failed[f"report_dense_perplexity:wikitext2:{protocol}"] == "25.31"
+
+
+HOSTILE = "</title></svg>'\"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ | `x` {{ 7*7 }}"
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    dense = EvalScores(perplexity=(text(HOSTILE, 25.0, HOSTILE),))
+    bad = trial(
+        "h",
+        plan((9, 10), (HOSTILE, 0.07)),
+        before=dense,
+        after=dense,
+        report_after=dense,
+        method=HOSTILE,
+    )
+    failed = trial("g", plan((9,), (HOSTILE, 0.03)), failure=HOSTILE)
+    full = experiment()
+    hostile = replace(
+        full,
+        name=HOSTILE,
+        model=HOSTILE,
+        dense_url="javascript:alert(1)//" + HOSTILE,
+        dense_selection=dense,
+        dense_report=dense,
+        block_scores=(replace(full.block_scores[0], criterion=HOSTILE, protocol=HOSTILE),),
+        trials=(bad, failed),
+        notes=(HOSTILE,),
+        versions={HOSTILE: HOSTILE},
+    )
+    page = Page(write_report(hostile, tmp_path).read_text(encoding="utf-8"))
+    assert page.count("script") == 1
+    assert page.count("img") == 0
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    assert not any((attributes.get("href") or "").startswith("javascript") for _, attributes in page.tags)
+    assert page.text.count("{{ 7*7 }}") > 5
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<!\\)<script>", re.sub(r"`[^`\n]*`", "", markdown))
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if " removed " in line or "cpt" in line}
+    assert len(cells) == 1
+
+
+def test_model_addresses_on_the_web_are_links(tmp_path: Path) -> None:
+    full = replace(empty(), dense_url="https://host/models/dense")
+    page = Page(write_report(full, tmp_path).read_text(encoding="utf-8"))
+    outside = {a["href"] for tag, a in page.tags if a.get("href") and not (a["href"] or "").startswith("#")}
+    assert outside == {"https://host/models/dense"}
+
+
+def empty() -> Experiment:
+    return replace(
+        experiment(),
+        trials=(),
+        block_scores=(),
+        dense_selection=EvalScores(),
+        dense_report=EvalScores(),
+        notes=(),
+        versions={},
+    )
+
+
+def no_history() -> Experiment:
+    """One finished trial that was too short to report, on texts without a dense score."""
+    done = trial("a", plan((9, 10), ("ppl", 0.07)), after=texts(wiki=30.0))
+    assert done.result is not None
+    retrained = replace(done.result.retrained, history=(), tokens=0, seconds=0.0)
+    return replace(empty(), trials=(replace(done, result=replace(done.result, retrained=retrained)),))
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (
+            without_results,
+            ["no result to choose from", "nothing to compare", "No report scores were measured", "6 failed"],
+        ),
+        (empty, ["nothing to compare", "No perplexity was measured", "No block scores", "0 trials", "No tasks"]),
+        (no_history, ["the only finished trial", "No finished trial has a loss history", "No report scores"]),
+    ],
+)
+def test_says_what_it_does_not_have(case, says: list[str], tmp_path: Path) -> None:
+    page = Page(write_report(case(), tmp_path).read_text(encoding="utf-8"))
+    for statement in says:
+        assert statement in page.text
+    assert (tmp_path / "pareto.png").stat().st_size > 0
+    assert "—" in page.text
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        assert len(list(reader)) == len(case().trials)
+        assert "fingerprint" in (reader.fieldnames or ())
+
+
+def test_survives_scores_that_are_not_finite(tmp_path: Path) -> None:
+    """A cut of 80 % may overflow; the report must still come."""
+    full = experiment()
+    lost = trial("l", plan((9, 10), ("ppl", 0.07)), after=texts(wiki=math.inf), report_after=texts(wikitext2=math.inf))
+    scores = replace(full.block_scores[0], scores=(math.inf, *full.block_scores[0].scores[1:]))
+    page = Page(
+        write_report(replace(full, trials=(*full.trials, lost), block_scores=(scores,)), tmp_path).read_text("utf-8")
+    )
+    assert "inf" in page.rows["trial-1"]
+    assert "no result to choose from" in page.text
+
+
+def test_markdown_shows_the_plot_and_the_numbers(directory: Path) -> None:
+    markdown = (directory / "report.md").read_text(encoding="utf-8")
+    assert "](pareto.png)" in markdown
+    assert "91.07 → 34.55" in markdown
+    rows = [line for line in markdown.splitlines() if re.match(r"\| (\d+ |#|--:|\| dense)", line)]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert len(rows) >= 8
