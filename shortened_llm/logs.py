@@ -15,7 +15,7 @@ NOISY_LIBRARIES = (
 
 
 def quiet_libraries() -> None:
-    """Keep libraries to errors: their progress bars and warnings would bury ours.
+    """Silence libraries: their progress bars and warnings would bury ours, and their errors reach us as exceptions.
 
     Best called before they are imported, since some read their environment then. What the user has set wins.
     """
@@ -32,7 +32,7 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     for name in NOISY_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def setup_logging(level: int = logging.INFO) -> None:

@@ -50,7 +50,7 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         # Trials of one plan share the point before retraining.
         if (point.parameters, point.perplexity) not in drawn:
             drawn.add((point.parameters, point.perplexity))
-            mark(point, "before", marker=style.marker, markersize=6, mfc="none", mec=style.colour, zorder=3)
+            mark(point, "before", marker=style.marker, markersize=5, mfc="none", mec=style.colour, zorder=3)
     axes.plot(
         [point.parameters / 1e6 for point in panel.optimal],
         [point.perplexity for point in panel.optimal],
@@ -61,7 +61,7 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
     for point in panel.after:
         assert point.row is not None
         style = styles[point.row.criteria]
-        mark(point, "after", marker=style.marker, markersize=6, mfc=style.colour, mec=style.colour, zorder=4)
+        mark(point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, zorder=4)
         if point.row.best_of_size:
             _note(axes, f"#{point.row.number}", point)
     for point in dense:

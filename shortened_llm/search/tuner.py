@@ -1,5 +1,6 @@
 """Hand trials to Ray Tune. The only importer of ray.tune."""
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.trial import KIND, TrialContext, run_trial
 
+FAILURES = "failures"
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
 
@@ -36,6 +38,8 @@ def run_trials(
         The failures, by trial fingerprint.
     """
     todo = [spec for spec in specs if context.store.read(KIND, spec.fingerprint, TrialResult) is None]
+    for spec in todo:
+        context.store.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
     if not todo:
@@ -50,8 +54,10 @@ def run_trials(
         try:
             result = run_trial(spec, context, train_callbacks=[TuneReportCallback()], on_progress=on_progress)
         except Exception as error:
-            on_progress(f"failed: {_cause(error)}")
-            raise
+            # Recorded, not raised: Tune would start the trial again, and Train has retried its training already.
+            failure = TrialFailure(fingerprint=spec.fingerprint, cause=_cause(error))
+            context.store.write(FAILURES, spec.fingerprint, failure, identity={})
+            return
         finally:
             on_progress(None)
         ray.tune.report({metrics.TOKENS: result.retrained.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
@@ -71,19 +77,25 @@ def run_trials(
             verbose=0,
         ),
     )
-    results = tuner.fit()
+    results = {result.config["trial"]: result for result in tuner.fit()}
     failures = {}
-    for result in results:
-        key = result.config["trial"]
-        if result.error is not None:
-            failures[key] = TrialFailure(fingerprint=key, cause=_cause(result.error))
-            LOGGER.error("trial %s failed: %s", names[key], failures[key].cause)
+    for spec in todo:
+        if context.store.read(KIND, spec.fingerprint, TrialResult) is None:
+            failure = context.store.read(FAILURES, spec.fingerprint, TrialFailure)
+            if failure is None:  # its process was lost, more often than it was started again
+                failure = TrialFailure(fingerprint=spec.fingerprint, cause=_cause(results[spec.fingerprint].error))
+            LOGGER.error("trial %s failed: %s", names[spec.fingerprint], failure.cause)
+            failures[spec.fingerprint] = failure
     return failures
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost message, on one line: what to show of a failure that crossed several processes."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and isinstance(inner, BaseException):
-        error = inner
+def _cause(error: BaseException | None) -> str:
+    """What to show of a failure that crossed several processes: the last line of the innermost message."""
+    if error is None:
+        return "ended without a result"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    last = lines[-1] if lines else "no message"
+    # Train's message ends with the worker's own error, as `module.Class: message`.
+    if inner := re.fullmatch(r"(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt): .*)", last):
+        return inner[1]
+    return f"{type(error).__name__}: {last}"

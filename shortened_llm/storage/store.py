@@ -59,6 +59,10 @@ class Store:
         }
         write_bytes(self._record_url(kind, fingerprint), json.dumps(envelope, indent=2).encode())
 
+    def remove(self, kind: str, fingerprint: str) -> None:
+        """Forget a result; nothing there is no error."""
+        delete(self._record_url(kind, fingerprint))
+
     def probe(self) -> None:
         """Write and delete one small object; of a local directory that does not exist yet, in its nearest ancestor.
 
