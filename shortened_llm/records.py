@@ -202,7 +202,7 @@ class RetrainedModel:
     model: ModelRef
     tokens: int
     seconds: float
-    """Wall time of training and export on the workers, over all attempts that resumed one another."""
+    """Wall time of the training loop and its checkpoints, over all attempts that resumed one another."""
     history: tuple[TrainingPoint, ...]
 
 

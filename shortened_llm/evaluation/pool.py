@@ -20,7 +20,8 @@ from shortened_llm.storage.store import Store
 Progress = Callable[[str | None], None]
 """Called with what an evaluator is doing; with None when it is done with a model."""
 
-IDLE_SECONDS = 60.0
+# Longer than a short training: starting an evaluator again takes 10 s and more, and minutes where its node has left.
+IDLE_SECONDS = 300.0
 # A lost evaluator is started again, on another node if its own is gone, and repeats the model it was scoring.
 RESTARTS = 2
 

@@ -55,7 +55,7 @@ class TrialRow:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Training tokens / training seconds; export counts as training time."""
+        """Training tokens / training seconds; checkpoints count as training time."""
         return self.tokens / self.training_seconds if self.tokens and self.training_seconds else None
 
     @property

@@ -53,7 +53,7 @@ def train(
         progress = load_checkpoint(resume_from, model, optimizer, job.fingerprint)
     sequences = TokenSequences(job.tokens)
     num_predictions = config.global_batch_size * (config.sequence_length - 1)
-    report_steps = max(1, min(10, config.num_steps // 10))
+    report_steps = max(1, min(10, config.num_steps // 5))
     losses: list[torch.Tensor] = []
     started = reported = time.monotonic()
     for step in range(progress.step, config.num_steps):

@@ -31,14 +31,15 @@ def score_ppl(
     """
     tokens = tokens.to(model.device)
     walk = BlockWalk.of(model, tokens)
-    num_blocks, batches = len(walk.blocks), tokens.split(batch_size)
+    batches = tokens.split(batch_size)
+    steps = 2 * len(walk.blocks) + 1  # blocks, then heads
     parts = []
     for index, batch in enumerate(batches):
 
-        def on_block(done: int, before: int = index * num_blocks) -> None:
-            on_progress(before + done, num_blocks * len(batches))
+        def on_step(done: int, before: int = index * steps) -> None:
+            on_progress(before + done, steps * len(batches))
 
-        parts.append(_walk_batch(walk, batch, on_block))
+        parts.append(_walk_batch(walk, batch, on_step))
     nll = torch.cat(parts, dim=1) / (tokens.shape[1] - 1)  # [candidates, sequences]
     _check_finite(nll)
     dense, removed = nll[-1], nll[:-1]
@@ -52,7 +53,7 @@ def score_ppl(
 
 
 @torch.inference_mode()
-def _walk_batch(walk: BlockWalk, tokens: torch.Tensor, on_block: Callable[[int], None]) -> torch.Tensor:
+def _walk_batch(walk: BlockWalk, tokens: torch.Tensor, on_step: Callable[[int], None]) -> torch.Tensor:
     """Summed loss in nats, fp64, [blocks + 1, sequences]: without each block, and last of the dense model."""
     dense = walk.embed(tokens)
     candidates = dense[None][:0]  # [blocks removed so far, sequences, length, hidden]
@@ -60,9 +61,12 @@ def _walk_batch(walk: BlockWalk, tokens: torch.Tensor, on_block: Callable[[int],
         after = walk.apply(block, torch.cat([candidates, dense[None]]).flatten(0, 1)).unflatten(0, (-1, len(tokens)))
         candidates = torch.cat([after[:-1], dense[None]])
         dense = after[-1]
-        on_block(block + 1)
-    states = torch.cat([candidates, dense[None]])
-    return torch.stack([walk.sequence_nll(tokens, state) for state in states]).double().cpu()
+        on_step(block + 1)
+    losses = []
+    for state in torch.cat([candidates, dense[None]]):
+        losses.append(walk.sequence_nll(tokens, state))
+        on_step(len(walk.blocks) + len(losses))
+    return torch.stack(losses).double().cpu()
 
 
 def _check_finite(nll: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ from shortened_llm.records import (
     TrialResult,
     TrialSpec,
 )
+from shortened_llm.reporting.rows import best_of_each_size
 from shortened_llm.search.prepare import report_units, selection_units, task_units
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.trial import KIND
@@ -42,36 +43,38 @@ def gather(
     """Score the dense model and every plan, before and after retraining, on the report texts; tasks for the dense
     model and the best model of each size."""
     texts, tasks = report_units(config, roles), task_units(config)
-    results = {spec.fingerprint: store.read(KIND, spec.fingerprint, TrialResult) for spec in specs}
-    best = best_of_each_size(specs, results)
-    progress(f"scoring the dense model and {len(specs)} trials")
-    evaluator = progress.about("evaluator")
-    dense_selection = pool.submit(dense, selection_units(config, roles), evaluator)
-    all_units: tuple[Unit, ...] = (*texts, *tasks)
-    dense_report = pool.submit(dense, all_units, evaluator)
-    pending = {}
-    for spec in specs:
-        result = results[spec.fingerprint]
-        if result is not None:
-            after = all_units if spec.fingerprint in best else texts
-            pending[spec.fingerprint] = (
-                pool.submit(dense.view(spec.plan.kept_blocks), texts, evaluator),
-                pool.submit(result.retrained.model, after, evaluator),
-            )
-    reported = []
-    for index, spec in enumerate(specs):
-        trial = ReportedTrial(
+    trials = [
+        ReportedTrial(
             spec=spec,
-            result=results[spec.fingerprint],
+            result=store.read(KIND, spec.fingerprint, TrialResult),
             failure=failures[spec.fingerprint].cause if spec.fingerprint in failures else None,
             before=EvalScores(),
             after=EvalScores(),
         )
-        if spec.fingerprint in pending:
-            before, after = pending[spec.fingerprint]
-            trial = replace(trial, before=pool.result(before), after=pool.result(after))
-        reported.append(trial)
-        progress(f"scored {index + 1}/{len(specs)} trials")
+        for spec in specs
+    ]
+    best = {trial.spec.fingerprint for trial in best_of_each_size(trials).values()}
+    progress(f"scoring the dense model and {len(specs)} trials")
+    evaluator = progress.about("evaluator")
+    all_units: tuple[Unit, ...] = (*texts, *tasks)
+    dense_selection = pool.submit(dense, selection_units(config, roles), evaluator)
+    dense_report = pool.submit(dense, all_units, evaluator)
+    pending = [
+        None
+        if trial.result is None
+        else (
+            pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, evaluator),
+            pool.submit(
+                trial.result.retrained.model, all_units if trial.spec.fingerprint in best else texts, evaluator
+            ),
+        )
+        for trial in trials
+    ]
+    for index, scores_to_come in enumerate(pending):
+        if scores_to_come is not None:
+            before, after = scores_to_come
+            trials[index] = replace(trials[index], before=pool.result(before), after=pool.result(after))
+            progress(f"scored {index + 1}/{len(specs)} trials")
     files = open_tensor_files(model_directory(dense))
     experiment = Experiment(
         name=config.experiment,
@@ -82,24 +85,12 @@ def gather(
         dense_selection=pool.result(dense_selection),
         dense_report=pool.result(dense_report),
         block_scores=tuple(scores),
-        trials=tuple(reported),
+        trials=tuple(trials),
         notes=_notes(config, roles),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
     progress(None)
     return experiment
-
-
-def best_of_each_size(specs: Sequence[TrialSpec], results: Mapping[str, TrialResult | None]) -> frozenset[str]:
-    """Fingerprints of the trials with the lowest selection loss among those with equally many blocks."""
-    best: dict[int, tuple[float, str]] = {}
-    for spec in specs:
-        result = results[spec.fingerprint]
-        if result is not None:
-            entry = (result.after.mean_nll, spec.fingerprint)
-            size = len(spec.plan.kept_blocks)
-            best[size] = min(best.get(size, entry), entry)
-    return frozenset(key for _, key in best.values())
 
 
 def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ import ray
 from shortened_llm.logs import LOGGER
 
 POLL_SECONDS = 2.0
+# Of one subject; what changes faster is shown by its latest line.
+SECONDS_BETWEEN_LINES = 8.0
 # No minute passes in silence.
 HEARTBEAT_SECONDS = 30.0
 
@@ -67,7 +69,7 @@ class ProgressLog:
         self._thread.join()
 
     def _follow(self) -> None:
-        shown: dict[str, str | None] = {}
+        shown: dict[str, str] = {}
         since: dict[str, float] = {}
         last_line = time.monotonic()
         while not self._closed.wait(POLL_SECONDS):
@@ -77,13 +79,12 @@ class ProgressLog:
                 continue
             now = time.monotonic()
             for subject, line in lines.items():
-                if shown.get(subject, "") != line:
-                    shown[subject], since[subject] = line, now
-                    if line is not None:
-                        LOGGER.info("%s: %s", subject, line)
-                        last_line = now
+                if line is None:
+                    shown.pop(subject, None)
+                elif shown.get(subject) != line and now - since.get(subject, 0) >= SECONDS_BETWEEN_LINES:
+                    LOGGER.info("%s: %s", subject, line)
+                    shown[subject], since[subject], last_line = line, now, now
             if now - last_line > HEARTBEAT_SECONDS:
                 for subject, line in shown.items():
-                    if line is not None:
-                        LOGGER.info("%s: still %s (%.0f s)", subject, line, now - since[subject])
+                    LOGGER.info("%s: still %s (%.0f s)", subject, line, now - since[subject])
                 last_line = now

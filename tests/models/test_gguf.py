@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from jobs.assets_tiny import byte_tokenizer
+from jobs.assets.tiny import byte_tokenizer
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.gguf import convert_gguf
 

@@ -1,12 +1,12 @@
 """One Ray cluster for the session, with its own temporary directory, reachable by job submission."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +76,12 @@ def cluster(token_environment: dict[str, str], s3_server: S3Server) -> Iterator[
 
 def _end_processes_of(directory: str) -> None:
     """End the processes of the cluster with this temporary directory, and no other."""
-    deadline = time.monotonic() + 20
-    while mine := [process for process in psutil.process_iter() if _belongs_to(process, directory)]:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        mine = [process for process in psutil.process_iter() if _belongs_to(process, directory)]
         for process in mine:
-            process.send_signal(signal.SIGTERM if time.monotonic() < deadline - 10 else signal.SIGKILL)
-        psutil.wait_procs(mine, timeout=5)
-        if time.monotonic() > deadline:
-            break
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        psutil.wait_procs(mine, timeout=8)
 
 
 def _belongs_to(process: psutil.Process, directory: str) -> bool:

