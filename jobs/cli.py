@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
 from shortened_llm.config import SearchConfig, describe_errors, parse_config
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.logs import LOGGER, setup_logging
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -97,9 +97,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(cause := getattr(error, "cause", None), BadInputError):  # found by a task on the cluster
+            print(f"error: {cause}", file=sys.stderr)
+            sys.exit(BAD_INPUT)
         if os.environ.get("SHORTENED_LLM_TRACEBACK"):
             traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"failed: {last_line(error)}", file=sys.stderr)
         sys.exit(FAILED)
 
 

@@ -3,6 +3,7 @@
 Text values expand `~` and environment variables, so that one file works on a laptop and in a submitted job.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -10,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shortened_llm.errors import BadInputError
 
@@ -18,7 +28,7 @@ from shortened_llm.errors import BadInputError
 def _expand(value: object) -> object:
     if not isinstance(value, str):
         return value
-    expanded = os.path.expanduser(os.path.expandvars(value))
+    expanded = os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
     if re.search(r"\$\{?\w", expanded):
         raise ValueError(f"{value!r} names an environment variable that is not set")
     return expanded
@@ -28,6 +38,12 @@ def _no_credentials(url: str) -> str:
     if re.match(r"^\w+://[^/]*@", url):
         raise ValueError("a URL must not hold credentials: set them in the environment or give the node a role")
     return url
+
+
+def _distinct(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is listed twice")
+    return values
 
 
 def _as_tuple(value: object) -> object:
@@ -72,8 +88,8 @@ class ModelConfig(Section):
     """Hub branch, tag or commit; resolved to a commit when staged."""
     dtype: Dtype = "bfloat16"
     """Compute type of retraining and evaluation. Master weights of retraining are float32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    trust_remote_code: Literal[False] = False
+    """Models that bring Python code of their own are not loaded."""
 
     @field_validator("path")
     @classmethod
@@ -117,7 +133,7 @@ class CalibrationConfig(TextSource):
     """Sequences (count)."""
     sequence_length: int = Field(128, ge=2)
     """Length of each sequence (tokens)."""
-    seed: int = 1234
+    seed: int = Field(1234, ge=0)
     """Draws the documents."""
     batch_size: int = Field(10, ge=1)
     """Sequences per forward pass. No score depends on it, beyond rounding."""
@@ -141,7 +157,9 @@ class MagnitudeConfig(TaylorConfig):
 class ScoringConfig(Section):
     """How blocks are ranked."""
 
-    criteria: tuple[Criterion, ...] = Field(("ppl", "taylor", "magnitude"), min_length=1)
+    criteria: Annotated[tuple[Criterion, ...], AfterValidator(_distinct)] = Field(
+        ("ppl", "taylor", "magnitude"), min_length=1
+    )
     """Criteria to rank by; an axis of the search."""
     protect_first: int = Field(4, ge=0)
     """Leading blocks that are never removed (count)."""
@@ -159,9 +177,9 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 class SearchSection(Section):
     """What Ray Tune tries."""
 
-    ratios: tuple[Ratio, ...] = ()
+    ratios: Annotated[tuple[Ratio, ...], AfterValidator(_distinct)] = ()
     """Fractions of blocks to remove, each rounded half up to whole blocks; an axis of the search."""
-    removed_blocks: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_distinct)] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     max_concurrent_trials: int = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
@@ -178,9 +196,9 @@ class SearchSection(Section):
 class CptConfig(Section):
     """Continued pretraining of all weights with AdamW."""
 
-    learning_rate: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple)] = Field(
-        (1e-4,), min_length=1
-    )
+    learning_rate: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)
+    ] = Field((1e-4,), min_length=1)
     """Peak learning rate; a list is an axis of the search."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's decoupled weight decay, on weights with two or more dimensions."""
@@ -209,7 +227,7 @@ class RetrainingConfig(Section):
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: int = Field(4, ge=1)
     """Sequences per worker and forward pass. No result depends on it, beyond rounding."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Order of the training sequences."""
     checkpoint_tokens: int | None = Field(None, ge=1)
     """Distance between checkpoints (tokens); a third of the budget unless given. At most this much work is lost."""
@@ -254,6 +272,12 @@ class PerplexitySource(TextSource):
     """first: one beginning-of-text token at the very start; each: one more before every segment; none."""
     max_tokens: int | None = Field(None, ge=2)
     """Read at most this many tokens from the start of the text; all unless given."""
+
+    @model_validator(mode="after")
+    def _limit_covers_a_segment(self) -> "PerplexitySource":
+        if self.max_tokens is not None and self.max_tokens < self.segment_length:
+            raise ValueError(f"max_tokens is {self.max_tokens}, less than one segment of {self.segment_length}")
+        return self
 
 
 class SelectionConfig(Section):
@@ -351,6 +375,9 @@ PLACEMENT_KEYS = (
     "search.max_concurrent_trials",
     "search.max_failures",
     "retraining.checkpoint_tokens",
+    "retraining.micro_batch_size",
+    "calibration.batch_size",
+    "evaluation.batch_size",
     "retraining.activation_checkpointing",
 )
 
@@ -371,6 +398,8 @@ def changed_keys(stored: Mapping[str, object], config: SearchConfig) -> dict[str
 
     Keys that only say where or how fast an experiment runs are left out.
     """
+    with contextlib.suppress(ValidationError):  # A field that did not exist when it was stored has its default.
+        stored = SearchConfig.model_validate(stored).model_dump(mode="json")
     old, new = flatten(stored), flatten(config.model_dump(mode="json"))
     return {
         key: (old.get(key), new.get(key))

@@ -1,5 +1,7 @@
 """The sequences that blocks are scored on."""
 
+from itertools import islice
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +11,8 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 
 STAGE_VERSION = 1
+# A corpus of any size is drawn from its first documents.
+MAX_DOCUMENTS = 20_000
 
 
 def calibration_tokens(
@@ -25,7 +29,7 @@ def calibration_tokens(
     Raises:
         BadInputError: fewer documents are long enough than sequences are asked for, or a token id is unknown.
     """
-    rows = list(documents.rows())
+    rows = list(islice(documents.rows(), MAX_DOCUMENTS))
     length = config.sequence_length
     if rows and isinstance(rows[0], list):
         sequences = [row for row in rows if isinstance(row, list)][: config.num_sequences]

@@ -1,5 +1,6 @@
 """Tokenise and pack a corpus once into shards of equal sequences."""
 
+import importlib.metadata
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -26,22 +27,31 @@ def pack_tokens(
     tokenizer: PreTrainedTokenizerBase,
     tokenizer_identity: str,
     sequence_length: int,
+    num_sequences: int,
     store: Store,
     *,
     on_progress: Callable[[str], None],
 ) -> TokenDataset:
     """Documents, an end-of-text token behind each, joined and cut into sequences; each source's remainder is dropped.
 
+    A source is read until it fills the whole budget, or one shard if that is more.
+
     Rows of token ids are used as they are, a row being one sequence.
 
+    Args:
+        num_sequences: the training budget (sequences).
+
     Raises:
-        BadInputError: the documents do not fill one sequence.
+        BadInputError: the documents do not fill one sequence, or hold unknown token ids.
     """
+    at_most = max(num_sequences, SHARD_TOKENS // sequence_length)
     identity = {
         "stage": STAGE_VERSION,
         "documents": [source.identity for source in documents],
         "tokenizer": tokenizer_identity,
+        "tokenizers": importlib.metadata.version("tokenizers"),
         "sequence_length": sequence_length,
+        "at_most": at_most,
     }
     key = fingerprint(identity)
     if stored := store.read(KIND, key, TokenDataset):
@@ -50,7 +60,12 @@ def pack_tokens(
     count = _Count()
     with tempfile.TemporaryDirectory(prefix="shortened_llm_tokens_") as temporary:
         for shard in itertools.chain.from_iterable(
-            _shards(_token_stream(source, tokenizer, sequence_length, count), sequence_length) for source in documents
+            _shards(
+                _token_stream(source, tokenizer, sequence_length, count),
+                sequence_length,
+                at_most,
+            )
+            for source in documents
         ):
             np.save(Path(temporary) / f"shard-{count.shards:05d}.npy", shard.astype(dtype))
             count.shards += 1
@@ -75,7 +90,7 @@ class TokenSequences:
     """The sequences of a packed data set, by index, mapped from this node's disk."""
 
     def __init__(self, dataset: TokenDataset) -> None:
-        directory = local_directory(dataset.url, dataset.fingerprint, dataset.files)
+        directory = local_directory(dataset.url, dataset.files)
         self._shards = [np.load(directory / entry.path, mmap_mode="r") for entry in dataset.files]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
@@ -109,6 +124,11 @@ def _token_stream(
                         f"{source.field_path}: a row of token ids in {source.source.path!r} has {len(row)} tokens; "
                         f"rows are used as they are and must have retraining.sequence_length = {sequence_length}"
                     )
+                if min(row) < 0 or max(row) >= len(tokenizer):
+                    raise BadInputError(
+                        f"{source.field_path}: a row of {source.source.path!r} holds token id {max(row)}; the "
+                        f"vocabulary has {len(tokenizer)}"
+                    )
                 count.documents += 1
                 yield np.array(row, dtype=np.int64)
 
@@ -124,12 +144,15 @@ def _batched(rows: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _shards(stream: Iterator[np.ndarray], sequence_length: int) -> Iterator[np.ndarray]:
-    """Arrays [sequences, sequence_length] of about `SHARD_TOKENS` tokens, the last one shorter."""
+def _shards(stream: Iterator[np.ndarray], sequence_length: int, at_most: int) -> Iterator[np.ndarray]:
+    """Arrays [sequences, sequence_length] of about `SHARD_TOKENS` tokens, the last one shorter; `at_most` sequences."""
     per_shard = max(1, SHARD_TOKENS // sequence_length) * sequence_length
     pieces: list[np.ndarray] = []
     pending = 0
+    total = 0
     for piece in stream:
+        piece = piece[: at_most * sequence_length - total]
+        total += len(piece)
         pieces.append(piece)
         pending += len(piece)
         while pending >= per_shard:
@@ -137,6 +160,8 @@ def _shards(stream: Iterator[np.ndarray], sequence_length: int) -> Iterator[np.n
             yield joined[:per_shard].reshape(-1, sequence_length)
             pieces = [joined[per_shard:]]
             pending = len(pieces[0])
+        if total == at_most * sequence_length:
+            break
     if pending >= sequence_length:
         joined = np.concatenate(pieces)
         yield joined[: pending // sequence_length * sequence_length].reshape(-1, sequence_length)

@@ -1,11 +1,13 @@
 """Documents of a text source, and their split between purposes."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
+
+from huggingface_hub import HfApi
 
 from shortened_llm.config import SearchConfig, TextSource
 from shortened_llm.errors import BadInputError
@@ -18,50 +20,42 @@ REPORT_BELOW = 0.05
 SELECTION_BELOW = 0.10
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Documents:
     """The documents of one source that serve one purpose."""
 
     source: TextSource
     purpose: Purpose
-    shared: bool
-    """Whether the source also serves another purpose, so that only a part of its documents is ours."""
+    shared_with: tuple[Purpose, ...]
+    """Other purposes that the source serves too; where there are any, only a part of its documents is ours."""
+    files: tuple[str, ...]
+    """Absolute paths or URLs; empty for a hub data set."""
+    commit: str | None
+    """Of a hub data set."""
     field_path: str
     """Where the source stands in the config, for messages."""
 
     @cached_property
-    def files(self) -> tuple[str, ...]:
-        """URLs of the source's files; empty for a hub data set."""
-        path = self.source.path
-        if not is_file_path(path):
-            return ()
-        found = expand_glob(path)
-        if not found:
-            raise BadInputError(
-                f"{self.field_path}.path: {path!r} does not exist (the demo's texts: `python -m jobs.assets`)"
-            )
-        return tuple(found)
-
-    @property
     def identity(self) -> dict[str, object]:
-        """What determines these documents."""
+        """What determines these documents: their content, wherever it lies."""
         source = self.source
         pinned: dict[str, object] = (
             {"files": [content_key(file) for file in self.files]}
             if self.files
-            else {"hub": source.path, "name": source.name, "revision": source.revision, "split": source.split}
+            else {"hub": source.path, "name": source.name, "commit": self.commit, "split": source.split}
         )
-        return pinned | {"field": source.field, "part": self.purpose if self.shared else "all"}
+        return pinned | {"field": source.field, "part": self.purpose if self.shared_with else "all"}
 
     @property
     def part(self) -> str:
         """In words, which documents these are."""
-        return f"{self.purpose} part" if self.shared else "all documents"
+        return f"{self.purpose} part" if self.shared_with else "all documents"
 
     def rows(self) -> Iterator[str | list[int]]:
-        """Each document: a text, or token ids where the source has a column `input_ids`.
+        """Each document: a text, or token ids where the source has a column `input_ids`. Read as they are asked for.
 
         Raises:
             BadInputError: the source cannot be read, has no such column, or a document is no text.
@@ -87,13 +81,11 @@ class Documents:
         source = self.source
         if not self.files:
             return datasets.load_dataset(
-                source.path, source.name, split=source.split, revision=source.revision, streaming=True
+                source.path, source.name, split=source.split, revision=self.commit, streaming=True
             )
-        suffix = "." + self.files[0].rsplit(".", 1)[-1]
-        options = {"sample_by": "paragraph"} if suffix == ".txt" else {}
-        return datasets.load_dataset(
-            FORMATS[suffix], data_files=list(self.files), split="train", streaming=True, **options
-        )
+        kind = FORMATS[_suffix(self.files[0])]
+        options = {"sample_by": "paragraph"} if kind == "text" else {}
+        return datasets.load_dataset(kind, data_files=list(self.files), split="train", streaming=True, **options)
 
     def _value(self, row: dict[str, object], index: int) -> str | list[int]:
         column = "input_ids" if "input_ids" in row else self.source.field
@@ -109,7 +101,7 @@ class Documents:
         raise BadInputError(f"{self.field_path}: row {index} of {self.source.path!r} has {column} {value!r}")
 
     def _is_ours(self, document: str | list[int]) -> bool:
-        if not self.shared:
+        if not self.shared_with:
             return True
         place = _hash_fraction(document)
         if place < REPORT_BELOW:
@@ -125,12 +117,6 @@ def _hash_fraction(document: str | list[int]) -> float:
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
 
 
-def is_file_path(path: str) -> bool:
-    """Whether a source's path names files; otherwise it is the id of a hub data set."""
-    looks_like_an_id = re.fullmatch(r"[\w-]+(/[\w.-]+)?", path) is not None
-    return "." + path.rsplit(".", 1)[-1] in FORMATS or not is_local(path) or not looks_like_an_id
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRoles:
     """Which documents serve which purpose in an experiment; no document serves two."""
@@ -142,19 +128,34 @@ class TextRoles:
 
 
 def text_roles(config: SearchConfig) -> TextRoles:
-    """Split the sources that serve several purposes."""
+    """Find every source, and split those that serve several purposes.
+
+    Raises:
+        BadInputError: a file does not exist or has an unknown ending, or the hub does not know a data set.
+    """
     named: list[tuple[str, Purpose, TextSource]] = [("calibration", "train", config.calibration)]
     named += [(f"retraining.data.{i}", "train", source) for i, source in enumerate(config.retraining.data)]
     selection, report = config.evaluation.selection.perplexity, config.evaluation.report.perplexity
     named += [(f"evaluation.selection.perplexity.{i}", "selection", source) for i, source in enumerate(selection)]
     named += [(f"evaluation.report.perplexity.{i}", "report", source) for i, source in enumerate(report)]
-    purposes: dict[tuple[str, ...], set[Purpose]] = {}
-    for _, purpose, source in named:
-        purposes.setdefault(_place(source), set()).add(purpose)
-    documents = [
-        Documents(source=source, purpose=purpose, shared=len(purposes[_place(source)]) > 1, field_path=path)
-        for path, purpose, source in named
+    files = [find_files(source.path, field) for field, _, source in named]
+    places = [
+        frozenset(found or [f"hub:{source.path}:{source.name}:{source.split}"])
+        for found, (_, _, source) in zip(files, named, strict=True)
     ]
+    documents = []
+    for index, (field, purpose, source) in enumerate(named):
+        others = {other for place, (_, other, _) in zip(places, named, strict=True) if place & places[index]}
+        documents.append(
+            Documents(
+                source=source,
+                purpose=purpose,
+                shared_with=tuple(sorted(others - {purpose})),
+                files=files[index],
+                commit=None if files[index] else _commit(source, field),
+                field_path=field,
+            )
+        )
     return TextRoles(
         calibration=documents[0],
         train=tuple(d for d in documents[1:] if d.purpose == "train"),
@@ -163,8 +164,42 @@ def text_roles(config: SearchConfig) -> TextRoles:
     )
 
 
-def _place(source: TextSource) -> tuple[str, ...]:
-    """Where a source's documents lie: two fields of one file hold the same documents."""
-    if is_file_path(source.path):
-        return (source.path,)
-    return (source.path, source.name or "", source.split)
+def find_files(path: str, field_path: str) -> tuple[str, ...]:
+    """The files that a source's path names, as absolute paths or URLs; empty where it is the id of a hub data set.
+
+    Raises:
+        BadInputError: it names files, but there are none, or their ending is unknown.
+    """
+    local = is_local(path)
+    looks_like_an_id = local and path.count("/") <= 1 and not path.startswith((".", "/"))
+    if looks_like_an_id and _suffix(path) not in FORMATS and not Path(path).exists():
+        return ()
+    if local and Path(path).is_dir():
+        raise BadInputError(f"{field_path}.path: {path!r} is a directory; name its files, such as {path}/*.jsonl")
+    found = expand_glob(path)
+    if not found:
+        raise BadInputError(f"{field_path}.path: {path!r} does not exist (the demo's texts: `python -m jobs.assets`)")
+    unknown = sorted({_suffix(file) for file in found} - FORMATS.keys())
+    if unknown:
+        raise BadInputError(
+            f"{field_path}.path: {path!r} ends in {unknown[0]!r}; known are {', '.join(FORMATS)}, also compressed"
+        )
+    return tuple(str(Path(file).resolve()) for file in found) if local else tuple(found)
+
+
+def _suffix(path: str) -> str:
+    """The ending that tells the format, such as `.jsonl` of `a.jsonl.gz`."""
+    name = Path(path)
+    return name.with_suffix("").suffix if name.suffix in COMPRESSIONS else name.suffix
+
+
+def _commit(source: TextSource, field_path: str) -> str:
+    """The commit that pins a hub data set."""
+    try:
+        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
+    except Exception as error:  # the hub client raises errors of several libraries
+        lines = str(error).strip().splitlines()
+        raise BadInputError(
+            f"{field_path}.path: {source.path!r} is no file, and the hub does not give it as a data set "
+            f"({lines[0] if lines else type(error).__name__})"
+        ) from None

@@ -1,7 +1,6 @@
 """Score one model on a list of texts and tasks; what was scored before is read back."""
 
 import importlib.metadata
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from shortened_llm.records import EvalScores, ModelRef, PerplexityScore, TaskSco
 from shortened_llm.storage.store import Store
 
 KIND = "evaluations"
+TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".parquet", ".csv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,12 @@ class TaskUnit:
         }
 
     def _file_hashes(self) -> dict[str, str]:
-        """Of the user's own task file and the local data files that it names."""
-        file = Path(self.directory or "") / f"{self.task}.yaml"
-        if self.directory is None or not file.is_file():
+        """Of the user's own task files and their data."""
+        if self.directory is None:
             return {}
-        names = re.findall(r"[^\s'\"{}\[\],]+\.(?:jsonl|json|parquet|csv)\b", file.read_text())
-        data = {Path(name) for name in names}
-        return {path.name: file_sha256(path) for path in sorted({file, *data}) if path.is_file()}
+        root = Path(self.directory)
+        files = (path for path in sorted(root.rglob("*")) if path.suffix in TASK_FILES)
+        return {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
 
 
 Unit = TextUnit | TaskUnit

@@ -1,6 +1,7 @@
 """Perplexity of a text under a stated protocol (`PerplexitySource`)."""
 
 import math
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
@@ -13,13 +14,15 @@ from shortened_llm.models.head import next_token_labels, sequence_nll
 from shortened_llm.records import PerplexityScore
 
 STAGE_VERSION = 1
+# More than any vocabulary needs on average: a text cut there still has the tokens asked for.
+CHARACTERS_PER_TOKEN = 32
 
 
 def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Segments of the text: documents joined by a blank line, tokenised without special tokens, remainder dropped.
 
     bos `first`: one beginning-of-text token at the very start, then segments of `segment_length`; `each`: one more
-    token before every segment; `none`: no such token. Rows of token ids are segments as they are.
+    token before every segment; `none`: no such token. Rows of token ids are segments as they are, whatever bos says.
 
     Returns:
         Token ids, [segments, length]; each predicts length - 1 tokens.
@@ -31,7 +34,11 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
         raise BadInputError(
             f"{documents.field_path}.bos is {source.bos!r}, but the tokenizer has no beginning-of-text token: set none"
         )
-    ids = _token_ids(documents, source, tokenizer)
+    rows = documents.rows()
+    first = next(rows, None)
+    if isinstance(first, list):
+        return _token_rows([first, *rows], documents, source, tokenizer)
+    ids = _token_ids([] if first is None else chain([first], rows), source, tokenizer)
     if source.bos == "first":
         ids = [tokenizer.bos_token_id, *ids]
     if source.max_tokens is not None:
@@ -48,16 +55,38 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
     return segments
 
 
-def _token_ids(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    rows = list(documents.rows())
-    if rows and isinstance(rows[0], list):
-        if any(len(row) != source.segment_length for row in rows):
-            raise BadInputError(
-                f"{documents.field_path}.segment_length is {source.segment_length}, but the token rows of "
-                f"{source.path!r} have other lengths; a row is one segment"
-            )
-        return list(chain.from_iterable(row for row in rows if isinstance(row, list)))
-    return list(tokenizer("\n\n".join(str(row) for row in rows), add_special_tokens=False, verbose=False)["input_ids"])
+def _token_ids(
+    rows: Iterable[str | list[int]], source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Tokens of the joined text; of a long one only its beginning, with room to spare, where that is all we need."""
+    texts: list[str] = []
+    characters = 0
+    for row in rows:
+        texts.append(str(row))
+        characters += len(texts[-1])
+        if source.max_tokens is not None and characters > CHARACTERS_PER_TOKEN * source.max_tokens:
+            break
+    return list(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _token_rows(
+    rows: list, documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """Rows of token ids as they are, whatever the mode of beginning-of-text tokens."""
+    limit = None if source.max_tokens is None else source.max_tokens // source.segment_length
+    rows = rows[:limit]
+    if any(len(row) != source.segment_length for row in rows):
+        raise BadInputError(
+            f"{documents.field_path}.segment_length is {source.segment_length}, but the token rows of "
+            f"{source.path!r} have other lengths; a row is one segment"
+        )
+    segments = torch.tensor(rows)
+    if segments.min() < 0 or segments.max() >= len(tokenizer):
+        raise BadInputError(
+            f"{documents.field_path}: {source.path!r} holds token id {int(segments.max())}; the vocabulary has "
+            f"{len(tokenizer)}"
+        )
+    return segments
 
 
 def protocol(documents: Documents, source: PerplexitySource) -> str:

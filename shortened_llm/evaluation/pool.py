@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 import ray
-import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.evaluate import Unit, evaluate
@@ -31,7 +31,8 @@ class _Evaluator:
     def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
         quiet_libraries()
         self._store, self._dtype, self._batch_size = store, dtype, batch_size
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Ray shows every GPU of the node to an actor that reserved none.
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
         if self._device == "cpu":
             prepare_cpu(fair_threads(num_evaluators))
 
@@ -54,8 +55,11 @@ class _Evaluator:
 class _Pool:
     """Hands models to evaluators. Its methods are coroutines: many trials may wait at once."""
 
-    def __init__(self, store: Store, dtype: str, batch_size: int, resources: ResourcesConfig) -> None:
+    def __init__(
+        self, store: Store, dtype: str, batch_size: int, resources: ResourcesConfig, idle_seconds: float
+    ) -> None:
         quiet_libraries()
+        self._idle_seconds = idle_seconds
         self._arguments = (store, dtype, batch_size, resources.evaluators)
         self._options = {"num_cpus": resources.cpus_per_evaluator, "num_gpus": resources.gpus_per_evaluator}
         self._free = asyncio.Semaphore(resources.evaluators)
@@ -82,7 +86,7 @@ class _Pool:
         return _Evaluator.options(**self._options).remote(*self._arguments)  # type: ignore[attr-defined]
 
     def _give_back(self, evaluator: object) -> None:
-        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end, evaluator)
+        timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append((evaluator, timer))
 
     def _end(self, evaluator: object) -> None:
@@ -97,9 +101,19 @@ class EvaluationPool:
         self._actor = actor
 
     @classmethod
-    def start(cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int) -> "EvaluationPool":
-        """Create the pool; to be called by the driver, whose end also ends the pool."""
-        return cls(_Pool.remote(store, dtype, batch_size, resources))  # type: ignore[attr-defined]
+    def start(
+        cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int, beside_training: bool
+    ) -> "EvaluationPool":
+        """Create the pool; to be called by the driver, whose end also ends the pool.
+
+        Args:
+            beside_training: whether evaluators and trials fit on the cluster together. If not, an evaluator ends as
+                soon as it has no work, so that training can have its place.
+        """
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        idle_seconds = IDLE_SECONDS if beside_training else 0.0
+        pool = _Pool.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+        return cls(pool.remote(store, dtype, batch_size, resources, idle_seconds))
 
     def submit(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> "ray.ObjectRef[EvalScores]":
         """Begin to score a model."""

@@ -28,14 +28,14 @@ def check_tasks(names: tuple[str, ...], directory: str | None) -> None:
         return
     if directory is not None and not Path(directory).is_dir():
         raise BadInputError(f"evaluation.task_directory: {directory!r} is no directory")
-    known = _task_manager(directory).all_tasks
+    known = _task_manager(directory).all_subtasks
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             own = sorted(path.stem for path in Path(directory).glob("*.yaml")) if directory else []
             raise BadInputError(
-                f"evaluation.report.tasks: unknown task {name!r}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
+                f"evaluation.report.tasks: unknown task {name!r}; "
+                + (f"nearest: {', '.join(near)}" if near else f"lm-eval has {len(known)}: see `lm-eval ls tasks`")
                 + (f"; in evaluation.task_directory: {', '.join(own)}" if own else "")
             )
 
@@ -68,6 +68,8 @@ def measure_task(
     )
     values = results["results"][name]
     metric = _metric(name, values)
+    if metric is None:
+        raise BadInputError(f"evaluation.report.tasks: {name!r} has no plain metric (it has {', '.join(values)})")
     error = values.get(f"{metric}_stderr,none")
     count = int(results["n-samples"][name]["effective"])
     return TaskScore(
@@ -81,13 +83,13 @@ def measure_task(
     )
 
 
-def _metric(name: str, values: dict[str, object]) -> str:
+def _metric(name: str, values: dict[str, object]) -> str | None:
     available = [key.removesuffix(",none") for key in values if key.endswith(",none") and "_stderr" not in key]
     quoted = QUOTED_METRIC.get(name.removesuffix("_local"))
     for metric in (quoted, "acc_norm", "acc"):
         if metric in available:
             return metric
-    return available[0]
+    return available[0] if available else None
 
 
 @lru_cache(maxsize=1)  # indexing lm-eval's own tasks takes seconds

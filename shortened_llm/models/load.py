@@ -18,10 +18,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def model_directory(ref: ModelRef) -> Path:
     """The model's files on this node."""
-    return local_directory(ref.url, ref.fingerprint, ref.files)
+    return local_directory(ref.url, ref.files)
 
 
-def load_config(directory: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(directory: Path) -> PretrainedConfig:
     """The configuration of a causal language model.
 
     Raises:
@@ -30,11 +30,9 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Pretrain
     if not (directory / "config.json").is_file():
         raise BadInputError(f"model.path: {directory} has no config.json; give a Hugging Face model directory")
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise BadInputError(f"model.path: cannot read {directory / 'config.json'}: {error}") from None
-    if trust_remote_code:
-        return config
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
     # Encoders such as BERT can be built as decoders too; what was saved says what they are.
     saved_as = config.architectures or ["ForCausalLM"]
@@ -55,10 +53,10 @@ def load_gguf_metadata(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenize
         raise BadInputError(f"model.path: {str(file)!r} cannot be read as GGUF ({error})") from None
 
 
-def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raises `BadInputError` where it is missing or cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # tokenizers raises bare Exception for damaged files
         raise BadInputError(f"model.path: no usable tokenizer in {directory} ({error})") from None
 

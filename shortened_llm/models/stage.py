@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from shortened_llm.config import ModelConfig
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.models.files import weight_file_names
 from shortened_llm.models.gguf import convert_gguf
@@ -44,7 +44,7 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
         files = describe_files(directory, MODEL_FILES)
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
         if is_local(store.url):
-            blocks = load_config(directory, trust_remote_code=config.trust_remote_code).num_hidden_layers
+            blocks = load_config(directory).num_hidden_layers
             return ModelRef(url=str(directory), fingerprint=fingerprint(identity), files=files, num_blocks=blocks)
         return store.read(KIND, fingerprint(identity), ModelRef) or _upload(config, directory, store, identity)
     identity = _source_identity(config)
@@ -73,13 +73,18 @@ def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
         if not exists(join(config.path, "config.json")):
             raise BadInputError(f"model.path: {config.path!r} holds no config.json")
         return download_directory(config.path, directory, METADATA_FILES)
-    path = Path(config.path)
+    path = Path(config.path.removeprefix("file://"))
+    if path.is_dir():
+        load_config(path)
+        weight_file_names(path)
     if path.exists():
         return path
     commit = _hub_commit(config)
-    return Path(
+    try:
         snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(METADATA_FILES))
-    )
+    except (HfHubHTTPError, OSError) as error:
+        raise BadInputError(f"model.path: the hub refuses the files of {config.path!r} ({last_line(error)})") from None
+    return directory
 
 
 def _source_identity(config: ModelConfig) -> dict[str, object]:
@@ -101,9 +106,8 @@ def _hub_commit(config: ModelConfig) -> str:
     try:
         return str(HfApi().model_info(config.path, revision=config.revision).sha)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInputError(
-            f"model.path: {config.path!r} is no local path, and the hub does not give it ({reason}); {advice}"
+            f"model.path: {config.path!r} is no local path, and the hub does not give it ({last_line(error)}); {advice}"
         ) from None
 
 
@@ -117,7 +121,13 @@ def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) ->
         download_directory(config.path, directory, MODEL_FILES)
     elif "hub" in identity:
         commit = str(identity["commit"])
-        snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(MODEL_FILES))
+        snapshot_download(
+            config.path,
+            revision=commit,
+            local_dir=directory,
+            allow_patterns=list(MODEL_FILES),
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights again, in other layouts
+        )
         shutil.rmtree(directory / ".cache", ignore_errors=True)
     else:
         raise BadInputError(f"model.path: {config.path!r} is a file, but no GGUF file; give its directory")
@@ -126,8 +136,8 @@ def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) ->
 
 def _upload(config: ModelConfig, directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
     weight_file_names(directory)
-    blocks = load_config(directory, trust_remote_code=config.trust_remote_code).num_hidden_layers
-    load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+    blocks = load_config(directory).num_hidden_layers
+    load_tokenizer(directory)
     key = fingerprint(identity)
     url = store.attempt_url(KIND, key)
     files = upload_directory(directory, url, MODEL_FILES)

@@ -13,8 +13,10 @@ def removed_count(ratio: float, num_blocks: int) -> int:
     return int((Decimal(str(ratio)) * num_blocks).quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
-def requested_counts(search: SearchSection, num_blocks: int, protected: tuple[int, ...]) -> dict[int, float]:
-    """`{number of blocks to remove: ratio as asked for}`, ascending.
+def requested_counts(
+    search: SearchSection, num_blocks: int, protected: tuple[int, ...]
+) -> tuple[tuple[int, float], ...]:
+    """(number of blocks to remove, ratio as asked for), ascending; a count asked for twice is one with its ratio.
 
     Raises:
         BadInputError: a ratio removes no block, or more than the unprotected ones.
@@ -22,15 +24,15 @@ def requested_counts(search: SearchSection, num_blocks: int, protected: tuple[in
     removable = num_blocks - len(protected)
     requested = [(f"search.ratios: {ratio}", removed_count(ratio, num_blocks), ratio) for ratio in search.ratios]
     requested += [(f"search.removed_blocks: {count}", count, count / num_blocks) for count in search.removed_blocks]
-    counts: dict[int, float] = {}
+    counts: set[tuple[int, float]] = set()
     for field, count, ratio in requested:
         if not 1 <= count <= min(removable, num_blocks - 1):
             raise BadInputError(
                 f"{field} removes {count} of {num_blocks} blocks; allowed are 1 to {min(removable, num_blocks - 1)}, "
                 f"since {len(protected)} are protected (scoring.protect_first, scoring.protect_last)"
             )
-        counts.setdefault(count, ratio)
-    return dict(sorted(counts.items()))
+        counts.add((count, ratio))
+    return tuple(sorted(counts))
 
 
 def kept_blocks(scores: BlockScores, count: int) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
     num_blocks = len(size.block_parameters)
     labels: dict[tuple[int, ...], list[PlanLabel]] = {}
     for criterion in scores:
-        for count, ratio in requested_counts(search, num_blocks, criterion.protected).items():
+        for count, ratio in requested_counts(search, num_blocks, criterion.protected):
             label = PlanLabel(criterion=criterion.criterion, ratio=ratio)
             labels.setdefault(kept_blocks(criterion, count), []).append(label)
     dense = size.parameters(tuple(range(num_blocks)))

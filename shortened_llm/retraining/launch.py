@@ -14,7 +14,7 @@ from shortened_llm.retraining.worker import run_worker
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join
 
-# The newest checkpoint may be damaged or half uploaded.
+# One to resume from while the next is being uploaded.
 CHECKPOINTS_KEPT = 2
 
 
@@ -35,8 +35,22 @@ def retrain(
             what makes it resume, so no other driver may use the directory.
         callbacks: Ray Train callbacks of the caller, for metrics.
     """
-    if stored := store.read(KIND, job.fingerprint, RetrainedModel):
-        return stored
+    stored = store.read(KIND, job.fingerprint, RetrainedModel) or _train(
+        job, store, runs_url, resources, max_failures, callbacks, on_progress
+    )
+    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
+    return stored
+
+
+def _train(
+    job: RetrainingJob,
+    store: Store,
+    runs_url: str,
+    resources: ResourcesConfig,
+    max_failures: int,
+    callbacks: Sequence[object],
+    on_progress: Callable[[str], None],
+) -> RetrainedModel:
     # A report is a barrier that Ray drains at this interval: at its default of 2 s each report costs about that.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
@@ -61,7 +75,6 @@ def retrain(
     stored = store.read(KIND, job.fingerprint, RetrainedModel)
     if stored is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
-    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
     return stored
 
 

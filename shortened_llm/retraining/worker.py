@@ -1,6 +1,6 @@
 """What each Ray Train worker runs."""
 
-import tempfile
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,11 +54,11 @@ def run_worker(config: dict) -> None:
                 delete_local_checkpoint_after_upload=True,
             )
 
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_resume_") as temporary:
-        checkpoint = ray.train.get_checkpoint()
-        resume_from = Path(checkpoint.to_directory(temporary)) if checkpoint else None
-        if resume_from is not None and rank == 0:
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as directory:
+        if directory is not None and rank == 0:
             on_progress("resuming from a checkpoint")
+        resume_from = None if directory is None else Path(directory)
         model, progress = train(job, device=device, resume_from=resume_from, report=report)
     if rank == 0:
         on_progress("exporting")

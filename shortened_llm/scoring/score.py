@@ -1,5 +1,6 @@
 """Score the blocks of a model by one criterion, or read the scores back."""
 
+import importlib.metadata
 from dataclasses import replace
 
 import torch
@@ -97,6 +98,7 @@ def _identity(
         "num_sequences": calibration.num_sequences,
         "sequence_length": calibration.sequence_length,
         "seed": calibration.seed,
+        "tokenizers": importlib.metadata.version("tokenizers"),
     }
     return {
         "stage": STAGE_VERSION,

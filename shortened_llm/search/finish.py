@@ -1,13 +1,15 @@
 """After the search: measure the report scores once, and gather everything into the Experiment record."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
+from shortened_llm.errors import last_line
 from shortened_llm.evaluation.evaluate import Unit
 from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.load import model_directory
 from shortened_llm.records import (
@@ -29,9 +31,31 @@ from shortened_llm.storage.store import Store
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseScores:
+    """Of the model that everything is compared with."""
+
+    selection: EvalScores
+    report: EvalScores
+
+
+def submit_dense(
+    config: SearchConfig, dense: ModelRef, roles: TextRoles, pool: EvaluationPool, progress: Progress
+) -> Callable[[], DenseScores]:
+    """Begin to score the dense model on everything; returns what waits for the scores.
+
+    Done first, so that a text or task that cannot be scored ends the search before it trains.
+    """
+    on_progress = progress.about("evaluate the dense model")
+    selection = pool.submit(dense, selection_units(config, roles), on_progress)
+    report = pool.submit(dense, (*report_units(config, roles), *task_units(config)), on_progress)
+    return lambda: DenseScores(selection=pool.result(selection), report=pool.result(report))
+
+
 def gather(
     config: SearchConfig,
     dense: ModelRef,
+    dense_scores: DenseScores,
     roles: TextRoles,
     scores: Sequence[BlockScores],
     specs: Sequence[TrialSpec],
@@ -40,9 +64,8 @@ def gather(
     pool: EvaluationPool,
     progress: Progress,
 ) -> Experiment:
-    """Score the dense model and every plan, before and after retraining, on the report texts; tasks for the dense
-    model and the best model of each size."""
-    texts, tasks = report_units(config, roles), task_units(config)
+    """Score every plan, before and after retraining, on the report texts; the best model of each size on tasks too."""
+    texts: tuple[Unit, ...] = report_units(config, roles)
     trials = [
         ReportedTrial(
             spec=spec,
@@ -54,27 +77,25 @@ def gather(
         for spec in specs
     ]
     best = {trial.spec.fingerprint for trial in best_of_each_size(trials).values()}
-    progress(f"scoring the dense model and {len(specs)} trials")
-    evaluator = progress.about("evaluator")
-    all_units: tuple[Unit, ...] = (*texts, *tasks)
-    dense_selection = pool.submit(dense, selection_units(config, roles), evaluator)
-    dense_report = pool.submit(dense, all_units, evaluator)
-    pending = [
-        None
-        if trial.result is None
-        else (
-            pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, evaluator),
-            pool.submit(
-                trial.result.retrained.model, all_units if trial.spec.fingerprint in best else texts, evaluator
-            ),
-        )
-        for trial in trials
-    ]
-    for index, scores_to_come in enumerate(pending):
-        if scores_to_come is not None:
-            before, after = scores_to_come
-            trials[index] = replace(trials[index], before=pool.result(before), after=pool.result(after))
-            progress(f"scored {index + 1}/{len(specs)} trials")
+    progress(f"scoring {len(specs)} trials")
+    pending = {}
+    for index, trial in enumerate(trials):
+        if trial.result is None:
+            continue
+        on_progress = progress.about(f"evaluate {trial.spec.name}")
+        units = (*texts, *task_units(config)) if trial.spec.fingerprint in best else texts
+        before = pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, on_progress)
+        pending[index] = (before, pool.submit(trial.result.retrained.model, units, on_progress))
+    missing = []
+    for index, submitted in pending.items():
+        try:
+            before_scores, after_scores = (pool.result(one) for one in submitted)
+        except Exception as error:  # One model that cannot be scored must not cost the others their report.
+            missing.append(f"Report scores of {trials[index].spec.name} are missing: {last_line(error)}")
+            LOGGER.error(missing[-1])
+            continue
+        trials[index] = replace(trials[index], before=before_scores, after=after_scores)
+        progress(f"scored {index + 1}/{len(specs)} trials")
     files = open_tensor_files(model_directory(dense))
     experiment = Experiment(
         name=config.experiment,
@@ -82,11 +103,11 @@ def gather(
         num_blocks=dense.num_blocks,
         dense_parameters=model_size(files, dense.num_blocks).parameters(dense.kept_blocks),
         dense_url=dense.url,
-        dense_selection=pool.result(dense_selection),
-        dense_report=pool.result(dense_report),
+        dense_selection=dense_scores.selection,
+        dense_report=dense_scores.report,
         block_scores=tuple(scores),
         trials=tuple(trials),
-        notes=_notes(config, roles),
+        notes=(*_notes(config, roles), *missing),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
     progress(None)
@@ -95,19 +116,16 @@ def gather(
 
 def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:
     notes = []
-    selection = {documents.source.path for documents in roles.selection}
-    training = {documents.source.path for documents in roles.train}
     for documents in roles.report:
         label = documents.source.label
-        if documents.source.path in training:
-            notes.append(
-                f"{label}: the report text comes from a source that was also trained on; its documents were split off "
-                "before training."
-            )
+        if "train" in documents.shared_with:
+            notes.append(f"{label}: other documents of this source were trained on; these were split off before.")
         else:
             notes.append(f"{label}: never trained on.")
-        if documents.source.path in selection:
+        if "selection" in documents.shared_with:
             notes.append(f"{label}: one source serves selection and report, split by document.")
+    if roles.report and all("train" in documents.shared_with for documents in roles.report):
+        notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
     if not roles.report:
         notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
     recipe = config.retraining

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from shortened_llm.config import TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
@@ -33,8 +33,8 @@ class SearchFacts:
     """What the checks of a whole search found out."""
 
     num_blocks: int
-    counts: dict[int, float]
-    """Blocks to remove -> ratio as asked for."""
+    counts: tuple[tuple[int, float], ...]
+    """(blocks to remove, ratio as asked for)."""
     roles: TextRoles
     max_trials: int
     """Distinct trials, at most: equal plans are merged once scores are known."""
@@ -49,7 +49,17 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
     store.probe()
     with tempfile.TemporaryDirectory(prefix="shortened_llm_check_") as temporary:
         metadata = fetch_metadata(config.model, Path(temporary))
-        num_blocks, tokenizer = _read_metadata(config, metadata)
+        model_config, tokenizer = _read_metadata(metadata)
+    num_blocks = model_config.num_hidden_layers
+    if tokenizer.eos_token_id is None:
+        raise BadInputError(f"model.path: the tokenizer of {config.model.path!r} has no end-of-text token")
+    positions = getattr(model_config, "max_position_embeddings", None)
+    for field, length in (
+        ("calibration", config.calibration.sequence_length),
+        ("retraining", config.retraining.sequence_length),
+    ):
+        if positions and length > positions:
+            raise BadInputError(f"{field}.sequence_length: is {length}, but the model's context has {positions} tokens")
     protected = protected_blocks(config.scoring, num_blocks)
     if len(protected) >= num_blocks:
         raise BadInputError(
@@ -71,7 +81,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
         BadInputError: with the field, the value and what is allowed.
     """
     facts = check_scoring(config, store)
-    _check_unchanged(config, store)
+    check_unchanged(config, store)
     counts = requested_counts(config.search, facts.num_blocks, protected_blocks(config.scoring, facts.num_blocks))
     _check_training_and_evaluation_texts(config, facts.roles, facts.tokenizer)
     check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
@@ -80,7 +90,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
         num_blocks=facts.num_blocks,
         counts=counts,
         roles=facts.roles,
-        max_trials=len(config.scoring.criteria) * len(counts) * recipes,
+        max_trials=len(config.scoring.criteria) * len({count for count, _ in counts}) * recipes,
     )
 
 
@@ -110,6 +120,17 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
                 )
 
 
+def fits_beside_training(config: SearchConfig, capacity: dict[str, float]) -> bool:
+    """Whether all trials at a time and all evaluators fit into `capacity` together."""
+    resources, trials = config.resources, config.search.max_concurrent_trials
+    cpus = trials * (resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS)
+    gpus = trials * resources.workers * resources.gpus_per_worker
+    return (
+        cpus + resources.evaluators * resources.cpus_per_evaluator <= capacity.get("CPU", 0) + 1e-9
+        and gpus + resources.evaluators * resources.gpus_per_evaluator <= capacity.get("GPU", 0) + 1e-9
+    )
+
+
 def local_capacity() -> dict[str, float]:
     """What a cluster started on this machine would hold."""
     import torch
@@ -117,7 +138,8 @@ def local_capacity() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def _check_unchanged(config: SearchConfig, store: Store) -> None:
+def check_unchanged(config: SearchConfig, store: Store) -> None:
+    """Raises `BadInputError` where the experiment's name stands for another configuration already."""
     stored = read_config(store, config.experiment)
     if stored is None:
         return
@@ -129,14 +151,10 @@ def _check_unchanged(config: SearchConfig, store: Store) -> None:
         )
 
 
-def _read_metadata(config: SearchConfig, metadata: Path) -> tuple[int, PreTrainedTokenizerBase]:
-    """Number of blocks, and the tokenizer."""
+def _read_metadata(metadata: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     if metadata.is_file():
-        gguf_config, tokenizer = load_gguf_metadata(metadata)
-        return gguf_config.num_hidden_layers, tokenizer
-    trust = config.model.trust_remote_code
-    blocks = load_config(metadata, trust_remote_code=trust).num_hidden_layers
-    return blocks, load_tokenizer(metadata, trust_remote_code=trust)
+        return load_gguf_metadata(metadata)
+    return load_config(metadata), load_tokenizer(metadata)
 
 
 def _check_training_and_evaluation_texts(
@@ -168,6 +186,11 @@ def _check_text(
         if not row:
             continue
         found_documents += 1
+        if isinstance(row, list) and len(row) != length:
+            raise BadInputError(
+                f"{field}: is {length}, but a row of token ids in {source.source.path!r} has {len(row)}; a row is one "
+                "sequence, used as it is"
+            )
         size = len(row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"])
         found_tokens += size
         long_enough += size >= length

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from shortened_llm.config import CalibrationConfig, Criterion, ScoringConfig, SearchConfig
+from shortened_llm.config import CalibrationConfig, Criterion, RetrainingConfig, ScoringConfig, SearchConfig
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
@@ -33,7 +33,7 @@ class Prepared:
 def prepare(dense: ModelRef, config: SearchConfig, roles: TextRoles, store: Store, progress: Progress) -> Prepared:
     """Score the blocks by every criterion and pack the training text, in parallel."""
     tokens = _pack.options(num_cpus=config.resources.cpus_per_evaluator).remote(
-        dense, roles.train, config.retraining.sequence_length, store, progress.about("tokens")
+        dense, roles.train, config.retraining, store, progress.about("tokens")
     )
     scores = submit_scores(dense, config, roles.calibration, store, progress)
     return Prepared(scores=tuple(ray.get(scores)), tokens=ray.get(tokens))
@@ -85,12 +85,18 @@ def _score(
 
 @ray.remote(max_retries=RETRIES)
 def _pack(
-    dense: ModelRef, documents: Sequence[Documents], sequence_length: int, store: Store, progress: Progress
+    dense: ModelRef, documents: Sequence[Documents], retraining: RetrainingConfig, store: Store, progress: Progress
 ) -> TokenDataset:
     quiet_libraries()
     directory = model_directory(dense)
     dataset = pack_tokens(
-        tuple(documents), load_tokenizer(directory), dense.fingerprint, sequence_length, store, on_progress=progress
+        tuple(documents),
+        load_tokenizer(directory),
+        dense.fingerprint,
+        retraining.sequence_length,
+        retraining.num_steps * retraining.global_batch_size,
+        store,
+        on_progress=progress,
     )
     progress(None)
     return dataset

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.logs import LOGGER
 
@@ -34,13 +35,19 @@ class Progress:
 
     def __init__(self, board: object, subject: str) -> None:
         self._board, self._subject = board, subject
+        self._started: float | None = None
 
     def __call__(self, line: str | None) -> None:
         self._board.post.remote(self._subject, line)  # type: ignore[attr-defined]
 
     def steps(self, done: int, total: int) -> None:
-        """Post a count of equal steps; the driver adds how long they may still take."""
-        self(f"{done}/{total}")
+        """Post a count of equal steps, and how long the rest may take; called in one process after each step."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now
+            self(f"{done}/{total}")
+        else:
+            self(f"{done}/{total}, {(now - self._started) / (done - 1) * (total - done):.0f} s left")
 
     def about(self, subject: str) -> "Progress":
         """The same board, another subject."""
@@ -51,7 +58,8 @@ class ProgressLog:
     """Writes the board's lines to the driver's log while the context lasts."""
 
     def __init__(self) -> None:
-        self._board = _Board.remote()  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -84,6 +92,9 @@ class ProgressLog:
                 elif shown.get(subject) != line and now - since.get(subject, 0) >= SECONDS_BETWEEN_LINES:
                     LOGGER.info("%s: %s", subject, line)
                     shown[subject], since[subject], last_line = line, now, now
+            if now - last_line > HEARTBEAT_SECONDS and not shown:
+                LOGGER.info("still working")
+                last_line = now
             if now - last_line > HEARTBEAT_SECONDS:
                 for subject, line in shown.items():
                     LOGGER.info("%s: still %s (%.0f s)", subject, line, now - since[subject])

@@ -1,5 +1,7 @@
 """A whole search, in the order in which data moves."""
 
+import ray
+
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import text_roles
 from shortened_llm.evaluation.pool import EvaluationPool
@@ -9,7 +11,8 @@ from shortened_llm.models.load import model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.search.experiment import publish_report, write_config
-from shortened_llm.search.finish import gather
+from shortened_llm.search.finish import gather, submit_dense
+from shortened_llm.search.preflight import check_unchanged, fits_beside_training
 from shortened_llm.search.prepare import prepare, selection_units
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.search.space import SearchSpace
@@ -34,14 +37,21 @@ def run_search(config: SearchConfig, store: Store) -> str:
     experiment_url = store.experiment_url(config.experiment)
     roles = text_roles(config)
     with hold_lease(experiment_url), ProgressLog() as log:
-        write_config(store, config)
+        check_unchanged(config, store)  # once more: another driver may have begun while this one waited
         staging = log.about("model")
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
         pool = EvaluationPool.start(
-            store, config.resources, dtype=config.model.dtype, batch_size=config.evaluation.batch_size
+            store,
+            config.resources,
+            dtype=config.model.dtype,
+            batch_size=config.evaluation.batch_size,
+            beside_training=fits_beside_training(config, ray.cluster_resources()),
         )
+        dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
         prepared = prepare(dense, config, roles, store, log.about("prepare"))
+        baseline = dense_scores()
+        write_config(store, config)
         size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
         plans = make_plans(config.search, prepared.scores, size)
         space = SearchSpace(
@@ -57,7 +67,7 @@ def run_search(config: SearchConfig, store: Store) -> str:
         context = TrialContext(
             space=space,
             store=store,
-            runs_url=join(experiment_url, "train"),
+            experiment=Store(experiment_url),
             pool=pool,
             resources=config.resources,
             max_failures=config.search.max_failures,
@@ -69,7 +79,9 @@ def run_search(config: SearchConfig, store: Store) -> str:
             max_concurrent_trials=config.search.max_concurrent_trials,
             progress=log.about("search"),
         )
-        experiment = gather(config, dense, roles, prepared.scores, specs, failures, store, pool, log.about("report"))
+        experiment = gather(
+            config, dense, baseline, roles, prepared.scores, specs, failures, store, pool, log.about("report")
+        )
         report = publish_report(store, experiment)
     if failures:
         cause = next(iter(failures.values())).cause

@@ -1,6 +1,6 @@
 """The discrete search space: one trial per distinct (plan, retraining)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -36,7 +36,7 @@ class SearchSpace:
         """Every plan with every method and learning rate."""
         return tuple(
             TrialSpec(
-                fingerprint=_trial_fingerprint(self.job(plan, method, learning_rate), self.selection),
+                fingerprint=fingerprint(self.trial_identity(self.job(plan, method, learning_rate))),
                 plan=plan,
                 method=method,
                 learning_rate=learning_rate,
@@ -46,6 +46,6 @@ class SearchSpace:
             )
         )
 
-
-def _trial_fingerprint(job: RetrainingJob, selection: Sequence[Unit]) -> str:
-    return fingerprint({"retraining": job.identity, "selection": [unit.identity for unit in selection]})
+    def trial_identity(self, job: RetrainingJob) -> dict[str, object]:
+        """What determines a trial's result."""
+        return {"retraining": job.identity, "selection": [unit.identity for unit in self.selection]}

@@ -11,6 +11,7 @@ from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import join
 
 KIND = "trials"
 
@@ -21,8 +22,8 @@ class TrialContext:
 
     space: SearchSpace
     store: Store
-    runs_url: str
-    """Directory of this experiment's Train runs."""
+    experiment: Store
+    """What belongs to this experiment alone: its Train runs and its failures."""
     pool: EvaluationPool
     resources: ResourcesConfig
     max_failures: int
@@ -41,19 +42,19 @@ def run_trial(
     job = space.job(spec.plan, spec.method, spec.learning_rate)
 
     # The untrained view is scored by the pool while training starts.
-    scores_before = context.pool.submit(job.model, selection, on_progress.about("evaluator"))
+    scores_before = context.pool.submit(job.model, selection, on_progress.about(f"evaluate {spec.name}"))
     on_progress("starting training workers")
     retrained = retrain(
         job,
         context.store,
-        runs_url=context.runs_url,
+        runs_url=join(context.experiment.url, "train"),
         resources=context.resources,
         max_failures=context.max_failures,
         callbacks=train_callbacks,
         on_progress=on_progress,
     )
     on_progress("scoring the retrained model")
-    after = context.pool.evaluate(retrained.model, selection, on_progress.about("evaluator"))
+    after = context.pool.evaluate(retrained.model, selection, on_progress.about(f"evaluate {spec.name}"))
     before = context.pool.result(scores_before)
 
     result = TrialResult(
@@ -63,5 +64,5 @@ def run_trial(
         after=after,
         seconds=time.monotonic() - started,
     )
-    context.store.write(KIND, spec.fingerprint, result, identity={"job": job.identity, "kind": "trial"})
+    context.store.write(KIND, spec.fingerprint, result, identity=space.trial_identity(job))
     return result

@@ -1,6 +1,5 @@
 """Hand trials to Ray Tune. The only importer of ray.tune."""
 
-import re
 import time
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
 from shortened_llm.config import TRIAL_DRIVER_CPUS
+from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.progress import Progress
@@ -39,7 +39,7 @@ def run_trials(
     """
     todo = [spec for spec in specs if context.store.read(KIND, spec.fingerprint, TrialResult) is None]
     for spec in todo:
-        context.store.remove(FAILURES, spec.fingerprint)
+        context.experiment.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
     if not todo:
@@ -55,8 +55,8 @@ def run_trials(
             result = run_trial(spec, context, train_callbacks=[TuneReportCallback()], on_progress=on_progress)
         except Exception as error:
             # Recorded, not raised: Tune would start the trial again, and Train has retried its training already.
-            failure = TrialFailure(fingerprint=spec.fingerprint, cause=_cause(error))
-            context.store.write(FAILURES, spec.fingerprint, failure, identity={})
+            failure = TrialFailure(fingerprint=spec.fingerprint, cause=last_line(error))
+            context.experiment.write(FAILURES, spec.fingerprint, failure, identity={})
             return
         finally:
             on_progress(None)
@@ -81,21 +81,11 @@ def run_trials(
     failures = {}
     for spec in todo:
         if context.store.read(KIND, spec.fingerprint, TrialResult) is None:
-            failure = context.store.read(FAILURES, spec.fingerprint, TrialFailure)
+            failure = context.experiment.read(FAILURES, spec.fingerprint, TrialFailure)
             if failure is None:  # its process was lost, more often than it was started again
-                failure = TrialFailure(fingerprint=spec.fingerprint, cause=_cause(results[spec.fingerprint].error))
+                lost = results[spec.fingerprint].error
+                cause = last_line(lost) if lost else "ended without a result"
+                failure = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
             LOGGER.error("trial %s failed: %s", names[spec.fingerprint], failure.cause)
             failures[spec.fingerprint] = failure
     return failures
-
-
-def _cause(error: BaseException | None) -> str:
-    """What to show of a failure that crossed several processes: the last line of the innermost message."""
-    if error is None:
-        return "ended without a result"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else "no message"
-    # Train's message ends with the worker's own error, as `module.Class: message`.
-    if inner := re.fullmatch(r"(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt): .*)", last):
-        return inner[1]
-    return f"{type(error).__name__}: {last}"

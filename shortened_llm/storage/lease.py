@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -26,12 +27,13 @@ class LeaseLostError(RuntimeError):
 
 
 class Lease:
-    """A held lease; renewed by a thread until released."""
+    """A held lease; renewed by a thread until released. Losing it interrupts the main thread."""
 
-    def __init__(self, url: str, number: int, expiry_seconds: float) -> None:
+    def __init__(self, url: str, number: int, expiry_seconds: float, on_lost: Callable[[], None] | None = None) -> None:
         self._url = url
         self._number = number
         self._expiry_seconds = expiry_seconds
+        self._on_lost = on_lost or _interrupt_main_thread
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._renewals = 0
         self._released = threading.Event()
@@ -56,17 +58,13 @@ class Lease:
         if not self.lost.is_set():
             write_bytes(self._object_url(self._number), self._content("released"))
 
-    def check(self) -> None:
-        """Raises `LeaseLostError` when another driver took over."""
-        if self.lost.is_set():
-            raise LeaseLostError(f"another driver took over {self._url}")
-
     def _renew_until_released(self) -> None:
         while not self._released.wait(self._expiry_seconds / 4):
             try:
                 if _numbers(self._url)[-1:] != [self._number]:
                     LOGGER.error("another driver took over this experiment: stopping")
                     self.lost.set()
+                    self._on_lost()
                     return
                 self._renewals += 1
                 write_bytes(self._object_url(self._number), self._content("held"))
@@ -78,6 +76,10 @@ class Lease:
 
     def _object_url(self, number: int) -> str:
         return join(self._url, f"{number:08d}.json")
+
+
+def _interrupt_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -98,6 +100,10 @@ def hold_lease(
     lease = _take(url, expiry_seconds, sleep)
     try:
         yield lease
+    except KeyboardInterrupt:
+        if lease.lost.is_set():
+            raise LeaseLostError(f"another driver took over {experiment_url}") from None
+        raise
     finally:
         lease.release()
 

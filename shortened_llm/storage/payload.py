@@ -2,12 +2,13 @@
 
 import fnmatch
 import os
-import secrets
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shortened_llm.fingerprint import file_sha256
+from filelock import FileLock
+
+from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry
 from shortened_llm.storage.urls import download_file, filesystem, is_local, join, list_names
 
@@ -49,7 +50,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("SHORTENED_LLM_CACHE", "~/.cache/shortened_llm/files")).expanduser()
 
 
-def local_directory(url: str, fingerprint: str, files: tuple[FileEntry, ...]) -> Path:
+def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
     """A directory of this node that holds `files` of `url`: itself where it is local, else a cached copy.
 
     Raises:
@@ -63,22 +64,19 @@ def local_directory(url: str, fingerprint: str, files: tuple[FileEntry, ...]) ->
             if size != entry.num_bytes:
                 raise OSError(f"{directory / entry.path} has {size} bytes, its record says {entry.num_bytes}")
         return directory
-    final = cache_directory() / fingerprint
-    if final.is_dir():
-        return final
-    partial = final.with_name(f"{final.name}.{secrets.token_hex(4)}.partial")
-    try:
+    final = cache_directory() / fingerprint({"files": files})
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{final}.lock"):  # the processes of a node share one download
+        if final.is_dir():
+            return final
+        partial = final.with_name(f"{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         for entry in files:
             target = download_file(join(url, entry.path), partial / entry.path)
             if file_sha256(target) != entry.sha256:
+                shutil.rmtree(partial)
                 raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
-        try:
-            partial.rename(final)
-        except OSError:
-            if not final.is_dir():  # else another process was first, with the same files
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.rename(final)
     return final
 
 

@@ -95,7 +95,15 @@ def prepare(assets: Path, store: Store) -> tuple[RetrainingJob, Callable[[PreTra
 
     def documents(name: str, purpose: str, *, shared: bool = True) -> Documents:
         source = TextSource(path=str(assets / f"texts/{name}.jsonl"))
-        return Documents(source=source, purpose=purpose, shared=shared, field_path=name)  # type: ignore[arg-type]
+        others = tuple({"train", "selection", "report"} - {purpose}) if shared else ()
+        return Documents(
+            source=source,
+            purpose=purpose,  # type: ignore[arg-type]
+            shared_with=others,  # type: ignore[arg-type]
+            files=(source.path,),
+            commit=None,
+            field_path=name,
+        )
 
     wiki = documents("wiki", "train")
     calibration = calibration_tokens(wiki, CalibrationConfig(path=wiki.source.path), tokenizer)
@@ -103,7 +111,7 @@ def prepare(assets: Path, store: Store) -> tuple[RetrainingJob, Callable[[PreTra
     removable = [b for b in scores.order if PROTECT_FIRST <= b < blocks - PROTECT_LAST]
     kept = tuple(sorted(set(range(blocks)) - set(removable[:REMOVED])))
     train_texts = (wiki, documents("c4", "train"))
-    tokens = pack_tokens(train_texts, tokenizer, "smollm2", 256, store, on_progress=lambda _: None)
+    tokens = pack_tokens(train_texts, tokenizer, "smollm2", 256, 80, store, on_progress=lambda _: None)
     job = RetrainingJob(
         model=dense.view(kept), tokens=tokens, config=CONFIG, method="cpt", learning_rate=3e-4, dtype="bfloat16"
     )

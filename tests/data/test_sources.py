@@ -1,5 +1,6 @@
 """Documents: what is read, how a source is split, and what is refused."""
 
+import gzip
 import json
 from itertools import chain
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.config import SearchConfig, TextSource, parse_config
-from shortened_llm.data.sources import Documents, is_file_path, text_roles
+from shortened_llm.data.sources import Documents, find_files, text_roles
 from shortened_llm.errors import BadInputError
 
 
@@ -18,7 +19,15 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 
 def documents(path: str, purpose: str = "train", *, shared: bool = False, field: str = "text") -> Documents:
     source = TextSource(path=path, field=field)
-    return Documents(source=source, purpose=purpose, shared=shared, field_path="retraining.data.0")  # type: ignore[arg-type]
+    others = tuple({"train", "selection", "report"} - {purpose}) if shared else ()
+    return Documents(
+        source=source,
+        purpose=purpose,  # type: ignore[arg-type]
+        shared_with=others,  # type: ignore[arg-type]
+        files=find_files(path, "retraining.data.0"),
+        commit=None,
+        field_path="retraining.data.0",
+    )
 
 
 def test_a_shared_source_is_split_by_document_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -43,8 +52,18 @@ def test_an_unshared_source_is_whole(tmp_path: Path) -> None:
 
 def test_roles_share_what_several_purposes_name(tiny_config: SearchConfig) -> None:
     roles = text_roles(tiny_config)
-    assert (roles.calibration.shared, roles.train[0].shared, roles.selection[0].shared) == (True, True, True)
-    assert not roles.report[0].shared
+    assert roles.calibration.shared_with == roles.train[0].shared_with == ("selection",)
+    assert roles.selection[0].shared_with == ("train",)
+    assert roles.report[0].shared_with == ()
+
+
+@pytest.mark.parametrize("alias", ["{directory}/./{name}", "{directory}/stor*.jsonl", "file://{directory}/{name}"])
+def test_a_source_is_known_under_any_spelling(alias: str, tiny_values: dict) -> None:
+    path = Path(tiny_values["retraining"]["data"]["path"])
+    spelled = alias.format(directory=path.parent, name=path.name)
+    tiny_values["evaluation"]["report"]["perplexity"] = [{"path": spelled, "bos": "none"}]
+    roles = text_roles(parse_config(tiny_values))
+    assert roles.report[0].shared_with == ("selection", "train")
 
 
 def test_text_and_parquet_and_globs(tmp_path: Path) -> None:
@@ -88,12 +107,23 @@ def test_missing_files_are_named(tmp_path: Path, path: str) -> None:
         list(documents(str(tmp_path / path)).rows())
 
 
-@pytest.mark.parametrize(
-    ("path", "is_file"),
-    [("a.jsonl", True), ("s3://b/a.parquet", True), ("./x", True), ("org/data-set", False), ("wikitext", False)],
-)
-def test_files_are_told_from_hub_ids(path: str, is_file: bool) -> None:
-    assert is_file_path(path) is is_file
+def test_files_are_told_from_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "a.csv").write_text("x")
+    assert find_files("a.jsonl", "data") == (str(tmp_path / "a.jsonl"),)
+    assert find_files("org/data-set", "data") == ()
+    assert find_files("wikitext", "data") == ()
+    for path, word in (("corpus", "is a directory"), ("a.csv", "'.csv'"), ("./missing", "does not exist")):
+        with pytest.raises(BadInputError, match=word):
+            find_files(path, "data")
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as stream:
+        stream.write('{"text": "packed"}\n')
+    assert list(documents(str(tmp_path / "a.jsonl.gz")).rows()) == ["packed"]
 
 
 def test_identity_is_content_not_place(tmp_path: Path) -> None:

@@ -26,7 +26,14 @@ def tokenizer(tiny_assets: Path):
 def corpus(tmp_path: Path, rows: list[dict], name: str = "corpus") -> Documents:
     path = tmp_path / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Documents(source=TextSource(path=str(path)), purpose="train", shared=False, field_path="retraining.data.0")
+    return Documents(
+        source=TextSource(path=str(path)),
+        purpose="train",
+        shared_with=(),
+        files=(str(path),),
+        commit=None,
+        field_path="retraining.data.0",
+    )
 
 
 def calibration(documents: Documents, **values: int) -> CalibrationConfig:
@@ -70,8 +77,8 @@ def test_bad_calibration_is_refused(tmp_path: Path, tokenizer, rows: list[dict],
         assert word in str(caught.value)
 
 
-def pack(documents: tuple[Documents, ...], tokenizer, length: int, store: Store):
-    return pack_tokens(documents, tokenizer, "tokenizer", length, store, on_progress=lambda line: None)
+def pack(documents: tuple[Documents, ...], tokenizer, length: int, store: Store, budget: int = 1000):
+    return pack_tokens(documents, tokenizer, "tokenizer", length, budget, store, on_progress=lambda line: None)
 
 
 def test_packing_joins_documents_with_an_end_token(
@@ -108,6 +115,24 @@ def test_token_rows_are_packed_as_they_are(tmp_path: Path, tokenizer, local_stor
     assert [sequences[dataset.num_sequences - 2 + index].tolist() for index in (0, 1)] == rows
     with pytest.raises(BadInputError, match="4 tokens"):
         pack(documents[1:], tokenizer, 8, local_store)
+
+
+def test_no_more_is_packed_than_can_be_trained_on(
+    tmp_path: Path, tokenizer, local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "SHARD_TOKENS", 16)
+    documents = (
+        corpus(tmp_path, [{"text": "word " * 100}] * 5, "a"),
+        corpus(tmp_path, [{"text": "other " * 100}], "b"),
+    )
+    dataset = pack(documents, tokenizer, 8, local_store, budget=3)
+    assert dataset.num_sequences == 6
+    assert dataset.num_documents == 2
+
+
+def test_unknown_token_ids_are_refused(tmp_path: Path, tokenizer, local_store: Store) -> None:
+    with pytest.raises(BadInputError, match="70000"):
+        pack((corpus(tmp_path, [{"input_ids": [1, 2, 3, 70000]}]),), tokenizer, 4, local_store)
 
 
 def test_too_little_text_is_refused(tmp_path: Path, tokenizer, local_store: Store) -> None:

@@ -28,7 +28,14 @@ def unit(tmp_path: Path):
 
     def make(**protocol: object) -> TextUnit:
         source = PerplexitySource(path=str(path), **protocol)  # type: ignore[arg-type]
-        documents = Documents(source=source, purpose="report", shared=False, field_path="evaluation.report.0")
+        documents = Documents(
+            source=source,
+            purpose="report",
+            shared_with=(),
+            files=(str(path),),
+            commit=None,
+            field_path="evaluation.report.0",
+        )
         return TextUnit(documents=documents, source=source)
 
     return make
@@ -73,6 +80,14 @@ def test_an_impossible_protocol_is_refused(protocol: dict, word: str, unit, tiny
     text = unit(**protocol)
     with pytest.raises(BadInputError, match=word):
         text_segments(text.documents, text.source, load_tokenizer(model_directory(tiny_model)))
+
+
+@pytest.mark.parametrize("bos", ["first", "each", "none"])
+def test_rows_of_tokens_are_segments_as_they_are(bos: str, unit, tiny_model: ModelRef) -> None:
+    text = unit(bos=bos, segment_length=4)
+    rows = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    Path(text.source.path).write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    assert text_segments(text.documents, text.source, with_bos(tiny_model)).tolist() == rows
 
 
 def test_a_score_is_measured_once(

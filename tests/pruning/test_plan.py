@@ -50,7 +50,12 @@ def test_equal_plans_merge_and_keep_all_labels() -> None:
 
 
 def test_a_count_and_its_ratio_are_one_request() -> None:
-    assert requested_counts(SearchSection(ratios=(0.25,), removed_blocks=(2, 3)), 8, ()) == {2: 0.25, 3: 3 / 8}
+    assert requested_counts(SearchSection(ratios=(0.25,), removed_blocks=(2, 3)), 8, ()) == ((2, 0.25), (3, 3 / 8))
+
+
+def test_two_ratios_of_one_count_are_one_plan_with_both_labels() -> None:
+    plans = make_plans(SearchSection(ratios=(0.25, 0.26)), [scores("ppl", [3, 1, 2, 4, 5, 6, 0, 7])], SIZE)
+    assert [[label.ratio for label in plan.labels] for plan in plans] == [[0.25, 0.26]]
 
 
 @pytest.mark.parametrize(

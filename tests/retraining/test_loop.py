@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def job(tiny_config: SearchConfig, tiny_model: ModelRef, local_store: Store) -> RetrainingJob:
     tokenizer = load_tokenizer(model_directory(tiny_model))
     tokens = pack_tokens(
-        text_roles(tiny_config).train, tokenizer, "tiny", 128, local_store, on_progress=lambda line: None
+        text_roles(tiny_config).train, tokenizer, "tiny", 128, 64, local_store, on_progress=lambda line: None
     )
     return RetrainingJob(
         model=tiny_model.view((0, 1, 4, 6, 7)),

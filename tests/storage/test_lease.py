@@ -6,7 +6,7 @@ import time
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.storage.lease import Lease, hold_lease
+from shortened_llm.storage.lease import Lease, LeaseLostError, hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, list_names
 
@@ -39,13 +39,27 @@ def test_a_dead_owner_is_waited_for(store: Store) -> None:
 
 
 def test_an_owner_that_lost_its_lease_notices(store: Store) -> None:
-    old = Lease(join(store.url, "lease"), 1, expiry_seconds=EXPIRY)
+    noticed = threading.Event()
+    old = Lease(join(store.url, "lease"), 1, expiry_seconds=EXPIRY, on_lost=noticed.set)
     assert old.try_take()
     new = Lease(join(store.url, "lease"), 2, expiry_seconds=EXPIRY)
     assert new.try_take()
-    assert old.lost.wait(EXPIRY * 3)
+    assert noticed.wait(EXPIRY * 3)
+    assert old.lost.is_set()
     new.release()
     assert list_names(join(store.url, "lease")) == ["00000002.json"]
+
+
+def test_losing_the_lease_stops_the_driver(local_store: Store) -> None:
+    def drive() -> None:
+        with hold_lease(local_store.url, expiry_seconds=EXPIRY):
+            assert Lease(join(local_store.url, "lease"), 2, expiry_seconds=3600).try_take()
+            time.sleep(EXPIRY * 10)
+
+    started = time.monotonic()
+    with pytest.raises(LeaseLostError):
+        drive()
+    assert time.monotonic() - started < EXPIRY * 5
 
 
 def test_a_race_has_one_winner(store: Store) -> None:
