@@ -102,16 +102,16 @@ class EvaluationPool:
 
     @classmethod
     def start(
-        cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int, beside_training: bool
+        cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int, may_idle: bool
     ) -> "EvaluationPool":
         """Create the pool; to be called by the driver, whose end also ends the pool.
 
         Args:
-            beside_training: whether evaluators and trials fit on the cluster together. If not, an evaluator ends as
-                soon as it has no work, so that training can have its place.
+            may_idle: whether evaluators without work may stay for a while. If not, they end at once, so that scoring
+                and training can have their place.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        idle_seconds = IDLE_SECONDS if beside_training else 0.0
+        idle_seconds = IDLE_SECONDS if may_idle else 0.0
         pool = _Pool.options(scheduling_strategy=here)  # type: ignore[attr-defined]
         return cls(pool.remote(store, dtype, batch_size, resources, idle_seconds))
 

@@ -35,47 +35,33 @@ def retrain(
             what makes it resume, so no other driver may use the directory.
         callbacks: Ray Train callbacks of the caller, for metrics.
     """
-    stored = store.read(KIND, job.fingerprint, RetrainedModel) or _train(
-        job, store, runs_url, resources, max_failures, callbacks, on_progress
-    )
-    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
-    return stored
-
-
-def _train(
-    job: RetrainingJob,
-    store: Store,
-    runs_url: str,
-    resources: ResourcesConfig,
-    max_failures: int,
-    callbacks: Sequence[object],
-    on_progress: Callable[[str], None],
-) -> RetrainedModel:
-    # A report is a barrier that Ray drains at this interval: at its default of 2 s each report costs about that.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"job": job, "store": store, "on_progress": on_progress},
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
-        ),
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
-        run_config=RunConfig(
-            name=job.fingerprint,
-            storage_path=runs_url,
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            callbacks=list(callbacks),
-        ),
-    )
-    trainer.fit()
-    stored = store.read(KIND, job.fingerprint, RetrainedModel)
-    if stored is None:
+    if store.read(KIND, job.fingerprint, RetrainedModel) is None:
+        # A report is a barrier that Ray drains at this interval: at its default of 2 s each report costs about that.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={"job": job, "store": store, "on_progress": on_progress},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(resources),
+            ),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+            run_config=RunConfig(
+                name=job.fingerprint,
+                storage_path=runs_url,
+                failure_config=FailureConfig(max_failures=max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+                callbacks=list(callbacks),
+            ),
+        )
+        trainer.fit()
+    retrained = store.read(KIND, job.fingerprint, RetrainedModel)
+    if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
-    return stored
+    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
+    return retrained
 
 
 def worker_resources(resources: ResourcesConfig) -> dict[str, float]:

@@ -120,11 +120,11 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
                 )
 
 
-def fits_beside_training(config: SearchConfig, capacity: dict[str, float]) -> bool:
-    """Whether all trials at a time and all evaluators fit into `capacity` together."""
+def evaluators_may_idle(config: SearchConfig, capacity: dict[str, float]) -> bool:
+    """Whether evaluators that wait for work leave room in `capacity` for a scoring task and for all trials at a time."""
     resources, trials = config.resources, config.search.max_concurrent_trials
-    cpus = trials * (resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS)
-    gpus = trials * resources.workers * resources.gpus_per_worker
+    cpus = max(trials * (resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS), resources.cpus_per_scorer)
+    gpus = max(trials * resources.workers * resources.gpus_per_worker, resources.gpus_per_scorer)
     return (
         cpus + resources.evaluators * resources.cpus_per_evaluator <= capacity.get("CPU", 0) + 1e-9
         and gpus + resources.evaluators * resources.gpus_per_evaluator <= capacity.get("GPU", 0) + 1e-9

@@ -45,6 +45,8 @@ def submit_scores(
     """Begin to score the blocks, one task per criterion."""
     resources = config.resources
     task = _score.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
+    for criterion in config.scoring.criteria:
+        progress.about(f"score {criterion}")("waiting for its resources")
     return [
         task.remote(
             criterion,
@@ -53,7 +55,7 @@ def submit_scores(
             config.calibration,
             config.scoring,
             store,
-            max(1, math.floor(resources.cpus_per_scorer)),
+            math.ceil(resources.cpus_per_scorer),
             progress.about(f"score {criterion}"),
         )
         for criterion in config.scoring.criteria

@@ -12,7 +12,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.search.experiment import publish_report, write_config
 from shortened_llm.search.finish import gather, submit_dense
-from shortened_llm.search.preflight import check_unchanged, fits_beside_training
+from shortened_llm.search.preflight import check_unchanged, evaluators_may_idle
 from shortened_llm.search.prepare import prepare, selection_units
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.search.space import SearchSpace
@@ -46,7 +46,7 @@ def run_search(config: SearchConfig, store: Store) -> str:
             config.resources,
             dtype=config.model.dtype,
             batch_size=config.evaluation.batch_size,
-            beside_training=fits_beside_training(config, ray.cluster_resources()),
+            may_idle=evaluators_may_idle(config, ray.cluster_resources()),
         )
         dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
         prepared = prepare(dense, config, roles, store, log.about("prepare"))
