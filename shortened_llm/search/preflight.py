@@ -121,7 +121,7 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
 
 
 def evaluators_may_idle(config: SearchConfig, capacity: dict[str, float]) -> bool:
-    """Whether evaluators that wait for work leave room in `capacity` for a scoring task and for all trials at a time."""
+    """Whether evaluators without work leave room in `capacity` for a scoring task, and for all trials at a time."""
     resources, trials = config.resources, config.search.max_concurrent_trials
     cpus = max(trials * (resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS), resources.cpus_per_scorer)
     gpus = max(trials * resources.workers * resources.gpus_per_worker, resources.gpus_per_scorer)
