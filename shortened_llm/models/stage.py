@@ -39,12 +39,12 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
     """
     if is_local(config.path) and Path(config.path).is_dir():
         directory = Path(config.path).absolute()
+        blocks = load_config(directory).num_hidden_layers
         weight_file_names(directory)
         on_progress(f"hashing the files of {directory}")
         files = describe_files(directory, MODEL_FILES)
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
         if is_local(store.url):
-            blocks = load_config(directory).num_hidden_layers
             return ModelRef(url=str(directory), fingerprint=fingerprint(identity), files=files, num_blocks=blocks)
         return store.read(KIND, fingerprint(identity), ModelRef) or _upload(config, directory, store, identity)
     identity = _source_identity(config)
@@ -135,8 +135,8 @@ def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) ->
 
 
 def _upload(config: ModelConfig, directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
-    weight_file_names(directory)
     blocks = load_config(directory).num_hidden_layers
+    weight_file_names(directory)
     load_tokenizer(directory)
     key = fingerprint(identity)
     url = store.attempt_url(KIND, key)
