@@ -48,6 +48,7 @@ def start_s3_server(directory: Path) -> Iterator[S3Server]:
     command = [
         _binary(), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=128", "-volume.max=20", "-filer", "-s3", f"-s3.config={directory / 's3.json'}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
     ]  # fmt: skip
     with (directory / "server.log").open("wb") as log:
