@@ -6,6 +6,7 @@ of its own per attempt. Two writers can waste work, never mix it; without the re
 
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from shortened_llm.storage.urls import create_bytes, delete, is_local, join, nor
 
 T = TypeVar("T")
 
+# In the path of the copy of the working directory that Ray makes for a submitted job.
+SUBMITTED_COPY = "_ray_pkg_"
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -29,7 +33,16 @@ class Store:
 
     @classmethod
     def at(cls, url: str) -> "Store":
-        """A store at a user's URL or directory; creates nothing."""
+        """A store at a user's URL or directory; creates nothing.
+
+        Raises:
+            BadInputError: a relative directory in a submitted job, whose working directory is a copy that is deleted.
+        """
+        if is_local(url) and not Path(url).is_absolute() and SUBMITTED_COPY in os.getcwd():
+            raise BadInputError(
+                f"storage.url: {url!r} is relative, but a submitted job runs in a temporary copy of the working "
+                "directory; give an absolute path or a URL"
+            )
         return cls(normalise(url))
 
     def experiment_url(self, name: str) -> str:

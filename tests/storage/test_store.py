@@ -91,6 +91,15 @@ def test_wrong_credentials_and_servers_are_refused(
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_a_relative_directory_in_a_submitted_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(BadInputError, match="absolute"):
+        Store.at("./results")
+    assert Store.at(str(tmp_path)).url == str(tmp_path)
+
+
 def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(BadInputError, match="nosuch"):
         Store.at("nosuch://bucket/results")
