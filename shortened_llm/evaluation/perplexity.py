@@ -30,10 +30,7 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
     Raises:
         BadInputError: the text is shorter than a segment, or the tokenizer has no beginning-of-text token.
     """
-    if source.bos != "none" and tokenizer.bos_token_id is None:
-        raise BadInputError(
-            f"{documents.field_path}.bos is {source.bos!r}, but the tokenizer has no beginning-of-text token: set none"
-        )
+    check_bos(documents, source, tokenizer)
     rows = documents.rows()
     first = next(rows, None)
     if isinstance(first, list):
@@ -53,6 +50,14 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
     if source.bos == "each":
         segments = torch.cat([torch.full((count, 1), tokenizer.bos_token_id), segments], dim=1)
     return segments
+
+
+def check_bos(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `BadInputError` where the protocol needs a beginning-of-text token that the tokenizer does not have."""
+    if source.bos != "none" and tokenizer.bos_token_id is None:
+        raise BadInputError(
+            f"{documents.field_path}.bos: is {source.bos!r}, but the tokenizer has no beginning-of-text token; set none"
+        )
 
 
 def _token_ids(

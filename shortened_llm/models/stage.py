@@ -46,13 +46,13 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
         if is_local(store.url):
             return ModelRef(url=str(directory), fingerprint=fingerprint(identity), files=files, num_blocks=blocks)
-        return store.read(KIND, fingerprint(identity), ModelRef) or _upload(config, directory, store, identity)
+        return store.read(KIND, fingerprint(identity), ModelRef) or _upload(directory, store, identity)
     identity = _source_identity(config)
     if stored := store.read(KIND, fingerprint(identity), ModelRef):
         return stored
     with tempfile.TemporaryDirectory(prefix="shortened_llm_") as temporary:
         on_progress(f"fetching {config.path}")
-        return _upload(config, _fetch(config, identity, Path(temporary)), store, identity)
+        return _upload(_fetch(config, identity, Path(temporary)), store, identity)
 
 
 def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
@@ -73,7 +73,7 @@ def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
         if not exists(join(config.path, "config.json")):
             raise BadInputError(f"model.path: {config.path!r} holds no config.json")
         return download_directory(config.path, directory, METADATA_FILES)
-    path = Path(config.path.removeprefix("file://"))
+    path = Path(config.path)
     if path.is_dir():
         load_config(path)
         weight_file_names(path)
@@ -134,7 +134,7 @@ def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) ->
     return directory
 
 
-def _upload(config: ModelConfig, directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
+def _upload(directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
     blocks = load_config(directory).num_hidden_layers
     weight_file_names(directory)
     load_tokenizer(directory)

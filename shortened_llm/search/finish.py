@@ -25,8 +25,7 @@ from shortened_llm.records import (
 from shortened_llm.reporting.rows import best_of_each_size
 from shortened_llm.search.prepare import report_units, selection_units, task_units
 from shortened_llm.search.progress import Progress
-from shortened_llm.search.trial import KIND
-from shortened_llm.storage.store import Store
+from shortened_llm.search.trial import KIND, TrialContext
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
@@ -54,22 +53,21 @@ def submit_dense(
 
 def gather(
     config: SearchConfig,
-    dense: ModelRef,
+    context: TrialContext,
     dense_scores: DenseScores,
     roles: TextRoles,
     scores: Sequence[BlockScores],
     specs: Sequence[TrialSpec],
     failures: Mapping[str, TrialFailure],
-    store: Store,
-    pool: EvaluationPool,
     progress: Progress,
 ) -> Experiment:
     """Score every plan, before and after retraining, on the report texts; the best model of each size on tasks too."""
+    dense, pool = context.space.dense, context.pool
     texts: tuple[Unit, ...] = report_units(config, roles)
     trials = [
         ReportedTrial(
             spec=spec,
-            result=store.read(KIND, spec.fingerprint, TrialResult),
+            result=context.store.read(KIND, spec.fingerprint, TrialResult),
             failure=failures[spec.fingerprint].cause if spec.fingerprint in failures else None,
             before=EvalScores(),
             after=EvalScores(),

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from shortened_llm.config import TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.tasks import check_tasks
 from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
@@ -170,11 +171,7 @@ def _check_training_and_evaluation_texts(
     for documents, source in zip((*roles.selection, *roles.report), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
         _check_text(documents, tokenizer, source.segment_length, documents=0, field=field)
-        if source.bos != "none" and tokenizer.bos_token_id is None:
-            raise BadInputError(
-                f"{documents.field_path}.bos: is {source.bos!r}, but the tokenizer has no beginning-of-text token; "
-                "set none"
-            )
+        check_bos(documents, source, tokenizer)
 
 
 def _check_text(

@@ -3,7 +3,7 @@
 import ray
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.data.sources import text_roles
+from shortened_llm.data.sources import TextRoles
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.files import model_size, open_tensor_files
@@ -27,15 +27,17 @@ class TrialsFailedError(RuntimeError):
     """Some trials have no result. The report is written all the same."""
 
 
-def run_search(config: SearchConfig, store: Store) -> str:
+def run_search(config: SearchConfig, roles: TextRoles, store: Store) -> str:
     """Run an experiment, or what is left of it, on the connected Ray cluster; returns the report's path or URL.
+
+    Args:
+        roles: as the checks found them, so that a data set cannot change between check and run.
 
     Raises:
         BadInputError: another driver runs this experiment.
         TrialsFailedError: with the report's place and the first cause.
     """
     experiment_url = store.experiment_url(config.experiment)
-    roles = text_roles(config)
     with hold_lease(experiment_url), ProgressLog() as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
         staging = log.about("model")
@@ -79,9 +81,7 @@ def run_search(config: SearchConfig, store: Store) -> str:
             max_concurrent_trials=config.search.max_concurrent_trials,
             progress=log.about("search"),
         )
-        experiment = gather(
-            config, dense, baseline, roles, prepared.scores, specs, failures, store, pool, log.about("report")
-        )
+        experiment = gather(config, context, baseline, roles, prepared.scores, specs, failures, log.about("report"))
         report = publish_report(store, experiment)
     if failures:
         cause = next(iter(failures.values())).cause

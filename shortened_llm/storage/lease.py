@@ -87,7 +87,6 @@ def hold_lease(
     experiment_url: str,
     *,
     expiry_seconds: float = EXPIRY_SECONDS,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
     """Own the experiment at `experiment_url` for the length of the context.
 
@@ -97,7 +96,7 @@ def hold_lease(
         BadInputError: while another driver renews its lease.
     """
     url = join(experiment_url, "lease")
-    lease = _take(url, expiry_seconds, sleep)
+    lease = _take(url, expiry_seconds)
     try:
         yield lease
     except KeyboardInterrupt:
@@ -108,18 +107,18 @@ def hold_lease(
         lease.release()
 
 
-def _take(url: str, expiry_seconds: float, sleep: Callable[[float], None]) -> Lease:
+def _take(url: str, expiry_seconds: float) -> Lease:
     while True:
         numbers = _numbers(url)
         last = numbers[-1] if numbers else 0
         if last:
-            _wait_until_free(join(url, f"{last:08d}.json"), expiry_seconds, sleep)
+            _wait_until_free(join(url, f"{last:08d}.json"), expiry_seconds)
         lease = Lease(url, last + 1, expiry_seconds)
         if lease.try_take():
             return lease
 
 
-def _wait_until_free(object_url: str, expiry_seconds: float, sleep: Callable[[float], None]) -> None:
+def _wait_until_free(object_url: str, expiry_seconds: float) -> None:
     first = _read(object_url)
     if first is None or first["state"] == "released":
         return
@@ -129,7 +128,7 @@ def _wait_until_free(object_url: str, expiry_seconds: float, sleep: Callable[[fl
     )  # fmt: skip
     waited = 0.0
     while waited < expiry_seconds:
-        sleep(expiry_seconds / 20)
+        time.sleep(expiry_seconds / 20)
         waited += expiry_seconds / 20
         now = _read(object_url)
         if now is None or now["state"] == "released":
