@@ -45,10 +45,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.points: list[TrainingPoint] = []
+        self.norms: list[float] = []
         self.checkpoints: list[Path] = []
 
     def __call__(self, point: TrainingPoint, norm: float, checkpoint: Path | None) -> None:
         self.points.append(point)
+        self.norms.append(norm)
         if checkpoint is not None:
             self.checkpoints.append(checkpoint)
 
@@ -85,12 +87,13 @@ def test_the_loop_is_plain_adamw_on_the_mean_loss(job: RetrainingJob) -> None:
         batch = torch.tensor([row.tolist() for row in rows])
         loss = F.cross_entropy(plain(input_ids=batch).logits[:, :-1].transpose(1, 2), batch[:, 1:])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), config.cpt.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), config.cpt.max_gradient_norm)
         for group in optimizer.param_groups:
             group["lr"] = job.learning_rate * learning_rate_factor(step, config.num_steps, config.cpt)
         optimizer.step()
         optimizer.zero_grad()
         assert recorder.points[step].loss == pytest.approx(loss.item(), rel=1e-5)
+        assert recorder.norms[step] == pytest.approx(norm.item(), rel=1e-4)  # AdamW and clipping hide a wrong scale
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.full_tensor(), theirs, rtol=1e-3, atol=1e-5)
 
