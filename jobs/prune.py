@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"would write at most {len(config.scoring.criteria) * len(facts.counts)} models to {flags.output}")
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
-    scores = list(score_here(config, dense, facts.roles.calibration, store))
+    scores = score_here(config, facts, dense, store)
     size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
     for plan in make_plans(config.search, scores, size):
         labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
         check_resources(config.resources, cluster_capacity())
     print(describe_search(config, facts, store), flush=True)
     if not flags.dry_run:
-        print(run_search(config, facts.roles, store))
+        print(run_search(config, facts, store))
 
 
 if __name__ == "__main__":

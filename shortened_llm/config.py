@@ -55,7 +55,11 @@ def _as_tuple(value: object) -> object:
 
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
 Dtype = Literal["bfloat16", "float32"]
-Criterion = Literal["ppl", "taylor", "magnitude"]
+Criterion = Literal[
+    "ppl", "taylor", "magnitude", "block_influence", "angular_span", "kl", "greedy_ppl", "last_n", "random"
+]
+# Criteria whose score of a block is a mean over calibration sequences: only these have something to race for.
+RACED_CRITERIA: tuple[Criterion, ...] = ("ppl", "kl", "block_influence")
 Reduction = Literal["sum", "mean", "max"]
 BosMode = Literal["first", "each", "none"]
 
@@ -135,8 +139,32 @@ class CalibrationConfig(TextSource):
     """Length of each sequence (tokens)."""
     seed: int = Field(1234, ge=0)
     """Draws the documents."""
-    batch_size: int = Field(10, ge=1)
-    """Sequences per forward pass. No score depends on it, beyond rounding."""
+    draws: int = Field(1, ge=1, le=10)
+    """Draws of calibration text (count), with seeds seed, seed + 1, ... Plans follow the first; the others show beside
+    it how much the order owes to the text. Each costs as much as the first."""
+    bos: Literal["auto", "each", "none"] = "auto"
+    """each: a beginning-of-text token replaces the first token of every sequence; none: sequences as they are; auto:
+    each for families that are lost without it (Gemma), else none. Rows of token ids are used as they are."""
+    racing: bool = False
+    """Read more sequences for blocks that are still near a requested cut, until each is decided or max_sequences is
+    reached. For ppl, kl and block_influence."""
+    max_sequences: int | None = Field(None, ge=2)
+    """With racing: the most sequences (count); ten times num_sequences unless given."""
+
+    @property
+    def race_limit(self) -> int:
+        """Sequences that racing reads at most."""
+        return self.max_sequences or 10 * self.num_sequences
+
+    @model_validator(mode="after")
+    def _racing_has_room(self) -> "CalibrationConfig":
+        if self.max_sequences is not None and not self.racing:
+            raise ValueError(f"max_sequences is {self.max_sequences}, which only applies with racing: true")
+        if self.racing and self.race_limit < self.num_sequences:
+            raise ValueError(f"max_sequences is {self.max_sequences}, less than num_sequences {self.num_sequences}")
+        if self.racing and self.num_sequences < 2:
+            raise ValueError("racing compares sequences: num_sequences must be at least 2")
+        return self
 
 
 class TaylorConfig(Section):
@@ -154,13 +182,21 @@ class MagnitudeConfig(TaylorConfig):
     """Options of the magnitude criterion."""
 
 
+class RandomConfig(Section):
+    """Options of the random control."""
+
+    seed: int = Field(0, ge=0)
+    """Draws the order."""
+
+
 class ScoringConfig(Section):
     """How blocks are ranked."""
 
     criteria: Annotated[tuple[Criterion, ...], AfterValidator(_distinct)] = Field(
         ("ppl", "taylor", "magnitude"), min_length=1
     )
-    """Criteria to rank by; an axis of the search."""
+    """Criteria to rank by; an axis of the search. From calibration text: ppl, taylor, kl, block_influence,
+    angular_span, greedy_ppl; from the weights: magnitude; controls: last_n, random."""
     protect_first: int = Field(4, ge=0)
     """Leading blocks that are never removed (count)."""
     protect_last: int = Field(2, ge=0)
@@ -169,6 +205,16 @@ class ScoringConfig(Section):
     """Compute type of scoring. Scores at the cut often differ by less than a bfloat16 rounding."""
     taylor: TaylorConfig = TaylorConfig()
     magnitude: MagnitudeConfig = MagnitudeConfig()
+    random: RandomConfig = RandomConfig()
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "ScoringConfig":
+        for name in ("taylor", "magnitude", "random"):
+            if name in self.model_fields_set and name not in self.criteria:
+                raise ValueError(
+                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
+                )
+        return self
 
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -328,6 +374,11 @@ class ResourcesConfig(Section):
     """CPUs that Ray reserves for each scoring task."""
     gpus_per_scorer: float = Field(0, ge=0)
     """GPUs (or a fraction) of each scoring task."""
+    scoring_shards: int = Field(1, ge=1)
+    """Tasks among which the calibration sequences of forward-only criteria are cut (count)."""
+    scoring_memory_gib: float | None = Field(None, gt=0)
+    """Memory of a scoring task for hidden states (GiB): what does not fit is walked in several passes over the
+    weights. Half of the free memory of its device unless given."""
     node_wait_seconds: float = Field(1800, gt=0)
     """How long a trial waits for its nodes to start (seconds)."""
 
@@ -360,6 +411,15 @@ class SearchConfig(Section):
         return name
 
     @model_validator(mode="after")
+    def _racing_applies(self) -> "SearchConfig":
+        if self.calibration.racing and not set(self.scoring.criteria) & set(RACED_CRITERIA):
+            raise ValueError(
+                f"calibration.racing is true, but scoring.criteria is {list(self.scoring.criteria)}; "
+                f"racing applies to {', '.join(RACED_CRITERIA)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> "SearchConfig":
         batch, workers = self.retraining.global_batch_size, self.resources.workers
         if batch % workers:
@@ -376,7 +436,6 @@ PLACEMENT_KEYS = (
     "search.max_failures",
     "retraining.checkpoint_tokens",
     "retraining.micro_batch_size",
-    "calibration.batch_size",
     "evaluation.batch_size",
     "retraining.activation_checkpointing",
 )

@@ -98,23 +98,81 @@ class TokenDataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How sure it is which blocks go when `count` of them are removed."""
+
+    count: int
+    removed: tuple[int, ...]
+    """The blocks that go, ascending."""
+    probabilities: tuple[float, ...]
+    """Of each block, in model order: share of resampled calibration sets by which it would go."""
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
+        return tuple(b for b, p in enumerate(self.probabilities) if UNDECIDED[0] <= p <= UNDECIDED[1])
+
+
+UNDECIDED = (0.05, 0.95)
+RESAMPLES = 1000
+"""Bootstrap samples of the calibration sequences behind each probability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreDraw:
+    """The scores by another draw of calibration text."""
+
+    seed: int
+    scores: tuple[float | None, ...]
+    order: tuple[int, ...]
+    sets: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockScores:
     """How much each block matters by one criterion."""
 
     criterion: str
-    scores: tuple[float, ...]
-    """One per block, in model order; the lowest is removed first."""
+    scores: tuple[float | None, ...]
+    """One per block, in model order; the lowest is removed first. None where the criterion never scores the block."""
     order: tuple[int, ...]
     """All blocks, least important first, before protection."""
-    standard_errors: tuple[float, ...] | None
+    sets: tuple[tuple[int, ...], ...] | None = None
+    """Blocks to remove, ascending, for each count where the criterion chooses them anew; they then win over `order`."""
+    standard_errors: tuple[float | None, ...] | None
     """Of each score, where the criterion has one."""
+    cuts: tuple[Cut, ...] | None = None
+    """For each requested count, where the criterion has resamples to tell it from."""
+    draws: tuple[ScoreDraw, ...] = ()
+    """Other draws of the calibration text, for comparison."""
     protected: tuple[int, ...]
     """Blocks that a plan never removes."""
     dense_perplexity: float | None
     """Perplexity of the dense model on the calibration set, where the criterion measures it."""
+    sequences: tuple[int, ...] | None = None
+    """Calibration sequences read for each block, where racing made them differ."""
+    tokens: int = 0
+    """Calibration tokens read: sequences times their length."""
     protocol: str
     """Text, lengths, dtype and options behind the scores, in words."""
     fingerprint: str
+
+    def removed(self, count: int) -> tuple[int, ...]:
+        """The `count` blocks that go, ascending."""
+        return removed_blocks(self.order, self.sets, self.protected, count)
+
+
+def removed_blocks(
+    order: tuple[int, ...], sets: tuple[tuple[int, ...], ...] | None, protected: tuple[int, ...], count: int
+) -> tuple[int, ...]:
+    """The `count` blocks that go, ascending: the set of that size, else the first unprotected ones of the order.
+
+    Protection wins: a protected block is passed over in an order, and criteria choose their sets around it.
+    """
+    for chosen in sets or ():
+        if len(chosen) == count:
+            return chosen
+    return tuple(sorted([block for block in order if block not in protected][:count]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

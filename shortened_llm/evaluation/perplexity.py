@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.logs import LOGGER
+from shortened_llm.models.families import needs_bos
 from shortened_llm.models.head import next_token_labels, sequence_nll
 from shortened_llm.records import PerplexityScore
 
@@ -52,12 +54,31 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
     return segments
 
 
-def check_bos(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises `BadInputError` where the protocol needs a beginning-of-text token that the tokenizer does not have."""
+def check_bos(
+    documents: Documents,
+    source: PerplexitySource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model_type: str | None = None,
+) -> None:
+    """Check that the protocol's beginning-of-text mode suits the tokenizer and the model's family.
+
+    Args:
+        model_type: the family, where a mode that does not suit it shall be warned of.
+
+    Raises:
+        BadInputError: the protocol needs a beginning-of-text token, but the tokenizer has none.
+    """
+    field = f"{documents.field_path}.bos"
     if source.bos != "none" and tokenizer.bos_token_id is None:
-        raise BadInputError(
-            f"{documents.field_path}.bos: is {source.bos!r}, but the tokenizer has no beginning-of-text token; set none"
-        )
+        raise BadInputError(f"{field}: is {source.bos!r}, but the tokenizer has no beginning-of-text token; set none")
+    if model_type is not None and source.bos != "each" and needs_bos("auto", model_type):
+        # Not refused: it is the protocol of published figures, such as those of the Shortened LLaMA paper.
+        LOGGER.warning(
+            "%s: is %r, but %s models predict at random without a beginning-of-text token in front of every segment; "
+            "set each",
+            field, source.bos, model_type,
+        )  # fmt: skip
 
 
 def _token_ids(

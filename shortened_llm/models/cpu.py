@@ -1,5 +1,6 @@
 """Settings of a process that computes on CPU."""
 
+import contextlib
 import ctypes
 import os
 
@@ -29,3 +30,12 @@ def prepare_cpu(threads: int) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     except (OSError, AttributeError):
         return  # another C library
+
+
+def release_freed_memory() -> None:
+    """Give what the heap holds but does not use back to the kernel.
+
+    glibc's aligned allocations do not fill the gaps that equal ones left, so a heap grows with the work done on it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

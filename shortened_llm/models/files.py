@@ -40,10 +40,10 @@ def weight_file_names(directory: Path) -> tuple[str, ...]:
     """Names of the safetensors files that make up the model.
 
     Raises:
-        BadInputError: there are none, or the index names a file that is missing.
+        BadInputError: there are none, or the index is damaged or names a file that is missing.
     """
     if (directory / INDEX_NAME).is_file():
-        names = sorted(set(json.loads((directory / INDEX_NAME).read_text())["weight_map"].values()))
+        names = sorted(set(_weight_map(directory).values()))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise BadInputError(f"model.path: {directory / INDEX_NAME} names files that are missing: {missing}")
@@ -55,12 +55,27 @@ def weight_file_names(directory: Path) -> tuple[str, ...]:
     )
 
 
+def _weight_map(directory: Path) -> dict[str, str]:
+    """`{tensor name: file name}` as the index says; empty where there is no index."""
+    path = directory / INDEX_NAME
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInputError(f"model.path: {path} is no JSON ({error})") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise BadInputError(f"model.path: {path} has no weight_map, an object that names the file of each tensor")
+    return weight_map
+
+
 @lru_cache(maxsize=4)
 def open_tensor_files(directory: Path) -> TensorFiles:
     """Read the headers of a model's weight files.
 
     Raises:
-        BadInputError: a file is missing, truncated or no safetensors file.
+        BadInputError: a file is missing, truncated or no safetensors file, or lacks a tensor that the index names.
     """
     file_of: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -70,8 +85,15 @@ def open_tensor_files(directory: Path) -> TensorFiles:
                 for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
                     file_of[key] = name
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise BadInputError(f"model.path: {directory / name} is damaged or no safetensors file ({error})") from None
+    absent = {key: name for key, name in _weight_map(directory).items() if file_of.get(key) != name}
+    if absent:
+        key, name = next(iter(absent.items()))
+        raise BadInputError(
+            f"model.path: {directory / INDEX_NAME} names {len(absent)} tensors that their files lack, such as {key} in "
+            f"{name}"
+        )
     return TensorFiles(directory=directory, file_of=file_of, shapes=shapes)
 
 

@@ -8,7 +8,7 @@ import types
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 IGNORE = -100
 CHUNK_TOKENS = 512
@@ -45,13 +45,17 @@ def _chunk_nll(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tenso
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """fp32 logits [..., vocab] of final hidden states [..., hidden], with the family's scale and soft-cap."""
-    logits = model.get_output_embeddings()(hidden)
-    if (scale := getattr(model.config, "logit_scale", None)) is not None:  # Cohere
+    return finished_logits(model.config, model.get_output_embeddings()(hidden))
+
+
+def finished_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    """What the family makes of the head's product, in fp32; elementwise, so a part of the vocabulary can be given."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
         logits = logits * scale
-    if (scaling := getattr(model.config, "logits_scaling", None)) is not None:  # Granite
+    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
         logits = logits / scaling
     logits = logits.float()
-    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:  # Gemma
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
         logits = torch.tanh(logits / cap) * cap
     return logits
 

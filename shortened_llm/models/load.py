@@ -1,6 +1,8 @@
 """Load a model or a view of it. A view is built from the kept tensors, never cut out of a live model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -9,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import open_tensor_files, renumbered
+from shortened_llm.models.files import BLOCK_NAME, open_tensor_files, renumbered
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.payload import local_directory
 
@@ -67,16 +69,58 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu")
     The tensors of the kept blocks are renumbered as they are named on disk; transformers then applies its own
     conversion from disk to memory. `layer_idx`, and with it the KV cache, comes out right because the model is built
     with its final number of blocks.
+
+    Raises:
+        BadInputError: the files are damaged or lack a tensor of the model, or the blocks cannot be cut out.
     """
     directory = model_directory(ref)
     config = cut_config(load_config(directory), ref.kept_blocks)
     files = open_tensor_files(directory)
     state = dict(files.read(renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)))
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=DTYPES[dtype])
+    try:
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=DTYPES[dtype],
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "conversion" not in str(error):
+            raise
+        raise BadInputError(
+            f"model.path: {directory} lacks weights of experts, or has them in different shapes: transformers cannot "
+            "join the experts of a block; every weight must be in the files"
+        ) from None
+    _check_complete(directory, report, ref.kept_blocks)
     if (directory / "generation_config.json").is_file():
         model.generation_config = type(model.generation_config).from_pretrained(directory)
     return model.to(device).eval()
+
+
+def _check_complete(directory: Path, report: Mapping[str, Any], kept_blocks: tuple[int, ...]) -> None:
+    """Refuse what transformers would fill with random numbers; a tied head is not among it."""
+    if missing := sorted(_dense_name(name, kept_blocks) for name in report["missing_keys"]):
+        raise BadInputError(
+            f"model.path: {directory} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
+            "every weight must be in the files"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        raise BadInputError(
+            f"model.path: {len(mismatched)} tensors of {directory} have another shape than its config.json asks for, "
+            f"such as {_dense_name(name, kept_blocks)}, which has {tuple(found)} instead of {tuple(wanted)}"
+        )
+
+
+def _dense_name(name: str, kept_blocks: tuple[int, ...]) -> str:
+    """A tensor's name in a view, with the block's index in the files."""
+    match = BLOCK_NAME.match(name)
+    if match is None or int(match["block"]) >= len(kept_blocks):
+        return name
+    return f"{match['prefix']}.{kept_blocks[int(match['block'])]}.{match['rest']}"
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:

@@ -36,9 +36,8 @@ def requested_counts(
 
 
 def kept_blocks(scores: BlockScores, count: int) -> tuple[int, ...]:
-    """The blocks that stay when the `count` least important unprotected ones go."""
-    removable = [block for block in scores.order if block not in scores.protected]
-    removed = set(removable[:count])
+    """The blocks that stay when the criterion removes `count`."""
+    removed = scores.removed(count)
     return tuple(block for block in range(len(scores.scores)) if block not in removed)
 
 

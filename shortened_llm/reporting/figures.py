@@ -1,10 +1,15 @@
 """The figures of a report: plots put together from a view, as PNG or as SVG for the page."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortened_llm.reporting.plots import draw_losses, draw_pareto, draw_plans, draw_scores, plans_of_criterion
+from shortened_llm.records import BlockScores
+from shortened_llm.reporting import formats
+from shortened_llm.reporting.plots import draw_losses, draw_pareto
+from shortened_llm.reporting.rows import TrialRow, plans_of_criterion
+from shortened_llm.reporting.score_plot import CutLine, draw_criterion, figure_width, lines_height
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
 from shortened_llm.reporting.view import ReportView
 
@@ -61,19 +66,24 @@ def score_svgs(view: ReportView) -> list[str]:
     """One `<svg>` per criterion: its scores by block above the plans they led to."""
     svgs = []
     for index, scores in enumerate(view.experiment.block_scores):
-        plans = plans_of_criterion(view.rows, scores.criterion)
+        lines = _plan_lines(scores, view.rows)
         colour = view.styles[(scores.criterion,)].colour
         with drawing(f"scores{index}"):
-            plans_height = 0.2 * len(plans)
-            figure = new_figure(7.6, 2.2 + plans_height)
-            heights = [1.8, plans_height] if plans else [1.8]
-            upper, *lower = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).ravel()
-            tips = draw_scores(upper, scores, colour)
-            for axes in lower:
-                draw_plans(axes, plans, scores.protected, colour)
-            (lower or [upper])[-1].set_xlabel("block")
+            figure = new_figure(figure_width(len(scores.scores)), 2.2 + lines_height(lines))
+            tips = draw_criterion(figure, scores, lines, colour)
             svgs.append(to_svg(figure, f"{scores.criterion} score by block", tips))
     return svgs
+
+
+def _plan_lines(scores: BlockScores, rows: Sequence[TrialRow]) -> list[CutLine]:
+    """The plans of a criterion, named by the ratios that asked for them."""
+    undecided = {cut.count: cut.undecided for cut in scores.cuts or ()}
+    lines = []
+    for plan in plans_of_criterion(rows, scores.criterion):
+        asked = dict.fromkeys(formats.ratio(x.ratio) for x in plan.labels if x.criterion == scores.criterion)
+        removed = plan.removed_blocks
+        lines.append(CutLine(name="/".join(asked), removed=removed, undecided=undecided.get(len(removed), ())))
+    return lines
 
 
 def loss_svg(view: ReportView) -> str | None:

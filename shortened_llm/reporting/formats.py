@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 MISSING = "—"
 """Stands for a number that was not measured."""
+UNDECIDED = "◉"
+"""Marks a block that the calibration text does not decide; plots draw it as a dot in a ring."""
 
 
 def perplexity(value: float | None) -> str:
@@ -69,6 +71,16 @@ def count(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """`16.1 %` from 0.161; the space does not break."""
     return MISSING if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def share(value: float) -> str:
+    """`45 %` from 0.453, for a share of many tries; `<1 %` and `>99 %` where it was rare but not never."""
+    sign, shown = "", round(100 * value)
+    if shown == 0 and value > 0:
+        sign, shown = "<", 1
+    if shown == 100 and value < 1:
+        sign, shown = ">", 99
+    return f"{sign}{shown}\N{NO-BREAK SPACE}%"
 
 
 def ratio(value: float) -> str:

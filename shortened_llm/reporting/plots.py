@@ -1,10 +1,10 @@
-"""The three figures: size against perplexity, scores by block, loss against tokens."""
+"""Two figures: size against perplexity, loss against tokens. Scores by block are in `score_plot.py`."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shortened_llm.records import BlockScores, PrunePlan, TrainingPoint
+from shortened_llm.records import TrainingPoint
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.pareto import ParetoPanel, ParetoPoint
 from shortened_llm.reporting.rows import TrialRow
@@ -24,8 +24,11 @@ MAX_CURVE_POINTS = 200
 
 
 def needs_log(values: Sequence[float]) -> bool:
-    """Whether positive values spread so far that a linear scale hides the lower ones."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) > LOG_FROM
+    """Whether positive values spread so far that a linear scale hides the lower ones; places of a ranking never do."""
+    if not values or min(values) <= 0:
+        return False
+    ranking = all(float(value).is_integer() for value in values)
+    return max(values) / min(values) > LOG_FROM and not ranking
 
 
 def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, str]:
@@ -77,97 +80,6 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
 def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
     place = (point.parameters / 1e6, point.perplexity)
     axes.annotate(text, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
-
-
-def score_limits(scores: BlockScores) -> tuple[float, float]:
-    """Range of the score axis: the blocks that may be removed, with their standard errors, and what lies close by.
-
-    A protected block far outside would flatten the differences that decide.
-    """
-    errors = scores.standard_errors or (0.0,) * len(scores.scores)
-    spans = {
-        block: (score - error, score + error)
-        for block, (score, error) in enumerate(zip(scores.scores, errors, strict=True))
-        if math.isfinite(score + error)
-    }
-    compared = [span for block, span in spans.items() if block not in scores.protected] or list(spans.values())
-    if not compared:
-        return 0.0, 1.0
-    low, high = min(span[0] for span in compared), max(span[1] for span in compared)
-    if needs_log([low, high]):
-        return low / (high / low) ** 0.08, high * (high / low) ** 0.08
-    width = (high - low) or abs(high) or 1.0
-    shown = [value for span in spans.values() for value in span]
-    if scores.dense_perplexity is not None:
-        shown.append(scores.dense_perplexity)
-    near = [value for value in shown if low - width / 2 <= value <= high + width / 2]
-    return min(near) - 0.08 * width, max(near) + 0.08 * width
-
-
-def draw_scores(axes: "Axes", scores: BlockScores, colour: str) -> dict[str, str]:
-    """Score by block, protected blocks hollow; a score outside the axis is an arrow with its value at the edge."""
-    low, high = score_limits(scores)
-    tips: dict[str, str] = {}
-    for block, score in enumerate(scores.scores):
-        if not math.isfinite(score):
-            continue
-        face = "none" if block in scores.protected else colour
-        error = scores.standard_errors[block] if scores.standard_errors else None
-        gid = f"block-{block}"
-        tips[gid] = f"block {block}: {formats.significant(score)}" + (
-            f" ± {formats.significant(error, 2)}" if error is not None else ""
-        )
-        if low <= score <= high:
-            axes.plot([block], [score], marker="o", markersize=4.5, mfc=face, mec=colour, gid=gid, zorder=3)
-            if error is not None:
-                axes.plot([block, block], [score - error, score + error], color=colour, linewidth=0.9, zorder=2)
-        else:
-            above = score > high
-            edge, shape = (high, "^") if above else (low, "v")
-            axes.plot([block], [edge], marker=shape, markersize=5, mfc=face, mec=colour, gid=gid, clip_on=False)
-            # Upright, below or above its arrow, a label stays clear of the neighbouring blocks.
-            axes.annotate(
-                formats.significant(score, 3),
-                (block, edge),
-                xytext=(0, -7 if above else 7),
-                textcoords="offset points",
-                rotation=90,
-                ha="center",
-                va="top" if above else "bottom",
-                fontsize=7.5,
-            )
-    plain_ticks(axes, log_y=needs_log([low, high]))
-    axes.set_ylim(low, high)
-    if scores.dense_perplexity is not None and low <= scores.dense_perplexity <= high:
-        axes.axhline(scores.dense_perplexity, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "dense",
-            (1, scores.dense_perplexity),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7.5,
-        )
-    axes.set_xlim(-0.8, len(scores.scores) - 0.2)
-    axes.set_ylabel("score")
-    return tips
-
-
-def draw_plans(axes: "Axes", plans: Sequence[tuple[str, PrunePlan]], protected: Sequence[int], colour: str) -> None:
-    """One line of squares per plan: filled where a block is removed, crossed where it is protected."""
-    for line, (_, plan) in enumerate(plans):
-        num_blocks = len(plan.kept_blocks) + len(plan.removed_blocks)
-        axes.plot(range(num_blocks), [line] * num_blocks, "s", markersize=4, mfc="none", mec=INK, mew=0.4, alpha=0.6)
-        if plan.removed_blocks:
-            removed = list(plan.removed_blocks)
-            axes.plot(removed, [line] * len(removed), "s", markersize=6, mfc=colour, mec=colour)
-        if protected:
-            axes.plot(list(protected), [line] * len(protected), "x", markersize=3.5, color=INK, mew=0.7)
-    axes.set_yticks(range(len(plans)), [name for name, _ in plans])
-    axes.set_ylim(len(plans) - 0.5, -0.5)
-    axes.tick_params(left=False)
-    axes.spines[["left"]].set_visible(False)
 
 
 def thinned(history: Sequence[TrainingPoint]) -> list[tuple[float, float]]:
@@ -250,15 +162,3 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _start(values: Sequence[float], group: Sequence[int], gap: float) -> float:
     return sum(values[index] for index in group) / len(group) - gap * (len(group) - 1) / 2
-
-
-def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[tuple[str, PrunePlan]]:
-    """Each distinct plan that a criterion led to, the fewest removed blocks first, with its ratios as a name."""
-    plans = sorted(
-        {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria}.values(),
-        key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks),
-    )
-    return [
-        ("/".join(dict.fromkeys(formats.ratio(x.ratio) for x in plan.labels if x.criterion == criterion)), plan)
-        for plan in plans
-    ]

@@ -134,3 +134,9 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
         {plan_criteria(trial.spec.plan) for trial in experiment.trials}, key=lambda names: (len(names), names)
     )
     return tuple(dict.fromkeys([*scored, *found]))
+
+
+def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePlan]:
+    """Each distinct plan that a criterion led to, the fewest removed blocks first."""
+    plans = {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria}
+    return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks))

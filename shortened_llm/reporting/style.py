@@ -79,12 +79,13 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain_ticks(axes: "Axes", *, log_y: bool) -> None:
-    """Tick labels as plain numbers, and a log scale with ticks at 1, 2, 5 where asked."""
+    """Tick labels as plain numbers, and a log scale where asked: ticks at 1, 2, 5, or at powers of ten where many."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

@@ -6,9 +6,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
 from shortened_llm.reporting import formats
+from shortened_llm.reporting.certainty import cut_sentences, text_read
+from shortened_llm.reporting.draws import draws_table
 from shortened_llm.reporting.figures import loss_svg, pareto_svgs, score_svgs
 from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, line_styles
+from shortened_llm.reporting.rows import plans_of_criterion
+from shortened_llm.reporting.score_plot import MANY_BLOCKS
 from shortened_llm.reporting.scores_table import score_lines
 from shortened_llm.reporting.view import ReportView
 
@@ -24,7 +29,7 @@ def render_html(view: ReportView) -> str:
             view=view,
             pareto_svgs=[Markup(svg) for svg in pareto_svgs(view)],
             score_svgs=[Markup(svg) for svg in score_svgs(view)],
-            score_lines=score_lines(view.experiment.block_scores, view.experiment.num_blocks),
+            **_block_scores(view),
             loss_svg=Markup(loss) if loss else None,
             line_names={size: LINE_NAMES[style] for size, style in line_styles(view.rows).items()},
         )
@@ -33,7 +38,26 @@ def render_html(view: ReportView) -> str:
 
 def render_markdown(view: ReportView) -> str:
     """The Markdown, which shows `pareto.png` beside it."""
-    return _environment().get_template("report.md.j2").render(view=view)
+    return _environment().get_template("report.md.j2").render(view=view, **_block_scores(view))
+
+
+def _block_scores(view: ReportView) -> dict[str, object]:
+    """What both templates say of the block scores."""
+    block_scores = view.experiment.block_scores
+    tables = [draws_table(scores, _counts(view, scores)) for scores in block_scores]
+    return {
+        "score_lines": score_lines(block_scores, view.experiment.num_blocks),
+        "cut_sentences": [cut_sentences(scores) for scores in block_scores],
+        "draws_tables": [table for table in tables if table],
+        "text_read": [text_read(scores) for scores in block_scores],
+        "any_cuts": any(scores.cuts for scores in block_scores),
+    }
+
+
+def _counts(view: ReportView, scores: BlockScores) -> list[int]:
+    """Numbers of blocks that were asked to go."""
+    planned = {len(plan.removed_blocks) for plan in plans_of_criterion(view.rows, scores.criterion)}
+    return sorted(planned | {cut.count for cut in scores.cuts or ()})
 
 
 def markdown_text(value: str) -> str:
@@ -58,8 +82,15 @@ def _environment() -> Environment:
     for written in (
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
         formats.count, formats.percent, formats.seconds, formats.learning_rate, formats.block_ranges,
-        formats.first_line, markdown_text, markdown_code,
+        formats.ratio, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
         environment.filters[written.__name__] = written
-    environment.globals |= {"MISSING": formats.MISSING, "LOG_FROM": LOG_FROM}
+    environment.globals |= {
+        "MISSING": formats.MISSING,
+        "MARK": formats.UNDECIDED,
+        "UNDECIDED": UNDECIDED,
+        "RESAMPLES": RESAMPLES,
+        "LOG_FROM": LOG_FROM,
+        "MANY_BLOCKS": MANY_BLOCKS,
+    }
     return environment

@@ -1,123 +1,145 @@
-"""Score the blocks of a model by one criterion, or read the scores back."""
+"""Scores of every block by one criterion, reduced from what was measured."""
 
-import importlib.metadata
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
+import numpy as np
 
-from shortened_llm.config import CalibrationConfig, Criterion, ScoringConfig
-from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
-from shortened_llm.data.calibration import calibration_tokens
-from shortened_llm.data.sources import Documents
+from shortened_llm.config import Criterion
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
-from shortened_llm.records import BlockScores, ModelRef
-from shortened_llm.scoring.criterion import CriterionScores, Progress
-from shortened_llm.scoring.magnitude import score_magnitude
-from shortened_llm.scoring.ppl import score_ppl
-from shortened_llm.scoring.taylor import score_taylor
+from shortened_llm.records import BlockScores, Cut, ScoreDraw
+from shortened_llm.scoring.angular_span import angular_span_scores
+from shortened_llm.scoring.block_influence import block_influence_scores
+from shortened_llm.scoring.confidence import resampled_cuts
+from shortened_llm.scoring.criterion import CriterionScores
+from shortened_llm.scoring.greedy_ppl import greedy_ppl_scores
+from shortened_llm.scoring.job import FREE, STAGE_VERSION, WALKED, ScoringJob, draws, identity, is_raced, unit_of
+from shortened_llm.scoring.kl import kl_scores
+from shortened_llm.scoring.last_n import last_n_scores
+from shortened_llm.scoring.measure import measured
+from shortened_llm.scoring.ppl import ppl_scores
+from shortened_llm.scoring.racing import raced_cuts, raced_scores, sequences_read
+from shortened_llm.scoring.random_order import random_scores
 from shortened_llm.storage.store import Store
 
 KIND = "scores"
-STAGE_VERSION = 1
 
 
-def score_blocks(
-    criterion: Criterion,
-    model: ModelRef,
-    documents: Documents,
-    calibration: CalibrationConfig,
-    scoring: ScoringConfig,
-    store: Store,
-    *,
-    device: str,
-    on_progress: Progress,
-) -> BlockScores:
-    """Scores of every block; protection is applied when a plan is made, so it costs no new scores."""
-    identity = _identity(criterion, model, documents, calibration, scoring)
-    key = fingerprint(identity)
-    protected = protected_blocks(scoring, model.num_blocks)
+def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int = 1) -> BlockScores:
+    """The scores of a criterion whose units of work are done; stored and returned.
+
+    Raises:
+        LookupError: a unit is not done.
+    """
+    its_identity = _identity(criterion, job)
+    key = fingerprint(its_identity)
     if stored := store.read(KIND, key, BlockScores):
-        return replace(stored, protected=protected)
-    tokenizer = load_tokenizer(model_directory(model))
-    # Magnitude reads no text, and its identity says so.
-    tokens = None if criterion == "magnitude" else calibration_tokens(documents, calibration, tokenizer)
-    scores = _compute(criterion, model, tokens, calibration, scoring, device, on_progress)
-    record = BlockScores(
-        criterion=criterion,
-        scores=scores.scores,
-        order=scores.order,
-        standard_errors=scores.standard_errors,
-        protected=protected,
-        dense_perplexity=scores.dense_perplexity,
-        protocol=_protocol(criterion, documents, calibration, scoring),
-        fingerprint=key,
-    )
-    store.write(KIND, key, record, identity=identity)
+        return stored
+    record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
+    store.write(KIND, key, record, identity=its_identity)
     return record
 
 
-def protected_blocks(scoring: ScoringConfig, num_blocks: int) -> tuple[int, ...]:
-    """Blocks that no plan removes: the first and the last ones, as configured."""
-    last = range(max(0, num_blocks - scoring.protect_last), num_blocks)
-    return tuple(sorted({*range(min(scoring.protect_first, num_blocks)), *last}))
+def _reduce(criterion: Criterion, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
+    raced, round_size = is_raced(criterion, job), job.calibration.num_sequences
+    sequences: tuple[int, ...] | None = None
+    cuts: tuple[Cut, ...] | None = None
+    others: tuple[ScoreDraw, ...] = ()
+    tokens = 0
+    if criterion in FREE:
+        scores = _free_scores(criterion, job)
+    elif raced:
+        costs = measured(criterion, job, store, num_shards=1)
+        cut = (job.counts, job.protected, round_size)
+        scores = raced_scores(costs, *cut, is_loss=criterion == "ppl")
+        cuts = raced_cuts(costs, *cut)
+        sequences = tuple(sequences_read(costs).tolist())
+        tokens = len(costs) * job.calibration.sequence_length
+    else:
+        reduce = _reduction(criterion, job)
+        values = measured(criterion, job, store, num_shards=num_shards)
+        scores = reduce(values)
+        if criterion in WALKED:
+            cuts = resampled_cuts(values, reduce, job.counts, job.protected)
+        others = tuple(
+            _draw(
+                job.calibration.seed + draw, reduce(measured(criterion, job, store, num_shards=num_shards, draw=draw))
+            )
+            for draw in draws(criterion, job)[1:]
+        )
+        tokens = unit_of(criterion, job).stop * job.calibration.sequence_length
+    return BlockScores(
+        criterion=criterion,
+        scores=scores.scores,
+        order=scores.order,
+        sets=scores.sets,
+        standard_errors=scores.standard_errors,
+        cuts=cuts,
+        draws=others,
+        protected=job.protected,
+        dense_perplexity=scores.dense_perplexity,
+        sequences=sequences,
+        tokens=tokens,
+        protocol=_protocol(criterion, job, tokens),
+        fingerprint="",
+    )
 
 
-def _compute(
-    criterion: Criterion,
-    ref: ModelRef,
-    tokens: torch.Tensor | None,
-    calibration: CalibrationConfig,
-    scoring: ScoringConfig,
-    device: str,
-    on_progress: Progress,
-) -> CriterionScores:
-    model = load_model(ref, scoring.dtype, device=device)
-    if criterion == "magnitude" or tokens is None:
-        return score_magnitude(model, scoring.magnitude, on_progress=on_progress)
-    if criterion == "taylor":
-        return score_taylor(model, tokens, scoring.taylor, batch_size=calibration.batch_size, on_progress=on_progress)
-    return score_ppl(model, tokens, batch_size=calibration.batch_size, on_progress=on_progress)
+def _reduction(criterion: Criterion, job: ScoringJob) -> Callable[[np.ndarray], CriterionScores]:
+    """From what was measured to scores."""
+    if criterion == "angular_span":
+        return lambda angles: angular_span_scores(angles, job.protected)
+    return {
+        "ppl": ppl_scores,
+        "kl": kl_scores,
+        "block_influence": block_influence_scores,
+        "greedy_ppl": greedy_ppl_scores,
+    }.get(criterion, lambda values: CriterionScores(scores=tuple(values.tolist())))
 
 
-def _options(criterion: Criterion, scoring: ScoringConfig) -> dict[str, object]:
-    options = {"taylor": scoring.taylor, "magnitude": scoring.magnitude}.get(criterion)
-    return options.model_dump() if options else {}
+def _free_scores(criterion: Criterion, job: ScoringJob) -> CriterionScores:
+    if criterion == "last_n":
+        return last_n_scores(job.num_blocks)
+    return random_scores(job.num_blocks, job.scoring.random.seed)
 
 
-def _identity(
-    criterion: Criterion,
-    model: ModelRef,
-    documents: Documents,
-    calibration: CalibrationConfig,
-    scoring: ScoringConfig,
-) -> dict[str, object]:
-    text = {
-        "stage": CALIBRATION_VERSION,
-        "documents": documents.identity,
-        "num_sequences": calibration.num_sequences,
-        "sequence_length": calibration.sequence_length,
-        "seed": calibration.seed,
-        "tokenizers": importlib.metadata.version("tokenizers"),
-    }
+def _draw(seed: int, scores: CriterionScores) -> ScoreDraw:
+    return ScoreDraw(seed=seed, scores=scores.scores, order=scores.order, sets=scores.sets)
+
+
+def _identity(criterion: Criterion, job: ScoringJob) -> dict[str, object]:
+    measurement = None if criterion in FREE else identity(unit_of(criterion, job), job)
     return {
         "stage": STAGE_VERSION,
         "criterion": criterion,
-        "options": _options(criterion, scoring),
-        "model": model.identity,
-        "dtype": scoring.dtype,
-        "calibration": None if criterion == "magnitude" else text,
+        "measurement": measurement,
+        "draws": len(draws(criterion, job)),
+        "num_blocks": job.num_blocks,
+        "protected": job.protected,
+        "cuts": job.counts,
+        "seed": job.scoring.random.seed if criterion == "random" else None,
     }
 
 
-def _protocol(
-    criterion: Criterion, documents: Documents, calibration: CalibrationConfig, scoring: ScoringConfig
-) -> str:
-    options = " ".join(f"{name}={value}" for name, value in _options(criterion, scoring).items())
-    if criterion == "magnitude":
-        return f"weights only, {options}, {scoring.dtype}"
-    text = (
-        f"{calibration.num_sequences}x{calibration.sequence_length} tokens of {calibration.label} "
-        f"({documents.part}), seed {calibration.seed}"
-    )
-    return ", ".join(part for part in (text, options, scoring.dtype) if part)
+def _protocol(criterion: Criterion, job: ScoringJob, tokens: int) -> str:
+    """Text, lengths, dtype and options behind the scores, in words."""
+    if criterion == "last_n":
+        return "position only"
+    if criterion == "random":
+        return f"seed {job.scoring.random.seed}"
+    calibration, words = job.calibration, []
+    if tokens:
+        words.append(
+            f"{tokens // calibration.sequence_length}x{calibration.sequence_length} tokens of {calibration.label} "
+            f"({job.documents.part}), seed {calibration.seed}"
+        )
+    else:
+        words.append("weights only")
+    if is_raced(criterion, job):
+        words.append(f"raced in rounds of {calibration.num_sequences} sequences, at most {calibration.race_limit}")
+    if criterion == "greedy_ppl":
+        words.append(f"{max(job.counts)} removals")
+    options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(criterion)
+    if options:
+        words.append(" ".join(f"{name}={value}" for name, value in options.model_dump().items()))
+    return ", ".join([*words, job.scoring.dtype])

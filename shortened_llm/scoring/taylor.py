@@ -1,54 +1,121 @@
 """Taylor: first-order estimate of the loss that removing each weight costs."""
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from shortened_llm.config import TaylorConfig
-from shortened_llm.errors import NonFiniteLossError
-from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.head import next_token_labels, sequence_nll
-from shortened_llm.scoring.criterion import CriterionScores, Progress
+from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.vocabulary import loss_gradient
+from shortened_llm.models.walk import BlockWalk
+from shortened_llm.scoring.criterion import Progress
+from shortened_llm.scoring.one_pass import sequences_in_memory
 from shortened_llm.scoring.weights import block_score, scored_weights
 
+# The backward pass keeps the inner activations of its sequences, about twice what a forward pass holds.
+FORWARD_CALLS_PER_BACKWARD = 2
 
-def score_taylor(
-    model: PreTrainedModel, tokens: torch.Tensor, options: TaylorConfig, *, batch_size: int, on_progress: Progress
-) -> CriterionScores:
-    """Score each block by |W * dL/dW|^p, reduced as in `weights.block_score`.
+
+def measure_taylor(
+    streamed: StreamedModel,
+    tokens: torch.Tensor,
+    options: TaylorConfig,
+    *,
+    memory_gib: float | None,
+    on_progress: Progress,
+) -> np.ndarray:
+    """Each block's |W * dL/dW|^p, reduced as in `weights.block_score`; [blocks].
 
     L is the mean next-token cross-entropy over the whole calibration set. The products are summed with their signs
-    over its batches, which is W * (accumulated gradient); the absolute value comes last.
+    over it, which is W * (accumulated gradient); the absolute value comes last. So the calibration set is not cut among
+    tasks or passes: its block inputs stay in memory, and one block at a time is run again with gradients, from the last
+    to the first. A block's gradient lives only until it is reduced.
 
-    Source: arXiv 2402.02834, section 2.2 ("Taylor"). Cost: one forward and one backward pass; memory for the gradients
-    of all blocks.
+    Source: arXiv 2402.02834, section 2.2 ("Taylor"). Cost: two forward passes and one backward pass.
 
     Args:
-        tokens: calibration sequences, [sequences, length].
+        tokens: calibration sequences, [sequences, length], in CPU memory.
+        memory_gib: for the blocks' inputs; half of the free memory unless given.
 
     Raises:
-        NonFiniteLossError: naming the first sequence of the batch or the block.
+        NonFiniteLossError: naming the sequence or the block.
+        BadInputError: the blocks' inputs do not fit into memory.
     """
-    blocks = find_blocks(model)
-    model.requires_grad_(False)
-    for block in blocks:
-        for weight in scored_weights(block):
-            weight.requires_grad_(True)
-    batches = tokens.to(model.device).split(batch_size)
+    num_blocks = streamed.num_blocks
+    fitting = sequences_in_memory(streamed, num_blocks + 1, tokens.shape[1], memory_gib)
+    if fitting < len(tokens):
+        raise BadInputError(
+            f"calibration.num_sequences: taylor keeps every block's input for all {len(tokens)} sequences, and memory "
+            f"has room for {fitting}; ask for fewer or shorter ones, or raise resources.scoring_memory_gib"
+        )
+    walk = BlockWalk.of(streamed, tokens.shape[1])
+    inputs = _block_inputs(walk, tokens, lambda done: on_progress(done, 3 * num_blocks))
     num_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
-    for index, batch in enumerate(batches):
-        loss = sequence_nll(model, batch, next_token_labels(batch)).sum() / num_predictions
-        if not loss.isfinite():
-            raise NonFiniteLossError(f"taylor: loss {loss.item()} on the calibration batch from sequence "
-                                     f"{index * batch_size}")  # fmt: skip
-        loss.backward()
-        on_progress(index + 1, len(batches))
-    scores = []
-    for index, block in enumerate(blocks):
-        products = ((w.detach() * w.grad).abs() for w in scored_weights(block) if w.grad is not None)
-        score = block_score(products, options)
-        if not torch.isfinite(torch.tensor(score)):
-            raise NonFiniteLossError(f"taylor: block {index} has score {score}")
-        scores.append(score)
-    model.zero_grad(set_to_none=True)
-    model.requires_grad_(True)
-    return CriterionScores(scores=tuple(scores))
+    gradient = _last_gradient(walk, inputs[-1], tokens, 1 / num_predictions)
+    scores = [math.nan] * num_blocks
+    for done, (index, block) in enumerate(streamed.read_blocks(range(num_blocks - 1, -1, -1)), start=1):
+        weights = list(scored_weights(block))
+        for weight in weights:
+            weight.requires_grad_(True)
+        _backward_in_place(walk, index, block, inputs[index], gradient)
+        products = (_take_product(weight) for weight in weights if weight.grad is not None)
+        scores[index] = block_score(products, options)
+        if not math.isfinite(scores[index]):
+            raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
+        on_progress(num_blocks + 2 * done, 3 * num_blocks)
+    return np.array(scores)
+
+
+@torch.no_grad()
+def _block_inputs(walk: BlockWalk, tokens: torch.Tensor, on_block: Callable[[int], None]) -> torch.Tensor:
+    """Hidden states before each block and after the last, [blocks + 1, sequences, length, hidden]."""
+    embedded = walk.embed(tokens)
+    inputs = embedded.new_empty((walk.streamed.num_blocks + 1, *embedded.shape))
+    inputs[0] = embedded
+    for index, block in walk.streamed.read_blocks(range(walk.streamed.num_blocks)):
+        inputs[index + 1] = inputs[index]
+        walk.apply_in_place(index, block, inputs[index + 1])
+        on_block(index + 1)
+    return inputs
+
+
+def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+    """Gradient of the loss with respect to the last block's output [sequences, length, hidden]."""
+    finished = outputs.clone()
+    with torch.no_grad():
+        walk.finish_in_place(finished)
+        nll, of_finished = loss_gradient(walk.streamed, finished, tokens, scale)
+    del finished
+    for sequence, loss in enumerate(nll.tolist()):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"taylor: the dense model has loss {loss} on calibration sequence {sequence}")
+    for part, gradient in zip(outputs.split(1), of_finished.split(1), strict=True):
+        leaf = part.clone().requires_grad_(True)
+        walk.finish(leaf).backward(gradient)
+        gradient.copy_(_gradient_of(leaf))
+    return of_finished
+
+
+def _backward_in_place(
+    walk: BlockWalk, index: int, block: torch.nn.Module, inputs: torch.Tensor, gradient: torch.Tensor
+) -> None:
+    """Add to the gradients of the block's weights; `gradient`, of its output, becomes that of its input."""
+    size = max(1, walk.sequences_per_call // FORWARD_CALLS_PER_BACKWARD)
+    for part, of_part in zip(inputs.split(size), gradient.split(size), strict=True):
+        leaf = part.clone().requires_grad_(True)
+        walk.apply(index, block, leaf).backward(of_part)
+        of_part.copy_(_gradient_of(leaf))
+
+
+def _take_product(weight: torch.nn.Parameter) -> torch.Tensor:
+    """|W * gradient|, in the place of the gradient, which is not needed again."""
+    gradient, weight.grad = _gradient_of(weight), None
+    return gradient.mul_(weight.detach()).abs_()
+
+
+def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    assert leaf.grad is not None, "the output does not depend on its input"
+    return leaf.grad

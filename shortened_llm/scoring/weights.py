@@ -28,7 +28,7 @@ def block_score(importances: Iterator[torch.Tensor], options: TaylorConfig) -> f
     """
     per_tensor = []
     for importance in importances:
-        powered = importance.double() ** options.power
-        outputs = powered.sum(dim=-1) if powered.dim() >= 2 else powered
+        powered = importance.pow(options.power) if options.power != 1 else importance
+        outputs = powered.sum(dim=-1, dtype=torch.float64) if powered.dim() >= 2 else powered.double()
         per_tensor.append(REDUCTIONS[options.output_reduction](outputs))
     return REDUCTIONS[options.block_reduction](torch.stack(per_tensor)).item()

@@ -14,8 +14,9 @@ from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.tasks import check_tasks
 from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
+from shortened_llm.models.walk import check_walkable
 from shortened_llm.pruning.plan import requested_counts
-from shortened_llm.scoring.score import protected_blocks
+from shortened_llm.scoring.job import FREE, protected_blocks
 from shortened_llm.search.experiment import read_config
 from shortened_llm.storage.store import Store
 
@@ -25,24 +26,28 @@ class ScoringFacts:
     """What the checks found out about the model and its texts."""
 
     num_blocks: int
+    model_type: str
     tokenizer: PreTrainedTokenizerBase
     roles: TextRoles
+    cuts: tuple[tuple[int, float], ...]
+    """(blocks to remove, ratio as asked for)."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Distinct numbers of blocks to remove, ascending."""
+        return tuple(sorted({count for count, _ in self.cuts}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchFacts:
+class SearchFacts(ScoringFacts):
     """What the checks of a whole search found out."""
 
-    num_blocks: int
-    counts: tuple[tuple[int, float], ...]
-    """(blocks to remove, ratio as asked for)."""
-    roles: TextRoles
     max_trials: int
     """Distinct trials, at most: equal plans are merged once scores are known."""
 
 
 def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
-    """Check what scoring needs: storage, model, protected blocks and calibration text.
+    """Check what scoring needs: storage, model, protected blocks, cuts and calibration text.
 
     Raises:
         BadInputError: with the field, the value and what is allowed.
@@ -67,12 +72,17 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
             f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
             f"protect all {num_blocks} blocks"
         )
+    if set(config.scoring.criteria) - {*FREE, "magnitude"}:
+        check_walkable(model_config)
+    cuts = requested_counts(config.search, num_blocks, protected)
     roles, calibration = text_roles(config), config.calibration
     _check_text(
         roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
         field="calibration.sequence_length",
     )  # fmt: skip
-    return ScoringFacts(num_blocks=num_blocks, tokenizer=tokenizer, roles=roles)
+    return ScoringFacts(
+        num_blocks=num_blocks, model_type=model_config.model_type, tokenizer=tokenizer, roles=roles, cuts=cuts
+    )
 
 
 def check_search(config: SearchConfig, store: Store) -> SearchFacts:
@@ -83,15 +93,16 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
     """
     facts = check_scoring(config, store)
     check_unchanged(config, store)
-    counts = requested_counts(config.search, facts.num_blocks, protected_blocks(config.scoring, facts.num_blocks))
-    _check_training_and_evaluation_texts(config, facts.roles, facts.tokenizer)
+    _check_training_and_evaluation_texts(config, facts)
     check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
     recipes = len(config.retraining.methods) * len(config.retraining.cpt.learning_rate)
     return SearchFacts(
         num_blocks=facts.num_blocks,
-        counts=counts,
+        model_type=facts.model_type,
+        tokenizer=facts.tokenizer,
         roles=facts.roles,
-        max_trials=len(config.scoring.criteria) * len({count for count, _ in counts}) * recipes,
+        cuts=facts.cuts,
+        max_trials=len(config.scoring.criteria) * len(facts.counts) * recipes,
     )
 
 
@@ -158,10 +169,9 @@ def _read_metadata(metadata: Path) -> tuple[PretrainedConfig, PreTrainedTokenize
     return load_config(metadata), load_tokenizer(metadata)
 
 
-def _check_training_and_evaluation_texts(
-    config: SearchConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def _check_training_and_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
     """Each text is there and holds what one use of it needs."""
+    roles, tokenizer = facts.roles, facts.tokenizer
     for documents in roles.train:
         _check_text(
             documents, tokenizer, config.retraining.sequence_length, documents=0, field="retraining.sequence_length"
@@ -171,7 +181,7 @@ def _check_training_and_evaluation_texts(
     for documents, source in zip((*roles.selection, *roles.report), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
         _check_text(documents, tokenizer, source.segment_length, documents=0, field=field)
-        check_bos(documents, source, tokenizer)
+        check_bos(documents, source, tokenizer, model_type=facts.model_type)
 
 
 def _check_text(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from shortened_llm.config import CalibrationConfig, Criterion, RetrainingConfig, ScoringConfig, SearchConfig
+from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
@@ -14,7 +14,10 @@ from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.load import load_tokenizer, model_directory
 from shortened_llm.records import BlockScores, ModelRef, TokenDataset
+from shortened_llm.scoring.job import ScoringJob, Unit
+from shortened_llm.scoring.measure import measure, pending_units
 from shortened_llm.scoring.score import score_blocks
+from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.progress import Progress
 from shortened_llm.storage.store import Store
 
@@ -30,59 +33,38 @@ class Prepared:
     tokens: TokenDataset
 
 
-def prepare(dense: ModelRef, config: SearchConfig, roles: TextRoles, store: Store, progress: Progress) -> Prepared:
+def prepare(dense: ModelRef, config: SearchConfig, facts: SearchFacts, store: Store, progress: Progress) -> Prepared:
     """Score the blocks by every criterion and pack the training text, in parallel."""
     tokens = _pack.options(num_cpus=config.resources.cpus_per_evaluator).remote(
-        dense, roles.train, config.retraining, store, progress.about("tokens")
+        dense, facts.roles.train, config.retraining, store, progress.about("tokens")
     )
-    scores = submit_scores(dense, config, roles.calibration, store, progress)
-    return Prepared(scores=tuple(ray.get(scores)), tokens=ray.get(tokens))
+    job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
+    scores = score(job, config, store, progress)
+    return Prepared(scores=scores, tokens=ray.get(tokens))
 
 
-def submit_scores(
-    dense: ModelRef, config: SearchConfig, calibration: Documents, store: Store, progress: Progress
-) -> "list[ray.ObjectRef[BlockScores]]":
-    """Begin to score the blocks, one task per criterion."""
-    resources = config.resources
-    task = _score.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
-    for criterion in config.scoring.criteria:
-        progress.about(f"score {criterion}")("waiting for its resources")
-    return [
-        task.remote(
-            criterion,
-            dense,
-            calibration,
-            config.calibration,
-            config.scoring,
-            store,
-            math.ceil(resources.cpus_per_scorer),
-            progress.about(f"score {criterion}"),
-        )
-        for criterion in config.scoring.criteria
-    ]
+def score(job: ScoringJob, config: SearchConfig, store: Store, progress: Progress) -> tuple[BlockScores, ...]:
+    """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
+    resources, criteria = config.resources, config.scoring.criteria
+    task = _measure.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
+    tasks = []
+    for unit in pending_units(criteria, job, store, resources.scoring_shards):
+        about = progress.about(f"score {unit.name}")
+        about("waiting for its resources")
+        tasks.append(task.remote(unit, job, store, resources, about))
+    ray.get(tasks)
+    return tuple(score_blocks(c, job, store, num_shards=resources.scoring_shards) for c in criteria)
 
 
 @ray.remote(max_retries=RETRIES)
-def _score(
-    criterion: Criterion,
-    dense: ModelRef,
-    documents: Documents,
-    calibration: CalibrationConfig,
-    scoring: ScoringConfig,
-    store: Store,
-    threads: int,
-    progress: Progress,
-) -> BlockScores:
+def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
     quiet_libraries()
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if device == "cpu":
-        prepare_cpu(threads)
-    progress("loading the model")
-    scores = score_blocks(
-        criterion, dense, documents, calibration, scoring, store, device=device, on_progress=progress.steps
-    )
+        prepare_cpu(math.ceil(resources.cpus_per_scorer))
+    progress("reading the model")
+    measure(unit, job, store, device=device, memory_gib=resources.scoring_memory_gib, on_progress=progress.steps)
     progress(None)
-    return scores
 
 
 @ray.remote(max_retries=RETRIES)

@@ -3,16 +3,16 @@
 import ray
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.data.sources import TextRoles
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
+from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import model_directory
+from shortened_llm.models.load import load_config, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.search.experiment import publish_report, write_config
 from shortened_llm.search.finish import gather, submit_dense
-from shortened_llm.search.preflight import check_unchanged, evaluators_may_idle
+from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
 from shortened_llm.search.prepare import prepare, selection_units
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.search.space import SearchSpace
@@ -27,17 +27,18 @@ class TrialsFailedError(RuntimeError):
     """Some trials have no result. The report is written all the same."""
 
 
-def run_search(config: SearchConfig, roles: TextRoles, store: Store) -> str:
+def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Run an experiment, or what is left of it, on the connected Ray cluster; returns the report's path or URL.
 
     Args:
-        roles: as the checks found them, so that a data set cannot change between check and run.
+        facts: what the checks found, so that a data set cannot change between check and run.
 
     Raises:
         BadInputError: another driver runs this experiment.
         TrialsFailedError: with the report's place and the first cause.
     """
     experiment_url = store.experiment_url(config.experiment)
+    roles = facts.roles
     with hold_lease(experiment_url), ProgressLog() as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
         staging = log.about("model")
@@ -51,11 +52,13 @@ def run_search(config: SearchConfig, roles: TextRoles, store: Store) -> str:
             may_idle=evaluators_may_idle(config, ray.cluster_resources()),
         )
         dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
-        prepared = prepare(dense, config, roles, store, log.about("prepare"))
+        prepared = prepare(dense, config, facts, store, log.about("prepare"))
         baseline = dense_scores()
         write_config(store, config)
-        size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
-        plans = make_plans(config.search, prepared.scores, size)
+        directory = model_directory(dense)
+        plans = make_plans(config.search, prepared.scores, model_size(open_tensor_files(directory), dense.num_blocks))
+        for plan in plans:
+            cut_config(load_config(directory), plan.kept_blocks)  # refuses what this architecture cannot lose
         space = SearchSpace(
             dense=dense,
             tokens=prepared.tokens,

@@ -8,7 +8,7 @@ from shortened_llm.storage.store import Store
 def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
-    counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.counts)
+    counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.cuts)
     trained = retraining.num_steps * retraining.tokens_per_step
     roles = facts.roles
     lines = [

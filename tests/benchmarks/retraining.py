@@ -28,12 +28,14 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.load import load_config, load_model, load_tokenizer
+from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import ModelRef, RetrainedModel
 from shortened_llm.retraining.export import KIND, export_sharded
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.schedule import learning_rate_factor
-from shortened_llm.scoring.ppl import score_ppl
+from shortened_llm.scoring.one_pass import NLL, walk_statistics
+from shortened_llm.scoring.ppl import ppl_scores
 from shortened_llm.storage.payload import describe_files
 from shortened_llm.storage.store import Store
 
@@ -106,8 +108,11 @@ def prepare(assets: Path, store: Store) -> tuple[RetrainingJob, Callable[[PreTra
         )
 
     wiki = documents("wiki", "train")
-    calibration = calibration_tokens(wiki, CalibrationConfig(path=wiki.source.path), tokenizer)
-    scores = score_ppl(load_model(dense, "bfloat16"), calibration, batch_size=10, on_progress=lambda *_: None)
+    settings = CalibrationConfig(path=wiki.source.path)
+    calibration = calibration_tokens(wiki, settings, tokenizer, vocab_size=len(tokenizer), bos=False)
+    streamed = StreamedModel.open(dense, "bfloat16")
+    walked = walk_statistics(streamed, calibration, [NLL], memory_gib=None, on_progress=lambda *_: None)
+    scores = ppl_scores(walked[NLL])
     removable = [b for b in scores.order if PROTECT_FIRST <= b < blocks - PROTECT_LAST]
     kept = tuple(sorted(set(range(blocks)) - set(removable[:REMOVED])))
     train_texts = (wiki, documents("c4", "train"))

@@ -1,15 +1,13 @@
-"""Calibration sequences, packed shards and the order of training."""
+"""Packed shards and the order of training."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from shortened_llm.config import CalibrationConfig, TextSource
+from shortened_llm.config import TextSource
 from shortened_llm.data import packing
-from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.order import sequence_at, step_positions
 from shortened_llm.data.packing import TokenSequences, pack_tokens
 from shortened_llm.data.sources import Documents
@@ -34,47 +32,6 @@ def corpus(tmp_path: Path, rows: list[dict], name: str = "corpus") -> Documents:
         commit=None,
         field_path="retraining.data.0",
     )
-
-
-def calibration(documents: Documents, **values: int) -> CalibrationConfig:
-    return CalibrationConfig(path=documents.source.path, **values)
-
-
-def test_calibration_is_drawn_by_seed(tmp_path: Path, tokenizer) -> None:
-    documents = corpus(tmp_path, [{"text": f"{index} " * 40} for index in range(50)])
-
-    def draw(seed: int) -> torch.Tensor:
-        return calibration_tokens(
-            documents, calibration(documents, num_sequences=5, sequence_length=32, seed=seed), tokenizer
-        )
-
-    assert draw(1).shape == (5, 32)
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
-
-
-def test_calibration_token_rows_are_used_as_they_are(tmp_path: Path, tokenizer) -> None:
-    rows = [[5, 6, 7], [8, 9, 10]]
-    documents = corpus(tmp_path, [{"input_ids": row} for row in rows])
-    config = calibration(documents, num_sequences=2, sequence_length=3)
-    assert calibration_tokens(documents, config, tokenizer).tolist() == rows
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        ([{"text": "too short"}], ["calibration.num_sequences", "only 0 of the 1"]),
-        ([{"input_ids": [1, 2]}], ["calibration.sequence_length", "[2]"]),
-        ([{"input_ids": [1] * 31 + [9999]}] * 2, ["9999", "vocabulary"]),
-        ([{"input_ids": [1] * 32}], ["calibration.num_sequences"]),
-    ],
-)
-def test_bad_calibration_is_refused(tmp_path: Path, tokenizer, rows: list[dict], words: list[str]) -> None:
-    documents = corpus(tmp_path, rows)
-    with pytest.raises(BadInputError) as caught:
-        calibration_tokens(documents, calibration(documents, num_sequences=2, sequence_length=32), tokenizer)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def pack(documents: tuple[Documents, ...], tokenizer, length: int, store: Store, budget: int = 1000):

@@ -1,22 +1,25 @@
 """A view is the dense model with blocks missing, and what leaves the system loads in plain transformers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.cut import cut_config
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
 from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.load import load_config, load_model
 from tests.conftest import SaveModel, reference_to
-from tests.models.families import COMMON, FAMILIES
+from tests.models.families import FAMILIES, INDEXED
 
 KEPT = (0, 2, 3, 5)
+ALL = FAMILIES | INDEXED
 
 
 class Passing(nn.Module):
@@ -39,15 +42,18 @@ def bypassed_logits(model: PreTrainedModel, kept: tuple[int, ...], tokens: torch
         return model(input_ids=tokens, use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_view_has_the_logits_of_the_dense_model_without_the_blocks(family: str, save_random_model: SaveModel) -> None:
-    model, ref = save_random_model(FAMILIES[family])
+@pytest.mark.parametrize("kept", [KEPT, (1, 4, 5)])
+@pytest.mark.parametrize("family", ALL)
+def test_a_view_has_the_logits_of_the_dense_model_without_the_blocks(
+    family: str, kept: tuple[int, ...], save_random_model: SaveModel
+) -> None:
+    model, ref = save_random_model(ALL[family])
     tokens = torch.randint(3, 97, (2, 20), generator=torch.Generator().manual_seed(1))
-    view = load_model(ref.view(KEPT), "float32")
+    view = load_model(ref.view(kept), "float32")
     with torch.inference_mode():
         logits = view(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(logits, bypassed_logits(model, KEPT, tokens))
-    assert len(find_blocks(view)) == len(KEPT)
+    assert torch.equal(logits, bypassed_logits(model, kept, tokens))
+    assert len(find_blocks(view)) == len(kept)
 
 
 class AnyTokenizer:
@@ -57,11 +63,11 @@ class AnyTokenizer:
         pass
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_an_exported_view_reloads_bit_for_bit_and_generates(
     family: str, save_random_model: SaveModel, tmp_path: Path
 ) -> None:
-    _, ref = save_random_model(FAMILIES[family])
+    _, ref = save_random_model(ALL[family])
     view = load_model(ref.view(KEPT), "float32")
     export_model(view, AnyTokenizer(), tmp_path / "out")  # type: ignore[arg-type]
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -72,6 +78,36 @@ def test_an_exported_view_reloads_bit_for_bit_and_generates(
         plain = reloaded.generate(tokens, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=False)
     assert torch.equal(cached, plain)
     assert reloaded.config.num_hidden_layers == len(KEPT)
+
+
+PLAIN_TRANSFORMERS = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+for directory in sys.argv[1:]:
+    expected = load_file(directory + "/expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(directory + "/model", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=expected["tokens"]).logits, expected["logits"]), directory
+        assert model.generate(expected["tokens"], max_new_tokens=4, min_new_tokens=4).shape[1] == 20
+assert not [name for name in sys.modules if name.startswith("shortened_llm")]
+"""
+
+
+def test_another_process_reloads_views_without_this_package(save_random_model: SaveModel, tmp_path: Path) -> None:
+    families = ("llama_tied", "gemma3", "qwen2_window", "qwen3_moe_step")
+    tokens = probe_tokens(97)
+    for family in families:
+        _, ref = save_random_model(ALL[family])
+        view = load_model(ref.view(KEPT), "float32")
+        export_model(view, AnyTokenizer(), tmp_path / family / "model")  # type: ignore[arg-type]
+        with torch.inference_mode():
+            expected = {"tokens": tokens, "logits": view(input_ids=tokens).logits}
+        save_file(expected, tmp_path / family / "expected.safetensors")
+    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, *(str(tmp_path / family) for family in families)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_proof_of_an_export_can_fail(tiny_model, tmp_path: Path) -> None:
@@ -94,30 +130,6 @@ def test_sizes_from_headers_are_those_of_the_loaded_view(family: str, save_rando
     assert size.parameters(KEPT) == sum(parameter.numel() for parameter in view.parameters())
 
 
-def test_lists_over_blocks_are_sliced_and_index_lists_remapped() -> None:
-    gemma = cut_config(FAMILIES["gemma3"], (1, 2, 5))
-    assert gemma.layer_types == [FAMILIES["gemma3"].layer_types[block] for block in (1, 2, 5)]
-    assert cut_config(FAMILIES["qwen3_moe"], (1, 2, 4)).mlp_only_layers == [0, 2]
-
-
-def test_a_rule_over_the_index_is_refused() -> None:
-    config = FAMILIES["qwen3_moe"].__class__(**FAMILIES["qwen3_moe"].to_dict() | {"decoder_sparse_step": 2})
-    with pytest.raises(BadInputError, match="decoder_sparse_step"):
-        cut_config(config, (0, 1))
-
-
-def test_damaged_and_missing_files_are_named(save_random_model: SaveModel) -> None:
-    _, ref = save_random_model(FAMILIES["llama"])
-    weights = Path(ref.url) / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(BadInputError, match="damaged"):
-        open_tensor_files(Path(ref.url))
-    weights.unlink()
-    with pytest.raises(BadInputError, match="safetensors"):
-        open_tensor_files(Path(ref.url))
-
-
 @pytest.mark.parametrize(
     ("content", "word"),
     [
@@ -133,12 +145,6 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, content: st
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(BadInputError, match=word):
         load_config(tmp_path)
-
-
-def test_the_config_of_the_dense_model_stays(save_random_model: SaveModel) -> None:
-    config: PreTrainedConfig = LlamaConfig(**COMMON)
-    cut = cut_config(config, (0, 1))
-    assert (config.num_hidden_layers, cut.num_hidden_layers) == (6, 2)
 
 
 def test_a_reference_knows_its_blocks(save_random_model: SaveModel) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from shortened_llm.records import (
     BlockScores,
+    Cut,
     EvalScores,
     Experiment,
     ModelRef,
@@ -13,6 +14,7 @@ from shortened_llm.records import (
     PrunePlan,
     ReportedTrial,
     RetrainedModel,
+    ScoreDraw,
     TaskScore,
     TrainingPoint,
     TrialResult,
@@ -122,8 +124,83 @@ def block_scores(criterion: str) -> BlockScores:
         protected=PROTECTED,
         dense_perplexity=26.3 if criterion == "ppl" else None,
         protocol=f"wiki, 10 sequences of 128 tokens, seed 1234, float32, {criterion}",
+        tokens=1280,
         fingerprint=f"scores-{criterion}",
     )
+
+
+def with_cuts(scores: BlockScores, probabilities: dict[int, dict[int, float]]) -> BlockScores:
+    """The same scores after resampling.
+
+    Args:
+        probabilities: count -> block -> share of resamples by which it goes; of other blocks, what the order says.
+    """
+    cuts = []
+    for count, given in probabilities.items():
+        removed = scores.removed(count)
+        shares = tuple(given.get(block, float(block in removed)) for block in range(NUM_BLOCKS))
+        cuts.append(Cut(count=count, removed=removed, probabilities=shares))
+    return replace(scores, cuts=tuple(cuts))
+
+
+def with_draws(scores: BlockScores) -> BlockScores:
+    """Two more draws: one of the same order, one that swaps the sixth and the seventh unprotected block."""
+    movable = [block for block in scores.order if block not in scores.protected]
+    swap = {movable[5]: movable[6], movable[6]: movable[5]}
+    swapped = tuple(swap.get(block, block) for block in scores.order)
+    orders = {1235: scores.order, 1236: swapped}
+    draws = tuple(ScoreDraw(seed=seed, scores=scores.scores, order=order) for seed, order in orders.items())
+    return replace(scores, draws=draws)
+
+
+def partly_scored(criterion: str) -> BlockScores:
+    """By a criterion that never scores protected blocks."""
+    scores = block_scores(criterion)
+    return replace(
+        scores,
+        scores=tuple(None if block in PROTECTED else score for block, score in enumerate(scores.scores)),
+        standard_errors=tuple(None if block in PROTECTED else 0.4 for block in range(NUM_BLOCKS)),
+    )
+
+
+def nine_criteria() -> tuple[BlockScores, ...]:
+    """Every kind of score: noisy, raced, partly None, with sets, places of a ranking, equal, zero, negative."""
+    ppl = with_draws(with_cuts(block_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}}))
+    taylor = with_cuts(block_scores("taylor"), {6: {}, 12: {14: 0.0004}})
+    kl = replace(
+        with_draws(with_cuts(block_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}})),
+        scores=(9.5, 3.25, *(1e-4 * 1.4**block for block in range(28))),
+        standard_errors=(0.5, None, *(2e-4 for _ in range(28))),
+        sequences=tuple(10 + 5 * (block % 7) for block in range(NUM_BLOCKS)),
+        tokens=96_000,
+    )
+    backwards = tuple(reversed(range(NUM_BLOCKS)))
+    last_n = replace(
+        block_scores("last_n"), scores=tuple(float(block + 1) for block in backwards), order=backwards, tokens=0
+    )
+    shuffled = tuple(sorted(range(NUM_BLOCKS), key=lambda block: (7 * block) % 31))
+    places = tuple(float(shuffled.index(block)) for block in range(NUM_BLOCKS))
+    random = replace(block_scores("random"), scores=places, order=shuffled, tokens=0)
+    equal = replace(block_scores("magnitude"), scores=(0.0,) * NUM_BLOCKS, tokens=0)
+    influence = replace(
+        block_scores("block_influence"), scores=tuple(0.01 * (block - 12) for block in range(NUM_BLOCKS))
+    )
+    chances = tuple(0.5 if block in (10, 16) else float(10 < block < 16) for block in range(NUM_BLOCKS))
+    spans = with_draws(block_scores("angular_span"))
+    spans = replace(
+        spans,
+        sets=(tuple(range(11, 17)), tuple(range(12, 24))),
+        draws=tuple(
+            replace(draw, sets=(tuple(range(11 + shift, 17 + shift)), tuple(range(12, 24))))
+            for shift, draw in enumerate(spans.draws)
+        ),
+        cuts=(Cut(count=6, removed=tuple(range(11, 17)), probabilities=chances),),
+    )
+    return (ppl, taylor, equal, influence, spans, kl, with_draws(partly_scored("greedy_ppl")), last_n, random)
+
+
+def unscored() -> BlockScores:
+    return replace(block_scores("greedy_ppl"), scores=(None,) * NUM_BLOCKS, standard_errors=(None,) * NUM_BLOCKS)
 
 
 SMALL_CUT = (9, 11, 13, 17, 20, 24)

@@ -5,11 +5,10 @@ import pytest
 
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.headline import size_summaries
-from shortened_llm.reporting.plots import score_limits, spread
+from shortened_llm.reporting.plots import spread
 from shortened_llm.reporting.rows import best_of_each_size, trial_rows
-from shortened_llm.reporting.scores_table import shades
 from shortened_llm.reporting.view import report_view
-from tests.reporting.experiments import block_scores, experiment, plan, texts, trial, without_results
+from tests.reporting.experiments import experiment, plan, texts, trial, without_results
 
 CUT = plan((9, 10), ("ppl", 0.07))
 
@@ -113,6 +112,11 @@ def test_headline_claims_nothing_without_a_result() -> None:
         (formats.significant(0.0123456), "0.012346"),
         (formats.significant(-3.25, 3), "-3.25"),
         (formats.significant(0.0), "0.0000"),
+        (formats.share(0.453), "45\N{NO-BREAK SPACE}%"),
+        (formats.share(0.0), "0\N{NO-BREAK SPACE}%"),
+        (formats.share(1.0), "100\N{NO-BREAK SPACE}%"),
+        (formats.share(0.0004), "<1\N{NO-BREAK SPACE}%"),
+        (formats.share(0.9996), ">99\N{NO-BREAK SPACE}%"),
         (formats.block_ranges((0, 1, 2, 5, 8, 9)), "0–2, 5, 8–9"),
         (formats.block_ranges(()), "—"),
         (formats.first_line("  first\nsecond"), "first"),
@@ -124,25 +128,6 @@ def test_headline_claims_nothing_without_a_result() -> None:
 )
 def test_numbers_as_written(written: str, expected: str) -> None:
     assert written == expected
-
-
-def test_shades_keep_the_order_and_separate_low_scores_under_an_outlier() -> None:
-    shaded = shades([24.0, 30.0, 60.0, 25_000.0])
-    assert shaded[0] == 0
-    assert shaded[-1] == 1
-    assert list(shaded) == sorted(shaded)
-    # On a linear scale the third would be at 0.001.
-    assert shaded[2] > 0.1
-    assert shades([2.0, 3.0, 4.0]) == (0.0, 0.5, 1.0)
-    assert shades([5.0, 5.0]) == (0.0, 0.0)
-
-
-def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> None:
-    scores = block_scores("ppl")
-    low, high = score_limits(scores)
-    compared = [score for block, score in enumerate(scores.scores) if block not in scores.protected]
-    assert low < min(compared)
-    assert max(compared) < high < 100
 
 
 def test_labels_are_spread_without_crossing() -> None:

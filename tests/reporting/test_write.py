@@ -2,7 +2,6 @@ import csv
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -10,39 +9,7 @@ import pytest
 from shortened_llm.records import EvalScores, Experiment, from_json
 from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import FAILURE, experiment, plan, text, texts, trial, without_results
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, visible text, and the cells of each table row."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: dict[str, list[str]] = {}
-        self.text = ""
-        self._row: list[str] | None = None
-        self._in_cell = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self._row = self.rows.setdefault(dict(attributes).get("id") or f"row {len(self.rows)}", [])
-        if tag in ("td", "th") and self._row is not None:
-            self._row.append("")
-            self._in_cell = True
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._row and self._in_cell:
-            self._row[-1] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._in_cell = False
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
+from tests.reporting.page import Page
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +262,7 @@ def test_markdown_shows_the_plot_and_the_numbers(directory: Path) -> None:
     markdown = (directory / "report.md").read_text(encoding="utf-8")
     assert "](pareto.png)" in markdown
     assert "91.07 → 34.55" in markdown
-    rows = [line for line in markdown.splitlines() if re.match(r"\| (\d+ |#|--:|\| dense)", line)]
+    trials = markdown[markdown.index("## Trials") : markdown.index("## Block scores")]
+    rows = [line for line in trials.splitlines() if re.match(r"\| (\d+ |#|--:|\| dense)", line)]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert len(rows) >= 8

@@ -1,0 +1,161 @@
+"""A model larger than memory: its blocks are read from safetensors when they are needed, one ahead of the compute."""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.cpu import release_freed_memory
+from shortened_llm.models.cut import cut_config
+from shortened_llm.models.files import TensorFiles, block_prefix, open_tensor_files, renumbered
+from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory
+from shortened_llm.records import ModelRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedModel:
+    """A causal language model of which only the parts in use are in memory.
+
+    Embeddings and head stay where they lie, mapped from the files in the files' own dtype: what is read of them is a
+    copy of some rows. Blocks are on the meta device, but for the one or two that `read_blocks` holds.
+    """
+
+    model: PreTrainedModel
+    dtype: torch.dtype
+    device: torch.device
+    _files: TensorFiles
+    _block_tensors: tuple[dict[str, str], ...]
+    """Per block: `{name on disk: name in the model}`."""
+
+    @classmethod
+    def open(cls, ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu") -> "StreamedModel":
+        """Read everything but the blocks.
+
+        Raises:
+            BadInputError: the files are damaged, or lack the head or another tensor outside the blocks.
+        """
+        directory = model_directory(ref)
+        files = open_tensor_files(directory)
+        names = renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)
+        num_blocks = len(ref.kept_blocks)
+        prefix = block_prefix(files.shapes, ref.num_blocks) + "."
+        of_block: tuple[dict[str, str], ...] = tuple({} for _ in range(num_blocks))
+        others: dict[str, str] = {}
+        for name, new_name in names.items():
+            if new_name.startswith(prefix):
+                of_block[int(new_name.removeprefix(prefix).split(".")[0])][name] = new_name
+            else:
+                others[name] = new_name
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(DTYPES[dtype])
+        try:
+            model = empty_model(cut_config(load_config(directory), ref.kept_blocks)).eval()
+        finally:
+            torch.set_default_dtype(before)
+        model.requires_grad_(False)
+        streamed = cls(
+            model=model, dtype=DTYPES[dtype], device=torch.device(device), _files=files, _block_tensors=of_block
+        )
+        streamed._load_others(others)
+        return streamed
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._block_tensors)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return find_blocks(self.model)
+
+    def read_blocks(self, order: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (index, block) in the given order; a block's weights last until the next one is asked for."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read-block") as reader:
+            ahead = reader.submit(self._load_block, order[0]) if order else None
+            for index, following in zip_longest(order, order[1:]):
+                if ahead is not None:
+                    ahead.result()
+                ahead = None if following is None else reader.submit(self._load_block, following)
+                try:
+                    yield index, self.blocks[index]
+                finally:
+                    _free(self.blocks[index])
+                    release_freed_memory()
+
+    def _load_block(self, index: int) -> None:
+        # Copied in the reader's thread, so that the compute never waits for the disk.
+        copies = {name: _copy(t, self.dtype) for name, t in self._files.read(self._block_tensors[index])}
+        self._fill(copies)
+        block = self.blocks[index]
+        if empty := [name for name, weight in block.named_parameters() if weight.is_meta]:
+            raise BadInputError(f"model.path: {self._files.directory} lacks weights of block {index}: {empty}")
+        block.requires_grad_(False)
+
+    def _load_others(self, names: dict[str, str]) -> None:
+        for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            # In the dtype of the files: a copy in another would hold the whole matrix.
+            module.weight = nn.Parameter(module.weight.to(self._matrix_dtype(names)), requires_grad=False)
+        self._fill(dict(self._files.read(names)))
+        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings().weight.is_meta:
+            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+        in_blocks = {id(weight) for weight in self.blocks.parameters()}
+        empty = [n for n, weight in self.model.named_parameters() if weight.is_meta and id(weight) not in in_blocks]
+        if empty:
+            raise BadInputError(f"model.path: {self._files.directory} lacks tensors of the model: {empty}")
+        mapped = {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}
+        for module in self.model.modules():
+            if id(module) not in mapped:
+                move = partial(_to_device, device=self.device)
+                for tensors in (module._parameters, module._buffers):
+                    _replace(tensors, move)
+
+    def _matrix_dtype(self, names: dict[str, str]) -> torch.dtype:
+        """Dtype of the largest tensor outside the blocks, which is the embedding or the head."""
+        largest = max(names, key=lambda name: torch.Size(self._files.shapes[name]).numel())
+        return next(self._files.read({largest: largest}))[1].dtype
+
+    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put tensors, named as on disk, into the model by transformers' own conversion."""
+        convert_and_load_state_dict_in_model(
+            model=self.model,
+            state_dict=tensors,
+            load_config=LoadStateDictConfig(
+                device_map={"": "cpu" if self.device.type == "cpu" else self.device},
+                dtype=self.dtype,
+                weight_mapping=get_model_conversion_mapping(self.model),
+            ),
+        )
+
+
+def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy in pages of its own, which its end gives back: on the heap, weights would leave gaps among activations."""
+    pages = mmap.mmap(-1, max(1, tensor.numel()) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor if tensor.is_meta else tensor.to(device)
+
+
+def _free(block: nn.Module) -> None:
+    for module in block.modules():
+        _replace(module._parameters, lambda weight: torch.empty_like(weight, device="meta"))
+
+
+def _replace(tensors: dict, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change tensors of a module in place of the old ones; parameters stay parameters."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            tensors[name] = nn.Parameter(change(tensor.data), requires_grad=False)
+        elif tensor is not None:
+            tensors[name] = change(tensor)

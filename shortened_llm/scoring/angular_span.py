@@ -1,0 +1,35 @@
+"""Angular span: the contiguous run of blocks that turns the last token's hidden state the least."""
+
+import numpy as np
+
+from shortened_llm.scoring.criterion import CriterionScores, floats, standard_errors
+from shortened_llm.scoring.one_pass import ANGLE
+
+STATISTIC = ANGLE
+
+
+def angular_span_scores(angles: np.ndarray, protected: tuple[int, ...]) -> CriterionScores:
+    """The best span of each length, and the angle over each single block as its score.
+
+    A span is scored by the mean over sequences of (1 / pi) arccos cos(h_m, h_{m+n}), at the last token. Protection
+    wins: a span that holds a protected block is never chosen. So there is a set for each count up to the longest
+    unprotected run.
+
+    Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, section 3.
+
+    Args:
+        angles: between the states before block m and before block n, [sequences, blocks + 1, blocks + 1].
+    """
+    mean = angles.mean(axis=0)
+    num_blocks = len(mean) - 1
+    blocks = np.arange(num_blocks)
+    sets = []
+    for count in range(1, num_blocks + 1):
+        starts = [m for m in range(num_blocks - count + 1) if not set(range(m, m + count)) & set(protected)]
+        if starts:
+            _, best = min((mean[start, start + count], start) for start in starts)
+            sets.append(tuple(range(best, best + count)))
+    single = angles[:, blocks, blocks + 1]
+    return CriterionScores(
+        scores=tuple(single.mean(axis=0).tolist()), standard_errors=floats(standard_errors(single)), sets=tuple(sets)
+    )

@@ -1,0 +1,121 @@
+"""Greedy PPL: remove the block whose absence costs least, score the shorter model, repeat."""
+
+import numpy as np
+import torch
+
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.vocabulary import vocabulary_losses
+from shortened_llm.models.walk import BlockWalk
+from shortened_llm.scoring.criterion import CriterionScores, Progress
+from shortened_llm.scoring.one_pass import advance, check_finite, sequences_in_memory
+
+
+def measure_greedy_ppl(
+    streamed: StreamedModel,
+    tokens: torch.Tensor,
+    protected: tuple[int, ...],
+    num_removed: int,
+    *,
+    memory_gib: float | None,
+    on_progress: Progress,
+) -> np.ndarray:
+    """Mean loss in nats per prediction at each step, [num_removed, 1 + blocks].
+
+    Row k belongs to the model that k removals have shortened: first its own loss, then the loss without each block too.
+    NaN for blocks that are gone or protected: protection holds during the search.
+
+    What a removal does not change is not computed again: the states before the removed block are those of the step
+    before. They are kept before as many blocks as memory allows, and a step begins at the last of these.
+
+    Source: SLEB, arXiv 2402.09025, section 4. Cost: at most `num_removed` times that of `ppl`.
+
+    Args:
+        tokens: calibration sequences, [sequences, length], in CPU memory.
+        memory_gib: for hidden states; half of the free memory unless given.
+    """
+    num_blocks = streamed.num_blocks
+    walk = BlockWalk.of(streamed, tokens.shape[1])
+    removed: list[int] = []
+    losses = np.full((num_removed, 1 + num_blocks), np.nan)
+    most_states = 1 + num_blocks - len(protected)
+    room = sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib)  # for one state each
+    batches = tokens.split(max(1, room // most_states))
+    # Prefixes are kept where the whole calibration set is walked at once.
+    spare = (room - most_states * len(tokens)) // len(tokens) if len(batches) == 1 else 0
+    saved: dict[int, torch.Tensor] = {}
+    for step in range(num_removed):
+        kept = [block for block in range(num_blocks) if block not in removed]
+        candidates = [block for block in kept if block not in protected]
+        where = _places_to_save(kept, candidates, spare)
+        sums = np.zeros((len(tokens), 1 + len(candidates)))
+        first = 0
+        for batch in batches:
+            sums[first : first + len(batch)] = _walk_step(walk, batch, kept, candidates, saved, where)
+            first += len(batch)
+        base = f"without blocks {sorted(removed)}" if removed else "as it is"
+        columns = [f"the model {base}", *(f"the model {base} and without block {block}" for block in candidates)]
+        check_finite(sums, [f"{column} has loss" for column in columns], 0)
+        losses[step, [0, *(1 + block for block in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
+        removed.append(candidates[int(sums[:, 1:].mean(axis=0).argmin())])
+        saved = {place: states for place, states in saved.items() if place <= removed[-1]}
+        on_progress(step + 1, num_removed)
+    return losses
+
+
+@torch.inference_mode()
+def _walk_step(
+    walk: BlockWalk,
+    tokens: torch.Tensor,
+    kept: list[int],
+    candidates: list[int],
+    saved: dict[int, torch.Tensor],
+    where: frozenset[int],
+) -> np.ndarray:
+    """Summed losses, [sequences, 1 + candidates]; adds to `saved` the live states before the blocks `where`."""
+    start = max(saved, default=kept[0])
+    prefix = saved[start] if saved else walk.embed(tokens)[None]
+    states = prefix.new_empty((1 + len(candidates), *prefix.shape[1:]))
+    live = len(prefix)
+    states[:live] = prefix
+    for index, block in walk.streamed.read_blocks([block for block in kept if block >= start]):
+        if index in where:
+            saved.setdefault(index, states[:live].clone())
+        live = advance(walk, index, block, states, live, index in candidates)
+    walk.finish_in_place(states.flatten(0, 1))
+    return vocabulary_losses(walk.streamed, states, tokens, with_kl=False).nll.T.numpy()
+
+
+def _places_to_save(kept: list[int], candidates: list[int], spare_states: int) -> frozenset[int]:
+    """Blocks, evenly spaced, before which the live states of all candidates together fit into the spare memory."""
+    sizes = {block: 1 + sum(candidate < block for candidate in candidates) for block in kept[1:]}
+    for stride in range(1, len(kept)):
+        places = kept[stride::stride]
+        if sum(sizes[place] for place in places) <= spare_states:
+            return frozenset(places)
+    return frozenset()
+
+
+def greedy_ppl_scores(losses: np.ndarray) -> CriterionScores:
+    """The order of removal; the other blocks follow by the loss of removing them next.
+
+    A block's score is the perplexity of the model at its removal: without it and all that went before. Protected blocks
+    have none and come last.
+
+    Args:
+        losses: as measured, [num_removed, 1 + blocks].
+    """
+    removed: list[int] = []
+    perplexity: list[float | None] = [
+        None if np.isnan(loss) else float(np.exp(loss)) for loss in losses[-1, 1:]
+    ]  # of the last step, for what stays
+    for row in losses[:, 1:]:
+        best = int(np.nanargmin(row))
+        removed.append(best)
+        perplexity[best] = float(np.exp(row[best]))
+    others = [block for block in range(len(perplexity)) if block not in removed]
+    others.sort(key=lambda block: (float("inf") if (score := perplexity[block]) is None else score, block))
+    return CriterionScores(
+        scores=tuple(perplexity),
+        removal_order=(*removed, *others),
+        dense_perplexity=float(np.exp(losses[0, 0])),
+    )

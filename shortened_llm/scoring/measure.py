@@ -1,0 +1,149 @@
+"""Read or compute what criteria are reduced from: arrays over calibration sequences, stored once."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from shortened_llm.config import Criterion
+from shortened_llm.data.calibration import calibration_tokens
+from shortened_llm.fingerprint import fingerprint
+from shortened_llm.models.families import needs_bos
+from shortened_llm.models.load import load_tokenizer, model_directory
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.records import FileEntry
+from shortened_llm.scoring.criterion import Progress
+from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
+from shortened_llm.scoring.job import FREE, WALKED, ScoringJob, Unit, draws, identity, is_raced, shards, unit_of
+from shortened_llm.scoring.magnitude import measure_magnitude
+from shortened_llm.scoring.one_pass import walk_statistics
+from shortened_llm.scoring.racing import race
+from shortened_llm.scoring.taylor import measure_taylor
+from shortened_llm.storage.payload import local_directory, upload_directory
+from shortened_llm.storage.store import Store
+
+KIND = "measurements"
+FILE = "values.npy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One statistic on a range of calibration sequences, as an array in a file."""
+
+    url: str
+    files: tuple[FileEntry, ...]
+
+
+def pending_units(criteria: Sequence[Criterion], job: ScoringJob, store: Store, num_shards: int) -> tuple[Unit, ...]:
+    """The work that `criteria` still need, as units that may run in any order, in parallel.
+
+    Criteria that only need a walk share one; its sequences are cut into `num_shards` units.
+    """
+    units: list[Unit] = []
+    walks: dict[Unit, list[str]] = {}
+    for criterion in criteria:
+        if criterion in FREE:
+            continue
+        for draw in draws(criterion, job):
+            whole = unit_of(criterion, job, draw)
+            if _stored(whole, job, store):
+                continue
+            if criterion not in WALKED or is_raced(criterion, job):
+                units.append(whole)
+                continue
+            for shard in shards(whole, num_shards):
+                if not _stored(shard, job, store):
+                    walks.setdefault(replace(shard, statistics=()), []).extend(shard.statistics)
+    return (*units, *(replace(shard, statistics=tuple(statistics)) for shard, statistics in walks.items()))
+
+
+def measure(
+    unit: Unit, job: ScoringJob, store: Store, *, device: str, memory_gib: float | None, on_progress: Progress
+) -> None:
+    """Do one unit of work and store its arrays.
+
+    Raises:
+        BadInputError: the model cannot be walked, or the text does not give the sequences.
+        NonFiniteLossError: naming block and sequence.
+    """
+    streamed = StreamedModel.open(job.model, job.scoring.dtype, device=device)
+    if unit.statistics == ("magnitude",):
+        _keep(unit, measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress), job, store)
+        return
+    calibration = job.calibration
+    tokens = calibration_tokens(
+        job.documents,
+        calibration,
+        load_tokenizer(model_directory(job.model)),
+        vocab_size=len(streamed.model.get_input_embeddings().weight),
+        bos=needs_bos(calibration.bos, streamed.model.config.model_type),
+        draw=unit.draw,
+        num_sequences=unit.stop if unit.statistics[0].startswith("race:") else None,
+    )[unit.start : unit.stop]
+    if unit.statistics == ("taylor",):
+        values = measure_taylor(streamed, tokens, job.scoring.taylor, memory_gib=memory_gib, on_progress=on_progress)
+        _keep(unit, values, job, store)
+    elif unit.statistics == ("greedy_ppl",):
+        values = measure_greedy_ppl(
+            streamed, tokens, job.protected, max(job.counts), memory_gib=memory_gib, on_progress=on_progress
+        )
+        _keep(unit, values, job, store)
+    elif unit.statistics[0].startswith("race:"):
+        values = race(
+            streamed,
+            tokens,
+            unit.statistics[0].removeprefix("race:"),
+            job.counts,
+            job.protected,
+            calibration.num_sequences,
+            memory_gib=memory_gib,
+            on_progress=on_progress,
+        )
+        _keep(unit, values, job, store)
+    else:
+        found = walk_statistics(streamed, tokens, unit.statistics, memory_gib=memory_gib, on_progress=on_progress)
+        for statistic, values in found.items():
+            _keep(replace(unit, statistics=(statistic,)), values, job, store)
+
+
+def measured(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int, draw: int = 0) -> np.ndarray:
+    """What a criterion is reduced from, merged from its shards where it was cut.
+
+    Statistics are kept per sequence, so the merge is exact: the sequences in their order.
+
+    Raises:
+        LookupError: it has not been measured.
+    """
+    whole = unit_of(criterion, job, draw)
+    if (values := _read(whole, job, store)) is not None:
+        return values
+    parts = [_read(shard, job, store) for shard in shards(whole, num_shards)]
+    missing = [part is None for part in parts]
+    if any(missing):
+        raise LookupError(f"{sum(missing)} of {len(parts)} parts of {criterion} have not been measured")
+    values = np.concatenate([part for part in parts if part is not None])
+    _keep(whole, values, job, store)
+    return values
+
+
+def _stored(unit: Unit, job: ScoringJob, store: Store) -> bool:
+    return store.read(KIND, fingerprint(identity(unit, job)), Measurement) is not None
+
+
+def _read(unit: Unit, job: ScoringJob, store: Store) -> np.ndarray | None:
+    record = store.read(KIND, fingerprint(identity(unit, job)), Measurement)
+    if record is None:
+        return None
+    return np.load(local_directory(record.url, record.files) / FILE)
+
+
+def _keep(unit: Unit, values: np.ndarray, job: ScoringJob, store: Store) -> None:
+    its_identity = identity(unit, job)
+    key = fingerprint(its_identity)
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_scores_") as temporary:
+        np.save(Path(temporary) / FILE, values)
+        url = store.attempt_url(KIND, key)
+        record = Measurement(url=url, files=upload_directory(Path(temporary), url))
+    store.write(KIND, key, record, identity=its_identity)

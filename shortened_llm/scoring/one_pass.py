@@ -1,0 +1,162 @@
+"""One walk over the blocks for every forward-only criterion: each block's weights are read once.
+
+The walk carries the dense hidden states and, where a criterion asks for it, those of every candidate: the model without
+one block that was already passed. For N blocks that is N (N + 1) / 2 block applications and N + 1 heads instead of the
+N (N - 1) and N + 1 of bypassing each block in turn.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import psutil
+import torch
+
+from shortened_llm.errors import NonFiniteLossError
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.vocabulary import vocabulary_losses
+from shortened_llm.models.walk import BlockWalk
+from shortened_llm.scoring.criterion import Progress
+
+# What a walk can measure, per calibration sequence; [sequences, ...], fp64.
+NLL = "nll"
+"""Mean loss in nats per prediction, [sequences, 1 + blocks]: of the dense model, then without each block."""
+KL = "kl"
+"""Mean over predictions of KL(dense || without the block) in nats, [sequences, blocks]."""
+COSINE = "cosine"
+"""Mean over tokens of the cosine between a block's input and output, [sequences, blocks]."""
+ANGLE = "angle"
+"""Angle / pi between the last token's hidden states before block m and before block n, [sequences, blocks + 1,
+blocks + 1]; the last index is the last block's output."""
+OF_CANDIDATES = (NLL, KL)
+
+
+def walk_statistics(
+    streamed: StreamedModel,
+    tokens: torch.Tensor,
+    statistics: Iterable[str],
+    *,
+    memory_gib: float | None,
+    on_progress: Progress,
+    candidates: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Measure `statistics` on each sequence, in as many passes over the weights as memory asks for.
+
+    Args:
+        tokens: calibration sequences, [sequences, length], in CPU memory.
+        memory_gib: for hidden states; half of the free memory unless given.
+        candidates: blocks to measure losses without, ascending; all unless given. Of the others the losses are NaN.
+
+    Raises:
+        NonFiniteLossError: naming the block and the sequence.
+    """
+    wanted = frozenset(statistics)
+    num_blocks = streamed.num_blocks
+    blocks = tuple(range(num_blocks)) if candidates is None else tuple(candidates)
+    if not wanted & set(OF_CANDIDATES):
+        blocks = ()
+    batches = tokens.split(sequences_in_memory(streamed, len(blocks) + 1, tokens.shape[1], memory_gib))
+    # Every live state costs a block application; the heads count as one more block for each model.
+    work = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks)) + (len(blocks) + 1 if blocks else 0)
+    done = 0
+
+    def on_work(amount: int) -> None:
+        nonlocal done
+        done += amount
+        on_progress(done, work * len(batches))
+
+    walk = BlockWalk.of(streamed, tokens.shape[1])
+    parts: list[dict[str, np.ndarray]] = []
+    first = 0
+    for batch in batches:
+        parts.append(_walk_batch(walk, batch, first, blocks, wanted, on_work))
+        first += len(batch)
+    return {name: np.concatenate([part[name] for part in parts]) for name in sorted(wanted)}
+
+
+def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memory_gib: float | None) -> int:
+    """How many sequences can be walked at once, with `states` hidden states of each."""
+    hidden_size = streamed.model.get_input_embeddings().weight.shape[-1]
+    bytes_each = states * length * hidden_size * streamed.dtype.itemsize
+    if memory_gib is not None:
+        free = memory_gib * 2**30
+    elif streamed.device.type == "cuda":
+        free = torch.cuda.mem_get_info(streamed.device)[0] / 2
+    else:
+        free = psutil.virtual_memory().available / 2
+    return max(1, int(free // bytes_each))
+
+
+@torch.inference_mode()
+def _walk_batch(
+    walk: BlockWalk,
+    tokens: torch.Tensor,
+    first_sequence: int,
+    candidates: Sequence[int],
+    wanted: frozenset[str],
+    on_work: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    num_blocks, num_sequences = walk.streamed.num_blocks, len(tokens)
+    embedded = walk.embed(tokens)
+    states = embedded.new_empty((len(candidates) + 1, *embedded.shape))
+    states[0] = embedded
+    del embedded
+    live = 1
+    cosines, last_tokens = [], [states[0, :, -1].double()]
+    for index, block in walk.streamed.read_blocks(range(num_blocks)):
+        before = states[0].clone() if COSINE in wanted else None
+        passed, live = live, advance(walk, index, block, states, live, index in candidates)
+        on_work(passed)
+        if before is not None:
+            cosines.append(torch.cosine_similarity(before.float(), states[0].float(), dim=-1).double().mean(dim=1))
+        last_tokens.append(states[0, :, -1].double())
+    found: dict[str, np.ndarray] = {}
+    if COSINE in wanted:
+        cosine = torch.stack(cosines, dim=1).cpu().numpy()
+        check_finite(cosine, [f"block {b} puts out states of cosine" for b in range(num_blocks)], first_sequence)
+        found[COSINE] = cosine
+    if ANGLE in wanted:
+        found[ANGLE] = _angles(torch.stack(last_tokens, dim=1)).cpu().numpy()
+    if wanted & set(OF_CANDIDATES):
+        walk.finish_in_place(states.flatten(0, 1))
+        losses = vocabulary_losses(walk.streamed, states, tokens, with_kl=KL in wanted)
+        on_work(len(states))
+        predictions = tokens.shape[1] - 1
+        models = ["the dense model has loss", *(f"the model without block {b} has loss" for b in candidates)]
+        nll = losses.nll.T.numpy() / predictions
+        check_finite(nll, models, first_sequence)
+        found[NLL] = np.full((num_sequences, num_blocks + 1), np.nan)
+        found[NLL][:, [0, *(1 + block for block in candidates)]] = nll
+        if losses.kl is not None:
+            found[KL] = np.full((num_sequences, num_blocks), np.nan)
+            found[KL][:, list(candidates)] = losses.kl[1:].T.numpy() / predictions
+    return found
+
+
+def advance(
+    walk: BlockWalk, index: int, block: torch.nn.Module, states: torch.Tensor, live: int, is_candidate: bool
+) -> int:
+    """Apply one block to the first `live` of the states [models, sequences, length, hidden]; returns how many live now.
+
+    Row 0 is the whole model. Where the block is a candidate, the next row becomes the model without it: what the whole
+    model had before it.
+    """
+    if is_candidate:
+        states[live] = states[0]
+    walk.apply_in_place(index, block, states[:live].flatten(0, 1))
+    return live + is_candidate
+
+
+def check_finite(values: np.ndarray, columns: Sequence[str], first_sequence: int) -> None:
+    """Raise for the first value [sequences, columns] that is not finite."""
+    bad = np.argwhere(~np.isfinite(values.T))
+    if len(bad):
+        column, sequence = bad[0].tolist()
+        value = values[sequence, column]
+        raise NonFiniteLossError(f"{columns[column]} {value} on calibration sequence {first_sequence + sequence}")
+
+
+def _angles(states: torch.Tensor) -> torch.Tensor:
+    """Angle / pi between any two of the states [sequences, places, hidden], fp64; [sequences, places, places]."""
+    # In fp64: the arc cosine of a value near 1 magnifies rounding.
+    unit = torch.nn.functional.normalize(states, dim=-1)
+    return (unit @ unit.transpose(1, 2)).clamp(-1, 1).arccos() / torch.pi

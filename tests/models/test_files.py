@@ -1,0 +1,172 @@
+"""Damaged and incomplete model files are refused by name; nothing is filled with random numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.files import INDEX_NAME, SINGLE_NAME, open_tensor_files
+from shortened_llm.models.load import load_model
+from shortened_llm.records import ModelRef
+from tests.conftest import SaveModel, reference_to
+from tests.models.families import FAMILIES
+
+Tensors = dict[str, torch.Tensor]
+UP = "model.layers.3.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def change(save_random_model: SaveModel) -> Callable[..., ModelRef]:
+    """A model whose weight file was changed."""
+
+    def run(family: str, edit: Callable[[Tensors], object]) -> ModelRef:
+        _, ref = save_random_model(FAMILIES[family])
+        path = Path(ref.url) / SINGLE_NAME
+        tensors = load_file(path)
+        edit(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+        return reference_to(Path(ref.url))
+
+    return run
+
+
+@pytest.fixture
+def sharded(save_random_model: SaveModel) -> Path:
+    """A model in two files with an index."""
+    model, ref = save_random_model(FAMILIES["llama"])
+    directory = Path(ref.url)
+    (directory / SINGLE_NAME).unlink()
+    model.save_pretrained(directory, max_shard_size="60KB")
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    return directory
+
+
+def write_index(directory: Path, change: Callable[[dict], object]) -> dict:
+    index = json.loads((directory / INDEX_NAME).read_text())
+    change(index)
+    (directory / INDEX_NAME).write_text(json.dumps(index))
+    return index
+
+
+def test_files_with_an_index_are_read(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_NAME).read_text())
+    assert open_tensor_files(sharded).file_of == index["weight_map"]
+
+
+def test_an_index_that_names_a_missing_file_is_refused(sharded: Path) -> None:
+    write_index(sharded, lambda index: index["weight_map"].update({UP: "absent.safetensors"}))
+    with pytest.raises(BadInputError, match=r"model\.path.*names files that are missing: \['absent\.safetensors'\]"):
+        open_tensor_files(sharded)
+
+
+def test_an_index_that_names_a_tensor_its_file_lacks_is_refused(sharded: Path) -> None:
+    write_index(
+        sharded, lambda index: index["weight_map"].update({"model.extra": sorted(index["weight_map"].values())[0]})
+    )
+    with pytest.raises(
+        BadInputError, match=r"model\.path.*names 1 tensors that their files lack, such as model\.extra"
+    ):
+        open_tensor_files(sharded)
+
+
+def test_an_index_that_names_the_wrong_file_for_a_tensor_is_refused(sharded: Path) -> None:
+    def swap(index: dict) -> None:
+        files = sorted(set(index["weight_map"].values()))
+        index["weight_map"][UP] = next(file for file in files if file != index["weight_map"][UP])
+
+    write_index(sharded, swap)
+    with pytest.raises(BadInputError, match=f"such as {UP}"):
+        open_tensor_files(sharded)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "no JSON"),
+        (b"", "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[]", "weight_map"),
+        (b"{}", "weight_map"),
+        (b'{"weight_map": []}', "weight_map"),
+        (b'{"weight_map": {}}', "weight_map"),
+        (b'{"weight_map": {"a": 1}}', "weight_map"),
+    ],
+)
+def test_a_damaged_index_is_refused(sharded: Path, content: bytes, words: str) -> None:
+    (sharded / INDEX_NAME).write_bytes(content)
+    with pytest.raises(BadInputError, match=rf"model\.path.*{INDEX_NAME}.*{words}"):
+        open_tensor_files(sharded)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content[:20],
+        lambda content: b"",
+        lambda content: b"<html>not found</html>" * 100,
+        lambda content: content[:8] + b"x" + content[9:],
+    ],
+    ids=["half", "one byte short", "header cut", "empty", "another format", "header damaged"],
+)
+def test_damaged_weights_are_refused(damage: Callable[[bytes], bytes], save_random_model: SaveModel) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    weights = Path(ref.url) / SINGLE_NAME
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(BadInputError, match=r"model\.path.*model\.safetensors is damaged"):
+        open_tensor_files(Path(ref.url))
+
+
+def test_a_directory_without_weights_is_refused(save_random_model: SaveModel) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    (Path(ref.url) / SINGLE_NAME).unlink()
+    with pytest.raises(BadInputError, match="only safetensors weights"):
+        open_tensor_files(Path(ref.url))
+
+
+@pytest.mark.parametrize(
+    ("family", "without", "named"),
+    [
+        ("llama", "lm_head.weight", r"lm_head\.weight"),
+        ("llama", "model.embed_tokens.weight", r"model\.embed_tokens\.weight"),
+        ("llama", "model.norm.weight", r"model\.norm\.weight"),
+        ("llama_tied", "model.embed_tokens.weight", "embed_tokens"),
+        ("llama", UP, UP),
+        ("qwen3", "model.layers.5.self_attn.q_norm.weight", r"model\.layers\.5\.self_attn\.q_norm"),
+        ("gpt_neox", "gpt_neox.layers.3.mlp.dense_h_to_4h.bias", r"layers\.3\.mlp\.dense_h_to_4h\.bias"),
+        ("phi3", "model.layers.2.mlp.gate_up_proj.weight", r"layers\.2\.mlp\.gate_up_proj"),
+        ("mixtral", "model.layers.3.block_sparse_moe.gate.weight", r"layers\.3\.mlp\.gate"),
+        ("mixtral", "model.layers.3.block_sparse_moe.experts.2.w1.weight", "experts"),
+        ("mixtral", "model.layers.3.block_sparse_moe.experts.3.w2.weight", r"layers\.3\.mlp\.experts\.down_proj"),
+        ("qwen3_moe", "model.layers.3.mlp.experts.3.up_proj.weight", "experts"),
+    ],
+)
+def test_missing_weights_are_refused_instead_of_made_up(
+    family: str, without: str, named: str, change: Callable[..., ModelRef]
+) -> None:
+    ref = change(family, lambda tensors: tensors.pop(without))
+    for view in (ref, ref.view((0, 2, 3, 5))):
+        with pytest.raises(BadInputError, match=rf"model\.path.*{named}"):
+            load_model(view, "float32")
+
+
+def test_weights_of_removed_blocks_may_be_missing(change: Callable[..., ModelRef]) -> None:
+    ref = change("llama", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    load_model(ref.view((0, 2, 3, 5)), "float32")
+
+
+def test_a_tied_head_need_not_be_in_the_files(change: Callable[..., ModelRef]) -> None:
+    ref = change("llama_tied", lambda tensors: tensors.pop("lm_head.weight", None))
+    model = load_model(ref, "float32")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_weights_of_another_shape_are_refused(change: Callable[..., ModelRef]) -> None:
+    ref = change("llama", lambda tensors: tensors.update({UP: torch.zeros(3, 32)}))
+    with pytest.raises(BadInputError, match=rf"model\.path.*{UP}, which has \(3, 32\) instead of \(48, 32\)"):
+        load_model(ref.view((0, 2, 3, 5)), "float32")

@@ -1,0 +1,150 @@
+"""From a configuration to block scores: units of work, what is stored, shards, draws and racing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from shortened_llm.config import CalibrationConfig, Criterion, ScoringConfig
+from shortened_llm.data.sources import Documents
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import BlockScores, ModelRef, from_json, to_json
+from shortened_llm.scoring.job import ScoringJob, Unit
+from shortened_llm.scoring.measure import measure, pending_units
+from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.table import score_table
+from shortened_llm.storage.store import Store
+
+EVERY: tuple[Criterion, ...] = get_args(Criterion)
+
+
+@pytest.fixture
+def job(tiny_model: ModelRef, tmp_path: Path) -> ScoringJob:
+    """The tiny trained model, on rows of token ids."""
+    path = tmp_path / "rows.jsonl"
+    rows = torch.randint(3, 250, (40, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    calibration = CalibrationConfig(path=str(path), num_sequences=6, sequence_length=24)
+    documents = Documents(
+        source=calibration, purpose="train", shared_with=(), files=(str(path),), commit=None, field_path="calibration"
+    )
+    return ScoringJob(
+        model=tiny_model,
+        documents=documents,
+        calibration=calibration,
+        scoring=ScoringConfig(criteria=EVERY, protect_first=1, protect_last=1),
+        counts=(2, 4),
+    )
+
+
+def run(units: tuple[Unit, ...], job: ScoringJob, store: Store) -> None:
+    for unit in units:
+        measure(unit, job, store, device="cpu", memory_gib=None, on_progress=lambda *_: None)
+
+
+def test_every_criterion_scores_and_is_read_back(job: ScoringJob, local_store: Store) -> None:
+    units = pending_units(EVERY, job, local_store, num_shards=1)
+    assert sorted(unit.name for unit in units) == ["greedy_ppl", "magnitude", "nll+cosine+angle+kl", "taylor"]
+    run(units, job, local_store)
+    assert pending_units(EVERY, job, local_store, num_shards=1) == ()
+    for criterion in EVERY:
+        scores = score_blocks(criterion, job, local_store)
+        assert scores == score_blocks(criterion, job, local_store)
+        assert from_json(BlockScores, to_json(scores)) == scores
+        assert len(scores.scores) == 8
+        assert sorted(scores.order) == list(range(8))
+        for count in job.counts:
+            assert len(scores.removed(count)) == count
+            assert not {0, 7} & set(scores.removed(count))
+        has_interval = criterion in ("ppl", "kl", "block_influence", "angular_span")
+        assert (scores.standard_errors is not None) == has_interval
+        assert (scores.cuts is not None) == has_interval
+        for cut in scores.cuts or ():
+            assert cut.removed == scores.removed(cut.count)
+            assert sum(cut.probabilities) == pytest.approx(cut.count)
+        assert (scores.tokens == 0) == (criterion in ("magnitude", "last_n", "random"))
+        table = score_table(scores).splitlines()
+        assert len([line for line in table if line.strip()[:1].isdigit()]) == 8
+    assert score_blocks("last_n", job, local_store).removed(2) == (5, 6)
+    greedy = score_blocks("greedy_ppl", job, local_store)
+    assert greedy.scores[0] is greedy.scores[7] is None
+
+
+def test_shards_merge_into_the_whole(job: ScoringJob, local_store: Store, tmp_path: Path) -> None:
+    walked: tuple[Criterion, ...] = ("ppl", "kl", "block_influence", "angular_span")
+    run(pending_units(walked, job, local_store, num_shards=1), job, local_store)
+    other = Store.at(str(tmp_path / "sharded"))
+    units = pending_units(walked, job, other, num_shards=4)
+    assert [(unit.start, unit.stop) for unit in units] == [(0, 1), (1, 3), (3, 4), (4, 6)]
+    run(units[1:], job, other)
+    assert pending_units(walked, job, other, num_shards=4) == units[:1], "done shards are not repeated"
+    with pytest.raises(LookupError, match="1 of 4 parts of ppl"):
+        score_blocks("ppl", job, other, num_shards=4)
+    run(units[:1], job, other)
+    for criterion in walked:
+        whole, merged = score_blocks(criterion, job, local_store), score_blocks(criterion, job, other, num_shards=4)
+        assert merged.scores == pytest.approx(whole.scores, rel=1e-6)
+        assert merged.standard_errors == pytest.approx(whole.standard_errors, rel=1e-3)
+        assert (merged.order, merged.sets, merged.fingerprint) == (whole.order, whole.sets, whole.fingerprint)
+    assert pending_units(walked, job, other, num_shards=1) == (), "a merge counts as the whole"
+
+
+def test_what_changes_no_number_is_not_measured_again(job: ScoringJob, local_store: Store) -> None:
+    run(pending_units(EVERY, job, local_store, num_shards=1), job, local_store)
+    protected = replace(job, scoring=job.scoring.model_copy(update={"protect_first": 2}))
+    assert [u.name for u in pending_units(EVERY, protected, local_store, num_shards=1)] == ["greedy_ppl"]
+    assert not {0, 1, 7} & set(score_blocks("angular_span", protected, local_store).removed(4))
+    assert pending_units(("ppl",), replace(job, counts=(3,)), local_store, num_shards=1) == ()
+    seed = replace(job, calibration=job.calibration.model_copy(update={"seed": 5}))
+    assert [u.name for u in pending_units(("ppl", "magnitude"), seed, local_store, num_shards=1)] == ["nll"]
+
+
+def test_draws_stand_side_by_side(job: ScoringJob, local_store: Store) -> None:
+    drawn = replace(job, calibration=job.calibration.model_copy(update={"draws": 3}))
+    criteria: tuple[Criterion, ...] = ("ppl", "taylor", "magnitude")
+    units = pending_units(criteria, drawn, local_store, num_shards=1)
+    assert sorted((unit.statistics, unit.draw) for unit in units) == [
+        (("magnitude",), 0),
+        *((("nll",), draw) for draw in range(3)),
+        *((("taylor",), draw) for draw in range(3)),
+    ]
+    run(units, drawn, local_store)
+    scores = score_blocks("ppl", drawn, local_store)
+    assert [draw.seed for draw in scores.draws] == [1235, 1236]
+    assert len({scores.scores, *(draw.scores for draw in scores.draws)}) == 3
+    assert scores.scores == score_blocks("ppl", job, local_store).scores, "plans follow the first draw"
+    assert score_blocks("magnitude", drawn, local_store).draws == ()
+
+
+def test_a_race_is_a_record_of_its_own(job: ScoringJob, local_store: Store) -> None:
+    racing = replace(job, calibration=job.calibration.model_copy(update={"racing": True, "max_sequences": 30}))
+    criteria: tuple[Criterion, ...] = ("ppl", "block_influence", "angular_span")
+    units = pending_units(criteria, racing, local_store, num_shards=2)
+    assert sorted(unit.name for unit in units) == ["angle", "angle [3:6]", "race:cosine", "race:nll"]
+    run(units, racing, local_store)
+    scores = score_blocks("ppl", racing, local_store)
+    assert scores.sequences is not None
+    assert scores.sets is not None
+    assert [len(chosen) for chosen in scores.sets] == [2, 4]
+    assert min(scores.sequences) >= 6
+    assert scores.tokens == 24 * max(scores.sequences) <= 24 * 30
+    assert scores.sequences[0] == scores.sequences[7] == 6, "protected blocks do not race"
+    assert "raced" in scores.protocol
+    for cut in scores.cuts or ():
+        assert scores.removed(cut.count) == cut.removed
+    run(pending_units(("ppl",), job, local_store, num_shards=1), job, local_store)
+    plain = score_blocks("ppl", job, local_store)
+    assert plain.fingerprint != scores.fingerprint
+    assert plain.sequences is None
+    assert [u.name for u in pending_units(("ppl",), replace(racing, counts=(3,)), local_store, num_shards=1)] == [
+        "race:nll"
+    ], "its cuts are part of what it is"
+
+
+def test_too_few_rows_are_refused(job: ScoringJob, local_store: Store) -> None:
+    many = replace(job, calibration=job.calibration.model_copy(update={"num_sequences": 41}))
+    with pytest.raises(BadInputError, match=r"calibration.num_sequences.* 41.* 40"):
+        run(pending_units(("ppl",), many, local_store, num_shards=1), many, local_store)
