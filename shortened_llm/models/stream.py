@@ -75,6 +75,11 @@ class StreamedModel:
         return len(self._block_tensors)
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the head."""
+        return len(self.model.get_output_embeddings().weight)
+
+    @property
     def blocks(self) -> nn.ModuleList:
         return find_blocks(self.model)
 

@@ -4,7 +4,7 @@ The counterpart of `head.py` for a head that is not in memory: the same logits, 
 the vocabulary, as running log-sum-exps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,12 @@ class VocabularyLosses:
 
 
 def vocabulary_losses(
-    streamed: StreamedModel, states: torch.Tensor, tokens: torch.Tensor, *, with_kl: bool
+    streamed: StreamedModel,
+    states: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    with_kl: bool,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> VocabularyLosses:
     """Next-token losses of several models that share a head.
 
@@ -38,6 +43,7 @@ def vocabulary_losses(
         states: what the head reads, [models, sequences, length, hidden].
         tokens: token ids, [sequences, length], in CPU memory.
         with_kl: also compare each model's predictions with those of the first.
+        on_share: called with the share of the vocabulary that is done.
     """
     models, sequences, length, hidden_size = states.shape
     # The last position predicts nothing; it is carried along, since leaving it out would copy the states.
@@ -69,6 +75,7 @@ def vocabulary_losses(
                     weighted[:, span] *= torch.exp(before - lse[0, span])
                 else:
                     weighted[model, span] += torch.sub(first, logits, out=logits).mul_(shares).sum(dim=-1)
+        on_share((start + len(weight)) / streamed.vocab_size)
     nll = lse.double() - gold
     kl = weighted.double() - lse[0].double() + lse if with_kl else None
     return VocabularyLosses(

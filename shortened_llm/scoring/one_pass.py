@@ -55,8 +55,8 @@ def walk_statistics(
     if not wanted & set(OF_CANDIDATES):
         blocks = ()
     batches = tokens.split(sequences_in_memory(streamed, len(blocks) + 1, tokens.shape[1], memory_gib))
-    # Every live state costs a block application; the heads count as one more block for each model.
-    work = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks)) + (len(blocks) + 1 if blocks else 0)
+    in_blocks = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks))
+    work = in_blocks + (_head_work(streamed, len(blocks) + 1) if wanted & set(OF_CANDIDATES) else 0)
     done = 0
 
     def on_work(amount: int) -> None:
@@ -118,8 +118,14 @@ def _walk_batch(
         found[ANGLE] = _angles(torch.stack(last_tokens, dim=1)).cpu().numpy()
     if wanted & set(OF_CANDIDATES):
         walk.finish_in_place(states.flatten(0, 1))
-        losses = vocabulary_losses(walk.streamed, states, tokens, with_kl=KL in wanted)
-        on_work(len(states))
+        work, reported = _head_work(walk.streamed, len(states)), 0
+
+        def on_share(share: float) -> None:
+            nonlocal reported
+            on_work(int(work * share) - reported)
+            reported = int(work * share)
+
+        losses = vocabulary_losses(walk.streamed, states, tokens, with_kl=KL in wanted, on_share=on_share)
         predictions = tokens.shape[1] - 1
         models = ["the dense model has loss", *(f"the model without block {b} has loss" for b in candidates)]
         nll = losses.nll.T.numpy() / predictions
@@ -130,6 +136,12 @@ def _walk_batch(
             found[KL] = np.full((num_sequences, num_blocks), np.nan)
             found[KL][:, list(candidates)] = losses.kl[1:].T.numpy() / predictions
     return found
+
+
+def _head_work(streamed: StreamedModel, models: int) -> int:
+    """The heads' work for so many models, in applications of a block."""
+    in_block = sum(weight.numel() for weight in streamed.blocks[0].parameters())
+    return max(1, models * streamed.model.get_output_embeddings().weight.numel() // in_block)
 
 
 def advance(

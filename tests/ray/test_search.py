@@ -100,7 +100,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     command = [
         "ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.search", "jobs/configs/tiny.yaml",
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
-        "--scoring.criteria", '["magnitude"]',
+        "--scoring.criteria", '["ppl"]', "--resources.scoring_shards", "3",
         "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT)
