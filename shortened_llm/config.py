@@ -58,6 +58,7 @@ Dtype = Literal["bfloat16", "float32"]
 Criterion = Literal[
     "ppl", "taylor", "magnitude", "block_influence", "angular_span", "kl", "greedy_ppl", "last_n", "random"
 ]
+TEXTLESS_CRITERIA: frozenset[Criterion] = frozenset({"magnitude", "last_n", "random"})
 # Criteria whose score of a block is a mean over calibration sequences: only these have something to race for.
 RACED_CRITERIA: tuple[Criterion, ...] = ("ppl", "kl", "block_influence")
 Reduction = Literal["sum", "mean", "max"]
@@ -162,6 +163,8 @@ class CalibrationConfig(TextSource):
             raise ValueError(f"max_sequences is {self.max_sequences}, which only applies with racing: true")
         if self.racing and self.race_limit < self.num_sequences:
             raise ValueError(f"max_sequences is {self.max_sequences}, less than num_sequences {self.num_sequences}")
+        if self.racing and self.draws > 1:
+            raise ValueError(f"draws is {self.draws}, but a race has one draw, of as many sequences as it needs")
         if self.racing and self.num_sequences < 2:
             raise ValueError("racing compares sequences: num_sequences must be at least 2")
         return self
@@ -409,6 +412,15 @@ class SearchConfig(Section):
         if not EXPERIMENT_NAME.fullmatch(name):
             raise ValueError("a name has 1 to 100 letters, digits, - and _, and starts with a letter or digit")
         return name
+
+    @model_validator(mode="after")
+    def _draws_apply(self) -> "SearchConfig":
+        if self.calibration.draws > 1 and not set(self.scoring.criteria) - TEXTLESS_CRITERIA:
+            raise ValueError(
+                f"calibration.draws is {self.calibration.draws}, but scoring.criteria is "
+                f"{list(self.scoring.criteria)}, which read no text"
+            )
+        return self
 
     @model_validator(mode="after")
     def _racing_applies(self) -> "SearchConfig":

@@ -106,11 +106,15 @@ class Cut:
     """The blocks that go, ascending."""
     probabilities: tuple[float, ...]
     """Of each block, in model order: share of resampled calibration sets by which it would go."""
+    open: tuple[int, ...] = ()
+    """Blocks that a race left undecided when it ran out of text."""
 
     @property
     def undecided(self) -> tuple[int, ...]:
-        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
-        return tuple(b for b, p in enumerate(self.probabilities) if UNDECIDED[0] <= p <= UNDECIDED[1])
+        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples, or a
+        race left them open."""
+        low, high = UNDECIDED
+        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high or b in self.open)
 
 
 UNDECIDED = (0.05, 0.95)

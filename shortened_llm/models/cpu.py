@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -30,6 +32,22 @@ def prepare_cpu(threads: int) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     except (OSError, AttributeError):
         return  # another C library
+
+
+# The limit and the use of this process's container, in cgroup v2 and v1.
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: the machine's, or its container's where that is less."""
+    available = psutil.virtual_memory().available
+    for limit, used in _CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, available)
 
 
 def release_freed_memory() -> None:

@@ -85,38 +85,34 @@ class StreamedModel:
 
     def read_blocks(self, order: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
         """Yield (index, block) in the given order; a block's weights last until the next one is asked for."""
-        with ThreadPoolExecutor(1, thread_name_prefix="read-block") as reader:
-            ahead = reader.submit(self._load_block, order[0]) if order else None
-            for index, following in zip_longest(order, order[1:]):
-                if ahead is not None:
-                    ahead.result()
-                ahead = None if following is None else reader.submit(self._load_block, following)
-                try:
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="read-block") as reader:
+                ahead = reader.submit(self._load_block, order[0]) if order else None
+                for index, following in zip_longest(order, order[1:]):
+                    if ahead is not None:
+                        ahead.result()
+                    ahead = None if following is None else reader.submit(self._load_block, following)
                     yield index, self.blocks[index]
-                finally:
                     _free(self.blocks[index])
                     release_freed_memory()
+        finally:
+            for block in self.blocks:  # where the caller stopped early
+                _free(block)
 
     def _load_block(self, index: int) -> None:
         # Copied in the reader's thread, so that the compute never waits for the disk.
         copies = {name: _copy(t, self.dtype) for name, t in self._files.read(self._block_tensors[index])}
-        self._fill(copies)
-        block = self.blocks[index]
-        if empty := [name for name, weight in block.named_parameters() if weight.is_meta]:
-            raise BadInputError(f"model.path: {self._files.directory} lacks weights of block {index}: {empty}")
-        block.requires_grad_(False)
+        self._fill(copies, self.device)
+        self._check_filled(self.blocks[index])
 
     def _load_others(self, names: dict[str, str]) -> None:
         for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
             # In the dtype of the files: a copy in another would hold the whole matrix.
             module.weight = nn.Parameter(module.weight.to(self._matrix_dtype(names)), requires_grad=False)
-        self._fill(dict(self._files.read(names)))
+        self._fill(dict(self._files.read(names)), torch.device("cpu"))
         if self.model.config.tie_word_embeddings and self.model.get_output_embeddings().weight.is_meta:
             self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
-        in_blocks = {id(weight) for weight in self.blocks.parameters()}
-        empty = [n for n, weight in self.model.named_parameters() if weight.is_meta and id(weight) not in in_blocks]
-        if empty:
-            raise BadInputError(f"model.path: {self._files.directory} lacks tensors of the model: {empty}")
+        self._check_filled(self.model, but=self.blocks)
         mapped = {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}
         for module in self.model.modules():
             if id(module) not in mapped:
@@ -129,22 +125,42 @@ class StreamedModel:
         largest = max(names, key=lambda name: torch.Size(self._files.shapes[name]).numel())
         return next(self._files.read({largest: largest}))[1].dtype
 
-    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _fill(self, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
         """Put tensors, named as on disk, into the model by transformers' own conversion."""
-        convert_and_load_state_dict_in_model(
+        report, _ = convert_and_load_state_dict_in_model(
             model=self.model,
             state_dict=tensors,
             load_config=LoadStateDictConfig(
-                device_map={"": "cpu" if self.device.type == "cpu" else self.device},
+                device_map={"": "cpu" if device.type == "cpu" else device},
                 dtype=self.dtype,
                 weight_mapping=get_model_conversion_mapping(self.model),
             ),
         )
+        if mismatched := sorted(report.mismatched_keys):
+            name, found, wanted = mismatched[0]
+            raise BadInputError(
+                f"model.path: {name} in {self._files.directory} has shape {tuple(found)} instead of {tuple(wanted)}, "
+                "which its config.json asks for"
+            )
+
+    def _check_filled(self, module: nn.Module, but: nn.Module | None = None) -> None:
+        """Refuse weights that no file holds, in `module` without `but`."""
+        excluded = {id(weight) for weight in but.parameters()} if but else set()
+        names = {id(weight): name for name, weight in self.model.named_parameters(remove_duplicate=False)}
+        empty = [names[id(w)] for w in module.parameters() if w.is_meta and id(w) not in excluded]
+        if empty:
+            raise BadInputError(
+                f"model.path: {self._files.directory} lacks {len(empty)} tensors of the model, such as "
+                f"{', '.join(empty[:3])}; every weight must be in the files"
+            )
+        for weight in module.parameters():
+            weight.requires_grad_(False)
 
 
 def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A copy in pages of its own, which its end gives back: on the heap, weights would leave gaps among activations."""
-    pages = mmap.mmap(-1, max(1, tensor.numel()) * dtype.itemsize)
+    size = max(1, tensor.numel()) * dtype.itemsize
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
 
 

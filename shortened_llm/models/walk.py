@@ -62,6 +62,19 @@ class BlockWalk:
             self.streamed.model.base_model(inputs_embeds=embedded, use_cache=False)
         return stand_ins[0].hidden_states
 
+    def new_states(self, models: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Room for the states of several models, [models, sequences, length, hidden]; the first is before block 0."""
+        states: torch.Tensor | None = None
+        done = 0
+        for part in tokens.split(self.sequences_per_call):
+            embedded = self.embed(part)
+            if states is None:
+                states = embedded.new_empty((models, len(tokens), *embedded.shape[1:]))
+            states[0, done : done + len(part)] = embedded
+            done += len(part)
+        assert states is not None, "no sequences"
+        return states
+
     def apply(self, block: int, module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         """Output of one block for hidden states [sequences, length, hidden], of the same shape."""
         positional, keywords = self.calls[block]

@@ -23,11 +23,13 @@ def angular_span_scores(angles: np.ndarray, protected: tuple[int, ...]) -> Crite
     mean = angles.mean(axis=0)
     num_blocks = len(mean) - 1
     blocks = np.arange(num_blocks)
+    # How many protected blocks lie before each: a span holds none where the number at its ends is the same.
+    passed = np.concatenate([[0], np.cumsum(np.isin(blocks, protected))])
     sets = []
     for count in range(1, num_blocks + 1):
-        starts = [m for m in range(num_blocks - count + 1) if not set(range(m, m + count)) & set(protected)]
-        if starts:
-            _, best = min((mean[start, start + count], start) for start in starts)
+        starts = np.flatnonzero(passed[count:] == passed[:-count])
+        if len(starts):
+            best = int(starts[mean[starts, starts + count].argmin()])
             sets.append(tuple(range(best, best + count)))
     single = angles[:, blocks, blocks + 1]
     return CriterionScores(

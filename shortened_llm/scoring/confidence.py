@@ -62,8 +62,8 @@ def surely_negative(values: np.ndarray, alpha: float, horizon: int) -> np.ndarra
     g = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha)) + 1) / horizon
     means, variances = values.mean(axis=0), values.var(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t_squared = number * means**2 / variances  # 0 / 0 for a column of zeros compares as no evidence
-        log_evidence = number / 2 * (
-            np.log1p(t_squared / (number - 1)) - np.log1p(t_squared / ((number - 1) * (1 + number * g)))
-        ) - 0.5 * math.log1p(number * g)
-    return (means < 0) & ((log_evidence >= math.log(1 / alpha)) | ((variances == 0) & (number > 2)))
+        ratio = number * means**2 / variances / (number - 1)  # t^2 / (n - 1); NaN for zeros, which is no evidence
+        gain = np.log1p(ratio) - np.log1p(ratio / (1 + number * g))
+    gain = np.where(np.isinf(ratio), math.log1p(number * g), gain)  # the limit: no variance at all
+    log_evidence = number / 2 * gain - math.log1p(number * g) / 2
+    return (means < 0) & (log_evidence >= math.log(1 / alpha))

@@ -56,7 +56,7 @@ def measure_greedy_ppl(
         columns = [f"the model {base}", *(f"the model {base} and without block {block}" for block in candidates)]
         check_finite(sums, [f"{column} has loss" for column in columns], 0)
         losses[step, [0, *(1 + block for block in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
-        removed.append(candidates[int(sums[:, 1:].mean(axis=0).argmin())])
+        removed.append(_cheapest(losses[step]))
         saved = {place: states for place, states in saved.items() if place <= removed[-1]}
         on_progress(step + 1, num_removed)
     return losses
@@ -73,7 +73,7 @@ def _walk_step(
 ) -> np.ndarray:
     """Summed losses, [sequences, 1 + candidates]; adds to `saved` the live states before the blocks `where`."""
     start = max(saved, default=kept[0])
-    prefix = saved[start] if saved else walk.embed(tokens)[None]
+    prefix = saved[start] if saved else walk.new_states(1, tokens)
     states = prefix.new_empty((1 + len(candidates), *prefix.shape[1:]))
     live = len(prefix)
     states[:live] = prefix
@@ -95,6 +95,11 @@ def _places_to_save(kept: list[int], candidates: list[int], spare_states: int) -
     return frozenset()
 
 
+def _cheapest(losses: np.ndarray) -> int:
+    """The block to remove, from the losses [1 + blocks] of one step."""
+    return int(np.nanargmin(losses[1:]))
+
+
 def greedy_ppl_scores(losses: np.ndarray) -> CriterionScores:
     """The order of removal; the other blocks follow by the loss of removing them next.
 
@@ -108,10 +113,9 @@ def greedy_ppl_scores(losses: np.ndarray) -> CriterionScores:
     perplexity: list[float | None] = [
         None if np.isnan(loss) else float(np.exp(loss)) for loss in losses[-1, 1:]
     ]  # of the last step, for what stays
-    for row in losses[:, 1:]:
-        best = int(np.nanargmin(row))
-        removed.append(best)
-        perplexity[best] = float(np.exp(row[best]))
+    for row in losses:
+        removed.append(_cheapest(row))
+        perplexity[removed[-1]] = float(np.exp(row[1 + removed[-1]]))
     others = [block for block in range(len(perplexity)) if block not in removed]
     others.sort(key=lambda block: (float("inf") if (score := perplexity[block]) is None else score, block))
     return CriterionScores(

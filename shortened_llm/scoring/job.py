@@ -4,7 +4,14 @@ import importlib.metadata
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shortened_llm.config import RACED_CRITERIA, CalibrationConfig, Criterion, ScoringConfig, SearchConfig
+from shortened_llm.config import (
+    RACED_CRITERIA,
+    TEXTLESS_CRITERIA,
+    CalibrationConfig,
+    Criterion,
+    ScoringConfig,
+    SearchConfig,
+)
 from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
 from shortened_llm.data.sources import Documents
 from shortened_llm.records import ModelRef
@@ -79,8 +86,7 @@ def is_raced(criterion: Criterion, job: ScoringJob) -> bool:
 
 def draws(criterion: Criterion, job: ScoringJob) -> range:
     """The draws of calibration text that the criterion is measured on."""
-    reads_text = criterion in WALKED or criterion in ("taylor", "greedy_ppl")
-    return range(job.calibration.draws if reads_text and not is_raced(criterion, job) else 1)
+    return range(job.calibration.draws if criterion not in TEXTLESS_CRITERIA and not is_raced(criterion, job) else 1)
 
 
 def unit_of(criterion: Criterion, job: ScoringJob, draw: int = 0) -> Unit:
@@ -108,7 +114,8 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     text = {
         "stage": CALIBRATION_VERSION,
         "documents": job.documents.identity,
-        "num_sequences": calibration.num_sequences,
+        # Where later draws begin among rows of token ids, and the size of a race's rounds.
+        "num_sequences": calibration.num_sequences if unit.draw or raced else None,
         "sequence_length": calibration.sequence_length,
         "seed": calibration.seed,
         "draw": unit.draw,

@@ -1,8 +1,11 @@
 """Magnitude: the size of the block's weights. No data."""
 
+import math
+
 import numpy as np
 
 from shortened_llm.config import MagnitudeConfig
+from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.scoring.criterion import Progress
 from shortened_llm.scoring.weights import block_score, scored_weights
@@ -16,5 +19,7 @@ def measure_magnitude(streamed: StreamedModel, options: MagnitudeConfig, *, on_p
     scores = []
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):
         scores.append(block_score((weight.abs() for weight in scored_weights(block)), options))
+        if not math.isfinite(scores[-1]):
+            raise NonFiniteLossError(f"magnitude: block {index} has score {scores[-1]}")
         on_progress(index + 1, streamed.num_blocks)
     return np.array(scores)

@@ -62,12 +62,17 @@ def pending_units(criteria: Sequence[Criterion], job: ScoringJob, store: Store, 
 def measure(
     unit: Unit, job: ScoringJob, store: Store, *, device: str, memory_gib: float | None, on_progress: Progress
 ) -> None:
-    """Do one unit of work and store its arrays.
+    """Do one unit of work, or what an earlier attempt left of it, and store its arrays.
 
     Raises:
         BadInputError: the model cannot be walked, or the text does not give the sequences.
         NonFiniteLossError: naming block and sequence.
     """
+    parts = [replace(unit, statistics=(statistic,)) for statistic in unit.statistics]
+    missing = tuple(part.statistics[0] for part in parts if not _stored(part, job, store))
+    if not missing:
+        return
+    unit = replace(unit, statistics=missing)
     streamed = StreamedModel.open(job.model, job.scoring.dtype, device=device)
     if unit.statistics == ("magnitude",):
         _keep(unit, measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress), job, store)

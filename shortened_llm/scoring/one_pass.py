@@ -8,10 +8,10 @@ N (N - 1) and N + 1 of bypassing each block in turn.
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import psutil
 import torch
 
 from shortened_llm.errors import NonFiniteLossError
+from shortened_llm.models.cpu import available_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
@@ -54,7 +54,8 @@ def walk_statistics(
     blocks = tuple(range(num_blocks)) if candidates is None else tuple(candidates)
     if not wanted & set(OF_CANDIDATES):
         blocks = ()
-    batches = tokens.split(sequences_in_memory(streamed, len(blocks) + 1, tokens.shape[1], memory_gib))
+    states = 1 + len(blocks) + (COSINE in wanted)
+    batches = tokens.split(sequences_in_memory(streamed, states, tokens.shape[1], memory_gib))
     in_blocks = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks))
     work = in_blocks + (_head_work(streamed, len(blocks) + 1) if wanted & set(OF_CANDIDATES) else 0)
     done = 0
@@ -82,7 +83,7 @@ def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memor
     elif streamed.device.type == "cuda":
         free = torch.cuda.mem_get_info(streamed.device)[0] / 2
     else:
-        free = psutil.virtual_memory().available / 2
+        free = available_memory() / 2
     return max(1, int(free // bytes_each))
 
 
@@ -96,10 +97,7 @@ def _walk_batch(
     on_work: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     num_blocks, num_sequences = walk.streamed.num_blocks, len(tokens)
-    embedded = walk.embed(tokens)
-    states = embedded.new_empty((len(candidates) + 1, *embedded.shape))
-    states[0] = embedded
-    del embedded
+    states = walk.new_states(len(candidates) + 1, tokens)
     live = 1
     cosines, last_tokens = [], [states[0, :, -1].double()]
     for index, block in walk.streamed.read_blocks(range(num_blocks)):
@@ -107,7 +105,7 @@ def _walk_batch(
         passed, live = live, advance(walk, index, block, states, live, index in candidates)
         on_work(passed)
         if before is not None:
-            cosines.append(torch.cosine_similarity(before.float(), states[0].float(), dim=-1).double().mean(dim=1))
+            cosines.append(_mean_cosines(before, states[0], walk.sequences_per_call))
         last_tokens.append(states[0, :, -1].double())
     found: dict[str, np.ndarray] = {}
     if COSINE in wanted:
@@ -116,14 +114,17 @@ def _walk_batch(
         found[COSINE] = cosine
     if ANGLE in wanted:
         found[ANGLE] = _angles(torch.stack(last_tokens, dim=1)).cpu().numpy()
+        after = found[ANGLE][:, range(num_blocks), range(1, num_blocks + 1)]
+        check_finite(after, [f"block {b} turns the last token by angle" for b in range(num_blocks)], first_sequence)
     if wanted & set(OF_CANDIDATES):
         walk.finish_in_place(states.flatten(0, 1))
         work, reported = _head_work(walk.streamed, len(states)), 0
 
         def on_share(share: float) -> None:
             nonlocal reported
-            on_work(int(work * share) - reported)
-            reported = int(work * share)
+            if (now := int(work * share)) > reported:
+                on_work(now - reported)
+                reported = now
 
         losses = vocabulary_losses(walk.streamed, states, tokens, with_kl=KL in wanted, on_share=on_share)
         predictions = tokens.shape[1] - 1
@@ -134,7 +135,9 @@ def _walk_batch(
         found[NLL][:, [0, *(1 + block for block in candidates)]] = nll
         if losses.kl is not None:
             found[KL] = np.full((num_sequences, num_blocks), np.nan)
-            found[KL][:, list(candidates)] = losses.kl[1:].T.numpy() / predictions
+            kl = losses.kl[1:].T.numpy() / predictions
+            check_finite(kl, [f"the model without block {b} has KL divergence" for b in candidates], first_sequence)
+            found[KL][:, list(candidates)] = kl
     return found
 
 
@@ -165,6 +168,13 @@ def check_finite(values: np.ndarray, columns: Sequence[str], first_sequence: int
         column, sequence = bad[0].tolist()
         value = values[sequence, column]
         raise NonFiniteLossError(f"{columns[column]} {value} on calibration sequence {first_sequence + sequence}")
+
+
+def _mean_cosines(before: torch.Tensor, after: torch.Tensor, sequences_at_once: int) -> torch.Tensor:
+    """Mean cosine of each sequence's tokens, fp64 [sequences], of states [sequences, length, hidden]."""
+    parts = zip(before.split(sequences_at_once), after.split(sequences_at_once), strict=True)
+    means = [torch.cosine_similarity(one.float(), other.float(), dim=-1).double().mean(dim=1) for one, other in parts]
+    return torch.cat(means)
 
 
 def _angles(states: torch.Tensor) -> torch.Tensor:

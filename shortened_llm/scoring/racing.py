@@ -176,7 +176,8 @@ def raced_cuts(
         for sample in samples if len(rivals) else ():
             lowest = costs[sample][:, 1 + rivals].mean(axis=0).argsort(kind="stable")[:places]
             gone[rivals[lowest]] += 1
-        cuts.append(Cut(count=slot.count, removed=removed, probabilities=tuple((gone / RESAMPLES).tolist())))
+        probabilities = tuple((gone / RESAMPLES).tolist())
+        cuts.append(Cut(count=slot.count, removed=removed, probabilities=probabilities, open=tuple(sorted(slot.open))))
     return tuple(cuts)
 
 

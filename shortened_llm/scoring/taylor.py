@@ -8,6 +8,7 @@ import torch
 
 from shortened_llm.config import TaylorConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import loss_gradient
 from shortened_llm.models.walk import BlockWalk
@@ -15,8 +16,8 @@ from shortened_llm.scoring.criterion import Progress
 from shortened_llm.scoring.one_pass import sequences_in_memory
 from shortened_llm.scoring.weights import block_score, scored_weights
 
-# The backward pass keeps the inner activations of its sequences, about twice what a forward pass holds.
-FORWARD_CALLS_PER_BACKWARD = 2
+# The backward pass keeps the inner activations of its sequences, about four times what a forward pass holds.
+FORWARD_CALLS_PER_BACKWARD = 4
 
 
 def measure_taylor(
@@ -30,9 +31,9 @@ def measure_taylor(
     """Each block's |W * dL/dW|^p, reduced as in `weights.block_score`; [blocks].
 
     L is the mean next-token cross-entropy over the whole calibration set. The products are summed with their signs
-    over it, which is W * (accumulated gradient); the absolute value comes last. So the calibration set is not cut among
-    tasks or passes: its block inputs stay in memory, and one block at a time is run again with gradients, from the last
-    to the first. A block's gradient lives only until it is reduced.
+    over it, which is W * (gradient, accumulated in the compute dtype); the absolute value comes last. So the
+    calibration set is not cut among tasks or passes: its block inputs stay in memory, and one block at a time is run
+    again with gradients, from the last to the first. A block's gradient lives only until it is reduced.
 
     Source: arXiv 2402.02834, section 2.2 ("Taylor"). Cost: two forward passes and one backward pass.
 
@@ -45,7 +46,8 @@ def measure_taylor(
         BadInputError: the blocks' inputs do not fit into memory.
     """
     num_blocks = streamed.num_blocks
-    fitting = sequences_in_memory(streamed, num_blocks + 1, tokens.shape[1], memory_gib)
+    # Besides the inputs: the finished states, and the gradient, in float32 before it is in the compute dtype.
+    fitting = sequences_in_memory(streamed, num_blocks + 5, tokens.shape[1], memory_gib)
     if fitting < len(tokens):
         raise BadInputError(
             f"calibration.num_sequences: taylor keeps every block's input for all {len(tokens)} sequences, and memory "
@@ -61,7 +63,7 @@ def measure_taylor(
         for weight in weights:
             weight.requires_grad_(True)
         _backward_in_place(walk, index, block, inputs[index], gradient)
-        products = (_take_product(weight) for weight in weights if weight.grad is not None)
+        products = (_take_product(weight) for weight in weights)
         scores[index] = block_score(products, options)
         if not math.isfinite(scores[index]):
             raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
@@ -72,9 +74,7 @@ def measure_taylor(
 @torch.no_grad()
 def _block_inputs(walk: BlockWalk, tokens: torch.Tensor, on_block: Callable[[int], None]) -> torch.Tensor:
     """Hidden states before each block and after the last, [blocks + 1, sequences, length, hidden]."""
-    embedded = walk.embed(tokens)
-    inputs = embedded.new_empty((walk.streamed.num_blocks + 1, *embedded.shape))
-    inputs[0] = embedded
+    inputs = walk.new_states(walk.streamed.num_blocks + 1, tokens)
     for index, block in walk.streamed.read_blocks(range(walk.streamed.num_blocks)):
         inputs[index + 1] = inputs[index]
         walk.apply_in_place(index, block, inputs[index + 1])
@@ -108,11 +108,14 @@ def _backward_in_place(
         leaf = part.clone().requires_grad_(True)
         walk.apply(index, block, leaf).backward(of_part)
         of_part.copy_(_gradient_of(leaf))
+        release_freed_memory()
 
 
 def _take_product(weight: torch.nn.Parameter) -> torch.Tensor:
     """|W * gradient|, in the place of the gradient, which is not needed again."""
-    gradient, weight.grad = _gradient_of(weight), None
+    if weight.grad is None:  # an expert that no token was sent to
+        return torch.zeros_like(weight)
+    gradient, weight.grad = weight.grad, None
     return gradient.mul_(weight.detach()).abs_()
 
 

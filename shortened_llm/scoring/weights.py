@@ -12,9 +12,11 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"sum": torch.su
 
 def scored_weights(block: nn.Module) -> Iterator[nn.Parameter]:
     """The block's weights: every tensor of two or more dimensions and every norm weight; no biases."""
-    for name, parameter in block.named_parameters():
-        if parameter.dim() >= 2 or not name.endswith("bias"):
-            yield parameter
+    for module in block.modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if not name.endswith("bias") and (parameter.dim() >= 2 or is_norm):
+                yield parameter
 
 
 def block_score(importances: Iterator[torch.Tensor], options: TaylorConfig) -> float:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
+from shortened_llm.config import TEXTLESS_CRITERIA, TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
+from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.models.families import needs_bos
 from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
 from shortened_llm.models.walk import check_walkable
 from shortened_llm.pruning.plan import requested_counts
-from shortened_llm.scoring.job import FREE, protected_blocks
+from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.experiment import read_config
 from shortened_llm.storage.store import Store
 
@@ -72,7 +74,7 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
             f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
             f"protect all {num_blocks} blocks"
         )
-    if set(config.scoring.criteria) - {*FREE, "magnitude"}:
+    if set(config.scoring.criteria) - TEXTLESS_CRITERIA:
         check_walkable(model_config)
     cuts = requested_counts(config.search, num_blocks, protected)
     roles, calibration = text_roles(config), config.calibration
@@ -80,6 +82,12 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
         roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
         field="calibration.sequence_length",
     )  # fmt: skip
+    if set(config.scoring.criteria) - TEXTLESS_CRITERIA:
+        bos = needs_bos(calibration.bos, model_config.model_type)
+        for draw in range(calibration.draws):
+            calibration_tokens(
+                roles.calibration, calibration, tokenizer, vocab_size=model_config.vocab_size, bos=bos, draw=draw
+            )
     return ScoringFacts(
         num_blocks=num_blocks, model_type=model_config.model_type, tokenizer=tokenizer, roles=roles, cuts=cuts
     )

@@ -21,7 +21,7 @@ from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.progress import Progress
 from shortened_llm.storage.store import Store
 
-# Lost tasks are started again by Ray; what they had stored is read back.
+# Lost tasks are started again by Ray, and do what they had not stored yet.
 RETRIES = 2
 
 

@@ -57,6 +57,11 @@ MISSING = "/no/such/place"
         (["--scoring.random.seed", "3"], ["scoring", "options of random", "['ppl', 'magnitude']"]),
         (["--scoring.magnitude.power", "3"], ["scoring.magnitude.power", "3", "1 or 2"]),
         (["--calibration.sequence_length", "1"], ["calibration.sequence_length", "1", "greater than or equal to 2"]),
+        (["--calibration.bos", "each"], ["calibration.bos", "each"]),
+        (
+            ["--calibration.draws", "2", "--scoring.criteria", '["magnitude"]'],
+            ["calibration.draws is 2", "['magnitude']", "read no text"],
+        ),
         (["--calibration.max_sequences", "50"], ["calibration", "max_sequences is 50", "racing: true"]),
         (
             ["--calibration.racing", "true", "--scoring.criteria", '["magnitude"]'],

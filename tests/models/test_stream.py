@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, XLNetConfig
 
 from shortened_llm.errors import BadInputError
@@ -35,28 +37,33 @@ def test_blocks_come_and_go(family: str, save_random_model: SaveModel) -> None:
     assert all(weight.is_meta for block in streamed.blocks for weight in block.parameters())
 
 
-def test_a_walk_that_ends_early_frees_its_block(save_random_model: SaveModel) -> None:
+def test_reading_that_ends_early_frees_its_blocks(save_random_model: SaveModel) -> None:
     streamed = StreamedModel.open(save_random_model(FAMILIES["llama"])[1], "float32")
     reading = streamed.read_blocks(range(6))
     next(reading)
     reading.close()
-    held = [i for i, b in enumerate(streamed.blocks) if not any(w.is_meta for w in b.parameters())]
-    assert held in ([], [1])
+    assert all(weight.is_meta for block in streamed.blocks for weight in block.parameters())
+
+
+def test_a_weight_of_another_shape_is_refused(save_random_model: SaveModel) -> None:
+    _, reference = save_random_model(FAMILIES["llama"])
+    path = Path(reference.url) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(47, 32)
+    save_file(tensors, path, metadata={"format": "pt"})
+    streamed = StreamedModel.open(replace(reference, files=()), "float32")
+    with pytest.raises(BadInputError, match=r"model.path: model.layers.2.mlp.up_proj.weight .*\(47, 32\) .*\(48, 32\)"):
+        list(streamed.read_blocks(range(6)))
 
 
 def test_a_missing_head_is_refused(save_random_model: SaveModel) -> None:
-    from safetensors.torch import load_file, save_file
-
     _, reference = save_random_model(FAMILIES["llama"])
     path = Path(reference.url) / "model.safetensors"
     tensors = load_file(path)
     del tensors["lm_head.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    reference = type(reference)(
-        url=reference.url, fingerprint=reference.fingerprint, files=(), num_blocks=reference.num_blocks
-    )
     with pytest.raises(BadInputError, match=r"model.path: .*lm_head.weight"):
-        StreamedModel.open(reference, "float32")
+        StreamedModel.open(replace(reference, files=()), "float32")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

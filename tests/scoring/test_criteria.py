@@ -254,13 +254,25 @@ def test_a_nan_is_named_by_block_and_sequence(
         statistics(streamed, tokens, NLL, memory_gib=few)
     with pytest.raises(NonFiniteLossError, match=rf"block 0 .* sequence {first}"):
         statistics(streamed, tokens, COSINE)
+    with pytest.raises(NonFiniteLossError, match=r"block 0 turns the last token by angle nan"):
+        statistics(streamed, tokens, ANGLE)
     with pytest.raises(NonFiniteLossError, match=rf"taylor: .* sequence {first}"):
         measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=None, on_progress=silent)
 
 
+def test_a_nan_among_the_weights_is_named(
+    save_random_model: SaveModel, reopened: Callable[[PreTrainedModel], StreamedModel]
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    with torch.no_grad():
+        find_blocks(model)[2].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="magnitude: block 2 has score nan"):
+        measure_magnitude(reopened(model), MagnitudeConfig(), on_progress=silent)
+
+
 def test_taylor_refuses_what_does_not_fit(save_random_model: SaveModel, tokens) -> None:
     streamed = StreamedModel.open(save_random_model(FAMILIES["llama"])[1], "float32")
-    room_for_two = 2 * 7 * 16 * 32 * 4 / 2**30
+    room_for_two = 2 * 11 * 16 * 32 * 4 / 2**30
     with pytest.raises(BadInputError, match="all 5 sequences, and memory has room for 2"):
         measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=room_for_two, on_progress=silent)
 

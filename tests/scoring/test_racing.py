@@ -1,5 +1,7 @@
 """Racing: the bound at any stopping time, the decisions, and the text it saves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,8 @@ def test_the_test_sees_what_is_there() -> None:
     assert surely_negative(values, 0.05, horizon=40).mean() > 0.9
     assert not surely_negative(-values, 0.05, horizon=40).any()
     assert not surely_negative(np.zeros((9, 1)), 0.05, horizon=40).any()
+    constant = [surely_negative(np.full((number, 1), -1.0), 0.05, horizon=40)[0] for number in (2, 3, 30)]
+    assert constant == [False, False, True], "not even without variance do three values prove anything"
 
 
 def test_slots_fill_from_both_sides() -> None:
@@ -109,6 +113,8 @@ def test_a_race_that_ends_early_says_what_is_undecided(costs: np.ndarray) -> Non
     assert cut.probabilities[2] + cut.probabilities[3] == pytest.approx(1)
     assert cut.probabilities[0] == cut.probabilities[1] == 1
     assert cut.probabilities[7] == 0, "protected"
+    assert cut.open == (2, 3)
+    assert replace(cut, probabilities=(1.0,) * 8).undecided == (2, 3), "open, however likely"
 
 
 def test_wrong_decisions_are_rare() -> None:
