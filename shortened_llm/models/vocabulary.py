@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.head import finished_logits
 from shortened_llm.models.stream import StreamedModel
 
@@ -144,4 +143,3 @@ def _head_chunks(streamed: StreamedModel) -> Iterator[tuple[int, torch.Tensor, t
         rows = head.weight.detach()[start : start + size]
         part = None if bias is None else bias.detach()[start : start + size].to(streamed.device, streamed.dtype)
         yield start, rows.to(streamed.device, streamed.dtype), part
-        release_freed_memory()
