@@ -9,6 +9,8 @@ from shortened_llm.config import TaylorConfig
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.max}
 
+ROWS = 256
+
 
 def scored_weights(block: nn.Module) -> Iterator[nn.Parameter]:
     """The block's weights: every tensor of two or more dimensions and every norm weight; no biases."""
@@ -31,6 +33,8 @@ def block_score(importances: Iterator[torch.Tensor], options: TaylorConfig) -> f
     per_tensor = []
     for importance in importances:
         powered = importance.pow(options.power) if options.power != 1 else importance
-        outputs = powered.sum(dim=-1, dtype=torch.float64) if powered.dim() >= 2 else powered.double()
+        # By rows: the sum of a whole tensor in float64 would hold a copy of it twice its size.
+        rows = powered.flatten(0, -2).split(ROWS) if powered.dim() >= 2 else ()
+        outputs = torch.cat([part.sum(dim=-1, dtype=torch.float64) for part in rows]) if rows else powered.double()
         per_tensor.append(REDUCTIONS[options.output_reduction](outputs))
     return REDUCTIONS[options.block_reduction](torch.stack(per_tensor)).item()
