@@ -120,17 +120,23 @@ def block_prefix(names: Mapping[str, object], num_blocks: int) -> str:
     return fitting[0]
 
 
+def block_of(name: str, prefix: str) -> int | None:
+    """The block that a tensor lies in, where the names of the blocks begin with `prefix`; None outside the blocks."""
+    match = BLOCK_NAME.match(name)
+    return int(match["block"]) if match and match["prefix"] == prefix else None
+
+
 def renumbered(names: Mapping[str, object], kept_blocks: tuple[int, ...], num_blocks: int) -> dict[str, str]:
     """`{name on disk: name in the shorter model}` for every tensor of a view."""
     prefix = block_prefix(names, num_blocks)
     position = {block: index for index, block in enumerate(kept_blocks)}
     result = {}
     for name in names:
-        match = BLOCK_NAME.match(name)
-        if match is None or match["prefix"] != prefix:
+        block = block_of(name, prefix)
+        if block is None:
             result[name] = name
-        elif int(match["block"]) in position:
-            result[name] = f"{prefix}.{position[int(match['block'])]}.{match['rest']}"
+        elif block in position:
+            result[name] = f"{prefix}.{position[block]}{name.removeprefix(f'{prefix}.{block}')}"
     return result
 
 
@@ -140,9 +146,9 @@ def model_size(files: TensorFiles, num_blocks: int) -> ModelSize:
     per_block = [0] * num_blocks
     other = 0
     for name, shape in files.shapes.items():
-        match = BLOCK_NAME.match(name)
-        if match and match["prefix"] == prefix:
-            per_block[int(match["block"])] += prod(shape)
-        else:
+        block = block_of(name, prefix)
+        if block is None:
             other += prod(shape)
+        else:
+            per_block[block] += prod(shape)
     return ModelSize(block_parameters=tuple(per_block), other_parameters=other)

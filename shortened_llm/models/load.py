@@ -1,6 +1,6 @@
 """Load a model or a view of it. A view is built from the kept tensors, never cut out of a live model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,21 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu")
 
 def _check_complete(directory: Path, report: Mapping[str, Any], kept_blocks: tuple[int, ...]) -> None:
     """Refuse what transformers would fill with random numbers; a tied head is not among it."""
-    if missing := sorted(_dense_name(name, kept_blocks) for name in report["missing_keys"]):
-        raise BadInputError(
-            f"model.path: {directory} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
-            "every weight must be in the files"
-        )
+    refuse_missing(directory, report["missing_keys"], kept_blocks)
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, wanted = mismatched[0]
         raise BadInputError(
             f"model.path: {len(mismatched)} tensors of {directory} have another shape than its config.json asks for, "
             f"such as {_dense_name(name, kept_blocks)}, which has {tuple(found)} instead of {tuple(wanted)}"
+        )
+
+
+def refuse_missing(directory: Path, names: Iterable[str], kept_blocks: tuple[int, ...]) -> None:
+    """Raises `BadInputError` where there are any, `names` being those of a view."""
+    if missing := sorted(_dense_name(name, kept_blocks) for name in names):
+        raise BadInputError(
+            f"model.path: {directory} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
+            "every weight must be in the files"
         )
 
 

@@ -18,8 +18,8 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import TensorFiles, block_prefix, open_tensor_files, renumbered
-from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory
+from shortened_llm.models.files import TensorFiles, block_of, block_prefix, open_tensor_files, renumbered
+from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory, refuse_missing
 from shortened_llm.records import ModelRef
 
 
@@ -35,6 +35,8 @@ class StreamedModel:
     dtype: torch.dtype
     device: torch.device
     _files: TensorFiles
+    _kept_blocks: tuple[int, ...]
+    """Indices in the files."""
     _block_tensors: tuple[dict[str, str], ...]
     """Per block: `{name on disk: name in the model}`."""
 
@@ -48,24 +50,25 @@ class StreamedModel:
         directory = model_directory(ref)
         files = open_tensor_files(directory)
         names = renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)
-        num_blocks = len(ref.kept_blocks)
-        prefix = block_prefix(files.shapes, ref.num_blocks) + "."
-        of_block: tuple[dict[str, str], ...] = tuple({} for _ in range(num_blocks))
+        prefix = block_prefix(files.shapes, ref.num_blocks)
+        of_block: tuple[dict[str, str], ...] = tuple({} for _ in ref.kept_blocks)
         others: dict[str, str] = {}
         for name, new_name in names.items():
-            if new_name.startswith(prefix):
-                of_block[int(new_name.removeprefix(prefix).split(".")[0])][name] = new_name
-            else:
-                others[name] = new_name
+            block = block_of(new_name, prefix)
+            (others if block is None else of_block[block])[name] = new_name
         before = torch.get_default_dtype()
         torch.set_default_dtype(DTYPES[dtype])
         try:
             model = empty_model(cut_config(load_config(directory), ref.kept_blocks)).eval()
         finally:
             torch.set_default_dtype(before)
-        model.requires_grad_(False)
         streamed = cls(
-            model=model, dtype=DTYPES[dtype], device=torch.device(device), _files=files, _block_tensors=of_block
+            model=model,
+            dtype=DTYPES[dtype],
+            device=torch.device(device),
+            _files=files,
+            _kept_blocks=ref.kept_blocks,
+            _block_tensors=of_block,
         )
         streamed._load_others(others)
         return streamed
@@ -104,6 +107,7 @@ class StreamedModel:
         copies = {name: _copy(t, self.dtype) for name, t in self._files.read(self._block_tensors[index])}
         self._fill(copies, self.device)
         self._check_filled(self.blocks[index])
+        self.blocks[index].requires_grad_(False)
 
     def _load_others(self, names: dict[str, str]) -> None:
         for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
@@ -113,6 +117,7 @@ class StreamedModel:
         if self.model.config.tie_word_embeddings and self.model.get_output_embeddings().weight.is_meta:
             self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
         self._check_filled(self.model, but=self.blocks)
+        self.model.requires_grad_(False)
         mapped = {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}
         for module in self.model.modules():
             if id(module) not in mapped:
@@ -148,13 +153,7 @@ class StreamedModel:
         excluded = {id(weight) for weight in but.parameters()} if but else set()
         names = {id(weight): name for name, weight in self.model.named_parameters(remove_duplicate=False)}
         empty = [names[id(w)] for w in module.parameters() if w.is_meta and id(w) not in excluded]
-        if empty:
-            raise BadInputError(
-                f"model.path: {self._files.directory} lacks {len(empty)} tensors of the model, such as "
-                f"{', '.join(empty[:3])}; every weight must be in the files"
-            )
-        for weight in module.parameters():
-            weight.requires_grad_(False)
+        refuse_missing(self._files.directory, empty, self._kept_blocks)
 
 
 def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -25,6 +25,7 @@ WALKED: dict[Criterion, str] = {
     "block_influence": block_influence.STATISTIC,
     "angular_span": angular_span.STATISTIC,
 }
+RACE = "race:"
 # Nothing to measure.
 FREE: tuple[Criterion, ...] = ("last_n", "random")
 
@@ -67,6 +68,12 @@ class Unit:
     stop: int
 
     @property
+    def raced(self) -> str | None:
+        """The statistic that the unit races for."""
+        (first, *_) = self.statistics
+        return first.removeprefix(RACE) if first.startswith(RACE) else None
+
+    @property
     def name(self) -> str:
         """A short name for logs, such as `nll+kl` or `taylor (draw 1)`."""
         draw = f" (draw {self.draw})" if self.draw else ""
@@ -92,7 +99,7 @@ def draws(criterion: Criterion, job: ScoringJob) -> range:
 def unit_of(criterion: Criterion, job: ScoringJob, draw: int = 0) -> Unit:
     """The unit that holds all that a criterion reduces, over the whole calibration set."""
     if is_raced(criterion, job):
-        return Unit(statistics=(f"race:{WALKED[criterion]}",), draw=0, start=0, stop=job.calibration.race_limit)
+        return Unit(statistics=(RACE + WALKED[criterion],), draw=0, start=0, stop=job.calibration.race_limit)
     statistic = WALKED.get(criterion, criterion)
     stop = 0 if criterion == "magnitude" else job.calibration.num_sequences
     return Unit(statistics=(statistic,), draw=draw, start=0, stop=stop)
@@ -109,7 +116,7 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     """Everything that a measurement's numbers depend on; for a unit with one statistic."""
     (statistic,) = unit.statistics
     calibration = job.calibration
-    raced = statistic.startswith("race:")
+    raced = unit.raced is not None
     options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(statistic)
     text = {
         "stage": CALIBRATION_VERSION,

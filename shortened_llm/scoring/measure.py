@@ -73,11 +73,18 @@ def measure(
     if not missing:
         return
     unit = replace(unit, statistics=missing)
+    for statistic, values in _values(unit, job, device, memory_gib, on_progress).items():
+        _keep(replace(unit, statistics=(statistic,)), values, job, store)
+
+
+def _values(
+    unit: Unit, job: ScoringJob, device: str, memory_gib: float | None, on_progress: Progress
+) -> dict[str, np.ndarray]:
+    """The array of each of the unit's statistics."""
     streamed = StreamedModel.open(job.model, job.scoring.dtype, device=device)
-    if unit.statistics == ("magnitude",):
-        _keep(unit, measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress), job, store)
-        return
-    calibration = job.calibration
+    name, calibration = unit.statistics[0], job.calibration
+    if name == "magnitude":
+        return {name: measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress)}
     tokens = calibration_tokens(
         job.documents,
         calibration,
@@ -85,32 +92,28 @@ def measure(
         vocab_size=len(streamed.model.get_input_embeddings().weight),
         bos=needs_bos(calibration.bos, streamed.model.config.model_type),
         draw=unit.draw,
-        num_sequences=unit.stop if unit.statistics[0].startswith("race:") else None,
+        num_sequences=unit.stop if unit.raced else None,
     )[unit.start : unit.stop]
-    if unit.statistics == ("taylor",):
+    if name == "taylor":
         values = measure_taylor(streamed, tokens, job.scoring.taylor, memory_gib=memory_gib, on_progress=on_progress)
-        _keep(unit, values, job, store)
-    elif unit.statistics == ("greedy_ppl",):
+    elif name == "greedy_ppl":
         values = measure_greedy_ppl(
             streamed, tokens, job.protected, max(job.counts), memory_gib=memory_gib, on_progress=on_progress
         )
-        _keep(unit, values, job, store)
-    elif unit.statistics[0].startswith("race:"):
+    elif unit.raced:
         values = race(
             streamed,
             tokens,
-            unit.statistics[0].removeprefix("race:"),
+            unit.raced,
             job.counts,
             job.protected,
             calibration.num_sequences,
             memory_gib=memory_gib,
             on_progress=on_progress,
         )
-        _keep(unit, values, job, store)
     else:
-        found = walk_statistics(streamed, tokens, unit.statistics, memory_gib=memory_gib, on_progress=on_progress)
-        for statistic, values in found.items():
-            _keep(replace(unit, statistics=(statistic,)), values, job, store)
+        return walk_statistics(streamed, tokens, unit.statistics, memory_gib=memory_gib, on_progress=on_progress)
+    return {name: values}
 
 
 def measured(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int, draw: int = 0) -> np.ndarray:

@@ -27,7 +27,7 @@ COSINE = "cosine"
 ANGLE = "angle"
 """Angle / pi between the last token's hidden states before block m and before block n, [sequences, blocks + 1,
 blocks + 1]; the last index is the last block's output."""
-OF_CANDIDATES = (NLL, KL)
+OF_CANDIDATES = frozenset({NLL, KL})
 
 
 def walk_statistics(
@@ -52,12 +52,12 @@ def walk_statistics(
     wanted = frozenset(statistics)
     num_blocks = streamed.num_blocks
     blocks = tuple(range(num_blocks)) if candidates is None else tuple(candidates)
-    if not wanted & set(OF_CANDIDATES):
+    if not (with_losses := bool(wanted & OF_CANDIDATES)):
         blocks = ()
     states = 1 + len(blocks) + (COSINE in wanted)
     batches = tokens.split(sequences_in_memory(streamed, states, tokens.shape[1], memory_gib))
     in_blocks = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks))
-    work = in_blocks + (_head_work(streamed, len(blocks) + 1) if wanted & set(OF_CANDIDATES) else 0)
+    work = in_blocks + (_head_work(streamed, len(blocks) + 1) if with_losses else 0)
     done = 0
 
     def on_work(amount: int) -> None:
@@ -116,7 +116,7 @@ def _walk_batch(
         found[ANGLE] = _angles(torch.stack(last_tokens, dim=1)).cpu().numpy()
         after = found[ANGLE][:, range(num_blocks), range(1, num_blocks + 1)]
         check_finite(after, [f"block {b} turns the last token by angle" for b in range(num_blocks)], first_sequence)
-    if wanted & set(OF_CANDIDATES):
+    if wanted & OF_CANDIDATES:
         walk.finish_in_place(states.flatten(0, 1))
         work, reported = _head_work(walk.streamed, len(states)), 0
 

@@ -71,22 +71,22 @@ def race(
         tokens: as many sequences as may be read, [sequences, length].
         statistic: of `one_pass`, with one value per block and sequence.
     """
-    num_blocks = streamed.num_blocks
     batches = tokens.split(round_size)
-    costs = np.empty((0, 1 + num_blocks))
-    for done, batch in enumerate(batches, start=1):
-        slots = replay(costs[:, 1:], counts, protected, round_size)
-        blocks = open_blocks(slots) if len(costs) else tuple(range(num_blocks))
-        if not blocks:
-            break
+    costs = np.empty((0, 1 + streamed.num_blocks))
+    slots = _at_the_start(streamed.num_blocks, counts, protected)
+    blocks: tuple[int, ...] = tuple(range(streamed.num_blocks))  # each is read once, protected or not
+    for before, batch in enumerate(batches):
 
-        def on_round(step: int, steps: int, before: int = done - 1) -> None:
+        def on_round(step: int, steps: int, before: int = before) -> None:
             on_progress(before * steps + step, len(batches) * steps)
 
         found = walk_statistics(
             streamed, batch, [statistic], memory_gib=memory_gib, on_progress=on_round, candidates=blocks
         )
         costs = np.concatenate([costs, _costs(found[statistic], statistic, blocks)])
+        _settle(slots, costs[:, 1:], protected, round_size)
+        if not (blocks := open_blocks(slots)):
+            break
     return costs
 
 
@@ -110,25 +110,32 @@ def replay(
     costs: np.ndarray, counts: tuple[int, ...], protected: tuple[int, ...], round_size: int
 ) -> tuple[Slots, ...]:
     """What a race over costs [sequences, blocks] has decided, round by round."""
-    num_blocks = costs.shape[1]
-    racing = [block for block in range(num_blocks) if block not in protected]
-    slots = tuple(Slots(count=count, open=set(racing)) for count in counts)
-    pairs = len(racing) * (len(racing) - 1) // 2  # each may be told wrongly
+    slots = _at_the_start(costs.shape[1], counts, protected)
     for start in range(0, len(costs), round_size):
-        seen = costs[: start + round_size]
-        still_open = list(open_blocks(slots))  # and so read on every sequence so far
-        lower = np.zeros((num_blocks, num_blocks), dtype=bool)
-        for block in still_open:
-            differences = seen[:, [block]] - seen[:, still_open]
-            lower[block, still_open] = surely_negative(differences, ALPHA / max(1, pairs), HORIZON_ROUNDS * round_size)
-        for slot in slots:
-            slot.decide(lower)
+        _settle(slots, costs[: start + round_size], protected, round_size)
     return slots
 
 
-def raced_scores(
-    costs: np.ndarray, counts: tuple[int, ...], protected: tuple[int, ...], round_size: int, *, is_loss: bool
-) -> CriterionScores:
+def _at_the_start(num_blocks: int, counts: tuple[int, ...], protected: tuple[int, ...]) -> tuple[Slots, ...]:
+    """One race per cut, with every unprotected block open."""
+    return tuple(Slots(count=count, open=set(range(num_blocks)) - set(protected)) for count in counts)
+
+
+def _settle(slots: Sequence[Slots], seen: np.ndarray, protected: tuple[int, ...], round_size: int) -> None:
+    """Decide what the costs [sequences, blocks] of all rounds so far allow."""
+    num_blocks = seen.shape[1]
+    racing = num_blocks - len(protected)
+    pairs = max(1, racing * (racing - 1) // 2)  # each may be told wrongly
+    still_open = list(open_blocks(slots))  # and so read on every sequence so far
+    lower = np.zeros((num_blocks, num_blocks), dtype=bool)
+    for block in still_open:
+        differences = seen[:, [block]] - seen[:, still_open]
+        lower[block, still_open] = surely_negative(differences, ALPHA / pairs, HORIZON_ROUNDS * round_size)
+    for slot in slots:
+        slot.decide(lower)
+
+
+def raced_scores(costs: np.ndarray, slots: Sequence[Slots], *, is_loss: bool) -> CriterionScores:
     """Scores from samples of different sizes; the blocks of each cut are those of the race, filled up by score.
 
     A block's score is column 0's mean over all sequences plus the block's paired difference over its own, so that
@@ -136,6 +143,7 @@ def raced_scores(
 
     Args:
         costs: as raced, [sequences, 1 + blocks].
+        slots: what the race decided.
         is_loss: costs are losses in nats, and scores perplexities.
     """
     base = costs[:, 0].mean()
@@ -147,7 +155,7 @@ def raced_scores(
         errors = errors * scores
     order = CriterionScores(scores=tuple(scores.tolist())).order
     sets = []
-    for slot in replay(costs[:, 1:], counts, protected, round_size):
+    for slot in slots:
         undecided = [block for block in order if block in slot.open]
         sets.append(tuple(sorted(slot.going | set(undecided[: slot.count - len(slot.going)]))))
     return CriterionScores(
@@ -158,18 +166,19 @@ def raced_scores(
     )
 
 
-def raced_cuts(
-    costs: np.ndarray, counts: tuple[int, ...], protected: tuple[int, ...], round_size: int
-) -> tuple[Cut, ...]:
-    """For each count, which blocks go: 1 or 0 where the race decided, else their share of the resamples.
+def raced_cuts(costs: np.ndarray, slots: Sequence[Slots], sets: Sequence[tuple[int, ...]]) -> tuple[Cut, ...]:
+    """For each cut, which blocks go: 1 or 0 where the race decided, else their share of the resamples.
 
     Undecided blocks were read on every sequence; they are ranked anew over resampled sequences for the places left.
+
+    Args:
+        costs: as raced, [sequences, 1 + blocks].
+        sets: the blocks that go, as scored.
     """
     generator = np.random.default_rng(0)
     samples = generator.integers(len(costs), size=(RESAMPLES, len(costs)))
-    chosen = raced_scores(costs, counts, protected, round_size, is_loss=False).sets or ()
     cuts = []
-    for slot, removed in zip(replay(costs[:, 1:], counts, protected, round_size), chosen, strict=True):
+    for slot, removed in zip(slots, sets, strict=True):
         gone = np.zeros(costs.shape[1] - 1)
         gone[list(slot.going)] = RESAMPLES
         rivals, places = np.array(sorted(slot.open), dtype=int), slot.count - len(slot.going)

@@ -18,7 +18,7 @@ from shortened_llm.scoring.kl import kl_scores
 from shortened_llm.scoring.last_n import last_n_scores
 from shortened_llm.scoring.measure import measured
 from shortened_llm.scoring.ppl import ppl_scores
-from shortened_llm.scoring.racing import raced_cuts, raced_scores, sequences_read
+from shortened_llm.scoring.racing import raced_cuts, raced_scores, replay, sequences_read
 from shortened_llm.scoring.random_order import random_scores
 from shortened_llm.storage.store import Store
 
@@ -41,18 +41,17 @@ def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_sha
 
 
 def _reduce(criterion: Criterion, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
-    raced, round_size = is_raced(criterion, job), job.calibration.num_sequences
     sequences: tuple[int, ...] | None = None
     cuts: tuple[Cut, ...] | None = None
     others: tuple[ScoreDraw, ...] = ()
     tokens = 0
     if criterion in FREE:
         scores = _free_scores(criterion, job)
-    elif raced:
+    elif is_raced(criterion, job):
         costs = measured(criterion, job, store, num_shards=1)
-        cut = (job.counts, job.protected, round_size)
-        scores = raced_scores(costs, *cut, is_loss=criterion == "ppl")
-        cuts = raced_cuts(costs, *cut)
+        slots = replay(costs[:, 1:], job.counts, job.protected, job.calibration.num_sequences)
+        scores = raced_scores(costs, slots, is_loss=criterion == "ppl")
+        cuts = raced_cuts(costs, slots, scores.sets or ())
         sequences = tuple(sequences_read(costs).tolist())
         tokens = len(costs) * job.calibration.sequence_length
     else:

@@ -74,20 +74,22 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
             f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
             f"protect all {num_blocks} blocks"
         )
-    if set(config.scoring.criteria) - TEXTLESS_CRITERIA:
+    reads_text = bool(set(config.scoring.criteria) - TEXTLESS_CRITERIA)
+    if reads_text:
         check_walkable(model_config)
     cuts = requested_counts(config.search, num_blocks, protected)
     roles, calibration = text_roles(config), config.calibration
-    _check_text(
-        roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
-        field="calibration.sequence_length",
-    )  # fmt: skip
-    if set(config.scoring.criteria) - TEXTLESS_CRITERIA:
+    if reads_text:
         bos = needs_bos(calibration.bos, model_config.model_type)
         for draw in range(calibration.draws):
             calibration_tokens(
                 roles.calibration, calibration, tokenizer, vocab_size=model_config.vocab_size, bos=bos, draw=draw
             )
+    else:
+        _check_text(
+            roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
+            field="calibration.sequence_length",
+        )  # fmt: skip
     return ScoringFacts(
         num_blocks=num_blocks, model_type=model_config.model_type, tokenizer=tokenizer, roles=roles, cuts=cuts
     )

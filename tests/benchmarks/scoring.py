@@ -33,7 +33,7 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.cpu import fair_threads, prepare_cpu, release_freed_memory
 from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import load_config, load_model, load_tokenizer
+from shortened_llm.models.load import DTYPES, load_config, load_model, load_tokenizer
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import ModelRef
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
@@ -214,14 +214,14 @@ def run_one(name: str, directory: Path, num_blocks: int) -> dict[str, object]:
     _, procedure, dtype = PROCEDURES[name]
     partly = name == "a" and directory.name == "random"
     blocks = range(min(num_blocks, REBUILT_BLOCKS) if partly else num_blocks)
-    gflops = matmul_gflops(torch.float32 if dtype == "float32" else torch.bfloat16)
+    gflops = matmul_gflops(DTYPES[dtype])
     with PeakMemory() as memory:
         started = time.perf_counter()
         scores = procedure(reference, tokens, dtype, blocks)
         synchronise()
         seconds = (time.perf_counter() - started) * num_blocks / len(blocks)
-    gflops = (gflops + matmul_gflops(torch.float32 if dtype == "float32" else torch.bfloat16)) / 2
-    states = (num_blocks + 1) * tokens.numel() * load_config(directory).hidden_size * (4 if dtype == "float32" else 2)
+    gflops = (gflops + matmul_gflops(DTYPES[dtype])) / 2
+    states = (num_blocks + 1) * tokens.numel() * load_config(directory).hidden_size * DTYPES[dtype].itemsize
     return {
         "seconds": seconds,
         "scores": scores,
@@ -319,7 +319,7 @@ def compare(directory: Path) -> dict[str, dict]:
     for name, figures in found.items():
         title, _, dtype = PROCEDURES[name]
         above = figures["anonymous_bytes"] - (figures["state_bytes"] if name in STREAMED else 0)
-        share = above / (size.parameters(tuple(range(num_blocks))) * (2 if dtype == "bfloat16" else 4))
+        share = above / (size.parameters(tuple(range(num_blocks))) * DTYPES[dtype].itemsize)
         versus = [found[base]["seconds"] / figures["seconds"] for base in ("a", "b")]
         ratios = f"{versus[0]:6.2f}x {versus[1]:6.2f}x" if name in "abcd" else " " * 15
         print(

@@ -95,10 +95,11 @@ def test_a_race_reads_more_only_for_the_blocks_at_the_cut(costs: np.ndarray) -> 
     assert len(raced) < 400, "the race ends when all is decided"
     assert read[2] == read[3] == len(raced) > 50
     assert all(read[block] <= 20 for block in (0, 1, 4, 5, 6, 7))
-    scores = raced_scores(raced, counts, protected, size, is_loss=True)
+    slots = replay(raced[:, 1:], counts, protected, size)
+    scores = raced_scores(raced, slots, is_loss=True)
     assert scores.sets == ((0, 1, 2),)
     assert scores.scores == pytest.approx(np.exp(costs[: len(raced), 0].mean() + MEANS), rel=0.06)
-    (cut,) = raced_cuts(raced, counts, protected, size)
+    (cut,) = raced_cuts(raced, slots, scores.sets)
     assert cut.removed == (0, 1, 2)
     assert cut.probabilities == (1, 1, 1, 0, 0, 0, 0, 0)
     assert cut.undecided == ()
@@ -107,7 +108,8 @@ def test_a_race_reads_more_only_for_the_blocks_at_the_cut(costs: np.ndarray) -> 
 def test_a_race_that_ends_early_says_what_is_undecided(costs: np.ndarray) -> None:
     counts, protected, size = (3,), (7,), 10
     raced = simulated_race(costs[:30], counts, protected, size)
-    (cut,) = raced_cuts(raced, counts, protected, size)
+    slots = replay(raced[:, 1:], counts, protected, size)
+    (cut,) = raced_cuts(raced, slots, raced_scores(raced, slots, is_loss=False).sets or ())
     assert len(raced) == 30
     assert cut.removed in ((0, 1, 2), (0, 1, 3))
     assert cut.probabilities[2] + cut.probabilities[3] == pytest.approx(1)
