@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint format type clean
+.PHONY: help setup demo test test-unit test-faults lint format type clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make .venv with the tested versions of everything
 
@@ -27,7 +27,10 @@ test: setup  ## All tests, with Ray and a real S3 server
 	$(BIN)/pytest
 
 test-unit: setup  ## Tests that need no Ray cluster
-	$(BIN)/pytest -m 'not ray'
+	$(BIN)/pytest -m 'not ray and not faults'
+
+test-faults: setup  ## Tests that take nodes from a running cluster: minutes each, not part of `make test`
+	$(BIN)/pytest -m faults tests/faults
 
 lint: setup  ## Check style
 	$(BIN)/ruff check .

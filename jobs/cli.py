@@ -13,9 +13,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
-from shortened_llm.config import SearchConfig, describe_errors, parse_config
+from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.logs import LOGGER, setup_logging
+from shortened_llm.search.preflight import check_resources, local_capacity
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -130,6 +131,21 @@ def connect_ray() -> None:
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
     signal.signal(signal.SIGTERM, _leave)  # Ray installs a handler of its own, which aborts.
+
+
+def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> bool:
+    """Check that a trial can ever run where it would: on the cluster of RAY_ADDRESS, or on this machine; returns
+    whether Ray is connected now. A dry run starts no Ray.
+
+    Raises:
+        BadInputError: see `check_resources`.
+    """
+    if dry_run and not os.environ.get("RAY_ADDRESS"):
+        check_resources(resources, local_capacity())
+        return False
+    connect_ray()
+    check_resources(resources, cluster_capacity())
+    return True
 
 
 # Stages exchange files, so the object store only carries small messages.

@@ -1,10 +1,9 @@
 """Search over pruning plans: score, prune, retrain, evaluate, report."""
 
-import os
 from collections.abc import Sequence
 
-from jobs.cli import cluster_capacity, connect_ray, make_parser, parse_command, run
-from shortened_llm.search.preflight import check_resources, check_search, local_capacity
+from jobs.cli import check_placement, make_parser, parse_command, run
+from shortened_llm.search.preflight import check_search
 from shortened_llm.search.run import run_search
 from shortened_llm.search.summary import describe_search
 from shortened_llm.storage.store import Store
@@ -15,12 +14,7 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(make_parser("search", "Search over pruning plans."), arguments)
     store = Store.at(config.storage.url)
     facts = check_search(config, store)
-    joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if flags.dry_run and not joins_cluster:
-        check_resources(config.resources, local_capacity())
-    else:
-        connect_ray()
-        check_resources(config.resources, cluster_capacity())
+    check_placement(config.resources, dry_run=flags.dry_run)
     print(describe_search(config, facts, store), flush=True)
     if not flags.dry_run:
         print(run_search(config, facts, store))

@@ -212,7 +212,7 @@ class ScoringConfig(Section):
 
     @model_validator(mode="after")
     def _options_apply(self) -> "ScoringConfig":
-        for name in ("taylor", "magnitude", "random"):
+        for name in ("taylor", "magnitude"):
             if name in self.model_fields_set and name not in self.criteria:
                 raise ValueError(
                     f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
@@ -223,6 +223,9 @@ class ScoringConfig(Section):
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
 
+Control = Literal["dense", "random"]
+
+
 class SearchSection(Section):
     """What Ray Tune tries."""
 
@@ -230,6 +233,11 @@ class SearchSection(Section):
     """Fractions of blocks to remove, each rounded half up to whole blocks; an axis of the search."""
     removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_distinct)] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
+    controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = ()
+    """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
+    dense: the unpruned model; random: blocks drawn with scoring.random.seed, at every ratio."""
+    equal_seconds: bool = False
+    """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
     max_concurrent_trials: int = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
     max_failures: int = Field(2, ge=0)
@@ -242,70 +250,278 @@ class SearchSection(Section):
         return self
 
 
-class CptConfig(Section):
-    """Continued pretraining of all weights with AdamW."""
+Axis = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
 
-    learning_rate: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)
-    ] = Field((1e-4,), min_length=1)
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: Axis = Field((1e-4,), min_length=1)
     """Peak learning rate; a list is an axis of the search."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's decoupled weight decay, on weights with two or more dimensions."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    """Learning rate after the warm-up. wsd: constant, then a linear decay; cosine and linear decay from there on."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of the tokens with a linearly rising learning rate; after it the rate follows a cosine."""
+    """Share of the steps with a linearly rising learning rate."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """The same in optimiser steps (count); wins over warmup_ratio. A wsd run with more tokens can continue an earlier
+    one only where both warmed up alike."""
+    decay_ratio: float = Field(0.2, gt=0, le=1)
+    """With wsd: share of the steps with a decaying learning rate."""
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
     """Learning rate at the end / peak learning rate."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
 
 
+class CptConfig(OptimizerConfig):
+    """Continued pretraining: all weights."""
+
+
+class LastBlocksConfig(OptimizerConfig):
+    """Head, final norm and the last blocks; a head that is tied to the embeddings trains these with it."""
+
+    num_blocks: int = Field(3, ge=0)
+    """Blocks that are trained (count), the last ones."""
+
+
+class DistillConfig(OptimizerConfig):
+    """All weights, towards the predictions of the dense model: T^2 x KL(dense || pruned) + hard_loss_weight x the
+    cross-entropy on the text."""
+
+    temperature: float = Field(1.0, gt=0)
+    """T: both models' logits are divided by it."""
+    hard_loss_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy."""
+
+
+TrainOn = Literal["corpus", "instructions"]
+
+
+class LoraConfig(OptimizerConfig):
+    """Low-rank adapters beside the linear layers of the blocks, merged into them at the end."""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay, on the adapters."""
+    rank: int = Field(8, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(16.0, gt=0)
+    """An adapter's product is scaled by alpha / rank."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Share of an adapter's inputs that are dropped."""
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = ()
+    """Last parts of the names of linear layers that get an adapter, such as q_proj; all in the blocks unless given."""
+    train_on: Annotated[tuple[TrainOn, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field(
+        ("corpus",), min_length=1
+    )
+    """corpus: retraining.data; instructions: retraining.instructions. A list is an axis of the search."""
+
+
+class CptLoraConfig(Section):
+    """Continued pretraining as in `cpt`, then adapters as in `lora`; learning rates are the product of both."""
+
+    cpt_share: float = Field(0.5, gt=0, lt=1)
+    """Share of the tokens in continued pretraining. With adapters trained on instructions it has them all."""
+
+
+class InstructionsConfig(Section):
+    """Pairs of a prompt and a response; the loss is on the response alone."""
+
+    path: Url
+    """JSONL, JSON or Parquet file (a glob or URL too), or a hub data set id."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    template: Literal["alpaca", "chat"] = "alpaca"
+    """alpaca: the template of Stanford Alpaca; chat: the tokenizer's own chat template."""
+    instruction_field: str = "instruction"
+    """Column of the instruction."""
+    input_field: str = "input"
+    """Column of further input to an instruction; it may be empty or absent."""
+    response_field: str = "output"
+    """Column of the response."""
+    max_length: int = Field(256, ge=8)
+    """Longer pairs are cut at this length (tokens)."""
+    global_batch_size: int = Field(64, ge=1)
+    """Pairs per optimiser step, over all workers."""
+    epochs: float = Field(2.0, gt=0)
+    """Passes over the pairs; a fraction is allowed."""
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: str) -> str:
+        return _no_credentials(path)
+
+
+class TrainingSource(TextSource):
+    """Documents to train on."""
+
+    weight: float | None = Field(None, gt=0)
+    """Share of the training sequences from this source, relative to the other weights; by its size unless given."""
+
+
+Method = Literal["none", "cpt", "lora", "cpt_lora", "distill", "last_blocks"]
+Seed = Annotated[int, Field(ge=0)]
+Tokens = Annotated[int, Field(ge=1)]
+
+_SHORT_FULL: dict[str, object] = {"learning_rate": 3e-4, "warmup_ratio": 0.1}
+PRESETS: dict[str, dict[str, dict[str, object]]] = {
+    "paper": {},  # the defaults above
+    "short": {
+        "cpt": _SHORT_FULL,
+        "distill": _SHORT_FULL,
+        "last_blocks": _SHORT_FULL,
+        "lora": {"learning_rate": 3e-3, "warmup_ratio": 0.1, "dropout": 0.0},
+    },
+}
+
+
 class RetrainingConfig(Section):
     """How a pruned model recovers."""
 
-    methods: tuple[Literal["cpt"], ...] = Field(("cpt",), min_length=1)
-    """cpt: continued pretraining. An axis of the search."""
-    data: Annotated[tuple[TextSource, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
-    """Text to train on: one source, or a list whose documents are mixed."""
-    tokens: int = Field(ge=1)
-    """Training budget of a trial (tokens)."""
+    preset: Literal["paper", "short"] = "paper"
+    """Defaults of all methods. paper: as published, where it is; short: for budgets below a million tokens, with higher
+    learning rates and a longer warm-up."""
+    methods: Annotated[tuple[Method, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field(
+        ("cpt",), min_length=1
+    )
+    """none; cpt: continued pretraining; lora; cpt_lora: one, then the other; distill: towards the dense model;
+    last_blocks: head and last blocks only. An axis of the search."""
+    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    """Text to train on: one source, or a list whose sequences are mixed."""
+    instructions: InstructionsConfig | None = None
+    """Instruction data, for lora.train_on."""
+    tokens: Tokens | dict[Annotated[float, Field(ge=0, lt=1)], Tokens]
+    """Training budget of a trial (tokens), or one for each of search.ratios: {0.2: 20_000, 0.4: 40_000}."""
     sequence_length: int = Field(2048, ge=2)
     """Length of a training sequence (tokens). Documents are packed, an end-of-text token behind each."""
+    isolate_documents: bool = False
+    """Packed documents do not attend to one another."""
     global_batch_size: int = Field(512, ge=1)
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: int = Field(4, ge=1)
     """Sequences per worker and forward pass. No result depends on it, beyond rounding."""
-    seed: int = Field(0, ge=0)
-    """Order of the training sequences."""
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field((0,), min_length=1)
+    """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
+    validation_sequences: int = Field(16, ge=0)
+    """Sequences of the selection texts whose loss is measured with each checkpoint and at the end (count)."""
     checkpoint_tokens: int | None = Field(None, ge=1)
     """Distance between checkpoints (tokens); a third of the budget unless given. At most this much work is lost."""
+    keep_stable_checkpoint: bool = False
+    """With wsd: keep the weights and optimiser of the moment before the decay, 12 bytes for each trained parameter; a
+    run with more tokens continues from there."""
+    max_skipped_steps: int = Field(10, ge=1)
+    """A step whose loss or gradient is not finite is skipped; after this many in a row the trial fails (count)."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    cpu_offload: bool = False
+    """Keep parameters and optimiser state in CPU memory between uses; for GPUs."""
     cpt: CptConfig = CptConfig()
+    lora: LoraConfig = LoraConfig()
+    cpt_lora: CptLoraConfig = CptLoraConfig()
+    distill: DistillConfig = DistillConfig()
+    last_blocks: LastBlocksConfig = LastBlocksConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: object) -> object:
+        if not isinstance(values, Mapping) or values.get("preset") not in PRESETS:
+            return values
+        filled = dict(values)
+        for method, defaults in PRESETS[str(values["preset"])].items():
+            given = filled.get(method, {})
+            if isinstance(given, Mapping):
+                filled[method] = {**defaults, **given}
+        return filled
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step."""
+        """Tokens of one optimiser step on the corpus."""
         return self.global_batch_size * self.sequence_length
 
     @property
-    def num_steps(self) -> int:
-        """Optimiser steps of a trial: the budget, rounded down to whole steps."""
-        return self.tokens // self.tokens_per_step
+    def budgets(self) -> tuple[int, ...]:
+        """Distinct training budgets (tokens), ascending."""
+        return tuple(sorted(set(self.tokens.values()))) if isinstance(self.tokens, dict) else (self.tokens,)
+
+    def budget(self, ratio: float) -> int:
+        """Training budget (tokens) at a ratio of the search."""
+        return self.tokens[ratio] if isinstance(self.tokens, dict) else self.tokens
 
     @property
-    def checkpoint_steps(self) -> int:
-        """Optimiser steps between checkpoints."""
-        tokens = self.checkpoint_tokens or self.tokens // 3
-        return max(1, tokens // self.tokens_per_step)
+    def uses_corpus(self) -> bool:
+        """Whether any method reads `data`."""
+        return bool({"cpt", "cpt_lora", "distill", "last_blocks"} & set(self.methods)) or (
+            "lora" in self.methods and "corpus" in self.lora.train_on
+        )
+
+    @property
+    def uses_instructions(self) -> bool:
+        """Whether any method reads `instructions`."""
+        return bool({"lora", "cpt_lora"} & set(self.methods)) and "instructions" in self.lora.train_on
 
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> "RetrainingConfig":
-        if self.num_steps < 1:
+        share = self.cpt_lora.cpt_share if "cpt_lora" in self.methods and "corpus" in self.lora.train_on else 0.0
+        for budget in self.budgets:
+            if budget < self.tokens_per_step:
+                raise ValueError(
+                    f"tokens is {budget:,}, but one optimiser step takes {self.tokens_per_step:,} "
+                    f"(global_batch_size {self.global_batch_size} x sequence_length {self.sequence_length})"
+                )
+            steps = budget // self.tokens_per_step
+            if share and not 0 < round(share * steps) < steps:
+                raise ValueError(
+                    f"cpt_lora.cpt_share is {share:g}, which leaves one part of {steps} optimiser steps without any; "
+                    "raise tokens or change the share"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "RetrainingConfig":
+        steps = min(self.budgets) // self.tokens_per_step
+        for name in ("cpt", "lora", "distill", "last_blocks"):
+            recipe: OptimizerConfig = getattr(self, name)
+            if name in self.methods and recipe.warmup_steps is not None and recipe.warmup_steps >= steps:
+                raise ValueError(
+                    f"{name}.warmup_steps is {recipe.warmup_steps}, but a run has {steps} optimiser steps; "
+                    f"at most {steps - 1} are allowed"
+                )
+            if (
+                recipe.schedule == "wsd" and recipe.warmup_steps is None
+                and recipe.warmup_ratio + recipe.decay_ratio > 1 + 1e-9
+            ):  # fmt: skip
+                raise ValueError(
+                    f"{name}: warmup_ratio {recipe.warmup_ratio:g} and decay_ratio {recipe.decay_ratio:g} are more "
+                    "than the whole run together"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _all_sources_have_weights(self) -> "RetrainingConfig":
+        without = [index for index, source in enumerate(self.data) if source.weight is None]
+        if 0 < len(without) < len(self.data):
+            index = without[0]
             raise ValueError(
-                f"tokens is {self.tokens:,}, but one optimiser step takes {self.tokens_per_step:,} "
-                f"(global_batch_size {self.global_batch_size} x sequence_length {self.sequence_length})"
+                f"data.{index}.weight: {self.data[index].path!r} has none, but other sources have; give all of them a "
+                "weight, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _instructions_are_given(self) -> "RetrainingConfig":
+        if self.uses_instructions and self.instructions is None:
+            raise ValueError(
+                f"lora.train_on is {list(self.lora.train_on)}, but instructions is not given; name instruction data, "
+                "such as {path: alpaca.json}"
             )
         return self
 
@@ -358,13 +574,36 @@ class EvaluationConfig(Section):
     """Segments or task requests per forward pass."""
 
 
+def _as_range(value: object) -> object:
+    """One number of workers, alone or as the command line's list of one, is the range from it to itself."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return (*values, *values) if len(values) == 1 else value
+
+
+def _ascending(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("give a number of workers, or [fewest, most] with fewest at most most")
+    return bounds
+
+
 class ResourcesConfig(Section):
     """Machines. Nothing here changes a number in the report."""
 
-    workers: int = Field(1, ge=1)
-    """Training processes of one trial."""
+    workers: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+        BeforeValidator(_as_range),
+        AfterValidator(_ascending),
+    ] = (1, 1)
+    """Training processes of one trial: a number, or [fewest, most] to take what the cluster has and follow it as it
+    shrinks and grows."""
+    resize_seconds: float = Field(300, gt=0)
+    """How often a trial with a range of workers looks for room to grow (seconds). Growing starts the workers anew from
+    the last checkpoint."""
+    shard_group: int | None = Field(None, ge=1)
+    """Workers over which one copy of the model is sharded, such as those of a node (HSDP); all unless given. Must
+    divide the number of workers."""
     cpus_per_worker: float = Field(1, gt=0)
-    """CPUs that Ray reserves for each training process."""
+    """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of each training process: 0 trains on CPU."""
     evaluators: int = Field(1, ge=1)
@@ -384,6 +623,20 @@ class ResourcesConfig(Section):
     weights. Half of the free memory of its device unless given."""
     node_wait_seconds: float = Field(1800, gt=0)
     """How long a trial waits for its nodes to start (seconds)."""
+
+    @property
+    def min_workers(self) -> int:
+        """Without these no trial starts."""
+        return self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while a trial runs."""
+        return self.min_workers < self.max_workers
 
 
 TRIAL_DRIVER_CPUS = 0.1
@@ -432,11 +685,72 @@ class SearchConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "SearchConfig":
-        batch, workers = self.retraining.global_batch_size, self.resources.workers
-        if batch % workers:
+    def _budgets_match_ratios(self) -> "SearchConfig":
+        tokens, ratios = self.retraining.tokens, self.search.ratios
+        if isinstance(tokens, dict) and (set(tokens) != set(ratios) or self.search.removed_blocks):
             raise ValueError(
-                f"retraining.global_batch_size is {batch}, which resources.workers {workers} does not divide"
+                f"retraining.tokens is given for ratios {sorted(tokens)}, but the search has ratios {sorted(ratios)} "
+                f"and removed_blocks {list(self.search.removed_blocks)}; give one budget, or one for each ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_have_a_corpus(self) -> "SearchConfig":
+        if self.search.controls and not self.retraining.uses_corpus:
+            raise ValueError(
+                f"search.controls is {list(self.search.controls)}, which train on retraining.data, but no method of "
+                f"{list(self.retraining.methods)} does; add cpt or drop them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _time_has_a_reference(self) -> "SearchConfig":
+        if self.search.equal_seconds and "cpt" not in self.retraining.methods:
+            raise ValueError(
+                f"search.equal_seconds is true, but retraining.methods is {list(self.retraining.methods)}; the time is "
+                "that of cpt: add it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _random_applies(self) -> "SearchConfig":
+        if "random" in self.scoring.model_fields_set and not (
+            "random" in self.scoring.criteria or "random" in self.search.controls
+        ):
+            raise ValueError(
+                f"options of random are given, but scoring.criteria is {list(self.scoring.criteria)} and "
+                f"search.controls {list(self.search.controls)}; add 'random' to one or drop them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "SearchConfig":
+        retraining, resources = self.retraining, self.resources
+        batches = {"retraining.global_batch_size": retraining.global_batch_size}
+        if retraining.uses_instructions and retraining.instructions:
+            batches["retraining.instructions.global_batch_size"] = retraining.instructions.global_batch_size
+        for field, batch in batches.items():
+            if batch < resources.max_workers:
+                raise ValueError(f"{field} is {batch}, fewer sequences than resources.workers {resources.max_workers}")
+            if resources.elastic:
+                continue  # shares are padded, whatever the number of workers
+            if batch % resources.max_workers:
+                raise ValueError(f"{field} is {batch}, which resources.workers {resources.max_workers} does not divide")
+            share = batch // resources.max_workers
+            if share % min(share, retraining.micro_batch_size):
+                raise ValueError(
+                    f"{field} is {batch}, so that each of {resources.max_workers} worker(s) has {share} sequences, "
+                    f"which retraining.micro_batch_size {retraining.micro_batch_size} does not divide"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _group_divides(self) -> "SearchConfig":
+        group, resources = self.resources.shard_group, self.resources
+        if group is not None and (resources.elastic or resources.max_workers % group):
+            raise ValueError(
+                f"resources.shard_group is {group}, but resources.workers is {list(resources.workers)}; give a fixed "
+                "number of workers that it divides"
             )
         return self
 
@@ -448,8 +762,12 @@ PLACEMENT_KEYS = (
     "search.max_failures",
     "retraining.checkpoint_tokens",
     "retraining.micro_batch_size",
-    "evaluation.batch_size",
+    "retraining.keep_stable_checkpoint",
+    "retraining.max_skipped_steps",
     "retraining.activation_checkpointing",
+    "retraining.compile",
+    "retraining.cpu_offload",
+    "evaluation.batch_size",
 )
 
 

@@ -85,16 +85,35 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDataset:
-    """Token sequences of one length, packed into shards."""
+    """Token sequences of one source, in shards."""
 
     url: str
     """Directory of the shards."""
     fingerprint: str
     files: tuple[FileEntry, ...]
-    """One `.npy` array [sequences, sequence_length] per shard."""
+    """`tokens-*.npy`: arrays [sequences, sequence_length]; for instruction data also `spans-*.npy`, arrays
+    [sequences, 2]: where the response begins and where it ends, the rest being padding."""
     num_sequences: int
     sequence_length: int
     num_documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenMixture:
+    """Data sets of one sequence length, mixed."""
+
+    parts: tuple[TokenDataset, ...]
+    weights: tuple[float, ...] | None = None
+    """Share of the training stream from each part, summing to 1; None: every sequence is equally likely."""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a model trained on it depends on."""
+        return {"parts": [part.fingerprint for part in self.parts], "weights": self.weights}
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(part.num_sequences for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +238,11 @@ class PerplexityScore:
     mean_nll: float
     """Nats per predicted token."""
     num_predictions: int
+    document_nll: tuple[float, ...] = ()
+    """Summed negative log-likelihood of the predictions in each document, in nats, to 4 decimals; documents in their
+    order in the text, those without a prediction left out."""
+    document_predictions: tuple[int, ...] = ()
+    """Predictions in each of these documents. Equal between models that share tokenizer and protocol."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,25 +271,100 @@ class EvalScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraOptions:
+    """Adapters of a run; see `config.LoraConfig`."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """Loss of a distillation; see `config.DistillConfig`."""
+
+    temperature: float
+    hard_loss_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run: everything that changes the weights, but for the model and the data."""
+
+    method: Literal["none", "cpt", "lora", "distill", "last_blocks"]
+    train_on: Literal["corpus", "instructions"]
+    num_steps: int
+    """Optimiser steps; none of them leaves the model as it is."""
+    global_batch_size: int
+    """Sequences per optimiser step, over all workers."""
+    sequence_length: int
+    """Tokens; the longest where sequences differ."""
+    seed: int
+    learning_rate: float
+    """At its peak."""
+    weight_decay: float
+    betas: tuple[float, float]
+    max_gradient_norm: float
+    schedule: Literal["wsd", "cosine", "linear"]
+    warmup_steps: int
+    decay_steps: int
+    """Of wsd; the other schedules decay from the warm-up on."""
+    final_learning_rate_ratio: float
+    isolate_documents: bool = False
+    lora: LoraOptions | None = None
+    distill: DistillOptions | None = None
+    tuned_blocks: int | None = None
+    """Of last_blocks: how many."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step, padding included."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run, padding included."""
+        return self.num_steps * self.tokens_per_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPoint:
     """One report of a training run."""
 
     step: int
     tokens: int
+    """Since the start, without padding."""
     loss: float
+    """What is minimised, per prediction, over the steps since the last report, in nats."""
     learning_rate: float
     tokens_per_second: float
+    seconds: float = 0.0
+    """Training time since the start, over all attempts."""
+    gradient_norm: float | None = None
+    """Before clipping, of the last step."""
+    validation_loss: float | None = None
+    """Cross-entropy on the validation sequences, in nats per prediction, where it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainedModel:
-    """What retraining hands on."""
+    """What one training run hands on."""
 
     model: ModelRef
+    adapter: ModelRef | None = None
+    """The adapters alone, in peft's format, where the run trained some; they are merged in `model`."""
     tokens: int
+    """Without padding."""
     seconds: float
     """Wall time of the training loop and its checkpoints, over all attempts that resumed one another."""
+    accelerator_seconds: float = 0.0
+    """The same, times the number of GPUs, or of workers on CPU."""
     history: tuple[TrainingPoint, ...]
+    skipped_steps: tuple[int, ...] = ()
+    """Steps that were left out because their loss or gradient was not finite."""
+    loss_spikes: tuple[int, ...] = ()
+    """Steps whose loss stood far above those before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,11 +374,37 @@ class TrialSpec:
     fingerprint: str
     plan: PrunePlan
     method: str
-    learning_rate: float
+    """none, cpt, lora, cpt_lora, distill or last_blocks."""
+    recipes: tuple[Recipe, ...]
+    """Training runs, each from the model of the one before."""
+    control: Literal["dense", "random"] | None = None
+    """A comparison instead of a candidate: the unpruned model, or blocks drawn at random."""
+    equal_seconds: bool = False
+    """Its budget is the time that the reference method took, instead of its tokens."""
 
     @property
     def name(self) -> str:
-        return f"{self.plan.name} {self.method} lr {self.learning_rate:g}"
+        last = self.recipes[-1]
+        if self.method == "none":
+            return f"{self.plan.name} untrained"
+        rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
+        on = " on instructions" if last.train_on == "instructions" else ""
+        at = " at equal seconds" if self.equal_seconds else ""
+        return f"{self.plan.name} {self.method}{on} lr {rates} seed {last.seed}{at}"
+
+    @property
+    def learning_rate(self) -> float:
+        """At the peak of the last run."""
+        return self.recipes[-1].learning_rate
+
+    @property
+    def seed(self) -> int:
+        return self.recipes[-1].seed
+
+    @property
+    def train_on(self) -> str:
+        """corpus, or instructions where the last run used them."""
+        return self.recipes[-1].train_on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,12 +412,33 @@ class TrialResult:
     """A finished trial, measured with the selection texts."""
 
     fingerprint: str
-    retrained: RetrainedModel
+    runs: tuple[RetrainedModel, ...]
+    """Of each training run, in order."""
     before: EvalScores
     """The plan before retraining."""
     after: EvalScores
     seconds: float
     """Wall time of the trial's last attempt: scoring, start-up, training, export."""
+
+    @property
+    def model(self) -> ModelRef:
+        """The retrained model."""
+        return self.runs[-1].model
+
+    @property
+    def tokens(self) -> int:
+        """Trained on, over all runs."""
+        return sum(run.tokens for run in self.runs)
+
+    @property
+    def training_seconds(self) -> float:
+        """Over all runs, whoever made them."""
+        return sum(run.seconds for run in self.runs)
+
+    @property
+    def accelerator_seconds(self) -> float:
+        """Over all runs, whoever made them."""
+        return sum(run.accelerator_seconds for run in self.runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,5 +480,7 @@ class Experiment:
     trials: tuple[ReportedTrial, ...]
     notes: tuple[str, ...]
     """Facts about the protocol that a reader must know, such as a text used for both selection and report."""
+    unseen_texts: tuple[str, ...] | None = None
+    """Report texts whose source was never trained on, by name; None where that is not recorded."""
     versions: dict[str, str]
     """Versions of the libraries that set numbers."""

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, stage_assets
-from shortened_llm.config import SearchConfig, parse_config
-from shortened_llm.models.load import load_config
-from shortened_llm.records import ModelRef
+from shortened_llm.config import RetrainingConfig, SearchConfig, parse_config
+from shortened_llm.data.packing import PackingJob, pack_tokens
+from shortened_llm.data.sources import text_roles
+from shortened_llm.models.load import load_config, load_tokenizer, model_directory
+from shortened_llm.records import ModelRef, TokenMixture
+from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.recipe import chains
 from shortened_llm.storage.payload import describe_files
 from shortened_llm.storage.store import Store
 from tests.s3_server import S3Server, start_s3_server
@@ -52,6 +57,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture
 def local_store(tmp_path: Path) -> Store:
     return Store.at(str(tmp_path / "results"))
+
+
+@pytest.fixture(scope="session")
+def token_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of every process that uses Ray: token authentication with a token of this session."""
+    token = tmp_path_factory.mktemp("ray-token") / "token"
+    token.write_text("0123456789abcdef" * 4)
+    return {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 @pytest.fixture
@@ -124,3 +145,44 @@ def tiny_config(tiny_values: dict) -> SearchConfig:
 @pytest.fixture
 def tiny_model(tiny_assets: Path) -> ModelRef:
     return reference_to(tiny_assets / "model")
+
+
+@pytest.fixture
+def corpus(tiny_config: SearchConfig, tiny_model: ModelRef, local_store: Store) -> TokenMixture:
+    """64 sequences of 128 tokens."""
+    (documents,) = text_roles(tiny_config).train
+    packing = PackingJob(source=documents, tokenizer_identity="tiny", vocab_size=260, sequence_length=128, at_most=64)
+    tokenizer = load_tokenizer(model_directory(tiny_model))
+    return TokenMixture(parts=(pack_tokens(packing, tokenizer, local_store, on_progress=lambda line: None),))
+
+
+MakeJob = Callable[..., RetrainingJob]
+
+
+@pytest.fixture
+def make_job(tiny_config: SearchConfig, tiny_model: ModelRef, corpus: TokenMixture) -> MakeJob:
+    """Build the first run of a method on a view of five of the eight blocks; options are those of the section
+    `retraining`."""
+
+    def make(method: str = "cpt", dtype: str = "float32", **options: object) -> RetrainingJob:
+        values = tiny_config.retraining.model_dump(mode="json") | {"methods": [method]}
+        config = RetrainingConfig.model_validate(values | options)
+        (budget,) = config.budgets
+        recipe = next(chains(config, method, budget, 0))[0]  # type: ignore[arg-type]
+        return RetrainingJob(
+            model=tiny_model.view((0, 1, 4, 6, 7)),
+            teacher=tiny_model if recipe.distill else None,
+            tokens=corpus,
+            validation=corpus,
+            recipe=recipe,
+            dtype=dtype,
+            placement=config,
+        )
+
+    return make
+
+
+@pytest.fixture
+def job(make_job: MakeJob) -> RetrainingJob:
+    """Eight steps of continued pretraining."""
+    return make_job()

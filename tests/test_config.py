@@ -48,6 +48,17 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("retraining.tokens", 1000, ["retraining", "1,000", "1,024"]),
         ("retraining.cpt.learning_rate", [-1e-4], ["retraining.cpt.learning_rate"]),
         ("resources.workers", 3, ["global_batch_size", "3"]),
+        ("resources.workers", [4, 2], ["resources.workers", "[fewest, most]"]),
+        ("resources.workers", [0, 2], ["resources.workers.0", "greater than or equal to 1"]),
+        ("resources.workers", [1, 1000], ["global_batch_size", "1000"]),
+        ("resources.shard_group", 3, ["resources.shard_group is 3", "divides"]),
+        ("retraining.micro_batch_size", 3, ["global_batch_size", "micro_batch_size 3"]),
+        ("retraining.methods", ["cpt", "lorra"], ["retraining.methods.1", "lorra", "'cpt_lora'"]),
+        ("retraining.preset", "long", ["retraining.preset", "'paper' or 'short'"]),
+        ("retraining.cpt.warmup_steps", 32, ["cpt.warmup_steps is 32", "32 optimiser steps", "at most 31"]),
+        ("retraining.cpt.decay_ratio", 0.95, ["cpt", "warmup_ratio 0.1", "decay_ratio 0.95"]),
+        ("retraining.tokens", {0.25: 32768}, ["retraining.tokens", "[0.25]", "[0.25, 0.5]"]),
+        ("retraining.lora.train_on", "corpora", ["retraining.lora.train_on.0", "corpora", "'instructions'"]),
         ("model.path", "$NO_SUCH_VARIABLE/model", ["model.path", "NO_SUCH_VARIABLE"]),
     ],
 )
@@ -57,6 +68,13 @@ def test_bad_values_are_named(values: dict, key: str, value: object, words: list
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_are_a_number_or_a_range(values: dict) -> None:
+    fixed = parse_config(changed(values, "resources.workers", 4)).resources
+    assert (fixed.min_workers, fixed.max_workers, fixed.elastic) == (4, 4, False)
+    ranged = parse_config(changed(values, "resources.workers", [1, 3])).resources
+    assert (ranged.min_workers, ranged.max_workers, ranged.elastic) == (1, 3, True)
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated(values: dict) -> None:
@@ -90,3 +108,28 @@ def test_every_field_is_documented() -> None:
                 assert field.description, f"{path}{name} has no docstring"
 
     check(SearchConfig, "")
+
+
+def test_methods_ask_for_what_they_need(values: dict) -> None:
+    lora = changed(changed(values, "retraining.methods", ["lora"]), "retraining.lora.train_on", ["instructions"])
+    with pytest.raises(BadInputError, match="instructions is not given"):
+        parse_config(lora)
+    with pytest.raises(BadInputError, match=r"search\.equal_seconds is true"):
+        parse_config(changed(changed(values, "retraining.methods", ["lora"]), "search.equal_seconds", True))
+    instructed = changed(lora, "retraining.instructions", {"path": "pairs.jsonl"})
+    assert not parse_config(instructed).retraining.uses_corpus
+    with pytest.raises(BadInputError, match=r"search\.controls is"):
+        parse_config(changed(instructed, "search.controls", ["dense"]))
+
+
+def test_a_preset_fills_in_what_is_not_given(values: dict) -> None:
+    del values["retraining"]["cpt"]
+    paper, short = (
+        parse_config(changed(values, "retraining.preset", preset)).retraining for preset in ("paper", "short")
+    )
+    assert paper == parse_config(values).retraining
+    assert (paper.cpt.learning_rate, short.cpt.learning_rate) == ((1e-4,), (3e-4,))
+    assert (paper.lora.learning_rate, short.lora.learning_rate) == ((1e-4,), (3e-3,))
+    given = changed(changed(values, "retraining.preset", "short"), "retraining.cpt.learning_rate", [1e-3])
+    assert parse_config(given).retraining.cpt.learning_rate == (1e-3,)
+    assert parse_config(given).retraining.cpt.warmup_ratio == 0.1

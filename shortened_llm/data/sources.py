@@ -1,26 +1,21 @@
 """Documents of a text source, and their split between purposes."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi
-
 from shortened_llm.config import SearchConfig, TextSource
+from shortened_llm.data.instructions import InstructionPairs
+from shortened_llm.data.rows import Rows
 from shortened_llm.errors import BadInputError
-from shortened_llm.storage.urls import content_key, expand_glob, is_local
 
 Purpose = Literal["train", "selection", "report"]
 
 # Bounds of a document's hash, in 0..1, for each purpose of a source that serves several.
 REPORT_BELOW = 0.05
 SELECTION_BELOW = 0.10
-
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +36,20 @@ class Documents:
     @cached_property
     def identity(self) -> dict[str, object]:
         """What determines these documents: their content, wherever it lies."""
-        source = self.source
-        pinned: dict[str, object] = (
-            {"files": [content_key(file) for file in self.files]}
-            if self.files
-            else {"hub": source.path, "name": source.name, "commit": self.commit, "split": source.split}
-        )
-        return pinned | {"field": source.field, "part": self.purpose if self.shared_with else "all"}
+        return self._rows.identity | {
+            "field": self.source.field,
+            "part": self.purpose if self.shared_with else "all",
+        }
 
     @property
     def part(self) -> str:
         """In words, which documents these are."""
         return f"{self.purpose} part" if self.shared_with else "all documents"
+
+    @property
+    def num_shards(self) -> int:
+        """Parts that can be read apart from one another: files."""
+        return self._rows.num_shards
 
     def rows(self) -> Iterator[str | list[int]]:
         """Each document: a text, or token ids where the source has a column `input_ids`. Read as they are asked for.
@@ -60,34 +57,23 @@ class Documents:
         Raises:
             BadInputError: the source cannot be read, has no such column, or a document is no text.
         """
-        try:
-            for index, row in enumerate(self._load()):
-                value = self._value(row, index)
-                if self._is_ours(value):
-                    yield value
-        except BadInputError:
-            raise
-        except Exception as error:  # datasets wraps every fault of a file in errors of its own
-            lines = str(error.__cause__ or error).strip().splitlines()
-            raise BadInputError(
-                f"{self.field_path}.path: {self.source.path!r} cannot be read as documents "
-                f"({type(error).__name__}: {lines[0] if lines else 'no reason given'}); give a JSONL, Parquet or text "
-                "file, or the id of a hub data set that needs no code of its own"
-            ) from None
+        for shard in range(self.num_shards):
+            for document in self.read(shard):
+                if document is not None:
+                    yield document
 
-    def _load(self) -> Iterable[dict[str, object]]:
-        import datasets  # 2 s, and not needed to check a config
+    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[str | list[int] | None]:
+        """Rows `first` to `first + count` of a shard, or all from `first` on, as `rows` gives them; None in place of a
+        document that serves another purpose."""
+        for index, row in enumerate(self._rows.read(shard, first=first, count=count), start=first):
+            value = self._value(row, shard, index)
+            yield value if self._is_ours(value) else None
 
-        source = self.source
-        if not self.files:
-            return datasets.load_dataset(
-                source.path, source.name, split=source.split, revision=self.commit, streaming=True
-            )
-        kind = FORMATS[_suffix(self.files[0])]
-        options = {"sample_by": "paragraph"} if kind == "text" else {}
-        return datasets.load_dataset(kind, data_files=list(self.files), split="train", streaming=True, **options)
+    @cached_property
+    def _rows(self) -> Rows:
+        return Rows(source=self.source, files=self.files, commit=self.commit, field_path=self.field_path)
 
-    def _value(self, row: dict[str, object], index: int) -> str | list[int]:
+    def _value(self, row: dict[str, object], shard: int, index: int) -> str | list[int]:
         column = "input_ids" if "input_ids" in row else self.source.field
         if column not in row:
             raise BadInputError(
@@ -98,7 +84,7 @@ class Documents:
             return value
         if isinstance(value, list) and column == "input_ids" and all(isinstance(token, int) for token in value):
             return value
-        raise BadInputError(f"{self.field_path}: row {index} of {self.source.path!r} has {column} {value!r}")
+        raise BadInputError(f"{self.field_path}: row {index} of {self._rows.name_of(shard)} has {column} {value!r}")
 
     def _is_ours(self, document: str | list[int]) -> bool:
         if not self.shared_with:
@@ -125,6 +111,8 @@ class TextRoles:
     train: tuple[Documents, ...]
     selection: tuple[Documents, ...]
     report: tuple[Documents, ...]
+    instructions: InstructionPairs | None
+    """Where a method of the experiment trains on them."""
 
 
 def text_roles(config: SearchConfig) -> TextRoles:
@@ -134,14 +122,15 @@ def text_roles(config: SearchConfig) -> TextRoles:
         BadInputError: a file does not exist or has an unknown ending, or the hub does not know a data set.
     """
     named: list[tuple[str, Purpose, TextSource]] = [("calibration", "train", config.calibration)]
-    named += [(f"retraining.data.{i}", "train", source) for i, source in enumerate(config.retraining.data)]
+    retraining = config.retraining
+    named += [(f"retraining.data.{i}", "train", source) for i, source in enumerate(retraining.data)]
     selection, report = config.evaluation.selection.perplexity, config.evaluation.report.perplexity
     named += [(f"evaluation.selection.perplexity.{i}", "selection", source) for i, source in enumerate(selection)]
     named += [(f"evaluation.report.perplexity.{i}", "report", source) for i, source in enumerate(report)]
-    files = [find_files(source.path, field) for field, _, source in named]
+    found = [Rows.find(source, field) for field, _, source in named]
     places = [
-        frozenset(found or [f"hub:{source.path}:{source.name}:{source.split}"])
-        for found, (_, _, source) in zip(files, named, strict=True)
+        frozenset(rows.files or [f"hub:{source.path}:{source.name}:{source.split}"])
+        for rows, (_, _, source) in zip(found, named, strict=True)
     ]
     documents = []
     for index, (field, purpose, source) in enumerate(named):
@@ -151,8 +140,8 @@ def text_roles(config: SearchConfig) -> TextRoles:
                 source=source,
                 purpose=purpose,
                 shared_with=tuple(sorted(others - {purpose})),
-                files=files[index],
-                commit=None if files[index] else _commit(source, field),
+                files=found[index].files,
+                commit=found[index].commit,
                 field_path=field,
             )
         )
@@ -161,45 +150,7 @@ def text_roles(config: SearchConfig) -> TextRoles:
         train=tuple(d for d in documents[1:] if d.purpose == "train"),
         selection=tuple(d for d in documents if d.purpose == "selection"),
         report=tuple(d for d in documents if d.purpose == "report"),
+        instructions=InstructionPairs.find(retraining.instructions, "retraining.instructions")
+        if retraining.uses_instructions and retraining.instructions is not None
+        else None,
     )
-
-
-def find_files(path: str, field_path: str) -> tuple[str, ...]:
-    """The files that a source's path names, as absolute paths or URLs; empty where it is the id of a hub data set.
-
-    Raises:
-        BadInputError: it names files, but there are none, or their ending is unknown.
-    """
-    local = is_local(path)
-    looks_like_an_id = local and path.count("/") <= 1 and not path.startswith((".", "/"))
-    if looks_like_an_id and _suffix(path) not in FORMATS and not Path(path).exists():
-        return ()
-    if local and Path(path).is_dir():
-        raise BadInputError(f"{field_path}.path: {path!r} is a directory; name its files, such as {path}/*.jsonl")
-    found = expand_glob(path)
-    if not found:
-        raise BadInputError(f"{field_path}.path: {path!r} does not exist (the demo's texts: `python -m jobs.assets`)")
-    unknown = sorted({_suffix(file) for file in found} - FORMATS.keys())
-    if unknown:
-        raise BadInputError(
-            f"{field_path}.path: {path!r} ends in {unknown[0]!r}; known are {', '.join(FORMATS)}, also compressed"
-        )
-    return tuple(str(Path(file).resolve()) for file in found) if local else tuple(found)
-
-
-def _suffix(path: str) -> str:
-    """The ending that tells the format, such as `.jsonl` of `a.jsonl.gz`."""
-    name = Path(path)
-    return name.with_suffix("").suffix if name.suffix in COMPRESSIONS else name.suffix
-
-
-def _commit(source: TextSource, field_path: str) -> str:
-    """The commit that pins a hub data set."""
-    try:
-        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
-    except Exception as error:  # the hub client raises errors of several libraries
-        lines = str(error).strip().splitlines()
-        raise BadInputError(
-            f"{field_path}.path: {source.path!r} is no file, and the hub does not give it as a data set "
-            f"({lines[0] if lines else type(error).__name__})"
-        ) from None

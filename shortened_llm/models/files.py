@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +36,20 @@ class TensorFiles:
                 for name, new_name in names.items():
                     if self.file_of[name] == file:
                         yield new_name, tensors.get_tensor(name)
+
+    @contextmanager
+    def mapped(self) -> Iterator[Callable[[str], torch.Tensor]]:
+        """A function from a tensor's name to the tensor where it lies in its file: memory is taken by copies alone."""
+        with ExitStack() as opened:
+            handles: dict[str, Any] = {}
+
+            def tensor_of(name: str) -> torch.Tensor:
+                file = self.file_of[name]
+                if file not in handles:
+                    handles[file] = opened.enter_context(safe_open(self.directory / file, framework="pt"))
+                return handles[file].get_tensor(name)
+
+            yield tensor_of
 
 
 def weight_file_names(directory: Path) -> tuple[str, ...]:

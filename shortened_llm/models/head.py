@@ -1,21 +1,39 @@
-"""The one loss of the package: hidden states in chunks, through the head, to fp32 cross-entropy.
+"""The one loss of the package: hidden states in chunks, through the head, to fp32 sums.
 
-No tensor of [tokens, vocabulary] exists beyond one chunk, neither forward nor backward.
+No tensor of [tokens, vocabulary] exists beyond one chunk, neither forward nor backward: the gradient of a chunk is
+taken while its logits are there, so that the head is never computed twice.
 """
 
 import types
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 IGNORE = -100
 CHUNK_TOKENS = 512
 
+ChunkLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits in fp32 [chunk, vocab], labels [chunk]) -> loss of each position, [chunk]; 0 where the label is -100."""
+
+
+def final_hidden(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Hidden states after the final norm, [batch, seq, hidden], of tokens [batch, seq]."""
+    places = {} if position_ids is None else {"position_ids": position_ids}
+    return model.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state
+
 
 def sequence_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed negative log-likelihood of each sequence, in nats.
+    """Summed negative log-likelihood of each sequence, in nats: fp32 sums [batch] of `token_nll`."""
+    return token_nll(model, input_ids, labels).sum(dim=1)
+
+
+def token_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each prediction, in nats; for scoring, without gradients.
 
     Args:
         model: a causal language model.
@@ -23,24 +41,95 @@ def sequence_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.
         labels: the token that each position should predict, [batch, seq]; -100 where nothing is asked.
 
     Returns:
-        fp32 sums, [batch]; differentiable.
+        fp32, [batch, seq]; 0 where nothing is asked.
     """
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    step = max(1, CHUNK_TOKENS // len(input_ids))
-    sums = [
-        checkpoint(_chunk_nll, model, part, asked, use_reentrant=False)
-        for part, asked in zip(hidden.split(step, dim=1), labels.split(step, dim=1), strict=True)
-    ]
-    return torch.stack(sums).sum(dim=0)
+    hidden = final_hidden(model, input_ids).flatten(0, 1)
+    parts = zip(hidden.split(CHUNK_TOKENS), labels.flatten().split(CHUNK_TOKENS), strict=True)
+    return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
 
 
-def _chunk_nll(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = head_logits(model, hidden)
-    return (
-        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-        .view(labels.shape)
-        .sum(dim=1)
+def nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each label, in nats: the `ChunkLoss` of training and scoring."""
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+
+
+def training_loss(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    *,
+    chunk_loss: Callable[[slice], ChunkLoss] | None = None,
+) -> torch.Tensor:
+    """Summed loss over all positions, fp32 scalar, differentiable.
+
+    Args:
+        input_ids: tokens, [batch, seq].
+        labels: [batch, seq]; -100 where nothing is asked.
+        position_ids: [batch, seq], where positions do not simply count.
+        chunk_loss: from the positions of a chunk, in [batch x seq], to its loss; `nll` unless given.
+    """
+    hidden = final_hidden(model, input_ids, position_ids).flatten(0, 1)
+    head = model.get_output_embeddings()
+    weights = [weight for weight in (head.weight, getattr(head, "bias", None)) if weight is not None]
+    total: torch.Tensor = _ChunkedLoss.apply(
+        model.config, chunk_loss or (lambda _: nll), labels.flatten(), hidden, *weights
     )
+    return total
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The sum of a loss over chunks of positions, with its gradients taken in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        config: PreTrainedConfig,
+        chunk_loss: Callable[[slice], ChunkLoss],
+        labels: torch.Tensor,
+        hidden: torch.Tensor,
+        *weights: torch.Tensor,
+    ) -> torch.Tensor:
+        needed = ctx.needs_input_grad[3:]
+        total = torch.zeros((), device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if needed[0] else None
+        # One chunk gives its product as it is; several are summed in float32.
+        several = len(hidden) > CHUNK_TOKENS
+        of_weights = [
+            torch.zeros_like(weight, dtype=torch.float32) if several and wanted else None
+            for weight, wanted in zip(weights, needed[1:], strict=True)
+        ]
+        for start in range(0, len(hidden), CHUNK_TOKENS):
+            places = slice(start, start + CHUNK_TOKENS)
+            inputs = [
+                tensor.detach().requires_grad_(wanted)
+                for tensor, wanted in zip((hidden[places], *weights), needed, strict=True)
+            ]
+            with torch.enable_grad():
+                logits = finished_logits(config, F.linear(*inputs))
+                loss = chunk_loss(places)(logits, labels[places]).sum()
+            total += loss.detach()
+            wanted_inputs = [tensor for tensor in inputs if tensor.requires_grad]
+            gradients = iter(torch.autograd.grad(loss, wanted_inputs) if wanted_inputs else ())
+            del logits, loss
+            if of_hidden is not None:
+                of_hidden[places] = next(gradients)
+            for index, wanted in enumerate(needed[1:]):
+                if wanted:
+                    gradient, so_far = next(gradients), of_weights[index]
+                    of_weights[index] = gradient if so_far is None else so_far.add_(gradient)
+        ctx.save_for_backward(
+            of_hidden,
+            *[g if g is None else g.to(weight.dtype) for g, weight in zip(of_weights, weights, strict=True)],
+        )
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (of_total,) = upstream
+        # In place: the head's gradient is as large as the head. Nothing asks for it twice.
+        scaled = [None if one is None else one.mul_(of_total.to(one.dtype)) for one in ctx.saved_tensors]
+        return None, None, None, *scaled
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -67,6 +156,7 @@ def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:
     return labels
 
 
-def attach_sequence_nll(model: PreTrainedModel) -> None:
-    """Make `sequence_nll` a method of the model, so that FSDP can wrap it like a forward."""
-    model.sequence_nll = types.MethodType(sequence_nll, model)
+def attach(model: PreTrainedModel, functions: Sequence[Callable[..., torch.Tensor]]) -> None:
+    """Make functions of a model its methods, so that FSDP can wrap them like a forward."""
+    for function in functions:
+        setattr(model, function.__name__, types.MethodType(function, model))

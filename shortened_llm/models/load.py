@@ -1,12 +1,13 @@
 """Load a model or a view of it. A view is built from the kept tensors, never cut out of a live model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError
@@ -90,24 +91,43 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu")
     except RuntimeError as error:
         if "conversion" not in str(error):
             raise
-        raise BadInputError(
-            f"model.path: {directory} lacks weights of experts, or has them in different shapes: transformers cannot "
-            "join the experts of a block; every weight must be in the files"
-        ) from None
+        raise unjoinable_experts(directory) from None
     _check_complete(directory, report, ref.kept_blocks)
+    set_generation_config(model, directory)
+    return model.to(device).eval()
+
+
+def set_generation_config(model: PreTrainedModel, directory: Path) -> None:
+    """Give `model` the generation settings that lie beside its weights, where there are any."""
     if (directory / "generation_config.json").is_file():
         model.generation_config = type(model.generation_config).from_pretrained(directory)
-    return model.to(device).eval()
 
 
 def _check_complete(directory: Path, report: Mapping[str, Any], kept_blocks: tuple[int, ...]) -> None:
     """Refuse what transformers would fill with random numbers; a tied head is not among it."""
     refuse_missing(directory, report["missing_keys"], kept_blocks)
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, found, wanted = mismatched[0]
+    refuse_mismatched(directory, report["mismatched_keys"], kept_blocks)
+
+
+def unjoinable_experts(directory: Path) -> BadInputError:
+    """The error for a block whose experts are not complete or not alike."""
+    return BadInputError(
+        f"model.path: {directory} lacks weights of experts, or has them in different shapes: transformers cannot "
+        "join the experts of a block; every weight must be in the files"
+    )
+
+
+Mismatch = tuple[str, Sequence[int], Sequence[int]]
+"""A tensor's name in a view, its shape in the files, its shape in the model."""
+
+
+def refuse_mismatched(directory: Path, mismatched: Iterable[Mismatch], kept_blocks: tuple[int, ...]) -> None:
+    """Raises `BadInputError` where there are any."""
+    if found := sorted(mismatched):
+        name, stored, wanted = found[0]
         raise BadInputError(
-            f"model.path: {len(mismatched)} tensors of {directory} have another shape than its config.json asks for, "
-            f"such as {_dense_name(name, kept_blocks)}, which has {tuple(found)} instead of {tuple(wanted)}"
+            f"model.path: {len(found)} tensors of {directory} have another shape than its config.json asks for, "
+            f"such as {_dense_name(name, kept_blocks)}, which has {tuple(stored)} instead of {tuple(wanted)}"
         )
 
 
@@ -128,7 +148,9 @@ def _dense_name(name: str, kept_blocks: tuple[int, ...]) -> str:
     return f"{match['prefix']}.{kept_blocks[int(match['block'])]}.{match['rest']}"
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def empty_model(config: PretrainedConfig, dtype: str = "float32") -> PreTrainedModel:
     """A model without weights: parameters on the meta device, buffers real, since rotary frequencies are not stored."""
-    with init_empty_weights(include_buffers=False):
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    with local_torch_dtype(DTYPES[dtype]), init_empty_weights(include_buffers=False):
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    model.tie_weights()  # what goes to the meta device one parameter at a time comes apart
+    return model

@@ -56,12 +56,7 @@ class StreamedModel:
         for name, new_name in names.items():
             block = block_of(new_name, prefix)
             (others if block is None else of_block[block])[name] = new_name
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(DTYPES[dtype])
-        try:
-            model = empty_model(cut_config(load_config(directory), ref.kept_blocks)).eval()
-        finally:
-            torch.set_default_dtype(before)
+        model = empty_model(cut_config(load_config(directory), ref.kept_blocks), dtype).eval()
         streamed = cls(
             model=model,
             dtype=DTYPES[dtype],

@@ -55,18 +55,28 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
         for count, ratio in requested_counts(search, num_blocks, criterion.protected):
             label = PlanLabel(criterion=criterion.criterion, ratio=ratio)
             labels.setdefault(kept_blocks(criterion, count), []).append(label)
-    dense = size.parameters(tuple(range(num_blocks)))
-    plans = []
-    for kept, its_labels in sorted(labels.items(), key=lambda item: -len(item[0])):
-        parameters = size.parameters(kept)
-        plans.append(
-            PrunePlan(
-                kept_blocks=kept,
-                removed_blocks=tuple(block for block in range(num_blocks) if block not in kept),
-                labels=tuple(its_labels),
-                block_ratio=1 - len(kept) / num_blocks,
-                parameters=parameters,
-                parameter_ratio=1 - parameters / dense,
-            )
-        )
-    return tuple(plans)
+    by_size = sorted(labels.items(), key=lambda item: -len(item[0]))
+    return tuple(_plan(kept, tuple(its_labels), size) for kept, its_labels in by_size)
+
+
+def dense_plan(size: ModelSize) -> PrunePlan:
+    """The plan that removes nothing."""
+    return plan_of(tuple(range(len(size.block_parameters))), "dense", 0.0, size)
+
+
+def plan_of(kept: tuple[int, ...], label: str, ratio: float, size: ModelSize) -> PrunePlan:
+    """A plan that no criterion chose, with a word for its origin."""
+    return _plan(kept, (PlanLabel(criterion=label, ratio=ratio),), size)
+
+
+def _plan(kept: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
+    num_blocks = len(size.block_parameters)
+    parameters = size.parameters(kept)
+    return PrunePlan(
+        kept_blocks=kept,
+        removed_blocks=tuple(block for block in range(num_blocks) if block not in kept),
+        labels=labels,
+        block_ratio=1 - len(kept) / num_blocks,
+        parameters=parameters,
+        parameter_ratio=1 - parameters / size.parameters(tuple(range(num_blocks))),
+    )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import EvalScores, Experiment
+from shortened_llm.records import EvalScores, Experiment, PerplexityScore
 
 Role = Literal["selection", "report"]
 Stage = Literal["before", "after"]
@@ -40,6 +40,8 @@ class Measured:
     standard_error: float | None
     num_items: int
     """Predictions, or task items."""
+    text: PerplexityScore | None = None
+    """The whole score, where it is a perplexity."""
 
 
 Measurements = dict[ScoreColumn, Measured]
@@ -55,7 +57,7 @@ def measurements(role: Role, scores: EvalScores) -> Measurements:
         column = ScoreColumn(
             role=role, metric="perplexity", source=text.source, protocol=text.protocol, occurrence=seen[key]
         )
-        found[column] = Measured(value=text.perplexity, standard_error=None, num_items=text.num_predictions)
+        found[column] = Measured(value=text.perplexity, standard_error=None, num_items=text.num_predictions, text=text)
     for task in scores.tasks:
         key = (task.metric, task.task, task.protocol)
         seen[key] += 1

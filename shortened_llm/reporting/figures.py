@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shortened_llm.records import BlockScores
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.plots import draw_losses, draw_pareto
+from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto
 from shortened_llm.reporting.rows import TrialRow, plans_of_criterion
 from shortened_llm.reporting.score_plot import CutLine, draw_criterion, figure_width, lines_height
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
@@ -46,6 +46,8 @@ def _legend(view: ReportView) -> dict[str, "Line2D"]:
         "after retraining": Line2D([], [], linestyle="none", marker="o", color=INK),
         "Pareto-optimal": Line2D([], [], linewidth=1, color=INK),
     }
+    if view.has_controls:
+        legend["control, retrained"] = Line2D([], [], linestyle="none", marker="x", color=INK)
     for names, style in view.styles.items():
         legend[" + ".join(names)] = Line2D([], [], linestyle="none", marker=style.marker, color=style.colour)
     return legend
@@ -87,10 +89,26 @@ def _plan_lines(scores: BlockScores, rows: Sequence[TrialRow]) -> list[CutLine]:
 
 
 def loss_svg(view: ReportView) -> str | None:
-    """The loss curves of all trials; None where no trial has one."""
-    if not any(row.trial.result and row.trial.result.retrained.history for row in view.rows):
+    """The training loss of all trials; None where no trial has one."""
+    return _curves_svg(view, lambda point: point.loss, "training loss")
+
+
+def validation_svg(view: ReportView) -> str | None:
+    """The validation loss of all trials; None where no trial has one."""
+    return _curves_svg(view, lambda point: point.validation_loss, "validation loss")
+
+
+def _curves_svg(view: ReportView, value: Value, label: str) -> str | None:
+    if not any(curves(row.runs, value) for row in view.rows):
         return None
-    with drawing("loss"):
-        figure = new_figure(7.6, 3.4)
-        tips = draw_losses(figure.subplots(), view.rows, view.styles)
-        return to_svg(figure, "Training loss against tokens", tips)
+    with drawing(label.replace(" ", "-")):
+        figure = new_figure(7.6, 3.8)
+        tips = draw_losses(figure.subplots(), view.rows, view.styles, value, label)
+        return to_svg(figure, f"{label.capitalize()} against tokens", tips)
+
+
+def curve_legend(view: ReportView) -> list[tuple[str, str]]:
+    """(name, colour) of the curves that are drawn, controls last."""
+    names = curve_names(view.rows, view.styles)
+    drawn = {names[row.number]: row.is_control for row in view.rows if curves(row.runs, lambda point: point.loss)}
+    return sorted(drawn, key=lambda name: drawn[name])

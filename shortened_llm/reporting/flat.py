@@ -7,7 +7,10 @@ Columns, always in this order:
 - `criteria` and `ratios`, one entry per label, separated by `;`;
 - `kept_blocks` and `removed_blocks`: indices in the dense model, separated by spaces; `num_kept_blocks`,
   `num_removed_blocks`, `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all);
-- `method`, `learning_rate`, `tokens`, `training_seconds`, `trial_seconds`, `tokens_per_second`, `checkpoint_url`;
+- `control` (dense, random; empty for a candidate), `method`, `train_on` (corpus, instructions), `learning_rates` of the
+  training runs, separated by `;`, `seed`, `equal_seconds` (True, False), `budget_tokens` as planned, padding included;
+- `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
+  `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
 - per score `<role>_<stage>_<metric>:<source>:<protocol>`, where role is selection or report and stage is dense, before
   or after (retraining); a `:2` follows for a second text with the same name and protocol. Tasks have a second column
@@ -40,13 +43,22 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "block_ratio": lambda row: row.plan.block_ratio,
     "parameters": lambda row: row.plan.parameters,
     "parameter_ratio": lambda row: row.plan.parameter_ratio,
+    "control": lambda row: row.trial.spec.control,
     "method": lambda row: row.trial.spec.method,
-    "learning_rate": lambda row: row.trial.spec.learning_rate,
+    "train_on": lambda row: row.trial.spec.train_on if row.learning_rates else None,
+    "learning_rates": lambda row: ";".join(map(repr, row.learning_rates)),
+    "seed": lambda row: row.seed,
+    "equal_seconds": lambda row: row.trial.spec.equal_seconds,
+    "budget_tokens": lambda row: sum(recipe.tokens for recipe in row.trial.spec.recipes),
     "tokens": lambda row: row.tokens,
     "training_seconds": lambda row: row.training_seconds,
+    "accelerator_seconds": lambda row: row.accelerator_seconds,
     "trial_seconds": lambda row: row.trial_seconds,
     "tokens_per_second": lambda row: row.tokens_per_second,
+    "skipped_steps": lambda row: len(row.skipped_steps) if row.trial.result else None,
+    "loss_spikes": lambda row: len(row.loss_spikes) if row.trial.result else None,
     "checkpoint_url": lambda row: row.checkpoint_url,
+    "adapter_url": lambda row: row.adapter_url,
     "selection_before_mean_nll": lambda row: _mean_nll(row.trial.result.before) if row.trial.result else None,
     "selection_after_mean_nll": lambda row: _mean_nll(row.trial.result.after) if row.trial.result else None,
 }

@@ -103,6 +103,22 @@ def learning_rate(value: float | None) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
+def learning_rates(values: Sequence[float]) -> str:
+    """`1e-4`, or `1e-4 → 3e-3` for one run after another."""
+    return " → ".join(map(learning_rate, values)) or MISSING
+
+
+def difference(value: float, standard_error: float | None = None) -> str:
+    """`+0.051 ± 0.012` nats, with a sign that is as wide as a plus."""
+    signed = f"{value:+.3f}".replace("-", "−")
+    return signed if standard_error is None else f"{signed} ± {standard_error:.3f}"
+
+
+def hours(value: float | None) -> str:
+    """Hours of a number of seconds, to three digits."""
+    return MISSING if value is None else significant(value / 3600, 3) if value else "0"
+
+
 def block_ranges(blocks: Sequence[int]) -> str:
     """`0–3, 5, 8–29` from ascending block indices; a dash where there are none."""
     runs: list[list[int]] = []

@@ -24,16 +24,21 @@ class SizeSummary:
 
 
 def status_counts(rows: Sequence[TrialRow]) -> str:
-    """`7 trials: 5 done, 1 failed, 1 not finished`."""
+    """`7 trials, 2 of them controls: 5 done, 1 failed, 1 not finished`."""
+    controls = sum(row.is_control for row in rows)
     counts = Counter(row.status for row in rows)
     parts = [f"{counts[status]} {status}" for status in ("done", "failed", "not finished") if counts[status]]
-    return f"{len(rows)} trial{'' if len(rows) == 1 else 's'}" + (f": {', '.join(parts)}" if parts else "")
+    return (
+        f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
+        + (f", {controls} of them control{'' if controls == 1 else 's'}" if controls else "")
+        + (f": {', '.join(parts)}" if parts else "")
+    )
 
 
 def size_summaries(experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements) -> tuple[SizeSummary, ...]:
-    """One summary per number of kept blocks, in the order of `rows`."""
+    """One summary per number of kept blocks, in the order of `rows`; controls are no candidates."""
     by_size: dict[int, list[TrialRow]] = {}
-    for row in rows:
+    for row in (row for row in rows if not row.is_control):
         by_size.setdefault(len(row.plan.kept_blocks), []).append(row)
     return tuple(_summary(experiment, size_rows, dense) for size_rows in by_size.values())
 
@@ -81,9 +86,12 @@ def trade_off(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]) -> tuple
         statements.append("Report scores were not used to choose: quote those.")
     else:
         statements.append("No report scores were measured: the scores shown are the selection scores that chose.")
+    statements.append("Fewer parameters are paid for in perplexity: no size is best for every use.")
     statements.append(
-        "Fewer parameters are paid for in perplexity: no size is best for every use. The dense model was not "
-        "retrained, so a trained model's perplexity also holds what it learnt about its training text."
+        "The dense model was retrained too, as a control: its gain is adaptation to the text, and part of every gain."
+        if any(row.trial.spec.control == "dense" and row.status == "done" for row in rows)
+        else "The dense model was not retrained, so a trained model's perplexity also holds what it learnt about its "
+        "training text."
     )
     if any(len(row.criteria) > 1 for row in rows):
         statements.append("A plan that several criteria led to is one trial and carries every label.")

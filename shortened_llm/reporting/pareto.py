@@ -28,6 +28,8 @@ class ParetoPanel:
     after: tuple[ParetoPoint, ...]
     optimal: tuple[ParetoPoint, ...]
     """Of dense and after, from the smallest model to the largest."""
+    controls: tuple[ParetoPoint, ...]
+    """Retrained controls: shown, but no candidates."""
 
 
 def pareto_optimal(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
@@ -62,8 +64,10 @@ def pareto_panel(
         return (ParetoPoint(parameters=parameters, perplexity=found[column].value, row=row),)
 
     dense_points = point(dense, dense_parameters, None)
-    after = tuple(p for row in rows for p in point(row.after, row.plan.parameters, row))
-    before = tuple(p for row in rows for p in point(row.before, row.plan.parameters, row))
+    own = [row for row in rows if not row.is_control]
+    after = tuple(p for row in own for p in point(row.after, row.plan.parameters, row))
+    before = tuple(p for row in own for p in point(row.before, row.plan.parameters, row))
+    controls = tuple(p for row in rows if row.is_control for p in point(row.after, row.plan.parameters, row))
     candidates = dense_points + after
     optimal = pareto_optimal([(candidate.parameters, candidate.perplexity) for candidate in candidates])
     return ParetoPanel(
@@ -72,4 +76,5 @@ def pareto_panel(
         before=before,
         after=after,
         optimal=tuple(candidates[index] for index in optimal),
+        controls=controls,
     )

@@ -1,14 +1,14 @@
 """Two figures: size against perplexity, loss against tokens. Scores by block are in `score_plot.py`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shortened_llm.records import TrainingPoint
+from shortened_llm.records import RetrainedModel, TrainingPoint
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.pareto import ParetoPanel, ParetoPoint
 from shortened_llm.reporting.rows import TrialRow
-from shortened_llm.reporting.style import INK, SeriesStyle, plain_ticks
+from shortened_llm.reporting.style import INK, SeriesStyle, plain_ticks, series_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,10 @@ LOG_FROM = 8
 """Largest / smallest value from which a log axis is clearer."""
 MAX_CURVE_POINTS = 200
 """Points of a loss curve; of more, neighbours are averaged."""
+FEW_POINTS = 10
+"""Of fewer, each is marked."""
+MOST_LABELS = 20
+"""Curves that are all numbered; of more, those of the best of each size alone."""
 
 
 def needs_log(values: Sequence[float]) -> bool:
@@ -67,10 +71,14 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         mark(point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, zorder=4)
         if point.row.best_of_size:
             _note(axes, f"#{point.row.number}", point)
+    for point in panel.controls:
+        mark(point, "after", marker="x", markersize=6, mec=INK, mew=1.4, zorder=4)
     for point in dense:
         mark(point, "dense", marker="*", markersize=11, mfc=INK, mec=INK, zorder=4)
         _note(axes, "dense", point)
-    plain_ticks(axes, log_y=needs_log([point.perplexity for point in (*dense, *panel.before, *panel.after)]))
+    plain_ticks(
+        axes, log_y=needs_log([point.perplexity for point in (*dense, *panel.before, *panel.after, *panel.controls)])
+    )
     axes.margins(x=0.1, y=0.1)
     axes.set_xlabel("parameters (millions)")
     axes.set_ylabel("perplexity")
@@ -82,12 +90,46 @@ def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
     axes.annotate(text, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
 
 
-def thinned(history: Sequence[TrainingPoint]) -> list[tuple[float, float]]:
-    """(tokens, loss) of a run; of a long one, means over neighbouring reports."""
-    finite = [point for point in history if math.isfinite(point.loss)]
-    size = math.ceil(len(finite) / MAX_CURVE_POINTS) or 1
-    chunks = [finite[start : start + size] for start in range(0, len(finite), size)]
-    return [(chunk[-1].tokens, sum(point.loss for point in chunk) / len(chunk)) for chunk in chunks]
+Curve = list[tuple[float, float]]
+Value = Callable[[TrainingPoint], float | None]
+
+
+def curves(runs: Sequence[RetrainedModel], value: Value) -> list[Curve]:
+    """(tokens, value) of each run of a chain, its tokens counted on from the run before; runs without one left out."""
+    found: list[Curve] = []
+    start = 0
+    for run in runs:
+        measured = [(start + point.tokens, value(point)) for point in run.history]
+        curve = thinned([(x, y) for x, y in measured if y is not None and math.isfinite(y)])
+        found += [curve] if curve else []
+        start += run.tokens
+    return found
+
+
+def thinned(curve: Curve) -> Curve:
+    """The same; of a long one, means over neighbouring points."""
+    size = math.ceil(len(curve) / MAX_CURVE_POINTS) or 1
+    chunks = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def curve_names(rows: Sequence[TrialRow], styles: Styles) -> dict[int, tuple[str, str]]:
+    """What the colour of each trial's curve stands for, and the colour: methods where there are several, else criteria.
+
+    Args:
+        styles: those of the criteria.
+    """
+    methods = tuple(dict.fromkeys(sorted(row.method for row in rows if row.learning_rates and not row.is_control)))
+    by_method = series_styles([(method,) for method in methods])
+    names = {}
+    for row in rows:
+        if row.is_control:
+            names[row.number] = ("controls", INK)
+        elif len(methods) > 1 and row.learning_rates:
+            names[row.number] = (row.method, by_method[(row.method,)].colour)
+        else:
+            names[row.number] = (" + ".join(row.criteria), styles[row.criteria].colour)
+    return names
 
 
 def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
@@ -96,40 +138,46 @@ def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
     return {size: index % len(LINE_STYLES) for index, size in enumerate(sizes)}
 
 
-def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles) -> dict[str, str]:
-    """Training loss of every trial that has a history; lines end in the trial's number."""
+def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: Value, label: str) -> dict[str, str]:
+    """A loss of every trial that has it, against tokens; lines end in the trial's number, unless there are too many.
+
+    Args:
+        label: what the loss is.
+    """
     tips: dict[str, str] = {}
-    ends: list[tuple[float, float, str]] = []
-    dashes = line_styles(rows)
+    ends: list[tuple[float, float, TrialRow]] = []
+    dashes, names = line_styles(rows), curve_names(rows, styles)
     for row in rows:
-        curve = thinned(row.trial.result.retrained.history) if row.trial.result else []
-        if not curve:
-            continue
-        colour = styles[row.criteria].colour
-        gid = f"loss-{row.number}"
-        tips[gid] = f"#{row.number} {row.trial.spec.name}: {curve[-1][1]:.3f} nats per token at the end"
-        axes.plot(
-            *zip(*curve, strict=True),
-            color=colour,
-            linewidth=1.2,
-            linestyle=LINE_STYLES[dashes[len(row.plan.kept_blocks)]],
-            marker="o" if len(curve) == 1 else None,
-            markersize=3,
-            gid=gid,
-        )
-        ends.append((*curve[-1], f"#{row.number}"))
+        for curve in (drawn := curves(row.runs, value)):
+            tips[f"loss-{row.number}"] = (
+                f"#{row.number} {row.trial.spec.name}: {drawn[-1][-1][1]:.3f} nats per token at the end"
+            )
+            axes.plot(
+                *zip(*curve, strict=True),
+                color=names[row.number][1],
+                linewidth=1.2,
+                linestyle=LINE_STYLES[dashes[len(row.plan.kept_blocks)]],
+                marker="o" if len(curve) < FEW_POINTS else None,
+                markersize=3,
+                gid=f"loss-{row.number}",
+            )
+        if drawn:
+            ends.append((*drawn[-1][-1], row))
+    if len(ends) > MOST_LABELS:
+        ends = [end for end in ends if end[2].best_of_size]
     plain_ticks(axes, log_y=False)
     from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
     axes.margins(x=0.02)
     axes.set_xlabel("tokens")
-    axes.set_ylabel("training loss (nats per token)")
+    axes.set_ylabel(f"{label} (nats per token)")
     low, high = axes.get_ylim()
-    for (x, y, text), place in zip(ends, spread([y for _, y, _ in ends], 0.05 * (high - low)), strict=True):
+    for (x, y, row), place in zip(ends, spread([y for _, y, _ in ends], 0.05 * (high - low)), strict=True):
         axes.annotate(
-            text,
+            f"#{row.number}",
             (x, y),
+            color=names[row.number][1],
             xytext=(1.01, place),
             textcoords=axes.get_yaxis_transform(),
             va="center",

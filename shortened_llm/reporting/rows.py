@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import Experiment, PrunePlan, ReportedTrial
+from shortened_llm.records import Experiment, PrunePlan, ReportedTrial, RetrainedModel, TrialSpec
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
@@ -42,12 +42,56 @@ class TrialRow:
         )
 
     @property
+    def is_control(self) -> bool:
+        return self.trial.spec.control is not None
+
+    @property
+    def method(self) -> str:
+        return method_name(self.trial.spec)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """At the peak of each run that trains."""
+        return learning_rates(self.trial.spec)
+
+    @property
+    def seed(self) -> int | None:
+        return self.trial.spec.seed if self.learning_rates else None
+
+    @property
+    def runs(self) -> tuple[RetrainedModel, ...]:
+        """Training runs, in order."""
+        return self.trial.result.runs if self.trial.result else ()
+
+    @property
     def tokens(self) -> int | None:
-        return self.trial.result.retrained.tokens if self.trial.result else None
+        return self.trial.result.tokens if self.trial.result else None
 
     @property
     def training_seconds(self) -> float | None:
-        return self.trial.result.retrained.seconds if self.trial.result else None
+        return self.trial.result.training_seconds if self.trial.result else None
+
+    @property
+    def accelerator_seconds(self) -> float | None:
+        return self.trial.result.accelerator_seconds if self.trial.result else None
+
+    @property
+    def skipped_steps(self) -> tuple[int, ...]:
+        """Over all runs, each counting its own steps."""
+        return tuple(step for run in self.runs for step in run.skipped_steps)
+
+    @property
+    def loss_spikes(self) -> tuple[int, ...]:
+        """Over all runs, each counting its own steps."""
+        return tuple(step for run in self.runs for step in run.loss_spikes)
+
+    @property
+    def incidents(self) -> tuple[str, ...]:
+        """What went wrong in training without ending it: `2 steps skipped (7, 8)`."""
+        return (
+            *(_steps(self.skipped_steps, "step skipped", "steps skipped")),
+            *(_steps(self.loss_spikes, "loss spike", "loss spikes")),
+        )
 
     @property
     def trial_seconds(self) -> float | None:
@@ -65,8 +109,31 @@ class TrialRow:
     @property
     def checkpoint_url(self) -> str | None:
         """Directory that `from_pretrained` loads; None where the trial left only a view of the dense files."""
-        exported = self.trial.result is not None and self.trial.result.retrained.model.transform is None
-        return self.trial.result.retrained.model.url if self.trial.result and exported else None
+        model = self.trial.result.model if self.trial.result else None
+        return model.url if model and model.transform is None else None
+
+    @property
+    def adapter_url(self) -> str | None:
+        """Directory of the last run's adapters, which are merged in the checkpoint too."""
+        adapter = self.runs[-1].adapter if self.runs else None
+        return adapter.url if adapter else None
+
+
+def method_name(spec: TrialSpec) -> str:
+    """`lora`, or `lora on instructions`."""
+    return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
+
+
+def learning_rates(spec: TrialSpec) -> tuple[float, ...]:
+    """At the peak of each run that trains."""
+    return tuple(recipe.learning_rate for recipe in spec.recipes if recipe.num_steps)
+
+
+def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[str, ...]:
+    if not steps:
+        return ()
+    named = ", ".join(map(str, steps[:limit])) + (", …" if len(steps) > limit else "")
+    return (f"{len(steps)} {one if len(steps) == 1 else many} ({named})",)
 
 
 def plan_criteria(plan: PrunePlan) -> tuple[str, ...]:
@@ -96,21 +163,29 @@ def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
 
 
 def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[int, ReportedTrial]:
-    """Number of kept blocks -> the retrained trial with the lowest selection NLL; sizes without one are left out."""
+    """Number of kept blocks -> the retrained trial with the lowest selection NLL; sizes without one are left out.
+
+    Controls are no candidates.
+    """
     best: dict[int, ReportedTrial] = {}
     for trial in sorted(trials, key=_rank):
-        if selection_nll(trial) is not None:
+        if trial.spec.control is None and selection_nll(trial) is not None:
             best.setdefault(len(trial.spec.plan.kept_blocks), trial)
     return best
 
 
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
-    """All trials: largest model first, within a size the best first, unfinished and failed trials last."""
+    """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls."""
     best = best_of_each_size(experiment.trials)
     last = {"done": 0, "not finished": 1, "failed": 2}
     trials = sorted(
         experiment.trials,
-        key=lambda trial: (-len(trial.spec.plan.kept_blocks), last[trial_status(trial)], _rank(trial)),
+        key=lambda trial: (
+            -len(trial.spec.plan.kept_blocks),
+            trial.spec.control is not None,
+            last[trial_status(trial)],
+            _rank(trial),
+        ),
     )
     return tuple(
         TrialRow(
@@ -128,15 +203,19 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
 
 
 def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
-    """Every set of criteria that led to a plan: single ones in the order they were scored, then the others, sorted."""
+    """Every set of criteria that led to a plan: single ones in the order they were scored, then the others, sorted.
+
+    Those of controls, which are drawn in a style of their own, are left out.
+    """
     scored = tuple((scores.criterion,) for scores in experiment.block_scores)
     found = sorted(
-        {plan_criteria(trial.spec.plan) for trial in experiment.trials}, key=lambda names: (len(names), names)
+        {plan_criteria(trial.spec.plan) for trial in experiment.trials if trial.spec.control is None},
+        key=lambda names: (len(names), names),
     )
     return tuple(dict.fromkeys([*scored, *found]))
 
 
 def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePlan]:
     """Each distinct plan that a criterion led to, the fewest removed blocks first."""
-    plans = {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria}
+    plans = {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria and not row.is_control}
     return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks))

@@ -10,8 +10,9 @@ from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.certainty import cut_sentences, text_read
 from shortened_llm.reporting.draws import draws_table
-from shortened_llm.reporting.figures import loss_svg, pareto_svgs, score_svgs
-from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, line_styles
+from shortened_llm.reporting.figures import curve_legend, loss_svg, pareto_svgs, score_svgs, validation_svg
+from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_STANDARD_ERRORS
+from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, line_styles
 from shortened_llm.reporting.rows import plans_of_criterion
 from shortened_llm.reporting.score_plot import MANY_BLOCKS
 from shortened_llm.reporting.scores_table import score_lines
@@ -20,7 +21,7 @@ from shortened_llm.reporting.view import ReportView
 
 def render_html(view: ReportView) -> str:
     """The page, figures included."""
-    loss = loss_svg(view)
+    loss, validation = loss_svg(view), validation_svg(view)
     # matplotlib escapes the names inside a figure as it writes XML.
     return (
         _environment()
@@ -31,6 +32,8 @@ def render_html(view: ReportView) -> str:
             score_svgs=[Markup(svg) for svg in score_svgs(view)],
             **_block_scores(view),
             loss_svg=Markup(loss) if loss else None,
+            validation_svg=Markup(validation) if validation else None,
+            curve_legend=curve_legend(view),
             line_names={size: LINE_NAMES[style] for size, style in line_styles(view.rows).items()},
         )
     )
@@ -81,7 +84,8 @@ def _environment() -> Environment:
     )
     for written in (
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
-        formats.count, formats.percent, formats.seconds, formats.learning_rate, formats.block_ranges,
+        formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates, formats.block_ranges,
+        formats.difference,
         formats.ratio, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
         environment.filters[written.__name__] = written
@@ -90,7 +94,11 @@ def _environment() -> Environment:
         "MARK": formats.UNDECIDED,
         "UNDECIDED": UNDECIDED,
         "RESAMPLES": RESAMPLES,
+        "LEAST_DIFFERENCE": LEAST_DIFFERENCE,
+        "LEAST_STANDARD_ERRORS": LEAST_STANDARD_ERRORS,
+        "LEAST_SEEDS": LEAST_SEEDS,
         "LOG_FROM": LOG_FROM,
+        "MOST_LABELS": MOST_LABELS,
         "MANY_BLOCKS": MANY_BLOCKS,
     }
     return environment

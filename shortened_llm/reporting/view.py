@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shortened_llm.records import Experiment
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage, dense_measurements, ordered_columns
+from shortened_llm.reporting.comparison import MethodsSection, methods_section
 from shortened_llm.reporting.headline import SizeSummary, size_summaries, status_counts, trade_off
 from shortened_llm.reporting.pareto import ParetoPanel, pareto_panel, plotted_columns
 from shortened_llm.reporting.rows import TrialRow, criteria_sets, trial_rows
@@ -44,10 +45,20 @@ class ReportView:
     styles: dict[tuple[str, ...], SeriesStyle]
     protocols: tuple[ProtocolLine, ...]
     methods: tuple[str, ...]
+    comparison: MethodsSection | None
+    """None where there are no two retrained models to compare."""
 
     @property
     def has_report_scores(self) -> bool:
         return any(column.role == "report" for column in self.columns)
+
+    @property
+    def has_controls(self) -> bool:
+        return any(row.is_control for row in self.rows)
+
+    @property
+    def has_incidents(self) -> bool:
+        return any(row.incidents for row in self.rows)
 
     @property
     def has_tasks(self) -> bool:
@@ -89,7 +100,8 @@ def report_view(experiment: Experiment) -> ReportView:
             )
             for column in columns
         ),
-        methods=tuple(dict.fromkeys(row.trial.spec.method for row in rows)),
+        methods=tuple(dict.fromkeys(row.method for row in rows)),
+        comparison=methods_section(experiment, rows, dense, plotted_columns(columns)),
     )
 
 

@@ -1,5 +1,6 @@
 """Writes the report of an experiment into a local directory."""
 
+import re
 from pathlib import Path
 
 from shortened_llm.records import Experiment, to_json
@@ -23,7 +24,7 @@ def write_report(experiment: Experiment, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     view = report_view(experiment)
     texts = {
-        "trials.json": to_json(experiment),
+        "trials.json": _numbers_on_one_line(to_json(experiment)),
         "trials.csv": to_csv(view.rows, view.columns, view.dense),
         "report.md": render_markdown(view),
         "report.html": render_html(view),
@@ -32,3 +33,13 @@ def write_report(experiment: Experiment, directory: Path) -> Path:
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8", newline="")
     return directory / "report.html"
+
+
+def _numbers_on_one_line(text: str) -> str:
+    """Indented JSON whose lists of numbers take one line each: scores by document have thousands.
+
+    A JSON string holds no line break, so what is matched is never part of one.
+    """
+    return re.sub(
+        r"\[\n\s*([-+.\deE]+(?:,\n\s*[-+.\deE]+)*)\n\s*\]", lambda match: f"[{' '.join(match[1].split())}]", text
+    )

@@ -1,15 +1,20 @@
 """From a sharded model to a plain Hugging Face directory on storage."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
 from shortened_llm.models.load import DTYPES, empty_model, load_tokenizer, model_directory
-from shortened_llm.records import ModelRef
+from shortened_llm.models.shards import plain_name
+from shortened_llm.records import ModelRef, RetrainedModel
+from shortened_llm.retraining.adapters import gathered_adapter, is_adapter, merged, save_adapter
+from shortened_llm.retraining.checkpoint import RunProgress
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
@@ -19,9 +24,18 @@ KIND = "retrained"
 GATHERED_TOLERANCE = 0.05
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export left on storage."""
+
+    model: ModelRef
+    adapter: ModelRef | None
+    """Where the run trained adapters: these alone, which are merged in `model`."""
+
+
 @torch.no_grad()
-def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, rank: int) -> ModelRef | None:
-    """Gather, write, verify and upload the model in the job's dtype. A collective; returns the model on rank 0.
+def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, rank: int) -> Exported | None:
+    """Gather, write, verify and upload the model in the job's dtype. A collective; returns on rank 0.
 
     Raises:
         ExportError: the gathered model is not the sharded one, or what was written does not reload as it.
@@ -29,12 +43,12 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     model.eval()
     tokens = probe_tokens(model.config.vocab_size).to(model.device)
     sharded_logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    adapter = gathered_adapter(model) if job.recipe.lora else {}
+    state = gathered_state(model, job.dtype, rank)
     if rank != 0:
         return None
     plain = empty_model(model.config)
-    tensors = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    plain.load_state_dict(tensors, assign=True)
+    plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
     plain.eval()
@@ -46,6 +60,52 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     with tempfile.TemporaryDirectory(prefix="shortened_llm_export_") as temporary:
         export_model(plain, load_tokenizer(model_directory(job.model)), Path(temporary))
         verify_export(Path(temporary), logits, job.dtype)
-        url = store.attempt_url(KIND, job.fingerprint)
-        files = upload_directory(Path(temporary), url)
+        exported = _upload(Path(temporary), job, store)
+    if not adapter or job.recipe.lora is None:
+        return Exported(model=exported, adapter=None)
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_adapter_") as temporary:
+        save_adapter(adapter, job.recipe.lora, Path(temporary))
+        return Exported(model=exported, adapter=_upload(Path(temporary), job, store))
+
+
+def retrained_record(exported: Exported, progress: RunProgress) -> RetrainedModel:
+    """What a run hands on."""
+    return RetrainedModel(
+        model=exported.model,
+        adapter=exported.adapter,
+        tokens=progress.tokens,
+        seconds=progress.seconds,
+        accelerator_seconds=progress.accelerator_seconds,
+        history=progress.history,
+        skipped_steps=progress.skipped_steps,
+        loss_spikes=progress.loss_spikes,
+    )
+
+
+def _upload(directory: Path, job: RetrainingJob, store: Store) -> ModelRef:
+    url = store.attempt_url(KIND, job.fingerprint)
+    files = upload_directory(directory, url)
     return ModelRef(url=url, fingerprint=job.fingerprint, files=files, num_blocks=len(job.model.kept_blocks))
+
+
+@torch.no_grad()
+def gathered_state(model: nn.Module, dtype: str, rank: int) -> dict[str, torch.Tensor]:
+    """The whole model on the CPU of rank 0, cast to `dtype`, by plain name, adapters merged; empty elsewhere. A
+    collective.
+
+    One tensor is gathered at a time, so rank 0 holds the model once, in `dtype`, and one tensor in its own type.
+    """
+    state: dict[str, torch.Tensor] = {}
+    gathered: dict[int, torch.Tensor] = {}
+    adapted = {plain_name(f"{name}."): layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if is_adapter(name):
+            continue
+        if id(tensor) not in gathered:  # tied weights have two names
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+            if name.endswith(".base_layer.weight"):
+                whole = merged(adapted[plain_name(name).removesuffix("weight")], whole)
+            kept = whole.to("cpu", DTYPES[dtype] if whole.is_floating_point() else whole.dtype)
+            gathered[id(tensor)] = kept if rank == 0 else kept.new_empty(0)
+        state[plain_name(name)] = gathered[id(tensor)]
+    return state if rank == 0 else {}

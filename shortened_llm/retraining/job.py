@@ -1,12 +1,12 @@
 """What one retraining run is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shortened_llm.config import RetrainingConfig
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, TokenDataset
+from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,32 +15,41 @@ class RetrainingJob:
 
     model: ModelRef
     """The view to start from."""
-    tokens: TokenDataset
-    config: RetrainingConfig
-    method: str
-    learning_rate: float
-    """Peak learning rate of this run: one of the config's."""
+    teacher: ModelRef | None
+    """The model that a distillation follows."""
+    tokens: TokenMixture
+    validation: TokenMixture | None
+    """Held-out sequences of the corpus's length; they change no weight."""
+    recipe: Recipe
     dtype: str
-    """Compute type; master weights and optimiser state are float32."""
+    """Compute type. Master weights and optimiser state of what is trained are float32."""
+    placement: RetrainingConfig
+    """Read only for what changes no result: micro-batches, checkpoints, memory."""
 
     @property
     def identity(self) -> dict[str, object]:
         """Everything that changes the retrained weights, and nothing else."""
-        recipe = self.config.cpt.model_dump()
-        recipe["learning_rate"] = self.learning_rate
         return {
             "stage": STAGE_VERSION,
             "model": self.model.identity,
-            "data": self.tokens.fingerprint,
-            "method": self.method,
-            "recipe": recipe,
-            "steps": self.config.num_steps,
-            "global_batch_size": self.config.global_batch_size,
-            "sequence_length": self.config.sequence_length,
-            "seed": self.config.seed,
+            "teacher": self.teacher.identity if self.teacher else None,
+            "data": self.tokens.identity if self.recipe.num_steps else None,
+            "recipe": self.recipe if self.recipe.num_steps else None,
             "dtype": self.dtype,
         }
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
+
+    @property
+    def stable_fingerprint(self) -> str:
+        """Of the part of a wsd run that every longer run shares."""
+        shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
+        return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Optimiser steps between checkpoints."""
+        tokens = self.placement.checkpoint_tokens or self.recipe.tokens // 3
+        return max(1, tokens // self.recipe.tokens_per_step)

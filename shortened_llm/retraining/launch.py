@@ -1,5 +1,6 @@
 """Run a retraining job on the cluster."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -10,12 +11,16 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.export import KIND
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.retraining.worker import run_worker
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join
 
-# One to resume from while the next is being uploaded.
+# One to resume from while the next is being uploaded, or where the next turns out damaged.
 CHECKPOINTS_KEPT = 2
+# A report is a barrier that Ray drains at the first interval: at its default of 2 s each report costs about that. The
+# second is how long an announced loss of a node may go unnoticed, of the half minute that spot machines give at least.
+INTERVALS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 
 
 def retrain(
@@ -27,6 +32,7 @@ def retrain(
     max_failures: int,
     callbacks: Sequence[object],
     on_progress: Callable[[str], None],
+    on_note: Callable[[str], None],
 ) -> RetrainedModel:
     """The retrained model: read back, or trained from the run's last checkpoint, or from the start.
 
@@ -34,16 +40,28 @@ def retrain(
         runs_url: directory of this experiment's Train runs. The run's name in it is the job's fingerprint: that is
             what makes it resume, so no other driver may use the directory.
         callbacks: Ray Train callbacks of the caller, for metrics.
+        on_progress: called with a line that the next may replace.
+        on_note: called with what the user should not miss, such as a damaged checkpoint.
     """
     if store.read(KIND, job.fingerprint, RetrainedModel) is None:
-        # A report is a barrier that Ray drains at this interval: at its default of 2 s each report costs about that.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        for name, value in INTERVALS.items():
+            os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
+        for fault in repair_run_directory(join(runs_url, job.fingerprint), num_to_keep=CHECKPOINTS_KEPT):
+            on_note(f"run directory put in order: {fault}")
         trainer = TorchTrainer(
             run_worker,
-            train_loop_config={"job": job, "store": store, "on_progress": on_progress},
+            train_loop_config={
+                "job": job,
+                "store": store,
+                "on_progress": on_progress,
+                "on_note": on_note,
+                "threads": math.ceil(resources.cpus_per_worker),
+                "shard_group": resources.shard_group,
+            },
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=resources.workers if resources.elastic else resources.max_workers,
+                elastic_resize_monitor_interval_s=resources.resize_seconds,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
             ),
@@ -51,7 +69,7 @@ def retrain(
             run_config=RunConfig(
                 name=job.fingerprint,
                 storage_path=runs_url,
-                failure_config=FailureConfig(max_failures=max_failures),
+                failure_config=FailureConfig(max_failures=max_failures, max_preemption_failures=-1),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 callbacks=list(callbacks),
             ),

@@ -1,127 +1,281 @@
 """The training loop. It runs in any initialised process group; Ray is one way to start it (worker.py)."""
 
-import math
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from shortened_llm.data.order import sequence_at, step_positions
-from shortened_llm.data.packing import TokenSequences
-from shortened_llm.errors import NonFiniteLossError
-from shortened_llm.models.load import load_model
+from shortened_llm import metrics
+from shortened_llm.data.batches import MicroBatch, StepBatch, TrainingStream, validation_batches
+from shortened_llm.logs import LOGGER
+from shortened_llm.models.load import load_tokenizer, model_directory
 from shortened_llm.records import TrainingPoint
-from shortened_llm.retraining.checkpoint import RunProgress, load_checkpoint, save_checkpoint
+from shortened_llm.retraining.adapters import initial_adapter
+from shortened_llm.retraining.checkpoint import Checkpointer, PendingCheckpoint, RunProgress, load_checkpoint
+from shortened_llm.retraining.distillation import Teacher
+from shortened_llm.retraining.flops import forward_flops, training_flops
+from shortened_llm.retraining.guard import Guard
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.schedule import learning_rate_factor
-from shortened_llm.retraining.sharding import shard_model
-from shortened_llm.retraining.step import make_optimizer, train_step
+from shortened_llm.retraining.meter import Meter
+from shortened_llm.retraining.methods import prepare_method
+from shortened_llm.retraining.schedule import learning_rate
+from shortened_llm.retraining.sharding import make_mesh, open_sharded
+from shortened_llm.retraining.stable import keeps_stable
+from shortened_llm.retraining.step import StepOutcome, make_optimizer, train_step
 
-Report = Callable[[TrainingPoint, float, Path | None], None]
-"""Called on every worker with (point, gradient norm, directory of a local checkpoint or None)."""
+REPORTS = 40
+"""Reports of a run, about; each makes the host wait for the device."""
+
+
+class Host(Protocol):
+    """Whoever runs the loop. Every worker calls the same methods at the same steps."""
+
+    def report(self, values: Mapping[str, float], point: TrainingPoint, checkpoint: PendingCheckpoint | None) -> None:
+        """Take metrics (`metrics.py`), and a checkpoint that is being written."""
+
+    def preempted(self) -> bool:
+        """Whether this run's machines are about to go, so that a checkpoint is due at once. Asked at each step."""
 
 
 def train(
-    job: RetrainingJob, *, device: torch.device, resume_from: Path | None, report: Report
+    job: RetrainingJob,
+    *,
+    device: torch.device,
+    resume_from: Path | None,
+    host: Host,
+    shard_group: int | None = None,
 ) -> tuple[PreTrainedModel, RunProgress]:
-    """Train `job.model` on its whole budget, from its start or from a checkpoint. A collective.
+    """Train `job.model` by its recipe, from its start or from a checkpoint. A collective.
+
+    Args:
+        resume_from: directory of a checkpoint that was verified.
+        shard_group: workers over which a copy of the model is sharded; all unless given.
 
     Returns:
         The sharded model and how the run went.
 
     Raises:
-        NonFiniteLossError: the loss of a step is NaN or infinite.
+        NonFiniteLossError: the loss or its gradient was not finite in too many steps in a row, or in the last.
         CheckpointMismatchError: see `checkpoint.load_checkpoint`.
     """
-    config, rank, world_size = job.config, dist.get_rank(), dist.get_world_size()
-    model = load_model(job.model, "float32", device=device).train()
-    shard_model(
-        model,
-        init_device_mesh(device.type, (world_size,)),
-        job.dtype,
-        activation_checkpointing=config.activation_checkpointing,
-    )
-    optimizer = make_optimizer(model, config.cpt, job.learning_rate)
-    progress = RunProgress(fingerprint=job.fingerprint, step=0, seconds=0.0, history=())
+    recipe, rank, world_size = job.recipe, dist.get_rank(), dist.get_world_size()
+    mesh = make_mesh(device, world_size, shard_group)
+    model = open_sharded(
+        job.model, mesh, job.dtype, job.placement, device=device,
+        prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
+        initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
+    )  # fmt: skip
+    progress = RunProgress(fingerprint=job.fingerprint)
+    if recipe.num_steps == 0:
+        return model, progress
+    teacher = _open_teacher(job, mesh, device)
+    optimizer = make_optimizer(model, recipe)
     if resume_from is not None:
-        progress = load_checkpoint(resume_from, model, optimizer, job.fingerprint)
-    sequences = TokenSequences(job.tokens)
-    num_predictions = config.global_batch_size * (config.sequence_length - 1)
-    report_steps = max(1, min(10, config.num_steps // 5))
-    losses: list[torch.Tensor] = []
-    started = reported = time.monotonic()
-    for step in range(progress.step, config.num_steps):
-        learning_rate = job.learning_rate * learning_rate_factor(step, config.num_steps, config.cpt)
+        saved = load_checkpoint(resume_from, model, optimizer, job.identity)
+        progress = replace(saved, fingerprint=job.fingerprint)
+    stream = TrainingStream(
+        job.tokens, recipe, micro_batch_size=job.placement.micro_batch_size, rank=rank, world_size=world_size,
+        end_of_text=load_tokenizer(model_directory(job.model)).eos_token_id if recipe.isolate_documents else None,
+    )  # fmt: skip
+    held_out = _held_out(job, rank, world_size)
+    flops = training_flops(model, recipe.sequence_length)
+    flops += forward_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
+    meter = Meter(device, flops_per_token=flops, world_size=world_size)
+    guard = Guard(
+        max_in_a_row=job.placement.max_skipped_steps, skipped=progress.skipped_steps, spikes=progress.loss_spikes
+    )
+    checkpointer = Checkpointer(job.identity, device)
+    report_steps = max(1, min(10, recipe.num_steps // REPORTS))
+    unread: list[_Step] = []
+    preempted = False
+    for batch in stream.steps(progress.step, recipe.num_steps):
+        rate = learning_rate(batch.step, recipe)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        micro_batches = _micro_batches(job, sequences, step, rank=rank, world_size=world_size, device=device)
-        loss, norm = train_step(
-            model,
-            optimizer,
-            micro_batches,
-            num_predictions=num_predictions,
-            world_size=world_size,
-            max_gradient_norm=config.cpt.max_gradient_norm,
-        )
-        losses.append(loss)
-        done = step + 1
-        save = done % config.checkpoint_steps == 0 and done < config.num_steps
-        if not save and done % report_steps and done < config.num_steps:
+            group["lr"] = rate
+        outcome = train_step(
+            model, optimizer, [_to_device(micro_batch, device) for micro_batch in batch.micro_batches], recipe,
+            num_predictions=batch.num_predictions, world_size=world_size, teacher=teacher,
+        )  # fmt: skip
+        unread.append(_Step.of(batch, outcome))
+        meter.step(batch.num_tokens)
+        done = batch.step + 1
+        last = done == recipe.num_steps
+        leaving = host.preempted() and not preempted
+        preempted |= leaving
+        save = (done % job.checkpoint_steps == 0 or leaving or keeps_stable(job, done)) and not last
+        if not (save or last or done % report_steps == 0):
             continue
-        mean_loss = _mean_loss(losses, num_predictions)
-        if not math.isfinite(mean_loss):
-            raise NonFiniteLossError(f"loss is {mean_loss} in the steps up to {done} of run {job.fingerprint}")
-        now = time.monotonic()
-        point = TrainingPoint(
-            step=done,
-            tokens=done * config.tokens_per_step,
-            loss=mean_loss,
-            learning_rate=learning_rate,
-            tokens_per_second=len(losses) * config.tokens_per_step / (now - reported),
+        loss, norm = _read(unread, guard, stream, last_step=last)
+        validation_loss = _validate(model, held_out, device) if held_out and (save or last) else None
+        progress, point = _advance(
+            progress, done, unread, guard, meter, loss=loss, norm=norm, rate=rate, validation_loss=validation_loss,
+            world_size=world_size,
+        )  # fmt: skip
+        values = _values(progress, point) | meter.measure(
+            waited=stream.waited, left=recipe.num_steps - done, tokens_per_step=progress.tokens / done
         )
-        progress = RunProgress(
-            fingerprint=job.fingerprint,
-            step=done,
-            seconds=progress.seconds + now - started,
-            history=(*progress.history, point),
-        )
-        started, reported, losses = now, now, []
-        directory = None
+        # What the checkpoint and the report cost is part of the next interval.
+        meter.restart()
+        pending = None
         if save:
-            directory = Path(tempfile.mkdtemp(prefix="shortened_llm_checkpoint_"))
-            save_checkpoint(directory, model, optimizer, progress, rank=rank)
-        report(point, norm.item(), directory)
-        reported = time.monotonic()
+            started = time.monotonic()
+            pending = checkpointer.save(model, optimizer, progress)
+            meter.stall(time.monotonic() - started)
+        host.report(values, point, pending)
+        unread.clear()
+    checkpointer.close()
     return model, progress
 
 
-def _micro_batches(
-    job: RetrainingJob,
-    sequences: TokenSequences,
-    step: int,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    num_predictions: int
+    num_tokens: int
+    outcome: StepOutcome
+
+    @classmethod
+    def of(cls, batch: StepBatch, outcome: StepOutcome) -> "_Step":
+        return cls(step=batch.step, num_predictions=batch.num_predictions, num_tokens=batch.num_tokens, outcome=outcome)
+
+
+def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> Teacher | None:
+    """The teacher of a distillation, sharded like the student, frozen in the compute dtype."""
+    if job.teacher is None or job.recipe.distill is None:
+        return None
+    frozen = replace(job.recipe, method="none", distill=None)
+    model = open_sharded(
+        job.teacher, mesh, job.dtype, job.placement, device=device,
+        prepare=partial(prepare_method, recipe=frozen, dtype=job.dtype),
+    )  # fmt: skip
+    return Teacher(model.eval(), job.recipe.distill)
+
+
+def _held_out(job: RetrainingJob, rank: int, world_size: int) -> list[MicroBatch]:
+    """This worker's part of the validation sequences."""
+    if job.validation is None or job.placement.validation_sequences == 0:
+        return []
+    placement = job.placement
+    return validation_batches(
+        job.validation, placement.validation_sequences, placement.micro_batch_size, rank=rank, world_size=world_size
+    )
+
+
+def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    if device.type == "cpu":
+        return batch
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    return replace(
+        batch,
+        input_ids=move(batch.input_ids),
+        labels=move(batch.labels),
+        position_ids=None if batch.position_ids is None else move(batch.position_ids),
+    )
+
+
+def _read(steps: Sequence[_Step], guard: Guard, stream: TrainingStream, *, last_step: bool) -> tuple[float, float]:
+    """Wait for the device; returns the mean loss over the steps that counted, and the last gradient norm."""
+    sums = torch.stack([step.outcome.loss for step in steps])
+    dist.all_reduce(sums)
+    skipped = torch.stack([step.outcome.skipped for step in steps])
+    norm = steps[-1].outcome.gradient_norm.reshape(1)
+    numbers = torch.cat([sums, skipped.to(sums), norm.to(sums)]).tolist()
+    total = predictions = 0.0
+    for step, summed, left_out in zip(steps, numbers, numbers[len(steps) : -1], strict=False):
+        mean = summed / max(1, step.num_predictions)
+        if left_out and dist.get_rank() == 0:
+            LOGGER.warning(
+                "step %d skipped: loss %s, gradient not finite; its sequences (source, index): %s",
+                step.step + 1, mean, stream.indices(step.step),
+            )  # fmt: skip
+        guard.see(step.step, mean, skipped=bool(left_out), last=last_step and step is steps[-1])
+        if not left_out:
+            total, predictions = total + summed, predictions + step.num_predictions
+    return total / predictions if predictions else float("nan"), numbers[-1]
+
+
+def _advance(
+    progress: RunProgress,
+    done: int,
+    steps: Sequence[_Step],
+    guard: Guard,
+    meter: Meter,
     *,
-    rank: int,
+    loss: float,
+    norm: float,
+    rate: float,
+    validation_loss: float | None,
     world_size: int,
-    device: torch.device,
-) -> Sequence[torch.Tensor]:
-    """This worker's token ids of one step, cut into forward passes, each [at most micro_batch_size, length]."""
-    config = job.config
-    positions = step_positions(step, global_batch_size=config.global_batch_size, rank=rank, world_size=world_size)
-    rows = [
-        sequences[sequence_at(position, seed=config.seed, num_sequences=job.tokens.num_sequences)]
-        for position in positions
-    ]
-    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(device).split(config.micro_batch_size)
+) -> tuple[RunProgress, TrainingPoint]:
+    """The progress after the interval's steps, its point at the end of the history."""
+    tokens = sum(step.num_tokens for step in steps)
+    seconds = meter.seconds
+    point = TrainingPoint(
+        step=done,
+        tokens=progress.tokens + tokens,
+        loss=loss,
+        learning_rate=rate,
+        tokens_per_second=tokens / seconds,
+        seconds=progress.seconds + seconds,
+        gradient_norm=norm,
+        validation_loss=validation_loss,
+    )
+    measured = [value for value in (progress.best_validation_loss, validation_loss) if value is not None]
+    advanced = replace(
+        progress,
+        step=done,
+        tokens=point.tokens,
+        seconds=point.seconds,
+        accelerator_seconds=progress.accelerator_seconds + seconds * world_size,
+        # A point without a loss has no place in a record: its steps were all skipped, and are listed.
+        history=(*progress.history, point) if loss == loss else progress.history,
+        skipped_steps=tuple(guard.skipped),
+        loss_spikes=tuple(guard.spikes),
+        best_validation_loss=min(measured, default=None),
+    )
+    return advanced, point
 
 
-def _mean_loss(losses: list[torch.Tensor], num_predictions: int) -> float:
-    """Mean nats per prediction over all workers and the given steps."""
-    total = torch.stack(losses).sum()
-    dist.all_reduce(total)
-    return total.item() / (num_predictions * len(losses))
+def _values(progress: RunProgress, point: TrainingPoint) -> dict[str, float]:
+    """Metrics that the progress and its last point know."""
+    values = {
+        metrics.TOKENS: progress.tokens,
+        metrics.STEP: progress.step,
+        metrics.LOSS: point.loss,
+        metrics.LEARNING_RATE: point.learning_rate,
+        metrics.GRADIENT_NORM: point.gradient_norm or 0.0,
+        metrics.ACCELERATOR_HOURS: progress.accelerator_seconds / 3600,
+        metrics.SKIPPED_STEPS: len(progress.skipped_steps),
+        metrics.LOSS_SPIKES: len(progress.loss_spikes),
+    }
+    return values if point.validation_loss is None else values | {metrics.VALIDATION_LOSS: point.validation_loss}
+
+
+@torch.no_grad()
+def _validate(model: PreTrainedModel, batches: Sequence[MicroBatch], device: torch.device) -> float:
+    """Mean cross-entropy over the validation sequences, nats per prediction. A collective."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches:
+        moved = _to_device(batch, device)
+        sums[0] += model.sequence_nll(moved.input_ids, moved.labels).double().sum()
+        sums[1] += (moved.labels >= 0).sum()
+    dist.all_reduce(sums)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # what no backward pass follows would stay gathered
+            module.reshard()
+    model.train()
+    return float(sums[0] / sums[1])

@@ -1,35 +1,100 @@
-"""Turn a model into its FSDP2 form: the one function, at world size 1 too."""
+"""Open a model in its FSDP2 form: the one way, at world size 1 too."""
+
+from collections.abc import Callable
 
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from transformers import PreTrainedModel
 
+from shortened_llm.config import RetrainingConfig
+from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.head import attach_sequence_nll
-from shortened_llm.models.load import DTYPES
+from shortened_llm.models.cut import cut_config
+from shortened_llm.models.head import attach, final_hidden, sequence_nll, training_loss
+from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory
+from shortened_llm.models.shards import Initialise, fill_shards
+from shortened_llm.records import ModelRef
 
 # Gathered parameters may stay between forward and backward while they take less than this share of the memory.
 RESIDENT_SHARE = 0.2
+METHODS = (training_loss, sequence_nll, final_hidden)
 
 
-def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, *, activation_checkpointing: bool) -> None:
-    """Shard the float32 parameters of `model` over `mesh`, in place; compute in `dtype`, reduce gradients in float32.
+def open_sharded(
+    ref: ModelRef,
+    mesh: DeviceMesh,
+    dtype: str,
+    placement: RetrainingConfig,
+    *,
+    device: torch.device,
+    prepare: Callable[[PreTrainedModel], None] | None = None,
+    initialise: Initialise | None = None,
+) -> PreTrainedModel:
+    """The model of `ref` in training mode, sharded over `mesh`; no process ever holds more of it than its shard.
 
-    In this order: activation checkpointing wraps the blocks, each block is sharded, the root takes the rest.
+    Args:
+        dtype: to compute in.
+        prepare: changes the model while it has neither weights nor shards: freezes, adds adapters.
+        initialise: see `fill_shards`, which says too what is raised.
+    """
+    model = empty_model(cut_config(load_config(model_directory(ref)), ref.kept_blocks)).train()
+    if prepare is not None:
+        prepare(model)
+    shard_model(model, mesh, dtype, placement)
+    fill_shards(model, ref, device="cpu" if placement.cpu_offload else device, initialise=initialise)
+    return model
+
+
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Raises `BadInputError` where the device cannot compute in bfloat16."""
+    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise BadInputError(
+            f"model.dtype: is 'bfloat16', which {torch.cuda.get_device_name(device)} cannot compute in; set float32"
+        )
+
+
+def make_mesh(device: torch.device, world_size: int, shard_group: int | None) -> DeviceMesh:
+    """All workers as one line, or as copies of the model, each sharded over `shard_group` neighbours (HSDP).
+
+    With a group per node, weights travel inside nodes only; between them, one all-reduce of gradients per step.
+    """
+    if shard_group is None or shard_group == world_size:
+        return init_device_mesh(device.type, (world_size,))
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (world_size // shard_group, shard_group), mesh_dim_names=names)
+
+
+def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement: RetrainingConfig) -> None:
+    """Shard the parameters of `model` over `mesh`, in place; compute in `dtype`, reduce gradients in float32.
+
+    In this order: activation checkpointing wraps the blocks, each block is compiled, then sharded; the root takes the
+    rest. The root's own weights, embeddings and head, stay gathered from the forward to the backward pass.
     """
     blocks = find_blocks(model)
-    if activation_checkpointing:
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    if placement.activation_checkpointing and trained:
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block)
-    attach_sequence_nll(model)
+    if placement.compile:
+        for block in blocks:
+            block.compile()
+    attach(model, METHODS)
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy() if placement.cpu_offload and mesh.device_type == "cuda" else OffloadPolicy()
     reshard = mesh.size() > 1 and not _fits(model, mesh, DTYPES[dtype])
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "sequence_nll")
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, offload_policy=offload)
+    for method in METHODS:
+        register_fsdp_forward_method(model, method.__name__)
 
 
 def _fits(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> bool:

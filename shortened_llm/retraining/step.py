@@ -1,56 +1,83 @@
 """One optimiser step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from shortened_llm.config import CptConfig
-from shortened_llm.models.head import next_token_labels
+from shortened_llm.data.batches import MicroBatch
+from shortened_llm.records import Recipe
+from shortened_llm.retraining.distillation import Teacher
 
 
-def make_optimizer(model: PreTrainedModel, config: CptConfig, learning_rate: float) -> Optimizer:
-    """AdamW; weights of two or more dimensions decay, norms and biases do not."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What a step found, left on the device, so that nothing waits for it."""
+
+    loss: torch.Tensor
+    """This worker's part of the summed loss, nats."""
+    gradient_norm: torch.Tensor
+    """Global, before clipping."""
+    skipped: torch.Tensor
+    """1.0 where the gradient was not finite, so that the weights stayed as they were; else 0.0. Equal on all
+    workers."""
+
+
+def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> Optimizer:
+    """AdamW on what is trained; weights of two or more dimensions decay, norms and biases do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=config.betas, fused=True)
+    return AdamW([g for g in groups if g["params"]], lr=recipe.learning_rate, betas=recipe.betas, fused=True)
 
 
 def train_step(
     model: PreTrainedModel,
     optimizer: Optimizer,
-    micro_batches: Sequence[torch.Tensor],
+    micro_batches: Sequence[MicroBatch],
+    recipe: Recipe,
     *,
     num_predictions: int,
     world_size: int,
-    max_gradient_norm: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    teacher: Teacher | None,
+) -> StepOutcome:
     """Forward, backward and update on this worker's part of the global batch.
+
+    An update whose gradient is not finite is left out on the device, optimiser state included.
 
     Args:
         model: sharded by `sharding.shard_model`.
-        micro_batches: token ids, each [sequences, length].
+        micro_batches: as many on every worker, on the model's device.
         num_predictions: predicted tokens of the global batch, over all workers: the loss is their mean, however they
             are spread.
-
-    Returns:
-        This worker's summed loss in nats, and the global gradient norm before clipping; both scalar tensors, so that
-        nothing waits for the device.
     """
-    total = torch.zeros((), device=micro_batches[0].device)
+    device = micro_batches[0].input_ids.device
+    total = torch.zeros((), device=device)
     for index, batch in enumerate(micro_batches):
         # Gradients travel once per step: with the last micro-batch.
         model.set_requires_gradient_sync(index == len(micro_batches) - 1)
-        loss = model.sequence_nll(batch, next_token_labels(batch)).sum()
+        if recipe.lora is not None and recipe.lora.dropout:
+            # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
+            torch.manual_seed((recipe.seed << 40) + batch.first_position)
+        chunk_loss = teacher.chunk_loss(batch.input_ids, batch.position_ids) if teacher else None
+        loss = model.training_loss(batch.input_ids, batch.labels, batch.position_ids, chunk_loss=chunk_loss)
         # FSDP averages gradients over the workers; the loss is a sum over them.
-        (loss * (world_size / num_predictions)).backward()
+        (loss * (world_size / max(1, num_predictions))).backward()
         total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
+    norm = clip_gradients(model.parameters(), recipe.max_gradient_norm)
+    skipped = (~torch.isfinite(norm)).float()
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it on the device
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total, norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return StepOutcome(loss=total, gradient_norm=norm, skipped=skipped)
+
+
+def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale gradients down to a global norm; returns the norm before, as a plain scalar tensor."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

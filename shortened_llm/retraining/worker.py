@@ -1,7 +1,8 @@
 """What each Ray Train worker runs."""
 
-import contextlib
-from collections.abc import Callable
+import secrets
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray.train
@@ -10,11 +11,17 @@ from ray.train.torch import get_device
 
 from shortened_llm import metrics
 from shortened_llm.logs import quiet_libraries
-from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.records import RetrainedModel, TrainingPoint
-from shortened_llm.retraining.export import KIND, export_sharded
+from shortened_llm.models.cpu import prepare_cpu
+from shortened_llm.records import TrainingPoint
+from shortened_llm.retraining.checkpoint import PendingCheckpoint, check_complete, newest_usable
+from shortened_llm.retraining.export import KIND, export_sharded, retrained_record
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loop import train
+from shortened_llm.retraining.meter import progress_line
+from shortened_llm.retraining.run_directory import checkpoint_name
+from shortened_llm.retraining.sharding import check_dtype
+from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url
+from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 
 
@@ -23,59 +30,90 @@ def run_worker(config: dict) -> None:
     quiet_libraries()
     job: RetrainingJob = config["job"]
     store: Store = config["store"]
-    on_progress: Callable[[str], None] = config["on_progress"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
+    on_progress: Callable[[str], None] = config["on_progress"] if rank == 0 else _ignore
+    on_note: Callable[[str], None] = config["on_note"] if rank == 0 else _ignore
     device = get_device()
     if device.type == "cpu":
-        prepare_cpu(fair_threads(context.get_local_world_size()))
-    if rank == 0:
-        on_progress("loading the model")
-
-    def report(point: TrainingPoint, gradient_norm: float, checkpoint_directory: Path | None) -> None:
-        if rank == 0:
-            on_progress(_progress_line(point, job))
-        values = {
-            metrics.TOKENS: point.tokens,
-            metrics.STEP: point.step,
-            metrics.LOSS: point.loss,
-            metrics.LEARNING_RATE: point.learning_rate,
-            metrics.GRADIENT_NORM: gradient_norm,
-            metrics.TOKENS_PER_SECOND: point.tokens_per_second,
-        }
-        if checkpoint_directory is None:
-            ray.train.report(values)
-        else:
-            ray.train.report(
-                values,
-                checkpoint=Checkpoint.from_directory(checkpoint_directory),
-                checkpoint_dir_name=f"checkpoint_{point.step:08d}",
-                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                delete_local_checkpoint_after_upload=True,
-            )
-
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as directory:
-        if directory is not None and rank == 0:
-            on_progress("resuming from a checkpoint")
-        resume_from = None if directory is None else Path(directory)
-        model, progress = train(job, device=device, resume_from=resume_from, report=report)
-    if rank == 0:
-        on_progress("exporting")
+        prepare_cpu(config["threads"])
+    check_dtype(job.dtype, device)
+    on_progress(f"loading the model in {context.get_world_size()} worker(s)")
+    host = RayHost(job, store, on_note, lambda values: on_progress(progress_line(values, job.recipe.num_steps)))
+    reported = reversed(ray.train.get_all_reported_checkpoints())
+    candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
+    candidates += stable_checkpoints(job, store)
+    part, parts = context.get_local_rank(), context.get_local_world_size()
+    with newest_usable(candidates, part=part, parts=parts, on_note=on_note) as resume_from:
+        if resume_from is not None:
+            on_progress(f"resuming from a checkpoint at step {check_complete(str(resume_from))[0].progress.step}")
+        model, progress = train(
+            job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"]
+        )
+    on_progress("exporting")
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
-        record = RetrainedModel(
-            model=exported,
-            tokens=progress.step * job.config.tokens_per_step,
-            seconds=progress.seconds,
-            history=progress.history,
-        )
+        record = retrained_record(exported, progress)
         store.write(KIND, job.fingerprint, record, identity=job.identity)
 
 
-def _progress_line(point: TrainingPoint, job: RetrainingJob) -> str:
-    remaining = job.config.num_steps * job.config.tokens_per_step - point.tokens
-    return (
-        f"step {point.step}/{job.config.num_steps}, {point.tokens:,} tokens, loss {point.loss:.3f}, "
-        f"{point.tokens_per_second:,.0f} tokens/s, {remaining / point.tokens_per_second:.0f} s left"
-    )
+class RayHost:
+    """What the training loop asks of its surroundings, answered by Ray Train. Every worker has one."""
+
+    def __init__(
+        self,
+        job: RetrainingJob,
+        store: Store,
+        on_note: Callable[[str], None],
+        on_values: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        self._job, self._store = job, store
+        self._on_note, self._on_values = on_note, on_values
+        self._storage = ray.train.get_context().get_storage()
+        self._uploaded = threading.Event()
+        self._uploaded.set()
+        self._preempted = False
+
+    def report(self, values: Mapping[str, float], point: TrainingPoint, checkpoint: PendingCheckpoint | None) -> None:
+        """Hand metrics and perhaps a checkpoint to Ray. A collective.
+
+        Always in Ray's upload thread: reports keep their order, so that metrics reported at once would wait for the
+        upload of the checkpoint before them.
+        """
+        self._on_values(values)
+        if checkpoint is None:
+            ray.train.report(dict(values), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        self._uploaded.wait()  # At most one local copy waits for its upload, however slow the storage is.
+        self._uploaded.clear()
+
+        def upload(local: Checkpoint, name: str) -> Checkpoint:
+            try:
+                directory = checkpoint.wait()
+                if keeps_stable(self._job, point.step):
+                    upload_directory(directory, stable_url(self._job, self._store, point.step))
+                return self._storage.persist_current_checkpoint(local, name)
+            finally:
+                self._uploaded.set()
+
+        ray.train.report(
+            dict(values),
+            checkpoint=Checkpoint.from_directory(checkpoint.directory),
+            # Of rank 0 on all workers. Never used before: a damaged checkpoint of this step may still be listed, and
+            # Ray would delete both when it deletes one.
+            checkpoint_dir_name=checkpoint_name(int(values[metrics.STEP]), secrets.token_hex(4)),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def preempted(self) -> bool:
+        """Whether a node of this run was announced to go away. A collective, until it was."""
+        if not self._preempted and (info := ray.train.get_preemption_info()) is not None:
+            self._preempted = True
+            self._on_note(f"{len(info.preempted_node_ids)} node(s) will be taken away; saving a checkpoint at once")
+        return self._preempted
+
+
+def _ignore(line: str) -> None:
+    """Rank 0 speaks for all."""

@@ -19,13 +19,12 @@ from shortened_llm.records import (
     ModelRef,
     ReportedTrial,
     TrialFailure,
-    TrialResult,
     TrialSpec,
 )
 from shortened_llm.reporting.rows import best_of_each_size
 from shortened_llm.search.prepare import report_units, selection_units, task_units
 from shortened_llm.search.progress import Progress
-from shortened_llm.search.trial import KIND, TrialContext
+from shortened_llm.search.trial import TrialContext, read_result
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
@@ -67,7 +66,7 @@ def gather(
     trials = [
         ReportedTrial(
             spec=spec,
-            result=context.store.read(KIND, spec.fingerprint, TrialResult),
+            result=read_result(context.store, spec),
             failure=failures[spec.fingerprint].cause if spec.fingerprint in failures else None,
             before=EvalScores(),
             after=EvalScores(),
@@ -83,7 +82,7 @@ def gather(
         on_progress = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *task_units(config)) if trial.spec.fingerprint in best else texts
         before = pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, on_progress)
-        pending[index] = (before, pool.submit(trial.result.retrained.model, units, on_progress))
+        pending[index] = (before, pool.submit(trial.result.model, units, on_progress))
     missing = []
     for index, submitted in pending.items():
         try:
@@ -105,6 +104,7 @@ def gather(
         dense_report=dense_scores.report,
         block_scores=tuple(scores),
         trials=tuple(trials),
+        unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
         notes=(*_notes(config, roles), *missing),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
@@ -126,11 +126,9 @@ def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:
         notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
     if not roles.report:
         notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
-    recipe = config.retraining
     notes.append(
-        f"Retraining: {recipe.num_steps} steps of {recipe.global_batch_size} x {recipe.sequence_length} tokens, AdamW, "
-        f"warm-up {recipe.cpt.warmup_ratio:g} then cosine, seed {recipe.seed}, compute in {config.model.dtype} with "
-        "float32 master weights."
+        f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, sequences "
+        f"of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
     )
     notes.append(f"Selection and report scores are computed in {config.model.dtype}.")
     return tuple(notes)

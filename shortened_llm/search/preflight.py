@@ -2,37 +2,64 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import TEXTLESS_CRITERIA, TRIAL_DRIVER_CPUS, ResourcesConfig, SearchConfig, changed_keys
+from shortened_llm.config import (
+    TEXTLESS_CRITERIA,
+    TRIAL_DRIVER_CPUS,
+    Method,
+    ResourcesConfig,
+    SearchConfig,
+    changed_keys,
+)
 from shortened_llm.data.calibration import calibration_tokens
+from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.tasks import check_tasks
 from shortened_llm.models.families import needs_bos
-from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
+from shortened_llm.models.load import empty_model, load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
 from shortened_llm.models.walk import check_walkable
 from shortened_llm.pruning.plan import requested_counts
+from shortened_llm.retraining.adapters import check_targets
+from shortened_llm.retraining.recipe import chains
 from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.experiment import read_config
 from shortened_llm.storage.store import Store
+
+# Of instruction data, at submission.
+CHECKED_PAIRS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringFacts:
     """What the checks found out about the model and its texts."""
 
-    num_blocks: int
-    model_type: str
+    model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     roles: TextRoles
     cuts: tuple[tuple[int, float], ...]
     """(blocks to remove, ratio as asked for)."""
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.model_config.num_hidden_layers)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.model_config.model_type)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding table."""
+        return int(self.model_config.vocab_size)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -62,12 +89,15 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
     if tokenizer.eos_token_id is None:
         raise BadInputError(f"model.path: the tokenizer of {config.model.path!r} has no end-of-text token")
     positions = getattr(model_config, "max_position_embeddings", None)
-    for field, length in (
-        ("calibration", config.calibration.sequence_length),
-        ("retraining", config.retraining.sequence_length),
-    ):
+    lengths = {
+        "calibration.sequence_length": config.calibration.sequence_length,
+        "retraining.sequence_length": config.retraining.sequence_length,
+    }
+    if config.retraining.uses_instructions and config.retraining.instructions is not None:
+        lengths["retraining.instructions.max_length"] = config.retraining.instructions.max_length
+    for field, length in lengths.items():
         if positions and length > positions:
-            raise BadInputError(f"{field}.sequence_length: is {length}, but the model's context has {positions} tokens")
+            raise BadInputError(f"{field}: is {length}, but the model's context has {positions} tokens")
     protected = protected_blocks(config.scoring, num_blocks)
     if len(protected) >= num_blocks:
         raise BadInputError(
@@ -87,12 +117,23 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
             )
     else:
         _check_text(
-            roles.calibration, tokenizer, calibration.sequence_length, documents=calibration.num_sequences,
-            field="calibration.sequence_length",
+            roles.calibration, tokenizer, model_config.vocab_size, calibration.sequence_length,
+            documents=calibration.num_sequences, field="calibration.sequence_length",
         )  # fmt: skip
-    return ScoringFacts(
-        num_blocks=num_blocks, model_type=model_config.model_type, tokenizer=tokenizer, roles=roles, cuts=cuts
-    )
+    return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, cuts=cuts)
+
+
+def check_retraining(config: SearchConfig, store: Store) -> ScoringFacts:
+    """Check what scoring and retraining need.
+
+    Raises:
+        BadInputError: with the field, the value and what is allowed.
+    """
+    facts = check_scoring(config, store)
+    _check_training_and_evaluation_texts(config, facts)
+    if {"lora", "cpt_lora"} & set(config.retraining.methods):
+        check_targets(empty_model(facts.model_config), config.retraining.lora.target_modules)
+    return facts
 
 
 def check_search(config: SearchConfig, store: Store) -> SearchFacts:
@@ -101,19 +142,33 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
     Raises:
         BadInputError: with the field, the value and what is allowed.
     """
-    facts = check_scoring(config, store)
+    facts = check_retraining(config, store)
     check_unchanged(config, store)
-    _check_training_and_evaluation_texts(config, facts)
     check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
-    recipes = len(config.retraining.methods) * len(config.retraining.cpt.learning_rate)
     return SearchFacts(
-        num_blocks=facts.num_blocks,
-        model_type=facts.model_type,
+        model_config=facts.model_config,
         tokenizer=facts.tokenizer,
         roles=facts.roles,
         cuts=facts.cuts,
-        max_trials=len(config.scoring.criteria) * len(facts.counts) * recipes,
+        max_trials=_count_trials(config, facts),
     )
+
+
+def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
+    """Trials where no two criteria choose the same blocks."""
+
+    def of_methods(methods: Sequence[Method], budget: int) -> int:
+        return sum(len(list(chains(config.retraining, method, budget, num_pairs=1))) for method in methods)
+
+    retraining, controls = config.retraining, config.search.controls
+    count = 0
+    for _, ratio in facts.cuts:
+        budget = retraining.budget(ratio)
+        count += len(config.scoring.criteria) * of_methods(retraining.methods, budget)
+        count += of_methods(["cpt"], budget) if "random" in controls else 0
+    if "dense" in controls:
+        count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)
+    return count
 
 
 def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> None:
@@ -126,9 +181,9 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
         BadInputError: a trial, an evaluator or a scoring task needs more.
     """
     demands = {
-        f"resources.workers: {resources.workers} workers and the trial's driver": {
-            "CPU": resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS,
-            "GPU": resources.workers * resources.gpus_per_worker,
+        f"resources.workers: {resources.min_workers} workers and the trial's driver": {
+            "CPU": resources.min_workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS,
+            "GPU": resources.min_workers * resources.gpus_per_worker,
         },
         "resources: an evaluator": {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},
         "resources: a scoring task": {"CPU": resources.cpus_per_scorer, "GPU": resources.gpus_per_scorer},
@@ -145,8 +200,9 @@ def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> N
 def evaluators_may_idle(config: SearchConfig, capacity: dict[str, float]) -> bool:
     """Whether evaluators without work leave room in `capacity` for a scoring task, and for all trials at a time."""
     resources, trials = config.resources, config.search.max_concurrent_trials
-    cpus = max(trials * (resources.workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS), resources.cpus_per_scorer)
-    gpus = max(trials * resources.workers * resources.gpus_per_worker, resources.gpus_per_scorer)
+    workers = trials * resources.max_workers
+    cpus = max(workers * resources.cpus_per_worker + trials * TRIAL_DRIVER_CPUS, resources.cpus_per_scorer)
+    gpus = max(workers * resources.gpus_per_worker, resources.gpus_per_scorer)
     return (
         cpus + resources.evaluators * resources.cpus_per_evaluator <= capacity.get("CPU", 0) + 1e-9
         and gpus + resources.evaluators * resources.gpus_per_evaluator <= capacity.get("GPU", 0) + 1e-9
@@ -182,20 +238,58 @@ def _read_metadata(metadata: Path) -> tuple[PretrainedConfig, PreTrainedTokenize
 def _check_training_and_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
     """Each text is there and holds what one use of it needs."""
     roles, tokenizer = facts.roles, facts.tokenizer
-    for documents in roles.train:
+    retraining = config.retraining
+    for documents in roles.train if retraining.uses_corpus else ():
         _check_text(
-            documents, tokenizer, config.retraining.sequence_length, documents=0, field="retraining.sequence_length"
-        )
+            documents, tokenizer, facts.vocab_size, retraining.sequence_length, documents=0,
+            field="retraining.sequence_length",
+        )  # fmt: skip
+    if roles.instructions is not None:
+        _check_pairs(roles.instructions, tokenizer, facts.vocab_size)
     evaluation = config.evaluation
     sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity)
     for documents, source in zip((*roles.selection, *roles.report), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
-        _check_text(documents, tokenizer, source.segment_length, documents=0, field=field)
+        _check_text(documents, tokenizer, facts.vocab_size, source.segment_length, documents=0, field=field)
         check_bos(documents, source, tokenizer, model_type=facts.model_type)
 
 
+def _check_pairs(pairs: InstructionPairs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Some pairs at the start; all are checked when they are packed."""
+    max_length = pairs.source.max_length
+    encoder = PairEncoder(pairs, tokenizer, max_length)
+    found = usable = 0
+    for pair in islice(chain.from_iterable(map(pairs.read, range(pairs.num_shards))), CHECKED_PAIRS):
+        found += 1
+        if encoded := encoder.encode(pair):
+            usable += 1
+            _check_ids(encoded.tokens, vocab_size, f"{pairs.field_path}.path: {pairs.source.path!r}")
+    if not found:
+        raise BadInputError(f"{pairs.field_path}.path: {pairs.source.path!r} holds no pairs")
+    if not usable:
+        raise BadInputError(
+            f"{pairs.field_path}.max_length: is {max_length}, but the prompts of all of the first {found} pairs of "
+            f"{pairs.source.path!r} fill that; raise it"
+        )
+
+
+def _check_ids(ids: list[int], vocab_size: int, where: str) -> None:
+    """Tokens that the model has an embedding for."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise BadInputError(
+                f"{where} holds token id {token}; the model's vocabulary has ids from 0 to {vocab_size - 1}"
+            )
+
+
 def _check_text(
-    source: Documents, tokenizer: PreTrainedTokenizerBase, length: int, *, documents: int, field: str
+    source: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    length: int,
+    *,
+    documents: int,
+    field: str,
 ) -> None:
     """Read only as far as needed: `length` tokens in all, and in each of `documents` documents where that is not 0."""
     found_documents = found_tokens = long_enough = 0
@@ -208,7 +302,9 @@ def _check_text(
                 f"{field}: is {length}, but a row of token ids in {source.source.path!r} has {len(row)}; a row is one "
                 "sequence, used as it is"
             )
-        size = len(row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"])
+        ids = row if isinstance(row, list) else tokenizer(row, verbose=False)["input_ids"]
+        _check_ids(ids, vocab_size, f"{source.field_path}.path: {source.source.path!r}")
+        size = len(ids)
         found_tokens += size
         long_enough += size >= length
         if found_tokens >= length and long_enough >= documents:

@@ -1,23 +1,24 @@
 """What all trials share, computed once as Ray tasks: block scores and packed tokens."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import ray
+from ray.exceptions import RayTaskError
 
 from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
-from shortened_llm.data.packing import pack_tokens
+from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
+from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
-from shortened_llm.models.load import load_tokenizer, model_directory
-from shortened_llm.records import BlockScores, ModelRef, TokenDataset
+from shortened_llm.models.load import load_config, load_tokenizer, model_directory
+from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture
 from shortened_llm.scoring.job import ScoringJob, Unit
 from shortened_llm.scoring.measure import measure, pending_units
 from shortened_llm.scoring.score import score_blocks
-from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.progress import Progress
 from shortened_llm.storage.store import Store
 
@@ -26,21 +27,34 @@ RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Inputs of the search."""
+class TrainingData:
+    """Packed tokens."""
 
-    scores: tuple[BlockScores, ...]
-    tokens: TokenDataset
+    corpus: TokenMixture | None
+    """Where a method trains on it."""
+    instructions: TokenMixture | None
+    """Where a method trains on them."""
+    validation: TokenMixture | None
+    """Sequences of the selection texts, where something is trained and the texts fill any."""
 
 
-def prepare(dense: ModelRef, config: SearchConfig, facts: SearchFacts, store: Store, progress: Progress) -> Prepared:
-    """Score the blocks by every criterion and pack the training text, in parallel."""
-    tokens = _pack.options(num_cpus=config.resources.cpus_per_evaluator).remote(
-        dense, facts.roles.train, config.retraining, store, progress.about("tokens")
-    )
-    job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
-    scores = score(job, config, store, progress)
-    return Prepared(scores=scores, tokens=ray.get(tokens))
+def start_packing(
+    dense: ModelRef, config: SearchConfig, roles: TextRoles, store: Store, progress: Progress
+) -> Callable[[], TrainingData]:
+    """Begin to pack what the methods train on, in Ray tasks; returns what waits for it."""
+    jobs = packing_jobs(dense, config.retraining, roles)
+    packing = _pack.remote(dense, jobs, config.resources.cpus_per_evaluator, store, progress.about("tokens"))
+
+    def wait() -> TrainingData:
+        corpus, instructions, validation = ray.get(packing)
+        return TrainingData(
+            corpus=_mixture(corpus, source_shares(config.retraining)),
+            instructions=_mixture(instructions),
+            # One text may be measured under several protocols.
+            validation=_mixture(list({d.fingerprint: d for d in validation if d.num_sequences}.values())),
+        )
+
+    return wait
 
 
 def score(job: ScoringJob, config: SearchConfig, store: Store, progress: Progress) -> tuple[BlockScores, ...]:
@@ -67,23 +81,102 @@ def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConf
     progress(None)
 
 
-@ray.remote(max_retries=RETRIES)
-def _pack(
-    dense: ModelRef, documents: Sequence[Documents], retraining: RetrainingConfig, store: Store, progress: Progress
-) -> TokenDataset:
-    quiet_libraries()
-    directory = model_directory(dense)
-    dataset = pack_tokens(
-        tuple(documents),
-        load_tokenizer(directory),
-        dense.fingerprint,
-        retraining.sequence_length,
-        retraining.num_steps * retraining.global_batch_size,
-        store,
-        on_progress=progress,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingJobs:
+    """What is packed for an experiment, one job for each source."""
+
+    corpus: tuple[PackingJob, ...]
+    instructions: tuple[PackingJob, ...]
+    validation: tuple[PackingJob, ...]
+
+
+def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles) -> PackingJobs:
+    """The jobs that the methods of an experiment need.
+
+    A source is read until it covers its share of the largest budget, or one shard if that is more.
+    """
+    length = retraining.sequence_length
+    vocab_size = load_config(model_directory(dense)).vocab_size
+    budget = max(retraining.budgets) // length
+    shares = source_shares(retraining) or (1.0,) * len(roles.train)
+
+    def of_texts(source: Documents, at_most: int) -> PackingJob:
+        return PackingJob(
+            source=source, tokenizer_identity=dense.fingerprint, vocab_size=vocab_size, sequence_length=length,
+            at_most=at_most,
+        )  # fmt: skip
+
+    corpus = tuple(
+        of_texts(source, max(math.ceil(share * budget), SHARD_TOKENS // length, 1))
+        for source, share in zip(roles.train, shares, strict=True)
     )
+    pairs = roles.instructions
+    instructions = () if pairs is None else (
+        PackingJob(
+            source=pairs, tokenizer_identity=dense.fingerprint, vocab_size=vocab_size,
+            sequence_length=pairs.source.max_length, at_most=None,
+        ),
+    )  # fmt: skip
+    trains = retraining.uses_corpus or retraining.uses_instructions
+    validation = tuple(
+        replace(of_texts(source, retraining.validation_sequences), skip_other_lengths=True)
+        for source in roles.selection
+        if trains and retraining.validation_sequences
+    )
+    return PackingJobs(
+        corpus=corpus if retraining.uses_corpus else (), instructions=instructions, validation=validation
+    )
+
+
+def source_shares(retraining: RetrainingConfig) -> tuple[float, ...] | None:
+    """Share of the training stream from each source, summing to 1; None where sources have no weights."""
+    weights = [source.weight for source in retraining.data if source.weight is not None]
+    return tuple(weight / sum(weights) for weight in weights) if weights else None
+
+
+def _mixture(parts: Sequence[TokenDataset], weights: tuple[float, ...] | None = None) -> TokenMixture | None:
+    return TokenMixture(parts=tuple(parts), weights=weights) if parts else None
+
+
+@ray.remote(num_cpus=0, max_retries=RETRIES)
+def _pack(
+    dense: ModelRef, jobs: PackingJobs, num_cpus: float, store: Store, progress: Progress
+) -> tuple[list[TokenDataset], list[TokenDataset], list[TokenDataset]]:
+    """Pack one source after the other, each by a task for every piece; what is stored already is read back."""
+    quiet_libraries()
+
+    def pack(job: PackingJob) -> TokenDataset:
+        progress(f"{job.name}: waiting for resources")
+        _ = job.fingerprint  # so that the tasks find the hashes of its files already computed
+        task, inputs = _pack_piece.options(num_cpus=num_cpus), ray.put((dense, job, store))
+        executor = Executor(start=lambda piece: task.remote(inputs, piece), result=ray.get, cancel=ray.cancel)
+        return pack_with(executor, job, store, on_progress=lambda line: progress(f"{job.name}: {line}"))
+
+    def pack_all(several: tuple[PackingJob, ...], *, must_fill: bool) -> list[TokenDataset]:
+        datasets = []
+        for job in several:
+            datasets.append(pack(job))
+            if must_fill:
+                check_filled(datasets[-1], job)
+        return datasets
+
+    try:
+        packed = (
+            pack_all(jobs.corpus, must_fill=True),
+            pack_all(jobs.instructions, must_fill=True),
+            pack_all(jobs.validation, must_fill=False),
+        )
+    except RayTaskError as error:
+        raise error.cause from None  # of a piece's task: bad input is to be seen as such
     progress(None)
-    return dataset
+    return packed
+
+
+@ray.remote(max_retries=RETRIES)
+def _pack_piece(inputs: tuple[ModelRef, PackingJob, Store], piece: Piece) -> PackedPiece:
+    quiet_libraries()
+    dense, job, store = inputs
+    return pack_piece(job, piece, load_tokenizer(model_directory(dense)), store)
 
 
 def selection_units(config: SearchConfig, roles: TextRoles) -> tuple[TextUnit, ...]:

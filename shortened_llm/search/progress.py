@@ -22,12 +22,19 @@ class _Board:
 
     def __init__(self) -> None:
         self._lines: dict[str, str | None] = {}
+        self._notes: list[str] = []
 
     def post(self, subject: str, line: str | None) -> None:
         self._lines[subject] = line
 
     def lines(self) -> dict[str, str | None]:
         return dict(self._lines)
+
+    def note(self, subject: str, line: str) -> None:
+        self._notes.append(f"{subject}: {line}")
+
+    def notes(self, first: int) -> list[str]:
+        return self._notes[first:]
 
 
 class Progress:
@@ -39,6 +46,10 @@ class Progress:
 
     def __call__(self, line: str | None) -> None:
         self._board.post.remote(self._subject, line)  # type: ignore[attr-defined]
+
+    def note(self, line: str) -> None:
+        """Post what must not be missed: unlike a line, it is not replaced by the next."""
+        self._board.note.remote(self._subject, line)  # type: ignore[attr-defined]
 
     def steps(self, done: int, total: int) -> None:
         """Post a count of equal steps, and how long the rest may take; called in one process after each step."""
@@ -80,11 +91,21 @@ class ProgressLog:
         shown: dict[str, str] = {}
         since: dict[str, float] = {}
         last_line = time.monotonic()
-        while not self._closed.wait(POLL_SECONDS):
+        noted = 0
+        closed = False
+        while not closed:
+            closed = self._closed.wait(POLL_SECONDS)  # once more after the end, for the last notes
             try:
-                lines = ray.get(self._board.lines.remote(), timeout=POLL_SECONDS)
+                lines, notes = ray.get(
+                    [self._board.lines.remote(), self._board.notes.remote(noted)], timeout=POLL_SECONDS
+                )
             except Exception:  # A cluster that is going away ends the driver elsewhere; the log only waits.
                 continue
+            for note in notes:
+                LOGGER.warning("%s", note)
+            noted += len(notes)
+            if closed:
+                return
             now = time.monotonic()
             for subject, line in lines.items():
                 if line is None:

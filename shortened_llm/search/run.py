@@ -1,5 +1,7 @@
 """A whole search, in the order in which data moves."""
 
+from collections.abc import Sequence
+
 import ray
 
 from shortened_llm.config import SearchConfig
@@ -9,14 +11,18 @@ from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.load import load_config, model_directory
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import make_plans
+from shortened_llm.pruning.plan import dense_plan, make_plans
+from shortened_llm.records import BlockScores, TrialSpec
+from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.scoring.score import score_blocks
+from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.experiment import publish_report, write_config
 from shortened_llm.search.finish import gather, submit_dense
 from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
-from shortened_llm.search.prepare import prepare, selection_units
+from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
-from shortened_llm.search.space import SearchSpace
-from shortened_llm.search.trial import TrialContext
+from shortened_llm.search.space import SearchSpace, distinct
+from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.tuner import run_trials
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
@@ -52,23 +58,22 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             may_idle=evaluators_may_idle(config, ray.cluster_resources()),
         )
         dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
-        prepared = prepare(dense, config, facts, store, log.about("prepare"))
+        packing = start_packing(dense, config, roles, store, log.about("prepare"))
+        scoring = ScoringJob.of(config, dense, roles.calibration, facts.counts)
+        scores = score(scoring, config, store, log.about("prepare"))
+        data = packing()
         baseline = dense_scores()
         write_config(store, config)
-        directory = model_directory(dense)
-        plans = make_plans(config.search, prepared.scores, model_size(open_tensor_files(directory), dense.num_blocks))
-        for plan in plans:
-            cut_config(load_config(directory), plan.kept_blocks)  # refuses what this architecture cannot lose
         space = SearchSpace(
             dense=dense,
-            tokens=prepared.tokens,
+            corpus=data.corpus,
+            instructions=data.instructions,
+            validation=data.validation,
             retraining=config.retraining,
             selection=selection_units(config, roles),
             dtype=config.model.dtype,
         )
-        specs = space.trials(plans)
-        labels = sum(len(plan.labels) for plan in plans)
-        LOGGER.info("%d labels are %d distinct plans: %d trials", labels, len(plans), len(specs))
+        specs = _trials(config, space, scores, scoring, store)
         context = TrialContext(
             space=space,
             store=store,
@@ -76,17 +81,36 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             pool=pool,
             resources=config.resources,
             max_failures=config.search.max_failures,
-        )
-        failures = run_trials(
-            specs,
-            context,
-            tune_url=join(experiment_url, "tune"),
             max_concurrent_trials=config.search.max_concurrent_trials,
-            progress=log.about("search"),
         )
-        experiment = gather(config, context, baseline, roles, prepared.scores, specs, failures, log.about("report"))
+        tune_url, progress = join(experiment_url, "tune"), log.about("search")
+        failures = run_trials(specs, context, tune_url=tune_url, progress=progress)
+        if config.search.equal_seconds:
+            results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
+            timed = equal_seconds_trials(space, specs, results)
+            failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
+            specs = (*specs, *timed)
+        experiment = gather(config, context, baseline, roles, scores, specs, failures, log.about("report"))
         report = publish_report(store, experiment)
     if failures:
         cause = next(iter(failures.values())).cause
         raise TrialsFailedError(f"{len(failures)} of {len(specs)} trials failed ({cause}); report: {report}")
     return report
+
+
+def _trials(
+    config: SearchConfig, space: SearchSpace, scores: Sequence[BlockScores], job: ScoringJob, store: Store
+) -> tuple[TrialSpec, ...]:
+    """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
+    directory = model_directory(space.dense)
+    size = model_size(open_tensor_files(directory), space.dense.num_blocks)
+    plans, controls = make_plans(config.search, scores, size), config.search.controls
+    of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
+    random = make_plans(config.search, of_random, size)
+    for plan in (*plans, *random):
+        cut_config(load_config(directory), plan.kept_blocks)
+    dense = [dense_plan(size)] if "dense" in controls else []
+    specs = distinct((*space.trials(plans), *space.controls("dense", dense), *space.controls("random", random)))
+    labels = sum(len(plan.labels) for plan in plans)
+    LOGGER.info("%d labels are %d distinct plans: %d trials", labels, len(plans), len(specs))
+    return specs

@@ -1,14 +1,15 @@
-"""The discrete search space: one trial per distinct (plan, retraining)."""
+"""The discrete search space: one trial per distinct (plan, chain of training runs)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import cast
 
-from shortened_llm.config import RetrainingConfig
+from shortened_llm.config import Control, Method, RetrainingConfig
 from shortened_llm.evaluation.evaluate import Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, PrunePlan, TokenDataset, TrialSpec
+from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrialSpec
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.recipe import Chain, chains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,36 +17,94 @@ class SearchSpace:
     """What all trials of a search share."""
 
     dense: ModelRef
-    tokens: TokenDataset
+    corpus: TokenMixture | None
+    instructions: TokenMixture | None
+    validation: TokenMixture | None
     retraining: RetrainingConfig
     selection: tuple[Unit, ...]
     dtype: str
 
-    def job(self, plan: PrunePlan, method: str, learning_rate: float) -> RetrainingJob:
-        """The retraining of one plan."""
-        return RetrainingJob(
-            model=self.dense.view(plan.kept_blocks),
-            tokens=self.tokens,
-            config=self.retraining,
-            method=method,
-            learning_rate=learning_rate,
-            dtype=self.dtype,
-        )
-
     def trials(self, plans: Iterable[PrunePlan]) -> tuple[TrialSpec, ...]:
-        """Every plan with every method and learning rate."""
-        return tuple(
-            TrialSpec(
-                fingerprint=fingerprint(self.trial_identity(self.job(plan, method, learning_rate))),
-                plan=plan,
-                method=method,
-                learning_rate=learning_rate,
-            )
-            for plan, method, learning_rate in product(
-                plans, self.retraining.methods, self.retraining.cpt.learning_rate
-            )
+        """Every plan with every method, learning rate, seed and budget of its ratios."""
+        return distinct(
+            self._trial(plan, method, chain)
+            for plan in plans
+            for method in self.retraining.methods
+            for chain in self._chains(plan, method)
         )
 
-    def trial_identity(self, job: RetrainingJob) -> dict[str, object]:
+    def controls(self, control: Control, plans: Iterable[PrunePlan]) -> tuple[TrialSpec, ...]:
+        """Each plan with continued pretraining alone."""
+        return distinct(
+            self._trial(plan, "cpt", chain, control) for plan in plans for chain in self._chains(plan, "cpt")
+        )
+
+    def scaled(self, spec: TrialSpec, factor: float) -> TrialSpec:
+        """The same trial with its training runs `factor` times as long, in whole steps, at least one."""
+        recipes = []
+        for recipe in spec.recipes:
+            steps = max(1, round(recipe.num_steps * factor))
+            warmup = min(round(recipe.warmup_steps * factor), steps - 1)
+            decay = max(1, min(round(recipe.decay_steps * factor), steps - warmup))
+            recipes.append(replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay))
+        return self._trial(spec.plan, cast(Method, spec.method), tuple(recipes), spec.control)
+
+    def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
+        """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
+        model = self.dense.view(spec.plan.kept_blocks)
+        jobs: list[RetrainingJob] = []
+        for recipe in spec.recipes:
+            jobs.append(self._job(model, recipe))
+            model = replace(model, fingerprint=jobs[-1].fingerprint, num_blocks=len(model.kept_blocks), transform=None)
+        return tuple(jobs)
+
+    def trial_identity(self, spec: TrialSpec) -> dict[str, object]:
         """What determines a trial's result."""
-        return {"retraining": job.identity, "selection": [unit.identity for unit in self.selection]}
+        return {
+            "retraining": [job.identity for job in self.jobs(spec)],
+            "selection": [unit.identity for unit in self.selection],
+        }
+
+    def _chains(self, plan: PrunePlan, method: Method) -> Iterator[Chain]:
+        num_pairs = self.instructions.num_sequences if self.instructions else 0
+        ratios = {label.ratio for label in plan.labels if label.criterion != "dense"}
+        budgets = {self.retraining.budget(ratio) for ratio in ratios} or set(self.retraining.budgets)
+        for budget in sorted(budgets):
+            yield from chains(self.retraining, method, budget, num_pairs)
+
+    def _trial(self, plan: PrunePlan, method: Method, chain: Chain, control: Control | None = None) -> TrialSpec:
+        spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
+        return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
+
+    def _job(self, model: ModelRef, recipe: Recipe) -> RetrainingJob:
+        tokens = self.instructions if recipe.train_on == "instructions" else self.corpus
+        return RetrainingJob(
+            model=model,
+            teacher=self.dense if recipe.distill else None,
+            tokens=tokens or TokenMixture(parts=()),
+            validation=self.validation,
+            recipe=recipe,
+            dtype=self.dtype,
+            placement=self.retraining,
+        )
+
+
+def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:
+    """The first of each fingerprint."""
+    found: dict[str, TrialSpec] = {}
+    for spec in specs:
+        found.setdefault(spec.fingerprint, spec)
+    return tuple(found.values())
+
+
+def waves(space: SearchSpace, specs: Iterable[TrialSpec]) -> tuple[tuple[TrialSpec, ...], tuple[TrialSpec, ...]]:
+    """Trials to run first, and those that begin with a training run of one of these: a run never happens twice, and no
+    two trials make it at a time."""
+    first: list[TrialSpec] = []
+    later: list[TrialSpec] = []
+    runs: set[str] = set()
+    for spec in specs:
+        of_spec = {job.fingerprint for job in space.jobs(spec)}
+        (later if runs & of_spec else first).append(spec)
+        runs |= of_spec
+    return tuple(first), tuple(later)

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.records import TrialResult, TrialSpec
+from shortened_llm.records import RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace
@@ -17,16 +17,28 @@ KIND = "trials"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialContext:
-    """Where a trial runs."""
+class TrainContext:
+    """Where training runs."""
 
     space: SearchSpace
     store: Store
     experiment: Store
     """What belongs to this experiment alone: its Train runs and its failures."""
-    pool: EvaluationPool
     resources: ResourcesConfig
     max_failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialContext(TrainContext):
+    """Where a trial runs."""
+
+    pool: EvaluationPool
+    max_concurrent_trials: int
+
+
+def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
+    """The trial's result, where it is done."""
+    return store.read(KIND, spec.fingerprint, TrialResult)
 
 
 def run_trial(
@@ -39,30 +51,45 @@ def run_trial(
     """
     started = time.monotonic()
     space, selection = context.space, context.space.selection
-    job = space.job(spec.plan, spec.method, spec.learning_rate)
+    scoring = on_progress.about(f"evaluate {spec.name}")
 
     # The untrained view is scored by the pool while training starts.
-    scores_before = context.pool.submit(job.model, selection, on_progress.about(f"evaluate {spec.name}"))
-    on_progress("starting training workers")
-    retrained = retrain(
-        job,
-        context.store,
-        runs_url=join(context.experiment.url, "train"),
-        resources=context.resources,
-        max_failures=context.max_failures,
-        callbacks=train_callbacks,
-        on_progress=on_progress,
-    )
+    scores_before = context.pool.submit(space.dense.view(spec.plan.kept_blocks), selection, scoring)
+    runs = train_runs(spec, context, train_callbacks=train_callbacks, on_progress=on_progress)
     on_progress("scoring the retrained model")
-    after = context.pool.evaluate(retrained.model, selection, on_progress.about(f"evaluate {spec.name}"))
+    after = context.pool.evaluate(runs[-1].model, selection, scoring)
     before = context.pool.result(scores_before)
 
     result = TrialResult(
         fingerprint=spec.fingerprint,
-        retrained=retrained,
+        runs=runs,
         before=before,
         after=after,
         seconds=time.monotonic() - started,
     )
-    context.store.write(KIND, spec.fingerprint, result, identity=space.trial_identity(job))
+    context.store.write(KIND, spec.fingerprint, result, identity=space.trial_identity(spec))
     return result
+
+
+def train_runs(
+    spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object], on_progress: Progress
+) -> tuple[RetrainedModel, ...]:
+    """The training runs of a trial, each from the model of the one before; what is stored is read back."""
+    runs: list[RetrainedModel] = []
+    for job in context.space.jobs(spec):
+        # A later run's job knows its model by identity alone; where the files lie, the run before it says.
+        begins_with = runs[-1].model if runs else job.model
+        on_progress("starting training workers")
+        runs.append(
+            retrain(
+                replace(job, model=begins_with),
+                context.store,
+                runs_url=join(context.experiment.url, "train"),
+                resources=context.resources,
+                max_failures=context.max_failures,
+                callbacks=train_callbacks,
+                on_progress=on_progress,
+                on_note=on_progress.note,
+            )
+        )
+    return tuple(runs)

@@ -1,7 +1,7 @@
 """Hand trials to Ray Tune. The only importer of ray.tune."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -10,9 +10,11 @@ from shortened_llm import metrics
 from shortened_llm.config import TRIAL_DRIVER_CPUS
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
-from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
+from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
+from shortened_llm.retraining.export import KIND as RUN_KIND
 from shortened_llm.search.progress import Progress
-from shortened_llm.search.trial import KIND, TrialContext, run_trial
+from shortened_llm.search.space import waves
+from shortened_llm.search.trial import TrialContext, read_result, run_trial
 
 FAILURES = "failures"
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
@@ -24,7 +26,6 @@ def run_trials(
     context: TrialContext,
     *,
     tune_url: str,
-    max_concurrent_trials: int,
     progress: Progress,
 ) -> dict[str, TrialFailure]:
     """Run every trial that has no record yet; results are read from the store.
@@ -37,14 +38,37 @@ def run_trials(
     Returns:
         The failures, by trial fingerprint.
     """
-    todo = [spec for spec in specs if context.store.read(KIND, spec.fingerprint, TrialResult) is None]
+    todo = [spec for spec in specs if read_result(context.store, spec) is None]
     for spec in todo:
         context.experiment.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
+    names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in todo}
+    first, later = waves(context.space, todo)
+    failures = _run_wave(first, names, context, tune_url, progress)
+    ready = []
+    for spec in later:
+        # Made by a trial of the first wave, unless that failed; two trials must not make it at a time.
+        begins_with = context.space.jobs(spec)[0]
+        if context.store.read(RUN_KIND, begins_with.fingerprint, RetrainedModel) is None:
+            cause = f"the {begins_with.recipe.method} run that it begins with failed in another trial"
+            failures[spec.fingerprint] = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
+            LOGGER.error("trial %s failed: %s", names[spec.fingerprint], cause)
+        else:
+            ready.append(spec)
+    return failures | _run_wave(ready, names, context, tune_url, progress)
+
+
+def _run_wave(
+    todo: Sequence[TrialSpec],
+    names: Mapping[str, str],
+    context: TrialContext,
+    tune_url: str,
+    progress: Progress,
+) -> dict[str, TrialFailure]:
+    """Run trials that share no training run; returns the failures."""
     if not todo:
         return {}
-    names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in todo}
     by_fingerprint = {spec.fingerprint: spec for spec in todo}
 
     def trainable(config: dict[str, str]) -> None:
@@ -60,13 +84,13 @@ def run_trials(
             return
         finally:
             on_progress(None)
-        ray.tune.report({metrics.TOKENS: result.retrained.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
+        ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, {"CPU": TRIAL_DRIVER_CPUS}),
         param_space={"trial": ray.tune.grid_search(list(by_fingerprint))},
         tune_config=ray.tune.TuneConfig(
-            max_concurrent_trials=max_concurrent_trials,
+            max_concurrent_trials=context.max_concurrent_trials,
             trial_name_creator=lambda trial: str(trial.config["trial"]),
             trial_dirname_creator=lambda trial: str(trial.config["trial"]),
         ),
@@ -80,7 +104,7 @@ def run_trials(
     results = {result.config["trial"]: result for result in tuner.fit()}
     failures = {}
     for spec in todo:
-        if context.store.read(KIND, spec.fingerprint, TrialResult) is None:
+        if read_result(context.store, spec) is None:
             failure = context.experiment.read(FAILURES, spec.fingerprint, TrialFailure)
             if failure is None:  # its process was lost, more often than it was started again
                 lost = results[spec.fingerprint].error

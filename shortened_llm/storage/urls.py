@@ -131,6 +131,16 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
+def file_sizes(url: str) -> dict[str, int]:
+    """Bytes of each file directly below `url`, hidden ones too; empty where there is nothing."""
+    fs, path = filesystem(url)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+
+
 def download_file(url: str, target: Path) -> Path:
     """Copy one file to this node; returns `target`."""
     fs, path = filesystem(url)

@@ -16,11 +16,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +29,7 @@ from shortened_llm.config import CalibrationConfig, TaylorConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.sources import Documents
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.cpu import fair_threads, prepare_cpu, release_freed_memory
+from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.load import DTYPES, load_config, load_model, load_tokenizer
 from shortened_llm.models.stream import StreamedModel
@@ -40,6 +38,7 @@ from shortened_llm.scoring.one_pass import NLL, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
 from shortened_llm.scoring.weights import block_score, scored_weights
 from shortened_llm.storage.payload import describe_files
+from tests.benchmarks.peak_memory import PeakMemory
 
 SEQUENCES, LENGTH = 10, 128
 ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
@@ -55,38 +54,6 @@ SHAPES = {
 }  # fmt: skip
 # The rebuild of a large model takes minutes per block: so many blocks are timed, and the time is scaled to all.
 REBUILT_BLOCKS = 4
-
-
-class PeakMemory:
-    """Highest memory while the context lasts, above what the process held at its start: anonymous pages, and on a GPU
-    the allocator's bytes. Pages of mapped files are no part of it: the kernel may drop them."""
-
-    def __enter__(self) -> "PeakMemory":
-        release_freed_memory()  # or what was freed before would hide what is allocated now
-        self._start = self._peak = _anonymous_bytes()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-        if DEVICE == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.bytes = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else self._peak - self._start
-
-    def _follow(self) -> None:
-        while not self._ended.wait(0.01):
-            self._peak = max(self._peak, _anonymous_bytes())
-
-
-def _anonymous_bytes() -> int:
-    """What only this process holds: all but the pages of files."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(lines[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem"))
 
 
 def synchronise() -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.config import SearchConfig, TextSource, parse_config
-from shortened_llm.data.sources import Documents, find_files, text_roles
+from shortened_llm.data.rows import find_files
+from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import join, write_bytes
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:
@@ -101,6 +104,42 @@ def test_bad_rows_are_named(tmp_path: Path, content: str, field: str, words: lis
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_holds_no_documents(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert list(documents(str(tmp_path / name)).rows()) == []
+
+
+def test_any_range_of_rows_can_be_read(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"a{index}"} for index in range(7)])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"b{index}"} for index in range(3)])
+    source = documents(str(tmp_path / "*.jsonl"))
+    assert source.num_shards == 2
+    assert list(source.read(0, first=2, count=3)) == ["a2", "a3", "a4"]
+    assert list(source.read(1, first=2, count=3)) == ["b2"]
+    assert list(source.read(1, first=5, count=3)) == []
+
+
+def test_documents_of_other_purposes_keep_their_place(tmp_path: Path) -> None:
+    """Ranges of rows are the same for every purpose of a shared source."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"document {index}"} for index in range(300)])
+    parts = [list(documents(path, p, shared=True).read(0)) for p in ("train", "selection", "report")]
+    assert all(sum(value is not None for value in row) == 1 for row in zip(*parts, strict=True))
+
+
+def test_a_data_set_is_read_in_its_own_shards(tmp_path: Path) -> None:
+    """A directory is to `datasets` what a hub data set is: several files behind one name."""
+    for name in ("train-0", "train-1"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} {index}"} for index in range(3)])
+    source = Documents(
+        source=TextSource(path=str(tmp_path)), purpose="train", shared_with=(), files=(), commit=None, field_path="data"
+    )
+    assert source.num_shards == 2
+    assert list(source.read(1, first=1, count=5)) == ["train-1 1", "train-1 2"]
+    assert len(list(source.rows())) == 6
+
+
 @pytest.mark.parametrize("path", ["missing.jsonl", "no-*.parquet", "/no/such/dir"])
 def test_missing_files_are_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(BadInputError, match=r"retraining\.data\.0\.path"):
@@ -118,6 +157,17 @@ def test_files_are_told_from_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for path, word in (("corpus", "is a directory"), ("a.csv", "'.csv'"), ("./missing", "does not exist")):
         with pytest.raises(BadInputError, match=word):
             find_files(path, "data")
+
+
+def test_files_on_object_storage_are_read(store: Store) -> None:
+    for name, count in (("a", 4), ("b", 2)):
+        content = "".join(json.dumps({"text": f"{name}{index}"}) + "\n" for index in range(count))
+        write_bytes(join(store.url, f"{name}.jsonl"), content.encode())
+    write_bytes(join(store.url, "c.jsonl"), b"")
+    source = documents(join(store.url, "*.jsonl"))
+    assert source.num_shards == 3
+    assert list(source.rows()) == ["a0", "a1", "a2", "a3", "b0", "b1"]
+    assert list(source.read(0, first=2, count=1)) == ["a2"]
 
 
 def test_compressed_files_are_read(tmp_path: Path) -> None:

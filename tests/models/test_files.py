@@ -6,32 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import INDEX_NAME, SINGLE_NAME, open_tensor_files
-from shortened_llm.models.load import load_model
+from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.shards import fill_shards
 from shortened_llm.records import ModelRef
-from tests.conftest import SaveModel, reference_to
+from tests.conftest import SaveModel
 from tests.models.families import FAMILIES
 
-Tensors = dict[str, torch.Tensor]
 UP = "model.layers.3.mlp.up_proj.weight"
 
 
-@pytest.fixture
-def change(save_random_model: SaveModel) -> Callable[..., ModelRef]:
-    """A model whose weight file was changed."""
+def load_by_filling(ref: ModelRef, dtype: str) -> PreTrainedModel:
+    """What training workers do, without shards."""
+    config = cut_config(load_config(Path(ref.url)), ref.kept_blocks)
+    model = empty_model(config, dtype)
+    fill_shards(model, ref, device="cpu")
+    return model
 
-    def run(family: str, edit: Callable[[Tensors], object]) -> ModelRef:
-        _, ref = save_random_model(FAMILIES[family])
-        path = Path(ref.url) / SINGLE_NAME
-        tensors = load_file(path)
-        edit(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-        return reference_to(Path(ref.url))
 
-    return run
+Load = Callable[[ModelRef, str], PreTrainedModel]
+both_ways = pytest.mark.parametrize("load", [load_model, load_by_filling])
 
 
 @pytest.fixture
@@ -129,6 +127,7 @@ def test_a_directory_without_weights_is_refused(save_random_model: SaveModel) ->
         open_tensor_files(Path(ref.url))
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("family", "without", "named"),
     [
@@ -147,26 +146,29 @@ def test_a_directory_without_weights_is_refused(save_random_model: SaveModel) ->
     ],
 )
 def test_missing_weights_are_refused_instead_of_made_up(
-    family: str, without: str, named: str, change: Callable[..., ModelRef]
+    family: str, without: str, named: str, load: Load, change: Callable[..., ModelRef]
 ) -> None:
     ref = change(family, lambda tensors: tensors.pop(without))
     for view in (ref, ref.view((0, 2, 3, 5))):
         with pytest.raises(BadInputError, match=rf"model\.path.*{named}"):
-            load_model(view, "float32")
+            load(view, "float32")
 
 
-def test_weights_of_removed_blocks_may_be_missing(change: Callable[..., ModelRef]) -> None:
+@both_ways
+def test_weights_of_removed_blocks_may_be_missing(load: Load, change: Callable[..., ModelRef]) -> None:
     ref = change("llama", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    load_model(ref.view((0, 2, 3, 5)), "float32")
+    load(ref.view((0, 2, 3, 5)), "float32")
 
 
-def test_a_tied_head_need_not_be_in_the_files(change: Callable[..., ModelRef]) -> None:
+@both_ways
+def test_a_tied_head_need_not_be_in_the_files(load: Load, change: Callable[..., ModelRef]) -> None:
     ref = change("llama_tied", lambda tensors: tensors.pop("lm_head.weight", None))
-    model = load_model(ref, "float32")
+    model = load(ref, "float32")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_weights_of_another_shape_are_refused(change: Callable[..., ModelRef]) -> None:
+@both_ways
+def test_weights_of_another_shape_are_refused(load: Load, change: Callable[..., ModelRef]) -> None:
     ref = change("llama", lambda tensors: tensors.update({UP: torch.zeros(3, 32)}))
     with pytest.raises(BadInputError, match=rf"model\.path.*{UP}, which has \(3, 32\) instead of \(48, 32\)"):
-        load_model(ref.view((0, 2, 3, 5)), "float32")
+        load(ref.view((0, 2, 3, 5)), "float32")

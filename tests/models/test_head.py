@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from shortened_llm.models import head
-from shortened_llm.models.head import next_token_labels, sequence_nll
+from shortened_llm.models.head import next_token_labels, sequence_nll, token_nll
 from tests.conftest import SaveModel
 from tests.models.families import FAMILIES
 
@@ -20,7 +20,11 @@ def test_equals_cross_entropy_of_the_models_own_logits(
     tokens = torch.randint(3, 97, (3, 20))
     sums = sequence_nll(model, tokens, next_token_labels(tokens))
     logits = model(input_ids=tokens).logits[:, :-1].float()
-    expected = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(dim=1)
+    of_tokens = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    torch.testing.assert_close(
+        token_nll(model, tokens, next_token_labels(tokens)), F.pad(of_tokens, (0, 1)), rtol=1e-5, atol=1e-5
+    )
+    expected = of_tokens.sum(dim=1)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
     parameters = [p for p in model.parameters() if p.requires_grad]
     for ours, theirs in zip(

@@ -121,7 +121,7 @@ from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.scoring.one_pass import KL, NLL, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
-from tests.benchmarks.scoring import PeakMemory
+from tests.benchmarks.peak_memory import PeakMemory
 from tests.conftest import reference_to
 
 quiet_libraries()

@@ -1,5 +1,6 @@
 """The whole loop on the tiny model, on real Ray clusters: killed, resumed, submitted, on S3."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import s3fs
 import yaml
 
 from shortened_llm.records import Experiment, from_json
+from shortened_llm.retraining.checkpoint import check_complete
+from shortened_llm.retraining.manifest import DamagedCheckpointError
 from tests.ray.conftest import ROOT, Cluster
 from tests.s3_server import S3Server
 
@@ -42,11 +45,34 @@ def check_report(experiment: Experiment) -> None:
         assert trial.after.mean_nll < trial.before.mean_nll
 
 
+def complete_checkpoints(storage: Path) -> list[Path]:
+    """Of all runs, by step."""
+    found = []
+    for path in storage.glob("experiments/test/train/*/checkpoint_0*"):
+        with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):  # being written, or just deleted
+            check_complete(str(path))
+            found.append(path)
+    return sorted(found, key=lambda path: path.name)
+
+
+def wait_until_left(storage: Path) -> None:
+    """Workers outlive a killed driver by some seconds, and go on writing."""
+    while True:
+        before = {path: path.stat().st_mtime_ns for path in storage.glob("experiments/test/train/*/*")}
+        time.sleep(6)
+        with contextlib.suppress(FileNotFoundError):
+            if before == {path: path.stat().st_mtime_ns for path in storage.glob("experiments/test/train/*/*")}:
+                return
+
+
 @pytest.mark.timeout(900)
 def test_killed_and_started_again_it_continues(
     tmp_path: Path, tiny_values: dict, local_environment: dict[str, str]
 ) -> None:
-    """SIGKILL during the second of two trials: the first is not repeated, the second resumes from a checkpoint."""
+    """SIGKILL during the second of two trials: the first is not repeated, the second resumes from a checkpoint.
+
+    Half of its newest checkpoint and of Ray's list of them is lost too: it resumes from the one before, and says so.
+    """
     tiny_values["search"]["ratios"] = [0.25, 0.5]
     tiny_values["scoring"]["criteria"] = ["magnitude"]
     tiny_values["retraining"] |= {"tokens": 98_304, "checkpoint_tokens": 16_384}
@@ -64,11 +90,15 @@ def test_killed_and_started_again_it_continues(
     )
     assert second.returncode == 2, second.stderr
     assert "another driver" in second.stderr
-    # The files of a checkpoint appear before Ray's list of them, and only a listed one is resumed from.
-    lists = "experiments/test/train/*/checkpoint_manager_snapshot.json"
-    wait_for(lambda: any("checkpoint_" in path.read_text() for path in storage.glob(lists)), first, "checkpoint")
+    wait_for(lambda: len(complete_checkpoints(storage)) >= 2, first, "two checkpoints")
     first.send_signal(signal.SIGKILL)
     first.wait()
+    wait_until_left(storage)
+    older, newest = complete_checkpoints(storage)[-2:]
+    for path in sorted(newest.iterdir())[::2]:
+        path.unlink()
+    snapshot = newest.parent / "checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:100])
     content, written = done.read_text(), done.stat().st_mtime_ns
 
     again = subprocess.run(
@@ -76,7 +106,9 @@ def test_killed_and_started_again_it_continues(
     )
     assert again.returncode == 0, again.stderr
     assert "1 of 2 trials are done already" in again.stderr
-    assert "resuming from a checkpoint" in again.stderr
+    assert "run directory put in order: Ray's list of checkpoints is damaged" in again.stderr
+    assert f"run directory put in order: {newest.name} is not complete" in again.stderr
+    assert f"resuming from a checkpoint at step {int(older.name.split('_')[1])}" in again.stderr
     assert (done.read_text(), done.stat().st_mtime_ns) == (content, written)
     report = Path(again.stdout.splitlines()[-1])
     assert report == storage / "experiments/test/report/report.html"
@@ -85,7 +117,7 @@ def test_killed_and_started_again_it_continues(
     assert len(experiment.trials) == 2
     for trial in experiment.trials:
         assert trial.result is not None
-        steps = [point.step for point in trial.result.retrained.history]
+        steps = [point.step for point in trial.result.runs[-1].history]
         assert steps == sorted(set(steps)), "a step is in the history twice"
         assert steps[-1] == 96
     for name in ("report.html", "report.md", "trials.csv", "trials.json", "pareto.png"):
@@ -106,7 +138,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     ran = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT)
     output = ran.stdout + ran.stderr
     assert ran.returncode != 0, output
-    assert "1 of 2 trials failed (NonFiniteLossError: loss is nan" in output
+    assert "1 of 2 trials failed (NonFiniteLossError: step" in output
     assert f"report: {url}/experiments/tiny/report/report.html" in output
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     report = f"{s3_server.bucket}/submitted/experiments/tiny/report"
@@ -117,7 +149,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     assert failed.failure is not None
     assert "NonFiniteLossError" in failed.failure
     assert good.result is not None
-    assert good.result.retrained.model.url.startswith(url)
+    assert good.result.model.url.startswith(url)
     assert b"<html" in fs.cat_file(f"{report}/report.html")
     everything = b"".join(fs.cat_file(path) for path in fs.find(f"{s3_server.bucket}/submitted") if "tune" in path)
     assert s3_server.secret_key.encode() not in everything

@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
 
 from shortened_llm.records import (
     BlockScores,
@@ -12,6 +16,7 @@ from shortened_llm.records import (
     PerplexityScore,
     PlanLabel,
     PrunePlan,
+    Recipe,
     ReportedTrial,
     RetrainedModel,
     ScoreDraw,
@@ -69,6 +74,47 @@ def history(start: float, end: float, tokens: int = 40_960) -> tuple[TrainingPoi
     )
 
 
+STEPS, BATCH, LENGTH = 40, 4, 256
+
+
+def recipe(
+    method: str, learning_rate: float = 1e-4, seed: int = 0, *, steps: int = STEPS, instructions: bool = False
+) -> Recipe:
+    return Recipe(
+        method=method,  # type: ignore[arg-type]
+        train_on="instructions" if instructions else "corpus",
+        num_steps=steps,
+        global_batch_size=BATCH,
+        sequence_length=LENGTH,
+        seed=seed,
+        learning_rate=learning_rate,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        max_gradient_norm=1.0,
+        schedule="wsd",
+        warmup_steps=4,
+        decay_steps=8,
+        final_learning_rate_ratio=0.1,
+    )
+
+
+def run(fingerprint: str, pruned: PrunePlan, recipe: Recipe, losses: tuple[float, float]) -> RetrainedModel:
+    """A training run that went as its recipe says, at 410 tokens a second."""
+    seconds = recipe.tokens / 410
+    return RetrainedModel(
+        model=ModelRef(
+            url=f"s3://bucket/team/models/{fingerprint}/a1",
+            fingerprint=fingerprint,
+            files=(),
+            num_blocks=len(pruned.kept_blocks),
+        ),
+        tokens=recipe.tokens,
+        seconds=seconds,
+        accelerator_seconds=2 * seconds,
+        history=history(*losses, tokens=recipe.tokens) if recipe.num_steps else (),
+    )
+
+
 def trial(
     fingerprint: str,
     pruned: PrunePlan,
@@ -80,25 +126,32 @@ def trial(
     report_after: EvalScores | None = None,
     failure: str | None = None,
     method: str = "cpt",
+    recipes: tuple[Recipe, ...] | None = None,
+    control: Literal["dense", "random"] | None = None,
+    equal_seconds: bool = False,
 ) -> ReportedTrial:
     """A trial that finished if it has scores `after`."""
+    recipes = recipes or (recipe(method, learning_rate),)
     result = None
     if after is not None:
         before = before or EvalScores()
-        retrained = RetrainedModel(
-            model=ModelRef(
-                url=f"s3://bucket/team/models/{fingerprint}/a1",
-                fingerprint=fingerprint,
-                files=(),
-                num_blocks=len(pruned.kept_blocks),
-            ),
-            tokens=40_960,
-            seconds=98.4,
-            history=history(before.mean_nll if before.perplexity else 4.0, after.mean_nll if after.perplexity else 3.0),
+        losses = (before.mean_nll if before.perplexity else 4.0, after.mean_nll if after.perplexity else 3.0)
+        result = TrialResult(
+            fingerprint=fingerprint,
+            runs=tuple(run(fingerprint, pruned, one, losses) for one in recipes),
+            before=before,
+            after=after,
+            seconds=131.0,
         )
-        result = TrialResult(fingerprint=fingerprint, retrained=retrained, before=before, after=after, seconds=131.0)
     return ReportedTrial(
-        spec=TrialSpec(fingerprint=fingerprint, plan=pruned, method=method, learning_rate=learning_rate),
+        spec=TrialSpec(
+            fingerprint=fingerprint,
+            plan=pruned,
+            method=method,
+            recipes=recipes,
+            control=control,
+            equal_seconds=equal_seconds,
+        ),
         result=result,
         failure=failure,
         before=report_before or EvalScores(),
@@ -270,3 +323,161 @@ def without_results() -> Experiment:
         replace(t, result=None, failure=FAILURE, before=EvalScores(), after=EvalScores()) for t in full.trials
     )
     return replace(full, trials=trials, dense_report=EvalScores())
+
+
+def by_document(
+    source: str, mean_nll: float, *, seed: int, documents: int = 160, noise: float = 0.05, protocol: str = BOS_FIRST
+) -> PerplexityScore:
+    """A model on a text whose documents differ far more from one another than models do on one document.
+
+    Args:
+        mean_nll: of the model, in nats per prediction.
+        seed: of what this model makes of each document.
+        noise: standard deviation of that, in nats per prediction.
+    """
+    of_text, of_model = np.random.default_rng(documents), np.random.default_rng(seed)
+    predictions = of_text.integers(20, 400, documents)
+    hardness = of_text.normal(0, 0.6, documents)
+    own = of_model.normal(0, noise, documents)
+    # Exact means, so that a test knows the difference of two models.
+    hardness -= (hardness * predictions).sum() / predictions.sum()
+    own -= (own * predictions).sum() / predictions.sum()
+    sums = (mean_nll + hardness + own) * predictions
+    return PerplexityScore(
+        source=source,
+        protocol=protocol,
+        perplexity=math.exp(mean_nll),
+        mean_nll=mean_nll,
+        num_predictions=int(predictions.sum()),
+        document_nll=tuple(round(value, 4) for value in sums.tolist()),
+        document_predictions=tuple(predictions.tolist()),
+    )
+
+
+RANDOM_CUT = (5, 8, 12, 16, 21, 23)
+RANDOM_CUT_40 = (4, 5, 8, 10, 12, 14, 16, 18, 19, 21, 23, 25)
+WHOLE = plan((), ("dense", 0.0))
+
+
+def scores_by_document(role: str, *losses: float, seed: int) -> EvalScores:
+    """On the two texts of a role, of which one was never trained on."""
+    names = ("wiki", "c4") if role == "selection" else ("wiki", "austen")
+    documents = (160, 90)
+    protocol = HELD_OUT if role == "selection" else BOS_FIRST
+    return EvalScores(
+        perplexity=tuple(
+            by_document(name, loss, seed=100 * seed + place, documents=number, protocol=protocol)
+            for place, (name, loss, number) in enumerate(zip(names, losses, documents, strict=True))
+        )
+    )
+
+
+def compared() -> Experiment:
+    """Methods at two ratios, two seeds each, with controls, instructions, equal seconds, and trials that failed.
+
+    The figures follow a real one: on wiki continued pretraining wins, on text never trained on distillation does.
+    """
+    trials: list[ReportedTrial] = []
+    selection, report = partial(scores_by_document, "selection"), partial(scores_by_document, "report")
+
+    def add(
+        pruned: PrunePlan, method: str, recipes: tuple[Recipe, ...], losses: tuple[float, float], **options: object
+    ) -> None:
+        number, seed = len(trials), recipes[-1].seed
+        wiki, austen = (loss + 0.01 * math.sin(5 * number + seed) for loss in losses)
+        before = 4.45 if len(pruned.removed_blocks) == 6 else 5.6 if pruned.removed_blocks else 3.2
+        done = trial(
+            f"t{number:02}",
+            pruned,
+            method=method,
+            recipes=recipes,
+            before=selection(before, before + 0.1, seed=900 + len(pruned.removed_blocks)),
+            after=selection(wiki + 0.02, austen + 0.05, seed=number),
+            report_before=report(before, before - 0.1, seed=800 + len(pruned.removed_blocks)),
+            report_after=report(wiki, austen, seed=300 + number),
+            **options,  # type: ignore[arg-type]
+        )
+        trials.append(with_validation(done))
+
+    for removed, ratio, shift, steps in ((SMALL_CUT, 0.2, 0.0, 40), (PPL_CUT, 0.4, 0.7, 80)):
+        pruned = plan(removed, ("ppl", ratio))
+        for seed in (0, 1):
+            make = partial(recipe, seed=seed, steps=steps)
+            add(pruned, "cpt", (make("cpt", 1e-4),), (3.55 + shift, 4.12 + shift))
+            add(pruned, "cpt", (make("cpt", 3e-4),), (3.49 + shift, 4.08 + shift))
+            add(pruned, "lora", (make("lora", 1e-3),), (3.70 + shift, 4.20 + shift))
+            add(pruned, "lora", (make("lora", 3e-3),), (3.54 + shift, 4.06 + shift))
+            add(pruned, "distill", (make("distill", 3e-4),), (3.587 + shift, 4.02 + shift))
+            halves = (recipe("cpt", 3e-4, seed, steps=steps // 2), recipe("lora", 3e-3, seed, steps=steps // 2))
+            add(pruned, "cpt_lora", halves, (3.51 + shift, 4.07 + shift))
+            instructions = recipe("lora", 1e-4, seed, steps=12, instructions=True)
+            add(pruned, "lora", (instructions,), (4.02 + shift, 4.22 + shift))
+            then = (make("cpt", 3e-4), instructions)
+            add(pruned, "cpt_lora", then, (3.56 + shift, 4.05 + shift))
+            add(
+                pruned,
+                "lora",
+                (recipe("lora", 3e-3, seed, steps=steps * 3 // 2),),
+                (3.47 + shift, 4.0 + shift),
+                equal_seconds=True,
+            )
+            add(
+                pruned,
+                "distill",
+                (recipe("distill", 3e-4, seed, steps=steps // 2),),
+                (3.68 + shift, 4.11 + shift),
+                equal_seconds=True,
+            )
+            add(
+                plan(RANDOM_CUT if ratio == 0.2 else RANDOM_CUT_40, ("random", ratio)),
+                "cpt",
+                (make("cpt", 3e-4),),
+                (3.98 + shift, 4.41 + shift),
+                control="random",
+            )
+            add(WHOLE, "cpt", (make("cpt", 3e-4),), (2.95 - shift / 50, 3.57), control="dense")
+    trials = [in_equal_time(one) if one.spec.equal_seconds else one for one in trials]
+    trials[4] = with_incidents(trials[4])
+    trials[14] = replace(trials[14], result=None, failure=FAILURE, before=EvalScores(), after=EvalScores())
+    return replace(
+        experiment(),
+        trials=tuple(trials),
+        dense_selection=selection(3.22, 3.6, seed=1000),
+        dense_report=report(3.20, 3.58, seed=1001),
+        unseen_texts=("austen",),
+    )
+
+
+def with_validation(done: ReportedTrial) -> ReportedTrial:
+    """The same with a validation loss at every tenth step."""
+    assert done.result is not None
+    runs = tuple(
+        replace(
+            run,
+            history=tuple(
+                replace(point, validation_loss=point.loss + 0.11) if point.step % 10 == 0 else point
+                for point in run.history
+            ),
+        )
+        for run in done.result.runs
+    )
+    return replace(done, result=replace(done.result, runs=runs))
+
+
+def in_equal_time(done: ReportedTrial) -> ReportedTrial:
+    """The same, having taken the time of continued pretraining at its ratio, but for 3 %."""
+    assert done.result is not None
+    tokens = (40 if len(done.spec.plan.removed_blocks) == 6 else 80) * BATCH * LENGTH
+    runs = tuple(
+        replace(run, seconds=1.03 * tokens / 410, accelerator_seconds=2.06 * tokens / 410) for run in done.result.runs
+    )
+    return replace(done, result=replace(done.result, runs=runs))
+
+
+def with_incidents(done: ReportedTrial) -> ReportedTrial:
+    """The same with skipped steps, a loss spike and adapters."""
+    assert done.result is not None
+    (last,) = done.result.runs
+    adapter = replace(last.model, url="s3://bucket/team/adapters/t04/a1")
+    last = replace(last, skipped_steps=(7, 8), loss_spikes=(21,), adapter=adapter)
+    return replace(done, result=replace(done.result, runs=(last,)))

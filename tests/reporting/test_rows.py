@@ -57,8 +57,8 @@ def test_a_view_of_the_dense_files_is_no_checkpoint() -> None:
     """Its address is the dense model's: whoever loaded it would get all blocks."""
     done = trial("a", CUT, after=texts(wiki=30.0))
     assert done.result is not None
-    model = replace(done.result.retrained.model, num_blocks=30).view(CUT.kept_blocks)
-    view = replace(done, result=replace(done.result, retrained=replace(done.result.retrained, model=model)))
+    model = replace(done.result.model, num_blocks=30).view(CUT.kept_blocks)
+    view = replace(done, result=replace(done.result, runs=(replace(done.result.runs[-1], model=model),)))
     row, exported = trial_rows(replace(experiment(), trials=(view,))), trial_rows(replace(experiment(), trials=(done,)))
     assert row[0].checkpoint_url is None
     assert exported[0].checkpoint_url == "s3://bucket/team/models/a/a1"
@@ -67,7 +67,7 @@ def test_a_view_of_the_dense_files_is_no_checkpoint() -> None:
 def test_headline_quotes_report_scores_of_the_best() -> None:
     first = report_view(experiment()).sizes[0]
     assert first.lead == "6 of 30 blocks removed (15.8\N{NO-BREAK SPACE}% of parameters)"
-    assert first.choice == "best of 2 finished trials is ppl+taylor 20% cpt lr 0.0003 (#1)."
+    assert first.choice == "best of 2 finished trials is ppl+taylor 20% cpt lr 0.0003 seed 0 (#1)."
     assert first.scores == (
         "wikitext2 (report): perplexity 91.07 before retraining → 34.55 after; dense 25.31, so 1.37 × dense.",
         "austen (report): perplexity 73.50 before retraining → 59.02 after; dense 36.02, so 1.64 × dense.",

@@ -7,20 +7,35 @@ import pytest
 from shortened_llm.config import SearchConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError, last_line
-from shortened_llm.pruning.plan import make_plans
-from shortened_llm.records import BlockScores, ModelRef, ModelSize, TokenDataset
+from shortened_llm.pruning.plan import dense_plan, make_plans
+from shortened_llm.records import (
+    BlockScores,
+    EvalScores,
+    ModelRef,
+    ModelSize,
+    RetrainedModel,
+    TokenDataset,
+    TokenMixture,
+    TrialResult,
+)
+from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.preflight import check_resources, evaluators_may_idle
 from shortened_llm.search.prepare import selection_units
-from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.space import SearchSpace, waves
 
-TOKENS = TokenDataset(url="/tokens", fingerprint="t", files=(), num_sequences=10, sequence_length=128, num_documents=3)
+TOKENS = TokenMixture(
+    parts=(TokenDataset(url="/t", fingerprint="t", files=(), num_sequences=256, sequence_length=128, num_documents=3),)
+)
+SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
 
 
 @pytest.fixture
 def space(tiny_config: SearchConfig, tiny_model: ModelRef) -> SearchSpace:
     return SearchSpace(
         dense=replace(tiny_model, fingerprint="dense"),
-        tokens=TOKENS,
+        corpus=TOKENS,
+        instructions=TOKENS,
+        validation=None,
         retraining=tiny_config.retraining,
         selection=selection_units(tiny_config, text_roles(tiny_config)),
         dtype="float32",
@@ -35,7 +50,7 @@ def plans(config: SearchConfig, *orders: tuple[int, ...]):
         )
         for index, order in enumerate(orders)
     ]  # fmt: skip
-    return make_plans(config.search, scores, ModelSize(block_parameters=(10,) * 8, other_parameters=20))
+    return make_plans(config.search, scores, SIZE)
 
 
 def test_one_trial_per_distinct_plan_and_learning_rate(tiny_values: dict, space: SearchSpace) -> None:
@@ -47,22 +62,116 @@ def test_one_trial_per_distinct_plan_and_learning_rate(tiny_values: dict, space:
         ((1, 2), 1e-4), ((1, 2), 3e-4), ((5, 6), 1e-4), ((5, 6), 3e-4),
     ]  # fmt: skip
     assert len({trial.fingerprint for trial in trials}) == 4
-    assert trials[0].name == "criterion0+criterion1 25% cpt lr 0.0001"
+    assert trials[0].name == "criterion0+criterion1 25% cpt lr 0.0001 seed 0"
 
 
 def test_a_trial_is_what_changes_its_numbers(tiny_config: SearchConfig, space: SearchSpace) -> None:
     def fingerprint(space: SearchSpace) -> str:
         return space.trials(plans(tiny_config, (1, 2, 3, 4, 5, 6, 0, 7)))[0].fingerprint
 
-    same = replace(space, dense=replace(space.dense, url="/elsewhere"), tokens=replace(TOKENS, url="/elsewhere"))
+    (part,) = TOKENS.parts
+    moved = replace(TOKENS, parts=(replace(part, url="/elsewhere"),))
+    same = replace(space, dense=replace(space.dense, url="/elsewhere"), corpus=moved)
     assert fingerprint(same) == fingerprint(space)
     for other in (
         replace(space, dtype="bfloat16"),
         replace(space, dense=replace(space.dense, fingerprint="other")),
-        replace(space, tokens=replace(TOKENS, fingerprint="other")),
+        replace(space, corpus=replace(TOKENS, parts=(replace(part, fingerprint="other"),))),
+        replace(space, corpus=replace(TOKENS, weights=(1.0,))),
         replace(space, selection=()),
     ):
         assert fingerprint(other) != fingerprint(space)
+
+
+ALL = ["none", "cpt", "lora", "cpt_lora", "distill", "last_blocks"]
+ORDER = (1, 2, 3, 4, 5, 6, 0, 7)
+
+
+def space_of(values: dict, space: SearchSpace, **retraining: object) -> SearchSpace:
+    values["retraining"] |= retraining
+    return replace(space, retraining=parse_config(values).retraining)
+
+
+def test_every_method_rate_and_seed_is_a_trial(
+    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+) -> None:
+    space = space_of(
+        tiny_values, space, methods=ALL, seed=[0, 1],
+        cpt={"learning_rate": [1e-4, 3e-4]}, lora={"learning_rate": [1e-3, 3e-3, 1e-2]},
+    )  # fmt: skip
+    trials = space.trials(plans(tiny_config, ORDER))
+    counts = {method: sum(trial.method == method for trial in trials) for method in ALL}
+    # The untrained model has no rate and no seed.
+    assert counts == {"none": 1, "cpt": 4, "lora": 6, "cpt_lora": 12, "distill": 2, "last_blocks": 2}
+    for trial in trials:
+        assert sum(recipe.num_steps for recipe in trial.recipes) == (0 if trial.method == "none" else 8)
+    (both, *_) = [trial for trial in trials if trial.method == "cpt_lora"]
+    assert [recipe.method for recipe in both.recipes] == ["cpt", "lora"]
+    assert both.name == "criterion0 25% cpt_lora lr 0.0001+0.001 seed 0"
+
+
+def test_a_second_run_begins_at_the_first_one_s_model(
+    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+) -> None:
+    space = space_of(tiny_values, space, methods=["cpt_lora"])
+    (trial,) = space.trials(plans(tiny_config, ORDER))
+    first, second = space.jobs(trial)
+    assert (second.model.fingerprint, second.model.num_blocks, second.model.transform) == (first.fingerprint, 6, None)
+    assert first.model.kept_blocks == (0, 3, 4, 5, 6, 7)
+
+
+def test_a_run_that_trials_share_is_made_once(tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace) -> None:
+    """Continued pretraining for the whole budget is a trial, and what adapters on instructions begin with."""
+    space = space_of(
+        tiny_values, space, methods=["cpt", "cpt_lora"], instructions={"path": "pairs.jsonl", "epochs": 0.5},
+        lora={"learning_rate": [1e-3, 3e-3], "train_on": ["corpus", "instructions"]},
+    )  # fmt: skip
+    trials = space.trials(plans(tiny_config, ORDER))
+    first, later = waves(space, trials)
+    runs = [job.fingerprint for trial in first for job in space.jobs(trial)]
+    assert len(runs) == len(set(runs))
+    assert {job.fingerprint for trial in later for job in space.jobs(trial)[:1]} <= set(runs)
+    assert [(trial.method, trial.train_on) for trial in first] == [("cpt", "corpus"), ("cpt_lora", "corpus")]
+    assert [(trial.method, trial.train_on) for trial in later] == [
+        ("cpt_lora", "corpus"), ("cpt_lora", "instructions"), ("cpt_lora", "instructions"),
+    ]  # fmt: skip
+    assert later[-1].recipes[-1].num_steps == 2  # half of 256 pairs, 64 a step
+
+
+def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, space: SearchSpace) -> None:
+    tiny_values["search"] = {"ratios": [0.25, 0.5], "controls": ["dense", "random"]}
+    tiny_values["retraining"]["tokens"] = {0.25: 4096, 0.5: 8192}
+    config = parse_config(tiny_values)
+    space = replace(space, retraining=config.retraining)
+    pruned = plans(config, ORDER)
+    assert {len(t.plan.removed_blocks): t.recipes[-1].tokens for t in space.trials(pruned)} == {2: 4096, 4: 8192}
+    dense = space.controls("dense", [dense_plan(SIZE)])
+    assert [(t.plan.removed_blocks, t.recipes[-1].tokens, t.control) for t in dense] == [
+        ((), 4096, "dense"), ((), 8192, "dense"),
+    ]  # fmt: skip
+
+
+def test_equal_seconds_scale_the_budget_by_the_speed(
+    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+) -> None:
+    space = space_of(tiny_values, space, methods=["none", "cpt", "lora", "cpt_lora"], tokens=102_400, seed=[0, 1])
+    specs = space.trials(plans(tiny_config, ORDER))
+    seconds = {"none": 0.0, "cpt": 60.0, "lora": 40.0, "cpt_lora": 50.0}
+    model = RetrainedModel(model=space.dense, tokens=1, seconds=1.0, history=())
+    results = {
+        spec.fingerprint: TrialResult(
+            fingerprint=spec.fingerprint, before=EvalScores(), after=EvalScores(), seconds=0.0,
+            runs=tuple(replace(model, seconds=seconds[spec.method] / len(spec.recipes)) for _ in spec.recipes),
+        )
+        for spec in specs
+    }  # fmt: skip
+    timed = equal_seconds_trials(space, specs, results)
+    assert [(t.method, t.seed, [recipe.num_steps for recipe in t.recipes]) for t in timed] == [
+        ("lora", 0, [150]), ("lora", 1, [150]), ("cpt_lora", 0, [60, 60]), ("cpt_lora", 1, [60, 60]),
+    ]  # fmt: skip
+    assert all(trial.equal_seconds for trial in timed)
+    assert not {trial.fingerprint for trial in timed} & {spec.fingerprint for spec in specs}
+    assert equal_seconds_trials(space, specs, {}) == ()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +189,13 @@ def test_a_demand_that_can_never_be_met_is_refused(
     config = parse_config(tiny_values | {"resources": resources})
     with pytest.raises(BadInputError, match=word):
         check_resources(config.resources, capacity)
+
+
+def test_a_range_of_workers_needs_room_for_the_fewest(tiny_values: dict) -> None:
+    resources = parse_config(tiny_values | {"resources": {"workers": [2, 8]}}).resources
+    check_resources(resources, {"CPU": 2.1})
+    with pytest.raises(BadInputError, match="2 workers"):
+        check_resources(resources, {"CPU": 2.0})
 
 
 @pytest.mark.parametrize(("cpus", "may_idle"), [(1.6, True), (1.5, False), (64.0, True)])

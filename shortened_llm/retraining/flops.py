@@ -1,0 +1,76 @@
+"""Arithmetic of a training step: what the model needs, and what a device can do."""
+
+import torch
+from transformers import PreTrainedModel
+
+from shortened_llm.models.blocks import find_blocks
+
+# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets; the first name that the device's name contains counts.
+PEAKS = {
+    "B200": 2.25e15,
+    "GH200": 9.89e14,
+    "H200": 9.89e14,
+    "H100 PCIe": 7.56e14,
+    "H100 NVL": 8.35e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "A10G": 7.0e13,
+    "L4": 1.21e14,
+    "MI300X": 1.307e15,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of the device in bfloat16; None where it is not known, as on CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
+    """Floating-point operations per token of forward and backward pass, without recomputation.
+
+    2 per weight and token forward, 2 for the gradient of the activations as far back as something is trained, 2 for the
+    gradient of each trained weight; attention 4 x length x width per block forward, the causal half not left out (PaLM,
+    arXiv 2204.02311, appendix B). Of experts, the active ones.
+    """
+    blocks = find_blocks(model)
+    trained = [any(weight.requires_grad for weight in block.parameters()) for block in blocks]
+    first = trained.index(True) if any(trained) else len(blocks)
+    attention = 4.0 * sequence_length * _attention_width(model)
+    head = 2.0 * model.get_output_embeddings().weight.numel()
+    flops = head * (2 if any(trained) or model.get_output_embeddings().weight.requires_grad else 1)
+    flops += head * model.get_output_embeddings().weight.requires_grad
+    for index, block in enumerate(blocks):
+        reached = index >= first
+        flops += attention * (3 if reached else 1)
+        for weight in block.parameters():
+            if weight.dim() >= 2:
+                flops += 2.0 * weight.numel() * _active_share(model, weight) * (1 + reached + weight.requires_grad)
+    return flops
+
+
+def forward_flops(model: PreTrainedModel, sequence_length: int) -> float:
+    """Floating-point operations per token of a forward pass alone."""
+    blocks = find_blocks(model)
+    flops = 2.0 * model.get_output_embeddings().weight.numel()
+    flops += len(blocks) * 4.0 * sequence_length * _attention_width(model)
+    for block in blocks:
+        flops += sum(2.0 * w.numel() * _active_share(model, w) for w in block.parameters() if w.dim() >= 2)
+    return flops
+
+
+def _attention_width(model: PreTrainedModel) -> int:
+    config = model.config
+    heads = config.num_attention_heads
+    return int(heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))
+
+
+def _active_share(model: PreTrainedModel, weight: torch.Tensor) -> float:
+    """Share of a weight that a token meets; fused experts are the weights with three dimensions."""
+    config = model.config
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return chosen / experts if weight.dim() == 3 and experts and chosen else 1.0

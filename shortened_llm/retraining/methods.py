@@ -1,0 +1,54 @@
+"""What a method changes in a model before it is sharded: which weights are trained."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.load import DTYPES
+from shortened_llm.records import Recipe
+from shortened_llm.retraining.adapters import inject_adapters
+
+
+def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str) -> None:
+    """Freeze what the method does not train, and add what it does; works on the meta device.
+
+    Trained weights are float32, frozen ones lie in the compute dtype: they need no master copy.
+
+    Raises:
+        BadInputError: adapters would go nowhere.
+    """
+    if recipe.lora is not None:
+        inject_adapters(model, recipe.lora)
+    elif recipe.tuned_blocks is not None:
+        model.requires_grad_(False)
+        blocks = find_blocks(model)
+        last = blocks[len(blocks) - min(recipe.tuned_blocks, len(blocks)) :]
+        for module in (*last, model.get_output_embeddings(), _final_norm(model)):
+            module.requires_grad_(True)
+    elif recipe.method == "none":
+        model.requires_grad_(False)
+    _cast_parameters(model, frozen=DTYPES[dtype])
+
+
+def _cast_parameters(model: nn.Module, *, frozen: torch.dtype) -> None:
+    """Trained weights to float32, frozen ones to `frozen`; what is tied stays tied."""
+    changed: dict[nn.Parameter, nn.Parameter] = {}  # keeps the old ones alive, so that none is taken for another
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if parameter not in changed:
+                cast = parameter.detach().to(torch.float32 if parameter.requires_grad else frozen)
+                changed[parameter] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
+            module._parameters[name] = changed[parameter]
+
+
+def _final_norm(model: PreTrainedModel) -> nn.Module:
+    """The module after the blocks; the last child of the base model that holds weights of one dimension only."""
+    norms = [
+        module
+        for module in model.base_model.children()
+        if (weights := list(module.parameters())) and all(weight.dim() == 1 for weight in weights)
+    ]
+    return norms[-1] if norms else nn.Identity()

@@ -1,0 +1,90 @@
+"""From the configuration to training runs: every method, learning rate and seed as the chain of runs that it means."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Literal
+
+from shortened_llm.config import Method, OptimizerConfig, RetrainingConfig, TrainOn
+from shortened_llm.records import DistillOptions, LoraOptions, Recipe
+
+Chain = tuple[Recipe, ...]
+
+
+def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int) -> Iterator[Chain]:
+    """The runs of `method`, one chain for each learning rate and seed.
+
+    Args:
+        budget: tokens of a chain on the corpus.
+        num_pairs: pairs of the instruction data, which have a budget of their own: epochs.
+    """
+    steps = budget // config.tokens_per_step
+    if method == "none":
+        yield (_run(config, config.cpt, method, 1.0, 0, 0),)
+        return
+    for seed in config.seed:
+        if method in ("cpt", "distill", "last_blocks"):
+            options: OptimizerConfig = getattr(config, method)
+            for rate in options.learning_rate:
+                yield (_run(config, options, method, rate, steps, seed),)
+        elif method == "lora":
+            for train_on, rate in product(config.lora.train_on, config.lora.learning_rate):
+                yield (_adapters(config, train_on, rate, steps, num_pairs, seed),)
+        else:
+            rates = product(config.lora.train_on, config.cpt.learning_rate, config.lora.learning_rate)
+            for train_on, cpt_rate, lora_rate in rates:
+                first = steps if train_on == "instructions" else round(config.cpt_lora.cpt_share * steps)
+                yield (
+                    _run(config, config.cpt, "cpt", cpt_rate, first, seed),
+                    _adapters(config, train_on, lora_rate, steps - first, num_pairs, seed),
+                )
+
+
+def _adapters(
+    config: RetrainingConfig, train_on: TrainOn, rate: float, steps: int, num_pairs: int, seed: int
+) -> Recipe:
+    if train_on == "corpus":
+        return _run(config, config.lora, "lora", rate, steps, seed)
+    assert config.instructions is not None  # the configuration was checked
+    steps = max(1, round(config.instructions.epochs * num_pairs / config.instructions.global_batch_size))
+    return _run(config, config.lora, "lora", rate, steps, seed, train_on="instructions")
+
+
+def _run(
+    config: RetrainingConfig,
+    options: OptimizerConfig,
+    method: Literal["none", "cpt", "lora", "distill", "last_blocks"],
+    rate: float,
+    steps: int,
+    seed: int,
+    *,
+    train_on: TrainOn = "corpus",
+) -> Recipe:
+    pairs = config.instructions if train_on == "instructions" else None
+    warmup = round(options.warmup_ratio * steps) if options.warmup_steps is None else options.warmup_steps
+    return Recipe(
+        method=method,
+        train_on=train_on,
+        num_steps=steps,
+        global_batch_size=pairs.global_batch_size if pairs else config.global_batch_size,
+        sequence_length=pairs.max_length if pairs else config.sequence_length,
+        seed=seed,
+        learning_rate=rate,
+        weight_decay=options.weight_decay,
+        betas=options.betas,
+        max_gradient_norm=options.max_gradient_norm,
+        schedule=options.schedule,
+        warmup_steps=min(warmup, max(0, steps - 1)),
+        decay_steps=min(max(1, round(options.decay_ratio * steps)), max(1, steps - warmup)),
+        final_learning_rate_ratio=options.final_learning_rate_ratio,
+        isolate_documents=config.isolate_documents and pairs is None,
+        lora=LoraOptions(
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            dropout=config.lora.dropout,
+            target_modules=config.lora.target_modules,
+        ) if method == "lora" else None,
+        distill=DistillOptions(
+            temperature=config.distill.temperature, hard_loss_weight=config.distill.hard_loss_weight
+        ) if method == "distill" else None,
+        tuned_blocks=config.last_blocks.num_blocks if method == "last_blocks" else None,
+    )  # fmt: skip

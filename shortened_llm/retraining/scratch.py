@@ -1,0 +1,36 @@
+"""Where a worker keeps checkpoints on their way to storage: on this node's disk, freed even after a SIGKILL.
+
+Each process holds a lock beside its directory, which the kernel lets go of when the process ends in whatever way. The
+next run on the node removes the directories whose lock is free: a few killed workers would fill the disk otherwise.
+"""
+
+import atexit
+import contextlib
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PREFIX = "shortened_llm_checkpoints_"
+
+
+def scratch_directory() -> Path:
+    """A new directory that stays until this process ends; removes those that other processes left behind."""
+    base = Path(tempfile.gettempdir())
+    for path in base.glob(f"{PREFIX}*.lock"):
+        with contextlib.suppress(Timeout, OSError), FileLock(path, timeout=0):  # OSError: of another user
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
+    directory = base / f"{PREFIX}{secrets.token_hex(8)}"
+    lock = FileLock(directory.with_suffix(".lock"))
+    lock.acquire()
+    directory.mkdir()
+    atexit.register(_remove, directory, lock)  # keeps the lock until then
+    return directory
+
+
+def _remove(directory: Path, lock: FileLock) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Retrain one plan alone, outside a search."""
+
+from collections.abc import Iterator
+
+from shortened_llm.config import SearchConfig
+from shortened_llm.models.cut import cut_config
+from shortened_llm.models.files import model_size, open_tensor_files
+from shortened_llm.models.load import load_config, model_directory
+from shortened_llm.models.stage import stage_model
+from shortened_llm.pruning.plan import make_plans, plan_of
+from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
+from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.search.preflight import ScoringFacts
+from shortened_llm.search.prepare import score, start_packing
+from shortened_llm.search.progress import Progress, ProgressLog
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.trial import TrainContext, train_runs
+from shortened_llm.storage.lease import hold_lease
+from shortened_llm.storage.store import Store
+
+
+def retrain_plan(
+    config: SearchConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
+) -> Iterator[tuple[TrialSpec, tuple[RetrainedModel, ...]]]:
+    """Retrain a plan by every method, rate and seed of the configuration, one after another; each as it is done.
+
+    Args:
+        removed: the blocks that go; None: what the first criterion removes at the first ratio.
+
+    Raises:
+        BadInputError: a driver runs the experiment of this name, or the architecture cannot lose these blocks.
+    """
+    experiment_url = store.experiment_url(config.experiment)
+    with hold_lease(experiment_url), ProgressLog() as log:
+        staging = log.about("model")
+        dense = stage_model(config.model, store, on_progress=staging)
+        staging(None)
+        packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
+        plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
+        cut_config(load_config(model_directory(dense)), plan.kept_blocks)
+        data = packing()
+        space = SearchSpace(
+            dense=dense,
+            corpus=data.corpus,
+            instructions=data.instructions,
+            validation=data.validation,
+            retraining=config.retraining,
+            selection=(),
+            dtype=config.model.dtype,
+        )
+        context = TrainContext(
+            space=space,
+            store=store,
+            experiment=Store(experiment_url),
+            resources=config.resources,
+            max_failures=config.search.max_failures,
+        )
+        for spec in space.trials([plan]):
+            on_progress = log.about(spec.name)
+            runs = train_runs(spec, context, train_callbacks=[], on_progress=on_progress)
+            on_progress(None)
+            yield spec, runs
+
+
+def _plan(
+    config: SearchConfig,
+    facts: ScoringFacts,
+    dense: ModelRef,
+    removed: tuple[int, ...] | None,
+    store: Store,
+    progress: Progress,
+) -> PrunePlan:
+    size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
+    if removed is not None:
+        ratio = facts.cuts[0][1]  # whose budget it has
+        return plan_of(tuple(b for b in range(dense.num_blocks) if b not in removed), "chosen", ratio, size)
+    job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
+    plans = make_plans(config.search, score(job, config, store, progress), size)
+    return plans[0]

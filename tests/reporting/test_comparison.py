@@ -1,0 +1,361 @@
+"""The section on retraining methods: who is compared with whom, and what is said of it."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.records import EvalScores, Experiment, ReportedTrial
+from shortened_llm.reporting.comparison import ComparisonTable, Line, MethodsSection
+from shortened_llm.reporting.flat import to_csv
+from shortened_llm.reporting.plots import curves
+from shortened_llm.reporting.view import report_view
+from shortened_llm.reporting.write import write_report
+from tests.reporting.experiments import FAILURE, compared, experiment, trial
+from tests.reporting.page import Page
+
+
+def section(full: Experiment) -> MethodsSection:
+    found = report_view(full).comparison
+    assert found is not None
+    return found
+
+
+def only(full: Experiment, keep: Callable[[ReportedTrial], bool]) -> Experiment:
+    return replace(full, trials=tuple(one for one in full.trials if keep(one)))
+
+
+def table(full: Experiment, label: str, plan: int = 0) -> ComparisonTable:
+    return next(found for found in section(full).plans[plan].tables if found.label == label)
+
+
+def line(found: ComparisonTable, name: str) -> Line:
+    return next(one for one in found.lines if one.entrant.name == name)
+
+
+def is_corpus(one: ReportedTrial) -> bool:
+    return one.spec.train_on == "corpus" and not one.spec.equal_seconds
+
+
+def test_three_budgets_are_three_tables_and_never_mix() -> None:
+    for plan in section(compared()).plans:
+        names = {found.label: [one.entrant.name for one in found.lines] for found in plan.tables}
+        bases = ["untrained", "dense"]
+        assert names == {
+            "Equal tokens": ["cpt", "lora", "distill", "cpt_lora", "dense + cpt", "random blocks + cpt", *bases],
+            "Equal seconds": ["cpt", "lora", "distill", *bases],
+            "Own recipe": ["cpt", "lora on instructions", "cpt_lora on instructions", *bases],
+        }
+        tokens = {one.entrant.tokens for one in plan.tables[0].lines if one.entrant.rows}
+        assert len(tokens) == 1
+
+
+def test_each_method_enters_with_its_best_rate_by_selection_and_says_of_how_many() -> None:
+    found = table(compared(), "Equal tokens")
+    rates = {one.entrant.name: (one.entrant.learning_rates, one.entrant.num_rates) for one in found.lines}
+    assert rates["cpt"] == ((3e-4,), 2)
+    assert rates["cpt_lora"] == ((3e-4, 3e-3), 1)
+    assert any(
+        remark.startswith("Unequal numbers of learning rates (cpt 2, lora 2, distill 1 and cpt_lora 1)")
+        for remark in found.remarks
+    )
+    equal = only(compared(), lambda one: one.spec.method in ("cpt", "lora") and is_corpus(one))
+    assert any(remark.startswith("Each method had 2 learning rates") for remark in table(equal, "Equal tokens").remarks)
+
+
+def test_the_best_rate_is_chosen_over_all_seeds_and_never_by_report_scores() -> None:
+    """One seed of the other rate has the lowest selection loss of all; the report scores favour that rate too."""
+
+    def changed(one: ReportedTrial) -> ReportedTrial:
+        if one.spec.learning_rate != 1e-4 or one.spec.method != "cpt" or one.result is None:
+            return one
+        lucky = 0.1 if one.spec.seed == 0 else -0.5
+        lower = tuple(replace(text, mean_nll=text.mean_nll - lucky) for text in one.result.after.perplexity)
+        better = tuple(replace(text, perplexity=1.5) for text in one.after.perplexity)
+        return replace(
+            one, result=replace(one.result, after=EvalScores(perplexity=lower)), after=EvalScores(perplexity=better)
+        )
+
+    full = compared()
+    full = replace(full, trials=tuple(map(changed, full.trials)))
+    assert line(table(full, "Equal tokens"), "cpt").entrant.learning_rates == (3e-4,)
+
+
+def test_a_perplexity_is_the_geometric_mean_and_a_difference_is_in_nats_to_cpt() -> None:
+    found = table(compared(), "Equal tokens")
+    reference, lora = line(found, "cpt"), line(found, "lora")
+    assert (found.reference, reference.is_reference, reference.cells[0].difference) == ("cpt", True, None)
+    difference = lora.cells[0].difference
+    assert difference is not None
+    assert difference.standard_error is not None
+    assert lora.cells[0].perplexity is not None
+    assert reference.cells[0].perplexity is not None
+    assert difference.mean == pytest.approx(
+        math.log(lora.cells[0].perplexity / reference.cells[0].perplexity), abs=1e-6
+    )
+    assert len(difference.per_seed) == 2
+    assert difference.num_documents == 160
+
+
+def test_every_pair_of_methods_is_judged_and_no_control_is_among_them() -> None:
+    found = table(compared(), "Equal tokens")
+    assert [pair.name for pair in found.pairs] == [
+        "lora − cpt", "distill − cpt", "cpt_lora − cpt", "distill − lora", "cpt_lora − lora", "cpt_lora − distill",
+    ]  # fmt: skip
+    verdicts = {
+        pair.name: [difference and difference.verdict for difference in pair.differences] for pair in found.pairs
+    }
+    assert verdicts["distill − cpt"] == ["separated", "separated"]
+    assert verdicts["cpt_lora − cpt"] == ["not separated: within 0.04 nats"] * 2
+    signs = [difference.mean for difference in found.pairs[1].differences if difference]
+    assert signs[0] > 0 > signs[1]
+
+
+def test_what_the_dense_model_gains_is_called_adaptation() -> None:
+    remarks = " ".join(table(compared(), "Equal tokens").remarks)
+    assert re.search(
+        r"wiki: dense \+ cpt gains \+0\.25\d ± 0\.00\d nats over the dense model, so 0\.25\d nats of", remarks
+    )
+    assert re.search(r"austen: dense \+ cpt gains .*: no adaptation to the text that stands out", remarks)
+
+
+def test_without_controls_nothing_is_said_of_them() -> None:
+    found = table(only(compared(), lambda one: one.spec.control is None), "Equal tokens")
+    assert {one.entrant.kind for one in found.lines} == {"method", "untrained"}
+    assert not any("dense" in remark for remark in found.remarks)
+    assert "ontrol" not in found.says
+
+
+def test_a_control_belongs_to_the_plans_of_its_size_and_budget() -> None:
+    for plan, tokens in enumerate((40_960, 81_920)):
+        for name in ("dense + cpt", "random blocks + cpt"):
+            (size,) = {
+                len(row.plan.removed_blocks) for row in line(table(compared(), "Equal tokens", plan), name).entrant.rows
+            }
+            assert size == (0 if name.startswith("dense") else (6, 12)[plan])
+            assert line(table(compared(), "Equal tokens", plan), name).entrant.tokens == tokens
+
+
+def test_one_seed_separates_nothing() -> None:
+    found = table(only(compared(), lambda one: one.spec.seed == 0), "Equal tokens")
+    verdicts = {difference.verdict for pair in found.pairs for difference in pair.differences if difference}
+    assert verdicts == {"one seed only"}
+    assert any(remark.startswith("One seed each") for remark in found.remarks)
+
+
+def test_different_seeds_are_paired_where_both_have_them_and_else_not_at_all() -> None:
+    def keeps(one: ReportedTrial) -> bool:
+        return is_corpus(one) and (one.spec.method != "distill" or one.spec.seed == 1)
+
+    found = table(only(compared(), keeps), "Equal tokens")
+    difference = line(found, "distill").cells[0].difference
+    assert difference is not None
+    assert difference.verdict == "one seed only"
+    assert any("different seeds" in remark for remark in found.remarks)
+    apart = only(compared(), lambda one: is_corpus(one) and one.spec.seed == (one.spec.method == "distill"))
+    assert line(table(apart, "Equal tokens"), "distill").cells[0].difference is None
+
+
+def test_a_method_that_failed_everywhere_keeps_its_line() -> None:
+    def failed(one: ReportedTrial) -> ReportedTrial:
+        if one.spec.method != "distill":
+            return one
+        return replace(one, result=None, failure=FAILURE, before=EvalScores(), after=EvalScores())
+
+    full = compared()
+    full = replace(full, trials=tuple(map(failed, full.trials)))
+    distill = line(table(full, "Equal tokens"), "distill")
+    assert distill.entrant.tokens is distill.cells[0].perplexity is distill.cells[0].difference is None
+    assert "distill: 2 of 2 trials did not finish." in table(full, "Equal tokens").remarks
+    nothing = tuple(replace(one, result=None, before=EvalScores(), after=EvalScores()) for one in full.trials)
+    assert report_view(replace(full, trials=nothing)).comparison is None
+
+
+def test_times_that_are_not_equal_are_told() -> None:
+    def slower(one: ReportedTrial) -> ReportedTrial:
+        if not one.spec.equal_seconds or one.spec.method != "distill" or one.result is None:
+            return one
+        runs = tuple(replace(run, seconds=2 * run.seconds) for run in one.result.runs)
+        return replace(one, result=replace(one.result, runs=runs))
+
+    full = compared()
+    assert not any("times as long" in remark for remark in table(full, "Equal seconds").remarks)
+    full = replace(full, trials=tuple(map(slower, full.trials)))
+    assert "distill took 2.06 times as long as cpt." in table(full, "Equal seconds").remarks
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        pytest.param(lambda one: one.spec.method == "cpt" and one.spec.control is None, id="one method"),
+        pytest.param(lambda one: False, id="no trials"),
+    ],
+)
+def test_one_method_is_no_comparison(keep: Callable[[ReportedTrial], bool], tmp_path: Path) -> None:
+    page = Page(write_report(only(compared(), keep), tmp_path).read_text(encoding="utf-8"))
+    assert "Retraining methods" not in page.text
+    assert "Retraining methods" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_an_untrained_trial_is_no_method() -> None:
+    full = only(compared(), lambda one: one.spec.method == "cpt" and one.spec.control is None)
+    first = full.trials[0]
+    (recipe,) = first.spec.recipes
+    bare = replace(first.spec, method="none", recipes=(replace(recipe, method="none", num_steps=0),))
+    view = report_view(replace(full, trials=(*full.trials, replace(first, spec=bare))))
+    assert view.comparison is None
+    row = next(row for row in view.rows if row.method == "none")
+    assert row.learning_rates == ()
+    assert row.seed is None
+
+
+def test_missing_report_scores_leave_gaps_or_give_way_to_selection_scores(tmp_path: Path) -> None:
+    full = compared()
+    some = replace(
+        full,
+        trials=tuple(replace(one, after=EvalScores()) if one.spec.method == "distill" else one for one in full.trials),
+    )
+    gap = line(table(some, "Equal tokens"), "distill")
+    assert [(cell.perplexity, cell.difference) for cell in gap.cells] == [(None, None)] * 2
+    none = replace(
+        full,
+        dense_report=EvalScores(),
+        trials=tuple(replace(one, before=EvalScores(), after=EvalScores()) for one in full.trials),
+    )
+    assert {column.role for column in section(none).columns} == {"selection"}
+    page = Page(write_report(none, tmp_path).read_text(encoding="utf-8"))
+    assert "No report scores were measured: the texts below also chose the learning rates." in page.text
+
+
+def test_texts_are_said_to_be_seen_or_not() -> None:
+    conditions = section(compared()).conditions
+    assert any(re.match(r"wiki: .*; other documents of this source were trained on\.", said) for said in conditions)
+    assert any(re.match(r"austen: .*; never trained on\.", said) for said in conditions)
+    unknown = section(replace(compared(), unseen_texts=None)).conditions
+    assert not any("trained on" in said for said in unknown)
+
+
+def test_old_scores_without_documents_have_no_standard_error() -> None:
+    def bare(one: ReportedTrial) -> ReportedTrial:
+        texts = tuple(replace(text, document_nll=(), document_predictions=()) for text in one.after.perplexity)
+        return replace(one, after=EvalScores(perplexity=texts))
+
+    full = compared()
+    found = table(replace(full, trials=tuple(map(bare, full.trials))), "Equal tokens")
+    difference = line(found, "lora").cells[0].difference
+    assert difference is not None
+    assert difference.verdict == "not separated: no standard error"
+    assert any(remark.startswith("Standard errors rest on few documents") for remark in found.remarks)
+
+
+def test_page_and_markdown_show_the_comparison(tmp_path: Path) -> None:
+    html = write_report(compared(), tmp_path).read_text(encoding="utf-8")
+    page, markdown = Page(html), (tmp_path / "report.md").read_text(encoding="utf-8")
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for said in (
+        "Equal tokens", "Equal seconds", "Own recipe", "No order of the methods was expected", "best of 2",
+        "between recipes, not between methods", "every pair of methods", "control: unpruned", "control: random blocks",
+        "2 steps skipped (7, 8)", "1 loss spike (21)", "s3://bucket/team/adapters/t04/a1", "never the best of a size",
+        "Validation loss", "lora on instructions", "equal seconds",
+    ):  # fmt: skip
+        assert said in page.text, said
+    assert re.search(r"\| lora − cpt \| \*\*\+0\.06\d ± 0\.00\d\*\*, separated \(\+0\.\d{3}, \+0\.\d{3}\)", markdown)
+    comparison = markdown[markdown.index("## Retraining methods") : markdown.index("## Trials")]
+    widths = [len(re.findall(r"(?<!\\)\|", row)) for row in comparison.splitlines() if row.startswith("|")]
+    assert set(widths) == {11, 4}
+    heading = next(cells for cells in page.rows.values() if cells[:2] == ["criterion and ratio", "#"])
+    assert len(page.rows["trial-1"]) == len(heading)
+
+
+def test_best_of_a_size_is_no_control_and_the_line_joins_none() -> None:
+    view = report_view(compared())
+    assert not any(row.best_of_size and row.is_control for row in view.rows)
+    assert [size.lead[:2] for size in view.sizes] == ["6 ", "12"]
+    assert view.status_counts == "48 trials, 8 of them controls: 47 done, 1 failed"
+    for panel in view.panels:
+        assert {point.row.trial.spec.control for point in panel.controls if point.row} == {"dense", "random"}
+        assert not any(point.row and point.row.is_control for point in (*panel.optimal, *panel.after, *panel.before))
+
+
+def test_csv_has_what_tells_the_trials_apart() -> None:
+    view = report_view(compared())
+    rows = list(csv.DictReader(io.StringIO(to_csv(view.rows, view.columns, view.dense))))
+    found = {row["fingerprint"]: row for row in rows}
+    wanted = ("control", "method", "train_on", "learning_rates", "seed", "equal_seconds", "budget_tokens")
+    assert [found["t00"][name] for name in wanted] == ["", "cpt", "corpus", "0.0001", "0", "False", "40960"]
+    assert [found["t07"][name] for name in wanted][1:4] == ["cpt_lora", "instructions", "0.0003;0.0001"]
+    assert found["t08"]["equal_seconds"] == "True"
+    assert found["t11"]["control"] == "dense"
+    assert [found["t04"][name] for name in ("skipped_steps", "loss_spikes")] == ["2", "1"]
+    assert found["t04"]["adapter_url"] == "s3://bucket/team/adapters/t04/a1"
+    assert float(found["t00"]["accelerator_seconds"]) == 2 * float(found["t00"]["training_seconds"])
+
+
+def test_the_runs_of_a_chain_follow_one_another() -> None:
+    chain = next(one for one in compared().trials if one.spec.method == "cpt_lora" and is_corpus(one))
+    assert chain.result is not None
+    first, second = curves(chain.result.runs, lambda point: point.loss)
+    assert first[-1][0] == 20_480
+    assert second[0][0] > 20_480
+    assert second[-1][0] == 40_960
+    validated = curves(chain.result.runs, lambda point: point.validation_loss)
+    assert [len(curve) for curve in validated] == [4, 4]
+
+
+def test_a_plan_with_two_budgets_is_compared_at_each() -> None:
+    """Two ratios may lead to one plan, with a budget each; equal seconds belong to the reference of their length."""
+    full = only(compared(), lambda one: len(one.spec.plan.removed_blocks) == 6)
+    other = only(compared(), lambda one: len(one.spec.plan.removed_blocks) == 12 and one.spec.control is None)
+    plan = full.trials[0].spec.plan
+    merged = tuple(replace(one, spec=replace(one.spec, plan=plan)) for one in other.trials)
+    titles = [found.title for found in section(replace(full, trials=(*full.trials, *merged))).plans]
+    assert titles == ["ppl 20%: 6 of 30 blocks removed, 41 k tokens", "ppl 20%: 6 of 30 blocks removed, 81.9 k tokens"]
+    for index, seconds in enumerate((103, 206)):
+        timed = table(replace(full, trials=(*full.trials, *merged)), "Equal seconds", index)
+        assert line(timed, "lora").entrant.training_seconds == pytest.approx(seconds, abs=1)
+
+
+def test_the_first_method_is_the_reference_where_there_is_no_cpt() -> None:
+    full = only(compared(), lambda one: is_corpus(one) and one.spec.control is None and one.spec.method != "cpt")
+    assert table(full, "Equal tokens").reference == "lora"
+
+
+def test_few_trials_have_their_numbers_at_the_curves_and_many_do_not(tmp_path: Path) -> None:
+    few = write_report(experiment(), tmp_path).read_text(encoding="utf-8")
+    many = write_report(compared(), tmp_path).read_text(encoding="utf-8")
+
+    def labels(html: str) -> int:
+        return len(re.findall(r">#\d+</text>", html[html.index('aria-label="Training loss') :].split("</svg>")[0]))
+
+    assert labels(few) == 4
+    assert labels(many) == 2
+
+
+def test_numbers_of_the_json_take_one_line_a_list(tmp_path: Path) -> None:
+    write_report(compared(), tmp_path)
+    written = (tmp_path / "trials.json").read_text(encoding="utf-8")
+    assert re.search(r'"document_nll": \[[-\d., ]+\],?\n', written)
+    assert written.count("\n") < 40_000
+
+
+def test_trial_with_equal_seconds_is_named_so() -> None:
+    one = trial("a", compared().trials[0].spec.plan, equal_seconds=True)
+    assert one.spec.name == "ppl 20% cpt lr 0.0001 seed 0 at equal seconds"
+
+
+def test_recipes_on_instructions_are_compared_without_any_on_the_corpus() -> None:
+    full = only(compared(), lambda one: one.spec.train_on == "instructions")
+    found = table(full, "Own recipe")
+    assert [one.entrant.name for one in found.lines][:2] == ["lora on instructions", "cpt_lora on instructions"]
+    assert found.reference == "lora on instructions"
+    assert section(full).plans[0].title == "ppl 20%: 6 of 30 blocks removed"
+
+
+def test_trials_of_equal_seconds_need_their_reference() -> None:
+    assert report_view(only(compared(), lambda one: one.spec.equal_seconds)).comparison is None
