@@ -9,8 +9,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from shortened_llm.models.cut import cut_config
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
-from shortened_llm.models.load import DTYPES, empty_model, load_tokenizer, model_directory
+from shortened_llm.models.load import DTYPES, empty_model, load_config, load_tokenizer, model_directory
 from shortened_llm.models.shards import plain_name
 from shortened_llm.records import ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import gathered_adapter, is_adapter, merged, save_adapter
@@ -47,7 +48,8 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     state = gathered_state(model, job.dtype, rank)
     if rank != 0:
         return None
-    plain = empty_model(model.config)
+    directory = model_directory(job.model)
+    plain = empty_model(cut_config(load_config(directory), job.model.kept_blocks))
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
@@ -58,7 +60,7 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     if not difference < GATHERED_TOLERANCE:
         raise ExportError(f"run {job.fingerprint}: the gathered model's logits are off by {difference:.3g} (relative)")
     with tempfile.TemporaryDirectory(prefix="shortened_llm_export_") as temporary:
-        export_model(plain, load_tokenizer(model_directory(job.model)), Path(temporary))
+        export_model(plain, load_tokenizer(directory), Path(temporary))
         verify_export(Path(temporary), logits, job.dtype)
         exported = _upload(Path(temporary), job, store)
     if not adapter or job.recipe.lora is None:

@@ -69,7 +69,7 @@ def train(
     recipe, rank, world_size = job.recipe, dist.get_rank(), dist.get_world_size()
     mesh = make_mesh(device, world_size, shard_group)
     model = open_sharded(
-        job.model, mesh, job.dtype, job.placement, device=device,
+        job.model, mesh, job.dtype, job.placement, device=device, sequence_length=recipe.sequence_length,
         prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) ->
         return None
     frozen = replace(job.recipe, method="none", distill=None)
     model = open_sharded(
-        job.teacher, mesh, job.dtype, job.placement, device=device,
+        job.teacher, mesh, job.dtype, job.placement, device=device, sequence_length=frozen.sequence_length,
         prepare=partial(prepare_method, recipe=frozen, dtype=job.dtype),
     )  # fmt: skip
     return Teacher(model.eval(), job.recipe.distill)

@@ -63,7 +63,7 @@ def train_step(
         model.set_requires_gradient_sync(index == len(micro_batches) - 1)
         if recipe.lora is not None and recipe.lora.dropout:
             # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
-            torch.manual_seed((recipe.seed << 40) + batch.first_position)
+            torch.manual_seed(((recipe.seed << 40) + batch.first_position) % 2**63)
         chunk_loss = teacher.chunk_loss(batch.input_ids, batch.position_ids) if teacher else None
         loss = model.training_loss(batch.input_ids, batch.labels, batch.position_ids, chunk_loss=chunk_loss)
         # FSDP averages gradients over the workers; the loss is a sum over them.

@@ -64,7 +64,7 @@ def load_whole(ref: ModelRef, mesh: DeviceMesh) -> PreTrainedModel:
 
 
 def load_shards(ref: ModelRef, mesh: DeviceMesh) -> PreTrainedModel:
-    return open_sharded(ref, mesh, "bfloat16", PLACEMENT, device=CPU)
+    return open_sharded(ref, mesh, "bfloat16", PLACEMENT, device=CPU, sequence_length=1024)
 
 
 WAYS: dict[str, Callable[[ModelRef, DeviceMesh], PreTrainedModel]] = {"whole": load_whole, "shards": load_shards}

@@ -86,7 +86,7 @@ def test_a_sharded_view_is_the_loaded_one(
 ) -> None:
     _, ref = save_random_model(ALL[family])
     mesh, how = init_device_mesh("cpu", (1,)), placement(checkpointed=activation_checkpointing)
-    model = open_sharded(ref.view(KEPT), mesh, "float32", how, device=CPU)
+    model = open_sharded(ref.view(KEPT), mesh, "float32", how, device=CPU, sequence_length=1024)
     assert model.training
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     tied = ALL[family].tie_word_embeddings
@@ -117,7 +117,15 @@ def test_adapters_need_a_first_value(save_random_model: SaveModel) -> None:
     _, ref = save_random_model(FAMILIES["llama"])
     mesh = init_device_mesh("cpu", (1,))
     with pytest.raises(BadInputError, match=r"lacks 16 tensors .* model\.layers\.0\.mlp\.down_proj\.lora_A"):
-        open_sharded(ref.view(KEPT), mesh, "float32", placement(checkpointed=True), device=CPU, prepare=with_adapters)
+        open_sharded(
+            ref.view(KEPT),
+            mesh,
+            "float32",
+            placement(checkpointed=True),
+            device=CPU,
+            sequence_length=1024,
+            prepare=with_adapters,
+        )
 
 
 def test_a_first_value_is_for_adapters_alone(change: Callable[..., ModelRef]) -> None:
@@ -155,7 +163,7 @@ def _check_shards(rank: int, rendezvous: str, refs: list[ModelRef]) -> None:
     for ref in refs:
         expected = load_model(ref, "float32")
         for mesh in (one, two):
-            model = open_sharded(ref, mesh, "float32", placement(checkpointed=True), device=CPU)
+            model = open_sharded(ref, mesh, "float32", placement(checkpointed=True), device=CPU, sequence_length=1024)
             held = torch.tensor(sum(parameter.to_local().numel() for parameter in model.parameters()))
             dist.all_reduce(held)
             assert held * mesh.size(-1) == 4 * sum(parameter.numel() for parameter in expected.parameters())
@@ -171,7 +179,14 @@ def _check_shards(rank: int, rendezvous: str, refs: list[ModelRef]) -> None:
 def _check_adapters(ref: ModelRef, mesh: DeviceMesh) -> None:
     """Frozen weights in bfloat16, adapters as made, whatever the number of processes."""
     model = open_sharded(
-        ref, mesh, "bfloat16", placement(checkpointed=True), device=CPU, prepare=with_adapters, initialise=by_name
+        ref,
+        mesh,
+        "bfloat16",
+        placement(checkpointed=True),
+        device=CPU,
+        sequence_length=1024,
+        prepare=with_adapters,
+        initialise=by_name,
     )
     expected = dict(load_model(ref, "bfloat16").named_parameters())
     adapters = 0
