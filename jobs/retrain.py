@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jobs.cli import check_placement, make_parser, parse_command, run
 from shortened_llm.config import SearchConfig
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.cut import cut_config
 from shortened_llm.search.preflight import ScoringFacts, check_retraining
 from shortened_llm.search.retrain import retrain_plan
 from shortened_llm.storage.store import Store
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.at(config.storage.url)
     facts = check_retraining(config, store)
     removed = None if flags.remove is None else chosen_blocks(flags.remove, facts)
+    if removed is not None:
+        cut_config(facts.model_config, tuple(block for block in range(facts.num_blocks) if block not in removed))
     check_placement(config.resources, dry_run=flags.dry_run)
     if flags.dry_run:
         blocks = f"blocks {flags.remove}" if removed else f"what {config.scoring.criteria[0]} removes"

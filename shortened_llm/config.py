@@ -306,6 +306,12 @@ class LoraConfig(OptimizerConfig):
 
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay, on the adapters."""
+    schedule: Literal["wsd", "cosine", "linear"] = "linear"
+    """Learning rate after the warm-up: see `cpt.schedule`."""
+    warmup_ratio: float = Field(0.064, ge=0, lt=1)
+    """Share of the steps with a linearly rising learning rate: the paper's 100 steps of its two epochs."""
+    final_learning_rate_ratio: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the end / peak learning rate."""
     rank: int = Field(8, ge=1)
     """Rank of each adapter."""
     alpha: float = Field(16.0, gt=0)
@@ -397,6 +403,9 @@ class RetrainingConfig(Section):
     """Text to train on: one source, or a list whose sequences are mixed."""
     instructions: InstructionsConfig | None = None
     """Instruction data, for lora.train_on."""
+    corpus_tokens: Tokens | None = None
+    """Tokens of the corpus that are packed, at most; the largest budget unless given. Experiments see the same order of
+    sequences, and a longer run can continue a shorter one, only where it is the same."""
     tokens: Tokens | dict[Annotated[float, Field(ge=0, lt=1)], Tokens]
     """Training budget of a trial (tokens), or one for each of search.ratios: {0.2: 20_000, 0.4: 40_000}."""
     sequence_length: int = Field(2048, ge=2)
@@ -406,7 +415,7 @@ class RetrainingConfig(Section):
     global_batch_size: int = Field(512, ge=1)
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: int = Field(4, ge=1)
-    """Sequences per worker and forward pass. No result depends on it, beyond rounding."""
+    """Sequences per worker and forward pass. No result depends on it, beyond rounding, but for dropout's masks."""
     seed: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field((0,), min_length=1)
     """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
     validation_sequences: int = Field(16, ge=0)
@@ -471,7 +480,7 @@ class RetrainingConfig(Section):
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> "RetrainingConfig":
         share = self.cpt_lora.cpt_share if "cpt_lora" in self.methods and "corpus" in self.lora.train_on else 0.0
-        for budget in self.budgets:
+        for budget in self.budgets if self.uses_corpus else ():
             if budget < self.tokens_per_step:
                 raise ValueError(
                     f"tokens is {budget:,}, but one optimiser step takes {self.tokens_per_step:,} "
@@ -486,15 +495,9 @@ class RetrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "RetrainingConfig":
-        steps = min(self.budgets) // self.tokens_per_step
+    def _phases_fit(self) -> "RetrainingConfig":
         for name in ("cpt", "lora", "distill", "last_blocks"):
             recipe: OptimizerConfig = getattr(self, name)
-            if name in self.methods and recipe.warmup_steps is not None and recipe.warmup_steps >= steps:
-                raise ValueError(
-                    f"{name}.warmup_steps is {recipe.warmup_steps}, but a run has {steps} optimiser steps; "
-                    f"at most {steps - 1} are allowed"
-                )
             if (
                 recipe.schedule == "wsd" and recipe.warmup_steps is None
                 and recipe.warmup_ratio + recipe.decay_ratio > 1 + 1e-9

@@ -55,7 +55,6 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("retraining.micro_batch_size", 3, ["global_batch_size", "micro_batch_size 3"]),
         ("retraining.methods", ["cpt", "lorra"], ["retraining.methods.1", "lorra", "'cpt_lora'"]),
         ("retraining.preset", "long", ["retraining.preset", "'paper' or 'short'"]),
-        ("retraining.cpt.warmup_steps", 32, ["cpt.warmup_steps is 32", "32 optimiser steps", "at most 31"]),
         ("retraining.cpt.decay_ratio", 0.95, ["cpt", "warmup_ratio 0.1", "decay_ratio 0.95"]),
         ("retraining.tokens", {0.25: 32768}, ["retraining.tokens", "[0.25]", "[0.25, 0.5]"]),
         ("retraining.lora.train_on", "corpora", ["retraining.lora.train_on.0", "corpora", "'instructions'"]),

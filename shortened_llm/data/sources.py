@@ -145,12 +145,21 @@ def text_roles(config: SearchConfig) -> TextRoles:
                 field_path=field,
             )
         )
+    instructions = (
+        InstructionPairs.find(retraining.instructions, "retraining.instructions")
+        if retraining.uses_instructions and retraining.instructions is not None
+        else None
+    )
+    for document in documents:
+        if instructions and document.purpose != "train" and set(document.files) & set(instructions.files):
+            raise BadInputError(
+                f"{document.field_path}.path: {document.source.path!r} is also retraining.instructions, which are not "
+                "split; evaluate on another text"
+            )
     return TextRoles(
         calibration=documents[0],
         train=tuple(d for d in documents[1:] if d.purpose == "train"),
         selection=tuple(d for d in documents if d.purpose == "selection"),
         report=tuple(d for d in documents if d.purpose == "report"),
-        instructions=InstructionPairs.find(retraining.instructions, "retraining.instructions")
-        if retraining.uses_instructions and retraining.instructions is not None
-        else None,
+        instructions=instructions,
     )

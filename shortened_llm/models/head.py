@@ -27,23 +27,28 @@ def final_hidden(
     return model.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state
 
 
-def sequence_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sequence_nll(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """Summed negative log-likelihood of each sequence, in nats: fp32 sums [batch] of `token_nll`."""
-    return token_nll(model, input_ids, labels).sum(dim=1)
+    return token_nll(model, input_ids, labels, position_ids).sum(dim=1)
 
 
-def token_nll(model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_nll(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """Negative log-likelihood of each prediction, in nats; for scoring, without gradients.
 
     Args:
         model: a causal language model.
         input_ids: tokens, [batch, seq].
         labels: the token that each position should predict, [batch, seq]; -100 where nothing is asked.
+        position_ids: [batch, seq], where positions do not simply count.
 
     Returns:
         fp32, [batch, seq]; 0 where nothing is asked.
     """
-    hidden = final_hidden(model, input_ids).flatten(0, 1)
+    hidden = final_hidden(model, input_ids, position_ids).flatten(0, 1)
     parts = zip(hidden.split(CHUNK_TOKENS), labels.flatten().split(CHUNK_TOKENS), strict=True)
     return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
 

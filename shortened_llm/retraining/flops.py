@@ -5,10 +5,11 @@ from transformers import PreTrainedModel
 
 from shortened_llm.models.blocks import find_blocks
 
-# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets; the first name that the device's name contains counts.
+# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets; the first whose words the device's name holds counts.
 PEAKS = {
     "B200": 2.25e15,
     "GH200": 9.89e14,
+    "H200 NVL": 8.35e14,
     "H200": 9.89e14,
     "H100 PCIe": 7.56e14,
     "H100 NVL": 8.35e14,
@@ -21,12 +22,12 @@ PEAKS = {
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of the device in bfloat16; None where it is not known, as on CPU."""
-    if device.type != "cuda":
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """FLOP/s of the device in bfloat16; None where it is not known, as on CPU and in other types."""
+    if device.type != "cuda" or dtype != "bfloat16":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return next((peak for name, peak in PEAKS.items() if set(name.split()) <= set(words)), None)
 
 
 def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
@@ -39,6 +40,8 @@ def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
     blocks = find_blocks(model)
     trained = [any(weight.requires_grad for weight in block.parameters()) for block in blocks]
     first = trained.index(True) if any(trained) else len(blocks)
+    if model.get_input_embeddings().weight.requires_grad:  # so do those that are tied to a trained head
+        first = 0
     attention = 4.0 * sequence_length * _attention_width(model)
     head = 2.0 * model.get_output_embeddings().weight.numel()
     flops = head * (2 if any(trained) or model.get_output_embeddings().weight.requires_grad else 1)

@@ -24,21 +24,20 @@ class Guard:
         self.spikes = list(spikes)
         """Steps whose loss stood far above those before."""
 
-    def see(self, step: int, loss: float, *, skipped: bool, last: bool) -> None:
+    def see(self, step: int, loss: float, *, skipped: bool) -> None:
         """Take note of a step.
 
         Args:
             loss: mean over the global batch, in nats.
             skipped: whether the update was left out.
-            last: whether it was the run's last step.
 
         Raises:
-            NonFiniteLossError: too many steps in a row were skipped, or the last one was.
+            NonFiniteLossError: too many steps in a row were skipped.
         """
         if skipped:
             self.skipped.append(step)
             self._in_a_row += 1
-            if self._in_a_row >= self._max_in_a_row or last:
+            if self._in_a_row >= self._max_in_a_row:
                 raise NonFiniteLossError(
                     f"step {step + 1} has loss {loss} and a gradient that is not finite, as have {self._in_a_row} in a "
                     "row; the last checkpoint holds finite weights: lower the learning rate or look at the data"

@@ -35,8 +35,14 @@ class RetrainingJob:
             "teacher": self.teacher.identity if self.teacher else None,
             "data": self.tokens.identity if self.recipe.num_steps else None,
             "recipe": self.recipe if self.recipe.num_steps else None,
+            # The masks of dropout are drawn for each micro-batch.
+            "micro_batch_size": self.placement.micro_batch_size if self._drops_out else None,
             "dtype": self.dtype,
         }
+
+    @property
+    def _drops_out(self) -> bool:
+        return self.recipe.lora is not None and self.recipe.lora.dropout > 0
 
     @property
     def fingerprint(self) -> str:

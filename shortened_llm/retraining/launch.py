@@ -1,5 +1,6 @@
 """Run a retraining job on the cluster."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,9 +13,9 @@ from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.export import KIND
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
-from shortened_llm.retraining.worker import run_worker
+from shortened_llm.retraining.worker import LASTING, run_worker
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, join
+from shortened_llm.storage.urls import delete, join, read_bytes
 
 # One to resume from while the next is being uploaded, or where the next turns out damaged.
 CHECKPOINTS_KEPT = 2
@@ -30,6 +31,7 @@ def retrain(
     runs_url: str,
     resources: ResourcesConfig,
     max_failures: int,
+    tokens_before: int,
     callbacks: Sequence[object],
     on_progress: Callable[[str], None],
     on_note: Callable[[str], None],
@@ -39,6 +41,7 @@ def retrain(
     Args:
         runs_url: directory of this experiment's Train runs. The run's name in it is the job's fingerprint: that is
             what makes it resume, so no other driver may use the directory.
+        tokens_before: of the runs that this one follows in a trial, for the metrics.
         callbacks: Ray Train callbacks of the caller, for metrics.
         on_progress: called with a line that the next may replace.
         on_note: called with what the user should not miss, such as a damaged checkpoint.
@@ -49,6 +52,8 @@ def retrain(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
         for fault in repair_run_directory(join(runs_url, job.fingerprint), num_to_keep=CHECKPOINTS_KEPT):
             on_note(f"run directory put in order: {fault}")
+        failure_url = join(runs_url, f"{job.fingerprint}.failure.json")
+        delete(failure_url)
         trainer = TorchTrainer(
             run_worker,
             train_loop_config={
@@ -58,6 +63,9 @@ def retrain(
                 "on_note": on_note,
                 "threads": math.ceil(resources.cpus_per_worker),
                 "shard_group": resources.shard_group,
+                "accelerators": resources.gpus_per_worker or 1.0,
+                "tokens_before": tokens_before,
+                "failure_url": failure_url,
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers if resources.elastic else resources.max_workers,
@@ -65,7 +73,7 @@ def retrain(
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
             ),
-            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=job.fingerprint,
                 storage_path=runs_url,
@@ -75,6 +83,7 @@ def retrain(
             ),
         )
         trainer.fit()
+        _raise_failure(failure_url)
     retrained = store.read(KIND, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
@@ -86,3 +95,13 @@ def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
     """What Ray reserves for one training worker."""
     demand = {"CPU": resources.cpus_per_worker}
     return demand | {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else demand
+
+
+def _raise_failure(url: str) -> None:
+    """Raise what the workers left at `url`, if anything."""
+    try:
+        cause = json.loads(read_bytes(url))
+    except FileNotFoundError:
+        return
+    errors = {error.__name__: error for error in LASTING}
+    raise errors[cause["error"]](cause["message"])

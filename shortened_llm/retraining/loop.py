@@ -1,7 +1,7 @@
 """The training loop. It runs in any initialised process group; Ray is one way to start it (worker.py)."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,18 +52,22 @@ def train(
     resume_from: Path | None,
     host: Host,
     shard_group: int | None = None,
+    accelerators_per_worker: float = 1.0,
+    on_loaded: Callable[[], None] = lambda: None,
 ) -> tuple[PreTrainedModel, RunProgress]:
     """Train `job.model` by its recipe, from its start or from a checkpoint. A collective.
 
     Args:
         resume_from: directory of a checkpoint that was verified.
         shard_group: workers over which a copy of the model is sharded; all unless given.
+        accelerators_per_worker: GPUs of each, for the cost that is reported; 1 on CPU.
+        on_loaded: called when `resume_from` is no longer read.
 
     Returns:
         The sharded model and how the run went.
 
     Raises:
-        NonFiniteLossError: the loss or its gradient was not finite in too many steps in a row, or in the last.
+        NonFiniteLossError: the gradient was not finite in too many steps in a row.
         CheckpointMismatchError: see `checkpoint.load_checkpoint`.
     """
     recipe, rank, world_size = job.recipe, dist.get_rank(), dist.get_world_size()
@@ -75,27 +79,30 @@ def train(
     )  # fmt: skip
     progress = RunProgress(fingerprint=job.fingerprint)
     if recipe.num_steps == 0:
+        on_loaded()
         return model, progress
     teacher = _open_teacher(job, mesh, device)
     optimizer = make_optimizer(model, recipe)
     if resume_from is not None:
         saved = load_checkpoint(resume_from, model, optimizer, job.identity)
         progress = replace(saved, fingerprint=job.fingerprint)
+    on_loaded()
+    end_of_text = load_tokenizer(model_directory(job.model)).eos_token_id if recipe.isolate_documents else None
     stream = TrainingStream(
         job.tokens, recipe, micro_batch_size=job.placement.micro_batch_size, rank=rank, world_size=world_size,
-        end_of_text=load_tokenizer(model_directory(job.model)).eos_token_id if recipe.isolate_documents else None,
+        end_of_text=end_of_text,
     )  # fmt: skip
-    held_out = _held_out(job, rank, world_size)
+    held_out = _held_out(job, rank, world_size, end_of_text)
     flops = training_flops(model, recipe.sequence_length)
     flops += forward_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
-    meter = Meter(device, flops_per_token=flops, world_size=world_size)
+    meter = Meter(device, job.dtype, flops_per_token=flops, world_size=world_size)
     guard = Guard(
         max_in_a_row=job.placement.max_skipped_steps, skipped=progress.skipped_steps, spikes=progress.loss_spikes
     )
     checkpointer = Checkpointer(job.identity, device)
     report_steps = max(1, min(10, recipe.num_steps // REPORTS))
     unread: list[_Step] = []
-    preempted = False
+    preempted, stalled = False, 0.0
     for batch in stream.steps(progress.step, recipe.num_steps):
         rate = learning_rate(batch.step, recipe)
         for group in optimizer.param_groups:
@@ -110,26 +117,27 @@ def train(
         last = done == recipe.num_steps
         leaving = host.preempted() and not preempted
         preempted |= leaving
-        save = (done % job.checkpoint_steps == 0 or leaving or keeps_stable(job, done)) and not last
-        if not (save or last or done % report_steps == 0):
+        # After the last step too: should the export fail, no step is done again.
+        save = done % job.checkpoint_steps == 0 or leaving or keeps_stable(job, done) or last
+        if not save and done % report_steps:
             continue
-        loss, norm = _read(unread, guard, stream, last_step=last)
-        validation_loss = _validate(model, held_out, device) if held_out and (save or last) else None
+        loss, norm = _read(unread, guard, stream)
+        validation_loss = _validate(model, held_out, device) if held_out and save else None
         progress, point = _advance(
             progress, done, unread, guard, meter, loss=loss, norm=norm, rate=rate, validation_loss=validation_loss,
-            world_size=world_size,
+            accelerators=world_size * accelerators_per_worker,
         )  # fmt: skip
         values = _values(progress, point) | meter.measure(
             waited=stream.waited, left=recipe.num_steps - done, tokens_per_step=progress.tokens / done
         )
         # What the checkpoint and the report cost is part of the next interval.
         meter.restart()
-        pending = None
-        if save:
-            started = time.monotonic()
-            pending = checkpointer.save(model, optimizer, progress)
-            meter.stall(time.monotonic() - started)
-        host.report(values, point, pending)
+        started = time.monotonic()
+        pending = checkpointer.save(model, optimizer, progress) if save else None
+        values[metrics.CHECKPOINT_STALL] = stalled + time.monotonic() - started
+        started = time.monotonic()
+        host.report(values, point, pending)  # waits where the storage is slower than the training
+        stalled = time.monotonic() - started
         unread.clear()
     checkpointer.close()
     return model, progress
@@ -161,13 +169,18 @@ def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) ->
     return Teacher(model.eval(), job.recipe.distill)
 
 
-def _held_out(job: RetrainingJob, rank: int, world_size: int) -> list[MicroBatch]:
+def _held_out(job: RetrainingJob, rank: int, world_size: int, end_of_text: int | None) -> list[MicroBatch]:
     """This worker's part of the validation sequences."""
     if job.validation is None or job.placement.validation_sequences == 0:
         return []
     placement = job.placement
     return validation_batches(
-        job.validation, placement.validation_sequences, placement.micro_batch_size, rank=rank, world_size=world_size
+        job.validation,
+        placement.validation_sequences,
+        placement.micro_batch_size,
+        rank,
+        world_size,
+        end_of_text=end_of_text,
     )
 
 
@@ -186,7 +199,7 @@ def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     )
 
 
-def _read(steps: Sequence[_Step], guard: Guard, stream: TrainingStream, *, last_step: bool) -> tuple[float, float]:
+def _read(steps: Sequence[_Step], guard: Guard, stream: TrainingStream) -> tuple[float, float]:
     """Wait for the device; returns the mean loss over the steps that counted, and the last gradient norm."""
     sums = torch.stack([step.outcome.loss for step in steps])
     dist.all_reduce(sums)
@@ -201,7 +214,7 @@ def _read(steps: Sequence[_Step], guard: Guard, stream: TrainingStream, *, last_
                 "step %d skipped: loss %s, gradient not finite; its sequences (source, index): %s",
                 step.step + 1, mean, stream.indices(step.step),
             )  # fmt: skip
-        guard.see(step.step, mean, skipped=bool(left_out), last=last_step and step is steps[-1])
+        guard.see(step.step, mean, skipped=bool(left_out))
         if not left_out:
             total, predictions = total + summed, predictions + step.num_predictions
     return total / predictions if predictions else float("nan"), numbers[-1]
@@ -218,7 +231,7 @@ def _advance(
     norm: float,
     rate: float,
     validation_loss: float | None,
-    world_size: int,
+    accelerators: float,
 ) -> tuple[RunProgress, TrainingPoint]:
     """The progress after the interval's steps, its point at the end of the history."""
     tokens = sum(step.num_tokens for step in steps)
@@ -239,7 +252,7 @@ def _advance(
         step=done,
         tokens=point.tokens,
         seconds=point.seconds,
-        accelerator_seconds=progress.accelerator_seconds + seconds * world_size,
+        accelerator_seconds=progress.accelerator_seconds + seconds * accelerators,
         # A point without a loss has no place in a record: its steps were all skipped, and are listed.
         history=(*progress.history, point) if loss == loss else progress.history,
         skipped_steps=tuple(guard.skipped),
@@ -261,6 +274,8 @@ def _values(progress: RunProgress, point: TrainingPoint) -> dict[str, float]:
         metrics.SKIPPED_STEPS: len(progress.skipped_steps),
         metrics.LOSS_SPIKES: len(progress.loss_spikes),
     }
+    if progress.best_validation_loss is not None:
+        values[metrics.BEST_VALIDATION_LOSS] = progress.best_validation_loss
     return values if point.validation_loss is None else values | {metrics.VALIDATION_LOSS: point.validation_loss}
 
 
@@ -271,7 +286,7 @@ def _validate(model: PreTrainedModel, batches: Sequence[MicroBatch], device: tor
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         moved = _to_device(batch, device)
-        sums[0] += model.sequence_nll(moved.input_ids, moved.labels).double().sum()
+        sums[0] += model.sequence_nll(moved.input_ids, moved.labels, moved.position_ids).double().sum()
         sums[1] += (moved.labels >= 0).sum()
     dist.all_reduce(sums)
     for module in model.modules():

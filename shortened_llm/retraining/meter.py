@@ -13,27 +13,21 @@ from shortened_llm.retraining.flops import peak_flops
 class Meter:
     """Measures from report to report."""
 
-    def __init__(self, device: torch.device, *, flops_per_token: float, world_size: int) -> None:
+    def __init__(self, device: torch.device, dtype: str, *, flops_per_token: float, world_size: int) -> None:
         """`flops_per_token`: of the whole step, teacher included."""
         self._device, self._flops, self._world_size = device, flops_per_token, world_size
-        self._peak = peak_flops(device)
+        self._peak = peak_flops(device, dtype)
         self._waited = 0.0
-        self._stalled = 0.0
         self.restart()
 
     def restart(self) -> None:
         """Begin to measure."""
         self._started = time.monotonic()
         self._tokens = 0
-        self._stalled = 0.0
 
     def step(self, tokens: int) -> None:
         """A step took this many tokens, over all workers."""
         self._tokens += tokens
-
-    def stall(self, seconds: float) -> None:
-        """The loop waited for a checkpoint."""
-        self._stalled += seconds
 
     @property
     def seconds(self) -> float:
@@ -56,7 +50,6 @@ class Meter:
             metrics.FLOPS: flops,
             metrics.MEMORY_GIB: self._memory() / 2**30,
             metrics.DATA_WAIT: (waited - self._waited) / seconds,
-            metrics.CHECKPOINT_STALL: self._stalled,
             metrics.SECONDS_LEFT: left * tokens_per_step / speed if speed else 0.0,
         }
         self._waited = waited

@@ -5,17 +5,22 @@ from itertools import product
 from typing import Literal
 
 from shortened_llm.config import Method, OptimizerConfig, RetrainingConfig, TrainOn
+from shortened_llm.errors import BadInputError
 from shortened_llm.records import DistillOptions, LoraOptions, Recipe
 
 Chain = tuple[Recipe, ...]
 
 
-def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int) -> Iterator[Chain]:
+def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int | None) -> Iterator[Chain]:
     """The runs of `method`, one chain for each learning rate and seed.
 
     Args:
         budget: tokens of a chain on the corpus.
-        num_pairs: pairs of the instruction data, which have a budget of their own: epochs.
+        num_pairs: pairs of the instruction data, which have a budget of their own: epochs. None before they are
+            counted; the runs on them are then of any length.
+
+    Raises:
+        BadInputError: a warm-up is longer than its run.
     """
     steps = budget // config.tokens_per_step
     if method == "none":
@@ -40,12 +45,13 @@ def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int
 
 
 def _adapters(
-    config: RetrainingConfig, train_on: TrainOn, rate: float, steps: int, num_pairs: int, seed: int
+    config: RetrainingConfig, train_on: TrainOn, rate: float, steps: int, num_pairs: int | None, seed: int
 ) -> Recipe:
     if train_on == "corpus":
         return _run(config, config.lora, "lora", rate, steps, seed)
     assert config.instructions is not None  # the configuration was checked
-    steps = max(1, round(config.instructions.epochs * num_pairs / config.instructions.global_batch_size))
+    pairs = config.instructions
+    steps = 2**31 if num_pairs is None else max(1, round(pairs.epochs * num_pairs / pairs.global_batch_size))
     return _run(config, config.lora, "lora", rate, steps, seed, train_on="instructions")
 
 
@@ -61,6 +67,12 @@ def _run(
 ) -> Recipe:
     pairs = config.instructions if train_on == "instructions" else None
     warmup = round(options.warmup_ratio * steps) if options.warmup_steps is None else options.warmup_steps
+    if options.warmup_steps is not None and 0 < steps <= warmup:
+        on = " on instructions" if pairs else ""
+        raise BadInputError(
+            f"retraining.{method}.warmup_steps: is {warmup}, but a {method} run{on} has {steps} optimiser steps; at "
+            f"most {steps - 1} are allowed"
+        )
     return Recipe(
         method=method,
         train_on=train_on,
@@ -73,7 +85,7 @@ def _run(
         betas=options.betas,
         max_gradient_norm=options.max_gradient_norm,
         schedule=options.schedule,
-        warmup_steps=min(warmup, max(0, steps - 1)),
+        warmup_steps=min(warmup, max(0, steps - 1)),  # a share may round up to the whole of a short run
         decay_steps=min(max(1, round(options.decay_ratio * steps)), max(1, steps - warmup)),
         final_learning_rate_ratio=options.final_learning_rate_ratio,
         isolate_documents=config.isolate_documents and pairs is None,

@@ -27,6 +27,11 @@ def checkpoint_name(step: int, attempt: str) -> str:
     return f"checkpoint_{step:08d}_{attempt}"
 
 
+def step_of(name: str) -> int:
+    """The step of a checkpoint, from its directory's name."""
+    return int(name.split("_")[1])
+
+
 def repair_run_directory(url: str, *, num_to_keep: int) -> list[str]:
     """Make Ray's list of checkpoints name the newest complete ones below `url`. No run may be using the directory.
 

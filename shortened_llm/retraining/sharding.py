@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -58,6 +59,9 @@ def open_sharded(
         prepare(model)
     shard_model(model, mesh, dtype, placement)
     fill_shards(model, ref, device="cpu" if placement.cpu_offload else device, initialise=initialise)
+    for module in model.modules():  # of an offloaded model only the parameters stay behind
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
     return model
 
 
@@ -101,13 +105,21 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, offload_policy=offload)
+    model._stays_gathered = not reshard
     for method in METHODS:
         register_fsdp_forward_method(model, method.__name__)
 
 
+def stays_gathered(model: PreTrainedModel) -> bool:
+    """Whether the whole model fits beside the rest of a step, so that its weights are gathered once."""
+    return bool(model._stays_gathered)
+
+
 def _fits(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> bool:
-    """Whether the gathered parameters of the whole model fit beside the rest."""
+    """Whether the gathered parameters of the whole model fit beside the rest, on every worker. A collective."""
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if mesh.device_type == "cuda":
-        return needed < RESIDENT_SHARE * torch.cuda.mem_get_info()[1]
+        fits = torch.tensor(float(needed < RESIDENT_SHARE * torch.cuda.mem_get_info()[1]), device="cuda")
+        dist.all_reduce(fits, dist.ReduceOp.MIN)  # workers that disagree would wait for one another for ever
+        return bool(fits)
     return True

@@ -5,16 +5,16 @@ It lies in the store under the fingerprint of what such runs share, so that it s
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.run_directory import step_of
 from shortened_llm.retraining.schedule import stable_end
-from shortened_llm.storage.payload import download_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import filesystem, is_local, join, list_names
+from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, list_names
 
 KIND = "stable"
 
@@ -24,18 +24,22 @@ def keeps_stable(job: RetrainingJob, step: int) -> bool:
     return job.placement.keep_stable_checkpoint and job.recipe.schedule == "wsd" and step == stable_end(job.recipe)
 
 
-def stable_url(job: RetrainingJob, store: Store, step: int) -> str:
-    """Where the kept checkpoint lies. Its manifests tell whether it is whole, so it needs no record."""
-    return join(store.url, KIND, job.stable_fingerprint, f"step_{step:08d}")
+def stable_url(job: RetrainingJob, store: Store, name: str) -> str:
+    """Where a kept checkpoint lies: `name` is that of Ray's own copy, which no other attempt has. Its manifests tell
+    whether it is whole, so it needs no record."""
+    return join(store.url, KIND, job.stable_fingerprint, name)
 
 
-def stable_checkpoints(job: RetrainingJob, store: Store) -> list[tuple[str, Callable[[], AbstractContextManager[str]]]]:
-    """Kept checkpoints that the run may begin with, newest first: (name, what makes it a directory of this node)."""
+def stable_urls(job: RetrainingJob, store: Store) -> list[str]:
+    """Kept checkpoints that the run may begin with, newest first."""
     if job.recipe.schedule != "wsd":
         return []
-    root = join(store.url, KIND, job.stable_fingerprint)
-    steps = sorted(int(name.removeprefix("step_")) for name in list_names(root) if name.startswith("step_"))
-    urls = [stable_url(job, store, step) for step in reversed(steps) if step <= stable_end(job.recipe)]
+    names = sorted(list_names(join(store.url, KIND, job.stable_fingerprint)), reverse=True)
+    return [stable_url(job, store, name) for name in names if step_of(name) <= stable_end(job.recipe)]
+
+
+def stable_checkpoints(urls: Iterable[str]) -> list[tuple[str, Callable[[], AbstractContextManager[str]]]]:
+    """As `checkpoint.newest_usable` takes them: (name, what makes it a directory of this node)."""
     return [(f"the kept checkpoint {url}", partial(_as_directory, url)) for url in urls]
 
 
@@ -45,4 +49,6 @@ def _as_directory(url: str) -> Iterator[str]:
         yield filesystem(url)[1]
         return
     with tempfile.TemporaryDirectory(prefix="shortened_llm_stable_") as directory:
-        yield str(download_directory(url, Path(directory)))
+        for name in file_sizes(url):  # the index is a hidden file
+            download_file(join(url, name), Path(directory) / name)
+        yield directory

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from shortened_llm.data.batches import MicroBatch
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.distillation import Teacher
+from shortened_llm.retraining.sharding import stays_gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +61,12 @@ def train_step(
     total = torch.zeros((), device=device)
     for index, batch in enumerate(micro_batches):
         # Gradients travel once per step: with the last micro-batch.
-        model.set_requires_gradient_sync(index == len(micro_batches) - 1)
-        if recipe.lora is not None and recipe.lora.dropout:
-            # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
-            torch.manual_seed(((recipe.seed << 40) + batch.first_position) % 2**63)
+        last = index == len(micro_batches) - 1
+        model.set_requires_gradient_sync(last)
+        if stays_gathered(model):  # the weights are the same until the update
+            model.set_reshard_after_backward(last)
+        # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
+        torch.manual_seed(((recipe.seed << 40) + batch.first_position) % 2**63)
         chunk_loss = teacher.chunk_loss(batch.input_ids, batch.position_ids) if teacher else None
         loss = model.training_loss(batch.input_ids, batch.labels, batch.position_ids, chunk_loss=chunk_loss)
         # FSDP averages gradients over the workers; the loss is a sum over them.

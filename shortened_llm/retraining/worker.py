@@ -1,5 +1,7 @@
 """What each Ray Train worker runs."""
 
+import contextlib
+import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -7,27 +9,50 @@ from pathlib import Path
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from shortened_llm import metrics
+from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.records import TrainingPoint
-from shortened_llm.retraining.checkpoint import PendingCheckpoint, check_complete, newest_usable
+from shortened_llm.retraining.checkpoint import (
+    CheckpointMismatchError,
+    PendingCheckpoint,
+    check_complete,
+    newest_usable,
+)
 from shortened_llm.retraining.export import KIND, export_sharded, retrained_record
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.run_directory import checkpoint_name
 from shortened_llm.retraining.sharding import check_dtype
-from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url
+from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url, stable_urls
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import write_bytes
+
+LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError)
 
 
 def run_worker(config: dict) -> None:
-    """Train and export `config["job"]`; the record that says so is written last, by rank 0."""
+    """Train and export `config["job"]`; the record that says so is written last, by rank 0.
+
+    What would only fail again is not raised, since Ray would start the workers once more: its cause is left at
+    `config["failure_url"]`. It befalls all workers at the same step.
+    """
     quiet_libraries()
+    try:
+        _train_and_export(config)
+    except LASTING as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            cause = {"error": type(error).__name__, "message": str(error)}
+            write_bytes(config["failure_url"], json.dumps(cause).encode())
+
+
+def _train_and_export(config: dict) -> None:
     job: RetrainingJob = config["job"]
     store: Store = config["store"]
     context = ray.train.get_context()
@@ -39,17 +64,25 @@ def run_worker(config: dict) -> None:
         prepare_cpu(config["threads"])
     check_dtype(job.dtype, device)
     on_progress(f"loading the model in {context.get_world_size()} worker(s)")
-    host = RayHost(job, store, on_note, lambda values: on_progress(progress_line(values, job.recipe.num_steps)))
+    host = RayHost(
+        job,
+        store,
+        config["tokens_before"],
+        on_note,
+        lambda values: on_progress(progress_line(values, job.recipe.num_steps)),
+    )
     reported = reversed(ray.train.get_all_reported_checkpoints())
     candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
-    candidates += stable_checkpoints(job, store)
+    candidates += stable_checkpoints(broadcast_from_rank_zero(stable_urls(job, store) if rank == 0 else None))
     part, parts = context.get_local_rank(), context.get_local_world_size()
-    with newest_usable(candidates, part=part, parts=parts, on_note=on_note) as resume_from:
+    with contextlib.ExitStack() as local_copy:
+        resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts, on_note=on_note))
         if resume_from is not None:
             on_progress(f"resuming from a checkpoint at step {check_complete(str(resume_from))[0].progress.step}")
         model, progress = train(
-            job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"]
-        )
+            job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"],
+            accelerators_per_worker=config["accelerators"], on_loaded=local_copy.close,
+        )  # fmt: skip
     on_progress("exporting")
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
@@ -64,10 +97,11 @@ class RayHost:
         self,
         job: RetrainingJob,
         store: Store,
+        tokens_before: int,
         on_note: Callable[[str], None],
         on_values: Callable[[Mapping[str, float]], None],
     ) -> None:
-        self._job, self._store = job, store
+        self._job, self._store, self._tokens_before = job, store, tokens_before
         self._on_note, self._on_values = on_note, on_values
         self._storage = ray.train.get_context().get_storage()
         self._uploaded = threading.Event()
@@ -81,8 +115,10 @@ class RayHost:
         upload of the checkpoint before them.
         """
         self._on_values(values)
+        # A trial's earlier runs count: tokens are the time axis of schedulers and plots.
+        reported = {**values, metrics.TOKENS: self._tokens_before + values[metrics.TOKENS]}
         if checkpoint is None:
-            ray.train.report(dict(values), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            ray.train.report(reported, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
         self._uploaded.wait()  # At most one local copy waits for its upload, however slow the storage is.
         self._uploaded.clear()
@@ -91,13 +127,13 @@ class RayHost:
             try:
                 directory = checkpoint.wait()
                 if keeps_stable(self._job, point.step):
-                    upload_directory(directory, stable_url(self._job, self._store, point.step))
+                    upload_directory(directory, stable_url(self._job, self._store, name))
                 return self._storage.persist_current_checkpoint(local, name)
             finally:
                 self._uploaded.set()
 
         ray.train.report(
-            dict(values),
+            reported,
             checkpoint=Checkpoint.from_directory(checkpoint.directory),
             # Of rank 0 on all workers. Never used before: a damaged checkpoint of this step may still be listed, and
             # Ray would delete both when it deletes one.

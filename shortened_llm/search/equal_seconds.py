@@ -1,5 +1,6 @@
 """Trials whose budget is the time that continued pretraining took, instead of its tokens."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ def equal_seconds_trials(
         if spec.control is None and spec.train_on == "corpus" and spec.method != "none" and spec.fingerprint in results
     ]
     for spec in compared:
-        seconds[_place(spec, spec.method)].append(results[spec.fingerprint].training_seconds)
+        seconds[_place(spec, spec.method)].append(_seconds(results[spec.fingerprint]))
     found = []
     for spec in compared:
         reference, own = seconds[_place(spec, REFERENCE)], seconds[_place(spec, spec.method)]
@@ -34,6 +35,14 @@ def equal_seconds_trials(
             factor = (sum(reference) / len(reference)) / (sum(own) / len(own))
             found.append(replace(space.scaled(spec, factor), equal_seconds=True))
     return tuple(found)
+
+
+def _seconds(result: TrialResult) -> float:
+    """Training time at each run's median speed: without first steps, checkpoints and validation."""
+    return sum(
+        run.tokens / statistics.median(point.tokens_per_second for point in run.history) if run.history else run.seconds
+        for run in result.runs
+    )
 
 
 def _place(spec: TrialSpec, method: str) -> tuple[tuple[int, ...], int, str]:

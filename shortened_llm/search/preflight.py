@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -131,6 +131,8 @@ def check_retraining(config: SearchConfig, store: Store) -> ScoringFacts:
     """
     facts = check_scoring(config, store)
     _check_training_and_evaluation_texts(config, facts)
+    for method, budget in product(config.retraining.methods, config.retraining.budgets):
+        list(chains(config.retraining, method, budget, num_pairs=None))
     if {"lora", "cpt_lora"} & set(config.retraining.methods):
         check_targets(empty_model(facts.model_config), config.retraining.lora.target_modules)
     return facts
@@ -158,7 +160,7 @@ def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
     """Trials where no two criteria choose the same blocks."""
 
     def of_methods(methods: Sequence[Method], budget: int) -> int:
-        return sum(len(list(chains(config.retraining, method, budget, num_pairs=1))) for method in methods)
+        return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
 
     retraining, controls = config.retraining, config.search.controls
     count = 0

@@ -93,11 +93,11 @@ class PackingJobs:
 def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles) -> PackingJobs:
     """The jobs that the methods of an experiment need.
 
-    A source is read until it covers its share of the largest budget, or one shard if that is more.
+    A source is read until it covers its share of the corpus, or one shard if that is more.
     """
     length = retraining.sequence_length
     vocab_size = load_config(model_directory(dense)).vocab_size
-    budget = max(retraining.budgets) // length
+    wanted = (retraining.corpus_tokens or max(retraining.budgets)) // length
     shares = source_shares(retraining) or (1.0,) * len(roles.train)
 
     def of_texts(source: Documents, at_most: int) -> PackingJob:
@@ -107,7 +107,7 @@ def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles
         )  # fmt: skip
 
     corpus = tuple(
-        of_texts(source, max(math.ceil(share * budget), SHARD_TOKENS // length, 1))
+        of_texts(source, max(math.ceil(share * wanted), SHARD_TOKENS // length, 1))
         for source, share in zip(roles.train, shares, strict=True)
     )
     pairs = roles.instructions

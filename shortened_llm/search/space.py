@@ -90,10 +90,10 @@ class SearchSpace:
 
 
 def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:
-    """The first of each fingerprint."""
-    found: dict[str, TrialSpec] = {}
+    """The first of each fingerprint; a control that equals a candidate stays beside it, as they share their result."""
+    found: dict[tuple[str, str | None], TrialSpec] = {}
     for spec in specs:
-        found.setdefault(spec.fingerprint, spec)
+        found.setdefault((spec.fingerprint, spec.control), spec)
     return tuple(found.values())
 
 

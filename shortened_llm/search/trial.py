@@ -87,6 +87,7 @@ def train_runs(
                 runs_url=join(context.experiment.url, "train"),
                 resources=context.resources,
                 max_failures=context.max_failures,
+                tokens_before=sum(run.tokens for run in runs),
                 callbacks=train_callbacks,
                 on_progress=on_progress,
                 on_note=on_progress.note,

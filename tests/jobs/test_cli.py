@@ -76,6 +76,14 @@ MISSING = "/no/such/place"
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
         (
+            ["--retraining.cpt.warmup_steps", "8"],
+            ["retraining.cpt.warmup_steps: is 8", "has 8 optimiser steps", "at most 7"],
+        ),
+        (
+            ["--retraining.methods", '["cpt_lora"]', "--retraining.lora.warmup_steps", "4"],
+            ["retraining.lora.warmup_steps: is 4", "has 4 optimiser steps"],
+        ),
+        (
             ["--retraining.methods", '["lora"]', "--retraining.lora.target_modules", '["qproj"]'],
             ["retraining.lora.target_modules", "'qproj'", "down_proj, gate_proj, k_proj"],
         ),

@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_number_ends_the_run(make_job: MakeJob) -> None:
 def test_preemption_saves_at_once_and_only_once(make_job: MakeJob) -> None:
     recorder = Recorder(preempted_at=4)
     run(make_job(checkpoint_tokens=1_000_000), recorder)
-    assert len(recorder.checkpoints) == 1
+    assert len(recorder.checkpoints) == 2  # and one at the end
     resumed = Recorder()
     run(make_job(), resumed, recorder.checkpoints[0].directory)
     assert [point.step for point in resumed.points] == [5, 6, 7, 8]
@@ -158,5 +158,8 @@ def test_where_it_runs_is_no_part_of_a_runs_identity(make_job: MakeJob) -> None:
         assert make_job(**same).fingerprint == job.fingerprint
     for other in ({"tokens": 16384}, {"seed": 1}, {"global_batch_size": 4}, {"isolate_documents": True}):
         assert make_job(**other).fingerprint != job.fingerprint
+    drops, keeps = ({"lora": {"learning_rate": 1e-3, "dropout": dropout}} for dropout in (0.1, 0.0))
+    assert make_job("lora", **drops).fingerprint != make_job("lora", **drops, micro_batch_size=1).fingerprint
+    assert make_job("lora", **keeps).fingerprint == make_job("lora", **keeps, micro_batch_size=1).fingerprint
     assert with_rate(job, 1e-4).fingerprint != job.fingerprint
     assert replace(job, model=job.model.view((0, 7))).fingerprint != job.fingerprint

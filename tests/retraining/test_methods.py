@@ -13,7 +13,7 @@ from shortened_llm.models.export import export_view
 from shortened_llm.models.load import empty_model, load_config, load_model, model_directory
 from shortened_llm.records import DistillOptions, ModelRef
 from shortened_llm.retraining.adapters import check_targets, initial_adapter
-from shortened_llm.retraining.checkpoint import CheckpointMismatchError
+from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_checkpoint
 from shortened_llm.retraining.distillation import distillation_loss
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.guard import Guard
@@ -145,7 +145,8 @@ def test_more_tokens_go_on_where_the_decay_began(make_job: MakeJob) -> None:
     rare = options | {"checkpoint_tokens": 1_000_000, "keep_stable_checkpoint": True}
     short, long = Recorder(), Recorder()
     train(make_job(**rare), device=CPU, resume_from=None, host=short)
-    (kept,) = short.checkpoints
+    kept, at_the_end = short.checkpoints
+    assert [verify_checkpoint(one.directory).step for one in (kept, at_the_end)] == [5, 8]
     assert short.points[-1].step == 8
     train(make_job(**options, tokens=16_384), device=CPU, resume_from=None, host=long)
     extended = Recorder()
@@ -159,22 +160,20 @@ def test_more_tokens_go_on_where_the_decay_began(make_job: MakeJob) -> None:
 def test_skipped_steps_are_counted_and_too_many_end_the_run() -> None:
     guard = Guard(max_in_a_row=3)
     for step, skipped in enumerate([False, True, True, False, True]):
-        guard.see(step, math.nan if skipped else 2.0, skipped=skipped, last=False)
+        guard.see(step, math.nan if skipped else 2.0, skipped=skipped)
     assert guard.skipped == [1, 2, 4]
-    guard.see(5, math.nan, skipped=True, last=False)
+    guard.see(5, math.nan, skipped=True)
     with pytest.raises(NonFiniteLossError, match="3 in a row"):
-        guard.see(6, math.nan, skipped=True, last=False)
-    with pytest.raises(NonFiniteLossError):
-        Guard(max_in_a_row=3).see(0, math.nan, skipped=True, last=True)
+        guard.see(6, math.nan, skipped=True)
 
 
 def test_a_loss_that_jumps_is_a_spike_and_noise_is_not() -> None:
     guard = Guard(max_in_a_row=3)
     for step in range(40):
-        guard.see(step, 3.0 - 0.01 * step + 0.1 * (-1) ** step, skipped=False, last=False)
+        guard.see(step, 3.0 - 0.01 * step + 0.1 * (-1) ** step, skipped=False)
     assert guard.spikes == []
-    guard.see(40, 5.0, skipped=False, last=False)
-    guard.see(41, 2.6, skipped=False, last=False)
+    guard.see(40, 5.0, skipped=False)
+    guard.see(41, 2.6, skipped=False)
     assert guard.spikes == [40]
 
 

@@ -21,7 +21,7 @@ from shortened_llm.records import (
 from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.preflight import check_resources, evaluators_may_idle
 from shortened_llm.search.prepare import selection_units
-from shortened_llm.search.space import SearchSpace, waves
+from shortened_llm.search.space import SearchSpace, distinct, waves
 
 TOKENS = TokenMixture(
     parts=(TokenDataset(url="/t", fingerprint="t", files=(), num_sequences=256, sequence_length=128, num_documents=3),)
@@ -149,6 +149,14 @@ def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, spac
     assert [(t.plan.removed_blocks, t.recipes[-1].tokens, t.control) for t in dense] == [
         ((), 4096, "dense"), ((), 8192, "dense"),
     ]  # fmt: skip
+
+
+def test_a_control_that_is_a_candidate_too_is_both(tiny_config: SearchConfig, space: SearchSpace) -> None:
+    pruned = plans(tiny_config, ORDER)
+    specs = distinct((*space.trials(pruned), *space.controls("random", pruned), *space.trials(pruned)))
+    assert [spec.control for spec in specs] == [None, "random"]
+    assert len({spec.fingerprint for spec in specs}) == 1
+    assert [len(wave) for wave in waves(space, specs)] == [1, 1]
 
 
 def test_equal_seconds_scale_the_budget_by_the_speed(

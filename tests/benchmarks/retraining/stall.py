@@ -31,7 +31,7 @@ def of_checkpoints(directory: Path, steps: int | None) -> dict:
         + f" (the first one also allocates its buffers): {sum(stalls) / len(stalls) / interval:.2%} of the interval on "
         f"average, {stalls[-1] / interval:.2%} for the last (goal: at most {GOAL:.0%})"
     )
-    extra = (seconds["with"] - seconds["without"]) / len(stalls)
+    extra = (seconds["with"] - seconds["without"]) / (len(stalls) - 1)  # both save at the end
     print(
         f"steps {WARM_UP + 1} to {steps} with the last checkpoint's end: {seconds['with']:.2f} s with, "
         f"{seconds['without']:.2f} s without checkpoints: {extra:.2f} s ({extra / interval:.1%}) for each, writing on "
