@@ -61,6 +61,7 @@ def main() -> None:
         runs_url=order.runs_url,
         resources=order.resources,
         max_failures=1,
+        tokens_before=0,
         callbacks=[],
         on_progress=order.log,
         on_note=order.log,
