@@ -7,8 +7,7 @@ from jobs.cli import make_parser, parse_command, run
 from jobs.score import score_here
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
-from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import model_directory
+from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import to_json
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
     scores = score_here(config, facts, dense, store)
-    size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
+    size = size_of(dense)
     for plan in make_plans(config.search, scores, size):
         labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)
         directory = flags.output / labels

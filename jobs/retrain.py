@@ -23,15 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     config = first_plan(config)
     store = Store.at(config.storage.url)
     facts = check_retraining(config, store)
-    removed = None if flags.remove is None else chosen_blocks(flags.remove, facts)
-    if removed is not None:
-        cut_config(facts.model_config, tuple(block for block in range(facts.num_blocks) if block not in removed))
+    kept = None if flags.remove is None else kept_blocks(flags.remove, facts)
     check_placement(config.resources, dry_run=flags.dry_run)
     if flags.dry_run:
-        blocks = f"blocks {flags.remove}" if removed else f"what {config.scoring.criteria[0]} removes"
+        blocks = f"blocks {flags.remove}" if kept else f"what {config.scoring.criteria[0]} removes"
         print(f"would retrain {config.model.path} without {blocks} by {', '.join(config.retraining.methods)}")
         return
-    for spec, runs in retrain_plan(config, facts, store, removed):
+    for spec, runs in retrain_plan(config, facts, store, kept):
         for recipe, done in zip(spec.recipes, runs, strict=True):
             losses = f"loss {done.history[0].loss:.3f} -> {done.history[-1].loss:.3f}" if done.history else "untrained"
             speed = f", {done.tokens:,} tokens in {done.seconds:.0f} s" if done.tokens else ""
@@ -54,15 +52,22 @@ def first_plan(config: SearchConfig) -> SearchConfig:
     )
 
 
-def chosen_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
-    """The blocks of a flag such as `5,8,9`, ascending; raises `BadInputError` where they are no proper subset."""
+def kept_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
+    """The blocks that stay where those of a flag such as `5,8,9` go.
+
+    Raises:
+        BadInputError: they are no proper subset, or the architecture cannot lose them.
+    """
     try:
-        blocks = tuple(sorted({int(part) for part in text.split(",")}))
+        removed = {int(part) for part in text.split(",")}
     except ValueError:
         raise BadInputError(f"--remove: {text!r} is no list of block numbers, such as 5,8,9") from None
-    if blocks[0] < 0 or blocks[-1] >= facts.num_blocks or len(blocks) == facts.num_blocks:
+    every = range(facts.num_blocks)
+    if not removed < set(every):
         raise BadInputError(f"--remove: is {text!r}; allowed are some of the blocks 0 to {facts.num_blocks - 1}")
-    return blocks
+    kept = tuple(block for block in every if block not in removed)
+    cut_config(facts.model_config, kept)
+    return kept
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _as_tuple(value: object) -> object:
     return (value,)
 
 
-Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1)]
+Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]
 Criterion = Literal[
     "ppl", "taylor", "magnitude", "block_influence", "angular_span", "kl", "greedy_ppl", "last_n", "random"
@@ -78,11 +78,6 @@ class StorageConfig(Section):
     """A directory or an fsspec URL such as s3://bucket/prefix. Credentials come from the environment or the node's
     role; AWS_ENDPOINT_URL names another S3 server."""
 
-    @field_validator("url")
-    @classmethod
-    def _plain(cls, url: str) -> str:
-        return _no_credentials(url)
-
 
 class ModelConfig(Section):
     """The dense model."""
@@ -96,32 +91,29 @@ class ModelConfig(Section):
     trust_remote_code: Literal[False] = False
     """Models that bring Python code of their own are not loaded."""
 
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return _no_credentials(path)
 
-
-class TextSource(Section):
-    """Documents. A source that serves several purposes is split by document: 5 % selection, 5 % report, the rest for
-    training and calibration."""
+class DataSource(Section):
+    """Rows of files, or of a hub data set."""
 
     path: Url
-    """JSONL, Parquet or text file (a glob or URL too), or a hub data set id. In a text file, documents are separated
-    by blank lines."""
+    """JSONL or Parquet file (a glob or URL too), or a hub data set id."""
     name: str | None = None
     """Configuration of a hub data set, such as wikitext-2-raw-v1."""
     revision: str | None = None
     """Revision of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
+
+
+class TextSource(DataSource):
+    """Documents. A source that serves several purposes is split by document: 5 % selection, 5 % report, the rest for
+    training and calibration."""
+
+    path: Url
+    """JSONL, Parquet or text file (a glob or URL too), or a hub data set id. In a text file, documents are separated
+    by blank lines."""
     field: str = "text"
     """Column that holds the text. A column `input_ids` is taken as tokens instead where it exists."""
-
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return _no_credentials(path)
 
     @property
     def label(self) -> str:
@@ -333,17 +325,9 @@ class CptLoraConfig(Section):
     """Share of the tokens in continued pretraining. With adapters trained on instructions it has them all."""
 
 
-class InstructionsConfig(Section):
+class InstructionsConfig(DataSource):
     """Pairs of a prompt and a response; the loss is on the response alone."""
 
-    path: Url
-    """JSONL, JSON or Parquet file (a glob or URL too), or a hub data set id."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    revision: str | None = None
-    """Revision of a hub data set."""
-    split: str = "train"
-    """Split of a hub data set."""
     template: Literal["alpaca", "chat"] = "alpaca"
     """alpaca: the template of Stanford Alpaca; chat: the tokenizer's own chat template."""
     instruction_field: str = "instruction"
@@ -358,11 +342,6 @@ class InstructionsConfig(Section):
     """Pairs per optimiser step, over all workers."""
     epochs: float = Field(2.0, gt=0)
     """Passes over the pairs; a fraction is allowed."""
-
-    @field_validator("path")
-    @classmethod
-    def _plain(cls, path: str) -> str:
-        return _no_credentials(path)
 
 
 class TrainingSource(TextSource):

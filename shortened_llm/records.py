@@ -117,6 +117,18 @@ class TokenMixture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What the methods of an experiment train on."""
+
+    corpus: TokenMixture | None
+    """Where a method trains on it."""
+    instructions: TokenMixture | None
+    """Where a method trains on them."""
+    validation: TokenMixture | None
+    """Sequences of the selection texts, where something is trained and the texts fill any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """How sure it is which blocks go when `count` of them are removed."""
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from huggingface_hub import HfApi
 
+from shortened_llm.config import DataSource
 from shortened_llm.errors import BadInputError
 from shortened_llm.storage.urls import content_key, expand_glob, filesystem, is_local
 
@@ -15,24 +15,11 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "te
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
-class Source(Protocol):
-    """What a configuration says of any data."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def split(self) -> str: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """The rows of one source."""
 
-    source: Source
+    source: DataSource
     files: tuple[str, ...]
     """Absolute paths or URLs; empty for a hub data set."""
     commit: str | None
@@ -41,7 +28,7 @@ class Rows:
     """Where the source stands in the config, for messages."""
 
     @classmethod
-    def find(cls, source: Source, field_path: str) -> "Rows":
+    def find(cls, source: DataSource, field_path: str) -> "Rows":
         """The files or the pinned hub data set behind a source.
 
         Raises:
@@ -148,7 +135,7 @@ def _is_empty(file: str) -> bool:
     return bool(fs.isfile(path) and fs.size(path) == 0)
 
 
-def _commit(source: Source, field_path: str) -> str:
+def _commit(source: DataSource, field_path: str) -> str:
     """The commit that pins a hub data set."""
     try:
         return str(HfApi().dataset_info(source.path, revision=source.revision).sha)

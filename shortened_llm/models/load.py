@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import BLOCK_NAME, open_tensor_files, renumbered
-from shortened_llm.records import ModelRef
+from shortened_llm.models.files import BLOCK_NAME, model_size, open_tensor_files, renumbered
+from shortened_llm.records import ModelRef, ModelSize
 from shortened_llm.storage.payload import local_directory
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -22,6 +22,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def model_directory(ref: ModelRef) -> Path:
     """The model's files on this node."""
     return local_directory(ref.url, ref.files)
+
+
+def size_of(ref: ModelRef) -> ModelSize:
+    """Parameters of the blocks and of the rest, in the model's files."""
+    return model_size(open_tensor_files(model_directory(ref)), ref.num_blocks)
 
 
 def load_config(directory: Path) -> PretrainedConfig:

@@ -90,6 +90,11 @@ def fill_shards(
     set_generation_config(model, directory)
 
 
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, sharded or not, without its gradient's history. A collective where it is sharded."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
 def plain_name(name: str) -> str:
     """The name of a tensor in the model without wrappers."""
     for wrapper in WRAPPERS:

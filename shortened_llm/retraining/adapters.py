@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.shards import plain_name
+from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.records import LoraOptions
 
 ADAPTER = "default"
@@ -99,7 +98,7 @@ def merged(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
         layer: peft's layer around the one that `weight` belongs to.
         weight: the whole of it.
     """
-    down, up = _whole(layer.lora_A[ADAPTER].weight), _whole(layer.lora_B[ADAPTER].weight)  # type: ignore[index,union-attr]
+    down, up = (whole_tensor(half[ADAPTER].weight).float() for half in (layer.lora_A, layer.lora_B))  # type: ignore[index,union-attr]
     product = layer.scaling[ADAPTER] * (up @ down)  # type: ignore[index]
     return weight.float() + (product.T if layer.fan_in_fan_out else product)
 
@@ -107,7 +106,7 @@ def merged(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
 def gathered_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
     """The adapters' weights on the CPU, float32, as peft names them in its files. A collective."""
     return {
-        f"base_model.model.{plain_name(name).replace(f'.{ADAPTER}.', '.')}": _whole(tensor).cpu()
+        f"base_model.model.{plain_name(name).replace(f'.{ADAPTER}.', '.')}": whole_tensor(tensor).float().cpu()
         for name, tensor in model.state_dict(keep_vars=True).items()
         if is_adapter(name)
     }
@@ -120,7 +119,3 @@ def save_adapter(weights: Mapping[str, torch.Tensor], options: LoraOptions, dire
     config.inference_mode = True
     config.save_pretrained(directory)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "adapter_model.safetensors")
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().float()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from shortened_llm.config import flatten
 from shortened_llm.fingerprint import canonical
-from shortened_llm.records import TrainingPoint, from_json, to_json
+from shortened_llm.records import Recipe, TrainingPoint, from_json, to_json
 from shortened_llm.retraining.manifest import (
     DamagedCheckpointError,
     WrittenFile,
@@ -34,6 +34,7 @@ from shortened_llm.retraining.manifest import (
     check_sizes,
     write_manifest,
 )
+from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.retraining.scratch import scratch_directory
 from shortened_llm.storage.urls import join, read_bytes
 
@@ -56,8 +57,6 @@ class CheckpointMismatchError(RuntimeError):
 class RunProgress:
     """Where a run stands."""
 
-    fingerprint: str
-    """Of the job."""
     step: int = 0
     """Optimiser steps done."""
     tokens: int = 0
@@ -186,9 +185,7 @@ def load_checkpoint(
     saved = from_json(SavedProgress, (directory / PROGRESS_NAME).read_bytes())
     theirs, ours = flatten(saved.identity), flatten(canonical(identity))  # type: ignore[arg-type]
     differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-    if differing and not (
-        set(differing) <= LENGTH and saved.progress.step <= min(_undecayed(theirs), _undecayed(ours))
-    ):
+    if differing and saved.progress.step > _shared_steps(saved.identity, identity, differing):
         listed = "; ".join(f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in differing)
         raise CheckpointMismatchError(f"{directory} is a checkpoint of another run: {listed}")
     state = _trained_state(model, optimizer)
@@ -198,12 +195,12 @@ def load_checkpoint(
     return saved.progress
 
 
-def _undecayed(identity: Mapping[str, object]) -> int:
-    """Steps that a run takes before its learning rate depends on its length."""
-    if identity.get("recipe.schedule") != "wsd":
+def _shared_steps(theirs: Mapping[str, object], ours: Mapping[str, object], differing: Iterable[str]) -> int:
+    """Steps that two runs have in common: those before a learning rate decays where only their lengths differ."""
+    if not LENGTH.issuperset(differing):
         return 0
-    steps, decay, warmup = (int(str(identity[f"recipe.{name}_steps"])) for name in ("num", "decay", "warmup"))
-    return max(warmup, steps - decay)
+    recipes = (TypeAdapter(Recipe).validate_python(canonical(identity["recipe"])) for identity in (theirs, ours))
+    return min(stable_end(recipe) for recipe in recipes)
 
 
 def check_complete(url: str) -> tuple[SavedProgress, tuple[WrittenFile, ...]]:

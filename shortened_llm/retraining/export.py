@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from shortened_llm.models.cut import cut_config
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
 from shortened_llm.models.load import DTYPES, empty_model, load_config, load_tokenizer, model_directory
-from shortened_llm.models.shards import plain_name
+from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.records import ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import gathered_adapter, is_adapter, merged, save_adapter
 from shortened_llm.retraining.checkpoint import RunProgress
@@ -104,7 +103,7 @@ def gathered_state(model: nn.Module, dtype: str, rank: int) -> dict[str, torch.T
         if is_adapter(name):
             continue
         if id(tensor) not in gathered:  # tied weights have two names
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+            whole = whole_tensor(tensor)
             if name.endswith(".base_layer.weight"):
                 whole = merged(adapted[plain_name(name).removesuffix("weight")], whole)
             kept = whole.to("cpu", DTYPES[dtype] if whole.is_floating_point() else whole.dtype)

@@ -31,7 +31,8 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
-    """Floating-point operations per token of forward and backward pass, without recomputation.
+    """Floating-point operations per token of forward and backward pass, without recomputation; of a frozen model there
+    is only a forward pass.
 
     2 per weight and token forward, 2 for the gradient of the activations as far back as something is trained, 2 for the
     gradient of each trained weight; attention 4 x length x width per block forward, the causal half not left out (PaLM,
@@ -52,16 +53,6 @@ def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
         for weight in block.parameters():
             if weight.dim() >= 2:
                 flops += 2.0 * weight.numel() * _active_share(model, weight) * (1 + reached + weight.requires_grad)
-    return flops
-
-
-def forward_flops(model: PreTrainedModel, sequence_length: int) -> float:
-    """Floating-point operations per token of a forward pass alone."""
-    blocks = find_blocks(model)
-    flops = 2.0 * model.get_output_embeddings().weight.numel()
-    flops += len(blocks) * 4.0 * sequence_length * _attention_width(model)
-    for block in blocks:
-        flops += sum(2.0 * w.numel() * _active_share(model, w) for w in block.parameters() if w.dim() >= 2)
     return flops
 
 

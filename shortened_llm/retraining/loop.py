@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from shortened_llm.records import TrainingPoint
 from shortened_llm.retraining.adapters import initial_adapter
 from shortened_llm.retraining.checkpoint import Checkpointer, PendingCheckpoint, RunProgress, load_checkpoint
 from shortened_llm.retraining.distillation import Teacher
-from shortened_llm.retraining.flops import forward_flops, training_flops
+from shortened_llm.retraining.flops import training_flops
 from shortened_llm.retraining.guard import Guard
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.meter import Meter
@@ -77,15 +77,14 @@ def train(
         prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
-    progress = RunProgress(fingerprint=job.fingerprint)
+    progress = RunProgress()
     if recipe.num_steps == 0:
         on_loaded()
         return model, progress
     teacher = _open_teacher(job, mesh, device)
     optimizer = make_optimizer(model, recipe)
     if resume_from is not None:
-        saved = load_checkpoint(resume_from, model, optimizer, job.identity)
-        progress = replace(saved, fingerprint=job.fingerprint)
+        progress = load_checkpoint(resume_from, model, optimizer, job.identity)
     on_loaded()
     end_of_text = load_tokenizer(model_directory(job.model)).eos_token_id if recipe.isolate_documents else None
     stream = TrainingStream(
@@ -94,14 +93,14 @@ def train(
     )  # fmt: skip
     held_out = _held_out(job, rank, world_size, end_of_text)
     flops = training_flops(model, recipe.sequence_length)
-    flops += forward_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
+    flops += training_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
     meter = Meter(device, job.dtype, flops_per_token=flops, world_size=world_size)
     guard = Guard(
         max_in_a_row=job.placement.max_skipped_steps, skipped=progress.skipped_steps, spikes=progress.loss_spikes
     )
     checkpointer = Checkpointer(job.identity, device)
     report_steps = max(1, min(10, recipe.num_steps // REPORTS))
-    unread: list[_Step] = []
+    unread: list[tuple[StepBatch, StepOutcome]] = []
     preempted, stalled = False, 0.0
     for batch in stream.steps(progress.step, recipe.num_steps):
         rate = learning_rate(batch.step, recipe)
@@ -111,7 +110,7 @@ def train(
             model, optimizer, [_to_device(micro_batch, device) for micro_batch in batch.micro_batches], recipe,
             num_predictions=batch.num_predictions, world_size=world_size, teacher=teacher,
         )  # fmt: skip
-        unread.append(_Step.of(batch, outcome))
+        unread.append((batch, outcome))
         meter.step(batch.num_tokens)
         done = batch.step + 1
         last = done == recipe.num_steps
@@ -124,7 +123,7 @@ def train(
         loss, norm = _read(unread, guard, stream)
         validation_loss = _validate(model, held_out, device) if held_out and save else None
         progress, point = _advance(
-            progress, done, unread, guard, meter, loss=loss, norm=norm, rate=rate, validation_loss=validation_loss,
+            progress, done, guard, meter, loss=loss, norm=norm, rate=rate, validation_loss=validation_loss,
             accelerators=world_size * accelerators_per_worker,
         )  # fmt: skip
         values = _values(progress, point) | meter.measure(
@@ -141,20 +140,6 @@ def train(
         unread.clear()
     checkpointer.close()
     return model, progress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """A step whose numbers are still on the device."""
-
-    step: int
-    num_predictions: int
-    num_tokens: int
-    outcome: StepOutcome
-
-    @classmethod
-    def of(cls, batch: StepBatch, outcome: StepOutcome) -> "_Step":
-        return cls(step=batch.step, num_predictions=batch.num_predictions, num_tokens=batch.num_tokens, outcome=outcome)
 
 
 def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> Teacher | None:
@@ -199,31 +184,30 @@ def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     )
 
 
-def _read(steps: Sequence[_Step], guard: Guard, stream: TrainingStream) -> tuple[float, float]:
+def _read(steps: Sequence[tuple[StepBatch, StepOutcome]], guard: Guard, stream: TrainingStream) -> tuple[float, float]:
     """Wait for the device; returns the mean loss over the steps that counted, and the last gradient norm."""
-    sums = torch.stack([step.outcome.loss for step in steps])
+    sums = torch.stack([outcome.loss for _, outcome in steps])
     dist.all_reduce(sums)
-    skipped = torch.stack([step.outcome.skipped for step in steps])
-    norm = steps[-1].outcome.gradient_norm.reshape(1)
-    numbers = torch.cat([sums, skipped.to(sums), norm.to(sums)]).tolist()
+    skipped = torch.stack([outcome.skipped for _, outcome in steps])
+    norms = torch.stack([outcome.gradient_norm for _, outcome in steps])
+    numbers = torch.stack([sums, skipped.to(sums), norms.to(sums)], dim=1).tolist()
     total = predictions = 0.0
-    for step, summed, left_out in zip(steps, numbers, numbers[len(steps) : -1], strict=False):
-        mean = summed / max(1, step.num_predictions)
+    for (batch, _), (summed, left_out, _) in zip(steps, numbers, strict=True):
+        mean = summed / max(1, batch.num_predictions)
         if left_out and dist.get_rank() == 0:
             LOGGER.warning(
                 "step %d skipped: loss %s, gradient not finite; its sequences (source, index): %s",
-                step.step + 1, mean, stream.indices(step.step),
+                batch.step + 1, mean, stream.indices(batch.step),
             )  # fmt: skip
-        guard.see(step.step, mean, skipped=bool(left_out))
+        guard.see(batch.step, mean, skipped=bool(left_out))
         if not left_out:
-            total, predictions = total + summed, predictions + step.num_predictions
-    return total / predictions if predictions else float("nan"), numbers[-1]
+            total, predictions = total + summed, predictions + batch.num_predictions
+    return total / predictions if predictions else float("nan"), numbers[-1][-1]
 
 
 def _advance(
     progress: RunProgress,
     done: int,
-    steps: Sequence[_Step],
     guard: Guard,
     meter: Meter,
     *,
@@ -234,8 +218,7 @@ def _advance(
     accelerators: float,
 ) -> tuple[RunProgress, TrainingPoint]:
     """The progress after the interval's steps, its point at the end of the history."""
-    tokens = sum(step.num_tokens for step in steps)
-    seconds = meter.seconds
+    tokens, seconds = meter.tokens, meter.seconds
     point = TrainingPoint(
         step=done,
         tokens=progress.tokens + tokens,

@@ -23,11 +23,12 @@ class Meter:
     def restart(self) -> None:
         """Begin to measure."""
         self._started = time.monotonic()
-        self._tokens = 0
+        self.tokens = 0
+        """Of the interval so far, over all workers."""
 
     def step(self, tokens: int) -> None:
         """A step took this many tokens, over all workers."""
-        self._tokens += tokens
+        self.tokens += tokens
 
     @property
     def seconds(self) -> float:
@@ -43,7 +44,7 @@ class Meter:
             tokens_per_step: of a usual step.
         """
         seconds = max(self.seconds, 1e-9)
-        speed = self._tokens / seconds
+        speed = self.tokens / seconds
         flops = speed * self._flops / self._world_size
         values = {
             metrics.TOKENS_PER_SECOND: speed,

@@ -21,5 +21,6 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def stable_end(recipe: Recipe) -> int:
-    """Steps before the decay of a wsd schedule: up to here a run is the beginning of every longer one."""
-    return max(recipe.warmup_steps, recipe.num_steps - recipe.decay_steps)
+    """Steps before the decay of a wsd schedule: up to here a run is the beginning of every longer one. 0 for the other
+    schedules, which depend on the run's length from the start."""
+    return 0 if recipe.schedule != "wsd" else max(recipe.warmup_steps, recipe.num_steps - recipe.decay_steps)

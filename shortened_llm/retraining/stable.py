@@ -13,15 +13,16 @@ from pathlib import Path
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import step_of
 from shortened_llm.retraining.schedule import stable_end
+from shortened_llm.storage.payload import download_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, list_names
+from shortened_llm.storage.urls import filesystem, is_local, join, list_names
 
 KIND = "stable"
 
 
 def keeps_stable(job: RetrainingJob, step: int) -> bool:
     """Whether the checkpoint after `step` steps is to be kept."""
-    return job.placement.keep_stable_checkpoint and job.recipe.schedule == "wsd" and step == stable_end(job.recipe)
+    return job.placement.keep_stable_checkpoint and step == stable_end(job.recipe)
 
 
 def stable_url(job: RetrainingJob, store: Store, name: str) -> str:
@@ -32,8 +33,6 @@ def stable_url(job: RetrainingJob, store: Store, name: str) -> str:
 
 def stable_urls(job: RetrainingJob, store: Store) -> list[str]:
     """Kept checkpoints that the run may begin with, newest first."""
-    if job.recipe.schedule != "wsd":
-        return []
     names = sorted(list_names(join(store.url, KIND, job.stable_fingerprint)), reverse=True)
     return [stable_url(job, store, name) for name in names if step_of(name) <= stable_end(job.recipe)]
 
@@ -49,6 +48,4 @@ def _as_directory(url: str) -> Iterator[str]:
         yield filesystem(url)[1]
         return
     with tempfile.TemporaryDirectory(prefix="shortened_llm_stable_") as directory:
-        for name in file_sizes(url):  # the index is a hidden file
-            download_file(join(url, name), Path(directory) / name)
-        yield directory
+        yield str(download_directory(url, Path(directory)))

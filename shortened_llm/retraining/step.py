@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from shortened_llm.data.batches import MicroBatch
+from shortened_llm.models.shards import whole_tensor
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.distillation import Teacher
 from shortened_llm.retraining.sharding import stays_gathered
@@ -82,5 +82,4 @@ def train_step(
 
 def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Scale gradients down to a global norm; returns the norm before, as a plain scalar tensor."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm))

@@ -10,8 +10,7 @@ from shortened_llm.errors import last_line
 from shortened_llm.evaluation.evaluate import Unit
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import model_directory
+from shortened_llm.models.load import size_of
 from shortened_llm.records import (
     BlockScores,
     EvalScores,
@@ -93,12 +92,11 @@ def gather(
             continue
         trials[index] = replace(trials[index], before=before_scores, after=after_scores)
         progress(f"scored {index + 1}/{len(specs)} trials")
-    files = open_tensor_files(model_directory(dense))
     experiment = Experiment(
         name=config.experiment,
         model=config.model.path,
         num_blocks=dense.num_blocks,
-        dense_parameters=model_size(files, dense.num_blocks).parameters(dense.kept_blocks),
+        dense_parameters=size_of(dense).parameters(dense.kept_blocks),
         dense_url=dense.url,
         dense_selection=dense_scores.selection,
         dense_report=dense_scores.report,

@@ -15,7 +15,7 @@ from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.load import load_config, load_tokenizer, model_directory
-from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture
+from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture, TrainingData
 from shortened_llm.scoring.job import ScoringJob, Unit
 from shortened_llm.scoring.measure import measure, pending_units
 from shortened_llm.scoring.score import score_blocks
@@ -24,18 +24,6 @@ from shortened_llm.storage.store import Store
 
 # Lost tasks are started again by Ray, and do what they had not stored yet.
 RETRIES = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """Packed tokens."""
-
-    corpus: TokenMixture | None
-    """Where a method trains on it."""
-    instructions: TokenMixture | None
-    """Where a method trains on them."""
-    validation: TokenMixture | None
-    """Sequences of the selection texts, where something is trained and the texts fill any."""
 
 
 def start_packing(

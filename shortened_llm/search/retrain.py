@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import load_config, model_directory
+from shortened_llm.models.load import load_config, model_directory, size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans, plan_of
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
@@ -20,12 +19,12 @@ from shortened_llm.storage.store import Store
 
 
 def retrain_plan(
-    config: SearchConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
+    config: SearchConfig, facts: ScoringFacts, store: Store, kept: tuple[int, ...] | None
 ) -> Iterator[tuple[TrialSpec, tuple[RetrainedModel, ...]]]:
     """Retrain a plan by every method, rate and seed of the configuration, one after another; each as it is done.
 
     Args:
-        removed: the blocks that go; None: what the first criterion removes at the first ratio.
+        kept: the blocks that stay; None: what the first criterion keeps at the first ratio.
 
     Raises:
         BadInputError: a driver runs the experiment of this name, or the architecture cannot lose these blocks.
@@ -36,14 +35,11 @@ def retrain_plan(
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
-        plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
+        plan = _plan(config, facts, dense, kept, store, log.about("prepare"))
         cut_config(load_config(model_directory(dense)), plan.kept_blocks)
-        data = packing()
         space = SearchSpace(
             dense=dense,
-            corpus=data.corpus,
-            instructions=data.instructions,
-            validation=data.validation,
+            data=packing(),
             retraining=config.retraining,
             selection=(),
             dtype=config.model.dtype,
@@ -66,14 +62,13 @@ def _plan(
     config: SearchConfig,
     facts: ScoringFacts,
     dense: ModelRef,
-    removed: tuple[int, ...] | None,
+    kept: tuple[int, ...] | None,
     store: Store,
     progress: Progress,
 ) -> PrunePlan:
-    size = model_size(open_tensor_files(model_directory(dense)), dense.num_blocks)
-    if removed is not None:
-        ratio = facts.cuts[0][1]  # whose budget it has
-        return plan_of(tuple(b for b in range(dense.num_blocks) if b not in removed), "chosen", ratio, size)
+    size = size_of(dense)
+    if kept is not None:
+        return plan_of(kept, "chosen", facts.cuts[0][1], size)  # with the budget of that ratio
     job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
     plans = make_plans(config.search, score(job, config, store, progress), size)
     return plans[0]

@@ -8,8 +8,7 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import load_config, model_directory
+from shortened_llm.models.load import load_config, model_directory, size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
@@ -66,9 +65,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
         write_config(store, config)
         space = SearchSpace(
             dense=dense,
-            corpus=data.corpus,
-            instructions=data.instructions,
-            validation=data.validation,
+            data=data,
             retraining=config.retraining,
             selection=selection_units(config, roles),
             dtype=config.model.dtype,
@@ -103,7 +100,7 @@ def _trials(
 ) -> tuple[TrialSpec, ...]:
     """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
     directory = model_directory(space.dense)
-    size = model_size(open_tensor_files(directory), space.dense.num_blocks)
+    size = size_of(space.dense)
     plans, controls = make_plans(config.search, scores, size), config.search.controls
     of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
     random = make_plans(config.search, of_random, size)

@@ -7,7 +7,7 @@ from typing import cast
 from shortened_llm.config import Control, Method, RetrainingConfig
 from shortened_llm.evaluation.evaluate import Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrialSpec
+from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrainingData, TrialSpec
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.recipe import Chain, chains
 
@@ -17,9 +17,7 @@ class SearchSpace:
     """What all trials of a search share."""
 
     dense: ModelRef
-    corpus: TokenMixture | None
-    instructions: TokenMixture | None
-    validation: TokenMixture | None
+    data: TrainingData
     retraining: RetrainingConfig
     selection: tuple[Unit, ...]
     dtype: str
@@ -66,7 +64,7 @@ class SearchSpace:
         }
 
     def _chains(self, plan: PrunePlan, method: Method) -> Iterator[Chain]:
-        num_pairs = self.instructions.num_sequences if self.instructions else 0
+        num_pairs = self.data.instructions.num_sequences if self.data.instructions else 0
         ratios = {label.ratio for label in plan.labels if label.criterion != "dense"}
         budgets = {self.retraining.budget(ratio) for ratio in ratios} or set(self.retraining.budgets)
         for budget in sorted(budgets):
@@ -77,12 +75,12 @@ class SearchSpace:
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
 
     def _job(self, model: ModelRef, recipe: Recipe) -> RetrainingJob:
-        tokens = self.instructions if recipe.train_on == "instructions" else self.corpus
+        tokens = self.data.instructions if recipe.train_on == "instructions" else self.data.corpus
         return RetrainingJob(
             model=model,
             teacher=self.dense if recipe.distill else None,
             tokens=tokens or TokenMixture(parts=()),
-            validation=self.validation,
+            validation=self.data.validation,
             recipe=recipe,
             dtype=self.dtype,
             placement=self.retraining,

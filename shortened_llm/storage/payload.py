@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry
-from shortened_llm.storage.urls import download_file, filesystem, is_local, join, list_names
+from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join
 
 ALL_FILES = ("*",)
 
@@ -39,7 +39,7 @@ def upload_directory(directory: Path, url: str, patterns: tuple[str, ...] = ALL_
 
 def download_directory(url: str, directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> Path:
     """Copy the matching files directly below `url` into `directory`; returns `directory`."""
-    for name in list_names(url):
+    for name in file_sizes(url):  # hidden ones too, as an upload takes them
         if _matches(name, patterns):
             download_file(join(url, name), directory / name)
     return directory

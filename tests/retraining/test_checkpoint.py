@@ -40,7 +40,7 @@ IDENTITY = {"model": {"kept_blocks": [0, 1]}, "data": "abc", "seed": 0}
 
 
 def progress_at(step: int) -> RunProgress:
-    return RunProgress(fingerprint="run", step=step, seconds=1.0, history=())
+    return RunProgress(step=step, seconds=1.0, history=())
 
 
 def small_run(*, frozen: bool = False) -> tuple[nn.Sequential, torch.optim.Optimizer]:

@@ -28,7 +28,7 @@ def upload_checkpoint(run_url: str, step: int) -> str:
     model = nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     checkpointer = Checkpointer({}, torch.device("cpu"))
-    progress = RunProgress(fingerprint="run", step=step, seconds=0.0, history=())
+    progress = RunProgress(step=step, seconds=0.0, history=())
     directory = checkpointer.save(model, optimizer, progress).wait()
     checkpointer.close()
     name = checkpoint_name(step, os.urandom(2).hex())

@@ -16,6 +16,7 @@ from shortened_llm.records import (
     RetrainedModel,
     TokenDataset,
     TokenMixture,
+    TrainingData,
     TrialResult,
 )
 from shortened_llm.search.equal_seconds import equal_seconds_trials
@@ -26,6 +27,7 @@ from shortened_llm.search.space import SearchSpace, distinct, waves
 TOKENS = TokenMixture(
     parts=(TokenDataset(url="/t", fingerprint="t", files=(), num_sequences=256, sequence_length=128, num_documents=3),)
 )
+DATA = TrainingData(corpus=TOKENS, instructions=TOKENS, validation=None)
 SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
 
 
@@ -33,9 +35,7 @@ SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
 def space(tiny_config: SearchConfig, tiny_model: ModelRef) -> SearchSpace:
     return SearchSpace(
         dense=replace(tiny_model, fingerprint="dense"),
-        corpus=TOKENS,
-        instructions=TOKENS,
-        validation=None,
+        data=DATA,
         retraining=tiny_config.retraining,
         selection=selection_units(tiny_config, text_roles(tiny_config)),
         dtype="float32",
@@ -71,13 +71,13 @@ def test_a_trial_is_what_changes_its_numbers(tiny_config: SearchConfig, space: S
 
     (part,) = TOKENS.parts
     moved = replace(TOKENS, parts=(replace(part, url="/elsewhere"),))
-    same = replace(space, dense=replace(space.dense, url="/elsewhere"), corpus=moved)
+    same = replace(space, dense=replace(space.dense, url="/elsewhere"), data=replace(DATA, corpus=moved))
     assert fingerprint(same) == fingerprint(space)
     for other in (
         replace(space, dtype="bfloat16"),
         replace(space, dense=replace(space.dense, fingerprint="other")),
-        replace(space, corpus=replace(TOKENS, parts=(replace(part, fingerprint="other"),))),
-        replace(space, corpus=replace(TOKENS, weights=(1.0,))),
+        replace(space, data=replace(DATA, corpus=replace(TOKENS, parts=(replace(part, fingerprint="other"),)))),
+        replace(space, data=replace(DATA, corpus=replace(TOKENS, weights=(1.0,)))),
         replace(space, selection=()),
     ):
         assert fingerprint(other) != fingerprint(space)
