@@ -259,7 +259,7 @@ class PerplexityScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """Accuracy of one model on one lm-eval task."""
+    """One model on one lm-eval task or group."""
 
     task: str
     metric: str
@@ -267,6 +267,93 @@ class TaskScore:
     standard_error: float | None
     num_items: int
     protocol: str
+    higher_is_better: bool = True
+    item_values: tuple[float, ...] = ()
+    """The metric of each item, in the order of the data, the tasks of a group one after another; empty where the value
+    is no mean over items. Equal positions are equal items between models that share a protocol."""
+    item_answers: tuple[int, ...] = ()
+    """Index of the choice that the model prefers by this metric, for each item of a multiple-choice task."""
+    item_bits_per_byte: tuple[float, ...] = ()
+    """Bits per UTF-8 byte of the gold answer of each item of a multiple-choice task: lower is better, and it moves
+    where accuracy stands still."""
+    results_url: str | None = None
+    """lm-eval's own JSON of the results, with every sample beside it."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Mean over the items."""
+        return sum(self.item_bits_per_byte) / len(self.item_bits_per_byte) if self.item_bits_per_byte else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementScore:
+    """How far one model predicts what the dense model predicts, on one text."""
+
+    source: str
+    protocol: str
+    kl: float
+    """KL(dense ‖ model), mean over predictions, in nats."""
+    top1: float
+    """Share of predictions with the same most likely token."""
+    num_predictions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricScore:
+    """A user's own measure of one model."""
+
+    name: str
+    """`module:function`."""
+    value: float
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationPoint:
+    """Speed of generating from one shape of input; times in seconds, mean over the runs."""
+
+    batch_size: int
+    prompt_tokens: int
+    output_tokens: int
+    latency: float
+    """Of the whole generation."""
+    latency_deviation: float
+    """Standard deviation over the runs."""
+    time_to_first_token: float
+    """Prefill and the first token."""
+    throughput: float
+    """Generated tokens of the batch per second."""
+    peak_memory_bytes: int
+    """Most that was allocated on the GPU, or resident on CPU, weights included."""
+    gpu_utilisation: float | None = None
+    """Share of time with a kernel running, 0 to 1; None on CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyScore:
+    """What one model costs to run, measured in turns with the dense model in one process."""
+
+    protocol: str
+    """Device, dtype, threads, prompt, runs and options, in words."""
+    points: tuple[GenerationPoint, ...]
+    dense_points: tuple[GenerationPoint, ...]
+    """Of the dense model, from the same turns and in the same order."""
+    weight_bytes: int
+    kv_bytes_per_token: int
+    """Of the cache, for each token of each sequence."""
+    flops_per_token: float
+    """Of one forward pass, attention to the past left out."""
+    ideal_speed_ups: tuple[float, ...]
+    """For each point: dense time / (dense time less the removed blocks' share of it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingScore:
+    """A score that could not be had."""
+
+    unit: str
+    """What was to be measured: `perplexity on wiki`, `task piqa`."""
+    cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +362,10 @@ class EvalScores:
 
     perplexity: tuple[PerplexityScore, ...] = ()
     tasks: tuple[TaskScore, ...] = ()
+    agreement: tuple[AgreementScore, ...] = ()
+    metrics: tuple[MetricScore, ...] = ()
+    efficiency: EfficiencyScore | None = None
+    missing: tuple[MissingScore, ...] = ()
 
     @property
     def mean_nll(self) -> float:

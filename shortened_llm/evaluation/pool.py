@@ -11,7 +11,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.evaluation.evaluate import Unit, evaluate
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.units import Unit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import EvalScores, ModelRef

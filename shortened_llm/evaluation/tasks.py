@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shortened_llm.config import TaskConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import TaskScore
 
@@ -22,14 +23,14 @@ QUOTED_METRIC = {
 }
 
 
-def check_tasks(names: tuple[str, ...], directory: str | None) -> None:
+def check_tasks(tasks: tuple[TaskConfig, ...], directory: str | None) -> None:
     """Raises `BadInputError` for a task that neither lm-eval nor `directory` knows."""
-    if not names:
+    if not tasks:
         return
     if directory is not None and not Path(directory).is_dir():
         raise BadInputError(f"evaluation.task_directory: {directory!r} is no directory")
     known = _task_manager(directory).all_subtasks
-    for name in names:
+    for name in (task.task for task in tasks):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             own = sorted(path.stem for path in Path(directory).glob("*.yaml")) if directory else []
@@ -43,7 +44,7 @@ def check_tasks(names: tuple[str, ...], directory: str | None) -> None:
 def measure_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    name: str,
+    task: TaskConfig,
     *,
     directory: str | None,
     limit: int | None,
@@ -57,6 +58,8 @@ def measure_task(
     """
     import lm_eval  # 4 s
     from lm_eval.models.huggingface import HFLM
+
+    name = task.task
 
     results = lm_eval.simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import last_line
-from shortened_llm.evaluation.evaluate import Unit
 from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.evaluation.units import Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.load import size_of
 from shortened_llm.records import (

@@ -11,7 +11,7 @@ from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
 from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
-from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit
+from shortened_llm.evaluation.units import TaskUnit, TextUnit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.load import load_config, load_tokenizer, model_directory
@@ -183,6 +183,6 @@ def task_units(config: SearchConfig) -> tuple[TaskUnit, ...]:
     """Tasks measured for the dense model and the best of each size."""
     evaluation = config.evaluation
     return tuple(
-        TaskUnit(task=task, directory=evaluation.task_directory, limit=evaluation.task_limit)
+        TaskUnit(config=task, directory=evaluation.task_directory, limit=task.limit or evaluation.task_limit)
         for task in evaluation.report.tasks
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from shortened_llm.config import Control, Method, RetrainingConfig
-from shortened_llm.evaluation.evaluate import Unit
+from shortened_llm.evaluation.units import Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrainingData, TrialSpec
 from shortened_llm.retraining.job import RetrainingJob

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from shortened_llm.config import PerplexitySource
+from shortened_llm.config import PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.evaluate import TaskUnit, TextUnit, evaluate
+from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
 from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.evaluation.units import TaskUnit, TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
@@ -205,8 +206,8 @@ metadata: {{version: 1.0}}
 
 
 def test_a_local_task_runs_and_is_stored(tiny_model: ModelRef, local_store: Store, task_directory: Path) -> None:
-    check_tasks(("stories_local", "piqa"), str(task_directory))
-    unit = TaskUnit(task="stories_local", directory=str(task_directory), limit=4)
+    check_tasks((TaskConfig(task="stories_local"), TaskConfig(task="piqa")), str(task_directory))
+    unit = TaskUnit(config=TaskConfig(task="stories_local"), directory=str(task_directory), limit=4)
     scores = evaluate(tiny_model, [unit], local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
     assert scores.tasks[0].num_items == 4
     assert scores.tasks[0].value == 1.0  # a model of stories knows these
@@ -218,6 +219,6 @@ def test_a_local_task_runs_and_is_stored(tiny_model: ModelRef, local_store: Stor
 
 def test_unknown_tasks_are_named_with_the_nearest(task_directory: Path) -> None:
     with pytest.raises(BadInputError, match=r"piqaa.*piqa.*stories_local"):
-        check_tasks(("piqaa",), str(task_directory))
+        check_tasks((TaskConfig(task="piqaa"),), str(task_directory))
     with pytest.raises(BadInputError, match="task_directory"):
-        check_tasks(("piqa",), "/no/such/directory")
+        check_tasks((TaskConfig(task="piqa"),), "/no/such/directory")
