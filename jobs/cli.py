@@ -145,7 +145,29 @@ def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> bool:
         return False
     connect_ray()
     check_resources(resources, cluster_capacity())
+    check_labels(resources)
     return True
+
+
+def check_labels(resources: ResourcesConfig) -> None:
+    """Check that some node may run evaluators; on a cluster that starts nodes itself, one may come.
+
+    Raises:
+        BadInputError: no node of a fixed cluster has the labels.
+    """
+    import ray
+    from ray._private.state import state
+
+    wanted = resources.evaluator_labels
+    if not wanted or state.get_max_resources_from_cluster_config():
+        return
+    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
+    if not any(wanted.items() <= labels.items() for labels in nodes):
+        found = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items()})
+        raise BadInputError(
+            f"resources.evaluator_labels: is {wanted}, but no node of the cluster has these labels; it has "
+            f"{', '.join(found)}"
+        )
 
 
 # Stages exchange files, so the object store only carries small messages.

@@ -10,8 +10,9 @@ from shortened_llm.models.export import export_view
 from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans
-from shortened_llm.records import to_json
+from shortened_llm.reporting.card import plan_card
 from shortened_llm.search.preflight import check_search
+from shortened_llm.search.provenance import provenance
 from shortened_llm.storage.store import Store
 
 
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
         labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)
         directory = flags.output / labels
         export_view(dense.view(plan.kept_blocks), directory, config.model.dtype)
-        (directory / "pruning.json").write_text(to_json(plan))
+        for name, text in plan_card(plan, dense.num_blocks, provenance(config)).items():
+            (directory / name).write_text(text)
         print(directory, flush=True)
 
 

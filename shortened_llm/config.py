@@ -90,6 +90,9 @@ class ModelConfig(Section):
     """Compute type of retraining and evaluation. Master weights of retraining are float32."""
     trust_remote_code: Literal[False] = False
     """Models that bring Python code of their own are not loaded."""
+    license: str | None = None
+    """Licence of the model, such as apache-2.0, to be stated with every model made from it; read from its model card
+    unless given."""
 
 
 class DataSource(Section):

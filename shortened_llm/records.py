@@ -3,6 +3,7 @@
 A record says what was computed and how; where it lies is the store's business (`storage/store.py`).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -369,7 +370,9 @@ class EvalScores:
 
     @property
     def mean_nll(self) -> float:
-        """Mean over the sources of their mean negative log-likelihoods, in nats per token."""
+        """Mean over the sources of their mean negative log-likelihoods, in nats per token; NaN where one is missing."""
+        if self.missing or not self.perplexity:
+            return math.nan
         return sum(score.mean_nll for score in self.perplexity) / len(self.perplexity)
 
 
@@ -553,6 +556,39 @@ class TrialFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedModel:
+    """One model with its scores, apart from any search."""
+
+    model: str
+    """As the user named it."""
+    ref: ModelRef
+    selection: EvalScores
+    report: EvalScores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """Data that models were made from."""
+
+    name: str
+    path: str
+    """As the user named it."""
+    role: Literal["calibration", "training", "instructions"]
+    license: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where models come from, for those who get them."""
+
+    base_model: str
+    """As the user named it."""
+    base_license: str | None
+    """None where it is not known."""
+    sources: tuple[SourceFacts, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedTrial:
     """One row of the report: a trial with every score that was measured for it."""
 
@@ -587,3 +623,5 @@ class Experiment:
     """Report texts whose source was never trained on, by name; None where that is not recorded."""
     versions: dict[str, str]
     """Versions of the libraries that set numbers."""
+    provenance: Provenance | None = None
+    """None where that is not recorded."""

@@ -132,3 +132,42 @@ def test_a_preset_fills_in_what_is_not_given(values: dict) -> None:
     given = changed(changed(values, "retraining.preset", "short"), "retraining.cpt.learning_rate", [1e-3])
     assert parse_config(given).retraining.cpt.learning_rate == (1e-3,)
     assert parse_config(given).retraining.cpt.warmup_ratio == 0.1
+
+
+def test_a_published_protocol_has_a_name(tiny_values: dict) -> None:
+    tiny_values["evaluation"]["report"] = {"perplexity": ["wikitext2@2048/bos-each", "ptb", "wikitext2@512/stride-256"]}
+    first, second, third = parse_config(tiny_values).evaluation.report.perplexity
+    assert (first.path, first.split, first.segment_length, first.bos) == ("Salesforce/wikitext", "test", 2048, "each")
+    assert first.revision is not None
+    assert (second.segment_length, second.bos, second.field) == (128, "first", "sentence")
+    assert (third.segment_length, third.stride) == (512, 256)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"report": {"perplexity": ["wikitext3@128"]}}, ["wikitext3@128", "wikitext2, ptb"]),
+        ({"report": {"perplexity": ["wikitext2@128/bos-often"]}}, ["bos", "often"]),
+        ({"report": {"perplexity": [{"path": "a.txt", "segment_length": 8, "stride": 8}]}}, ["stride is 8"]),
+        ({"report": {"perplexity": [{"path": "a.txt", "stride": 8, "bos": "each"}]}}, ["stride", "bos"]),
+        ({"report": {"metrics": ["no_function"]}}, ["no_function", "module:function"]),
+        ({"report": {"tasks": ["piqa", {"task": "piqa"}]}}, ["tasks", "twice"]),
+        ({"report": {"tasks": [{"task": "piqa", "shots": 2}]}}, ["shots", "num_fewshot"]),
+        ({"efficiency": {"compile": True}}, ["compile", "static_cache"]),
+    ],
+)
+def test_bad_evaluation_is_answered(tiny_values: dict, evaluation: dict, words: list[str]) -> None:
+    tiny_values["evaluation"] |= evaluation
+    with pytest.raises(BadInputError) as caught:
+        parse_config(tiny_values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_seven_tasks_of_the_paper_have_a_name(tiny_values: dict) -> None:
+    tiny_values["evaluation"]["report"]["tasks"] = ["zero_shot", {"task": "gsm8k", "num_fewshot": 5}]
+    tasks = parse_config(tiny_values).evaluation.report.tasks
+    assert [task.task for task in tasks] == [
+        "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "gsm8k",
+    ]  # fmt: skip
+    assert tasks[-1].num_fewshot == 5

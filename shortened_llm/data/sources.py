@@ -111,6 +111,7 @@ class TextRoles:
     train: tuple[Documents, ...]
     selection: tuple[Documents, ...]
     report: tuple[Documents, ...]
+    agreement: tuple[Documents, ...]
     instructions: InstructionPairs | None
     """Where a method of the experiment trains on them."""
 
@@ -127,6 +128,8 @@ def text_roles(config: SearchConfig) -> TextRoles:
     selection, report = config.evaluation.selection.perplexity, config.evaluation.report.perplexity
     named += [(f"evaluation.selection.perplexity.{i}", "selection", source) for i, source in enumerate(selection)]
     named += [(f"evaluation.report.perplexity.{i}", "report", source) for i, source in enumerate(report)]
+    agreement = config.evaluation.report.agreement
+    named += [(f"evaluation.report.agreement.{i}", "report", source) for i, source in enumerate(agreement)]
     found = [Rows.find(source, field) for field, _, source in named]
     places = [
         frozenset(rows.files or [f"hub:{source.path}:{source.name}:{source.split}"])
@@ -156,10 +159,12 @@ def text_roles(config: SearchConfig) -> TextRoles:
                 f"{document.field_path}.path: {document.source.path!r} is also retraining.instructions, which are not "
                 "split; evaluate on another text"
             )
+    reported = tuple(d for d in documents if d.purpose == "report")
     return TextRoles(
         calibration=documents[0],
         train=tuple(d for d in documents[1:] if d.purpose == "train"),
         selection=tuple(d for d in documents if d.purpose == "selection"),
-        report=tuple(d for d in documents if d.purpose == "report"),
+        report=reported[: len(report)],
+        agreement=reported[len(report) :],
         instructions=instructions,
     )

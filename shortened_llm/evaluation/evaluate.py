@@ -1,35 +1,20 @@
-"""Score one model on a list of texts and tasks; what was scored before is read back."""
+"""Score one model in this process; needs no Ray."""
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
-from shortened_llm.evaluation.tasks import measure_task
-from shortened_llm.evaluation.units import TextUnit, Unit
-from shortened_llm.fingerprint import fingerprint
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
-from shortened_llm.records import EvalScores, ModelRef, PerplexityScore, TaskScore
+from shortened_llm.evaluation.measure import LoadedModels, finish_score, measure_part, read_score
+from shortened_llm.evaluation.units import Score, Unit
+from shortened_llm.records import (
+    AgreementScore,
+    EfficiencyScore,
+    EvalScores,
+    MetricScore,
+    MissingScore,
+    ModelRef,
+    PerplexityScore,
+    TaskScore,
+)
 from shortened_llm.storage.store import Store
-
-KIND = "evaluations"
-
-
-class _LazyModel:
-    """Loaded only when a score is not stored yet."""
-
-    def __init__(self, ref: ModelRef, dtype: str, device: str) -> None:
-        self._ref, self._dtype, self._device = ref, dtype, device
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        return load_model(self._ref, self._dtype, device=self._device)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(model_directory(self._ref))
 
 
 def evaluate(
@@ -42,38 +27,26 @@ def evaluate(
     device: str,
     on_progress: Callable[[str], None],
 ) -> EvalScores:
-    """All scores of one model, in the order of `units`."""
-    loaded = _LazyModel(ref, dtype, device)
-    texts: list[PerplexityScore] = []
-    accuracies: list[TaskScore] = []
+    """All scores of one model; raises as `measure_part`."""
+    loaded = LoadedModels(dtype, device)
+    scores: list[Score] = []
     for unit in units:
-        identity = {
-            "model": ref.identity,
-            "unit": unit.identity,
-            "dtype": dtype,
-            "tokenizers": importlib.metadata.version("tokenizers"),
-        }
-        key = fingerprint(identity)
-        if isinstance(unit, TextUnit):
-            text = store.read(KIND, key, PerplexityScore)
-            if text is None:
-                on_progress(unit.name)
-                segments = text_segments(unit.documents, unit.source, loaded.tokenizer)
-                text = measure_perplexity(loaded.model, segments, unit.documents, unit.source, batch_size=batch_size)
-                store.write(KIND, key, text, identity=identity)
-            texts.append(text)
-        else:
-            accuracy = store.read(KIND, key, TaskScore)
-            if accuracy is None:
-                on_progress(unit.name)
-                accuracy = measure_task(
-                    loaded.model,
-                    loaded.tokenizer,
-                    unit.config,
-                    directory=unit.directory,
-                    limit=unit.limit,
-                    batch_size=batch_size,
-                )
-                store.write(KIND, key, accuracy, identity=identity)
-            accuracies.append(accuracy)
-    return EvalScores(perplexity=tuple(texts), tasks=tuple(accuracies))
+        score = read_score(ref, unit, store, dtype)
+        if score is None:
+            on_progress(unit.name)
+            part = measure_part(ref, unit, loaded, store, dtype=dtype, batch_size=batch_size, on_note=on_progress)
+            score = finish_score(ref, unit, [part], store, dtype)
+        scores.append(score)
+    return gather_scores(scores)
+
+
+def gather_scores(scores: Sequence[Score | MissingScore]) -> EvalScores:
+    """The scores of one model by their kind, each kind in its order."""
+    return EvalScores(
+        perplexity=tuple(score for score in scores if isinstance(score, PerplexityScore)),
+        tasks=tuple(score for score in scores if isinstance(score, TaskScore)),
+        agreement=tuple(score for score in scores if isinstance(score, AgreementScore)),
+        metrics=tuple(score for score in scores if isinstance(score, MetricScore)),
+        efficiency=next((score for score in scores if isinstance(score, EfficiencyScore)), None),
+        missing=tuple(score for score in scores if isinstance(score, MissingScore)),
+    )

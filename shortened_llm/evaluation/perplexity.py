@@ -33,13 +33,16 @@ class Segments:
     """Token ids, [segments, length]; each segment predicts length - 1 tokens."""
     documents: torch.Tensor
     """Which document each token lies in, [segments, length], counted from 0 in the order of the text."""
+    first_new: tuple[int, ...]
+    """Of each segment, the first token that it predicts: 1, or further on where windows overlap."""
 
 
 def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> Segments:
     """Segments of the text: documents joined by a blank line, tokenised without special tokens, remainder dropped.
 
     bos `first`: one beginning-of-text token at the very start, then segments of `segment_length`; `each`: one more
-    token before every segment; `none`: no such token. Rows of token ids are segments as they are, whatever bos says.
+    token before every segment; `none`: no such token. With a `stride`, segments are windows that overlap, each
+    predicting the tokens that are new to it. Rows of token ids are segments as they are, whatever bos says.
 
     A token lies in the document that holds its first character, the blank line behind a document being part of it.
     Rows of token ids, and tokenizers in Python that do not tell where a token lies, make each segment a document.
@@ -59,23 +62,29 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
         places = None if places is None else np.append(0, places)
     if source.max_tokens is not None:
         ids = ids[: source.max_tokens]
-    count = len(ids) // source.segment_length
-    if count == 0:
+    length, stride = source.segment_length, source.stride or source.segment_length
+    if len(ids) < length:
         raise BadInputError(
             f"{documents.field_path}: {source.path!r} ({documents.part}) has {len(ids)} tokens, fewer than one segment "
-            f"of {source.segment_length}"
+            f"of {length}"
         )
-    shape = (count, source.segment_length)
-    segments = torch.tensor(ids[: math.prod(shape)]).view(shape)
-    owners = None if places is None else torch.from_numpy(places[: math.prod(shape)]).view(shape)
+    segments = torch.tensor(ids).unfold(0, length, stride)
+    owners = None if places is None else torch.from_numpy(places[: len(ids)]).unfold(0, length, stride)
     if source.bos == "each":
-        segments = torch.cat([torch.full((count, 1), tokenizer.bos_token_id), segments], dim=1)
+        segments = torch.cat([torch.full((len(segments), 1), tokenizer.bos_token_id), segments], dim=1)
         owners = None if owners is None else torch.cat([owners[:, :1], owners], dim=1)
-    return _each_its_document(segments) if owners is None else Segments(tokens=segments, documents=owners)
+    if owners is None:
+        owners = _segment_numbers(segments)
+    later = 1 if source.stride is None else length - stride
+    return Segments(tokens=segments, documents=owners, first_new=(1, *[later] * (len(segments) - 1)))
 
 
 def _each_its_document(tokens: torch.Tensor) -> Segments:
-    return Segments(tokens=tokens, documents=torch.arange(len(tokens))[:, None].expand(tokens.shape))
+    return Segments(tokens=tokens, documents=_segment_numbers(tokens), first_new=(1,) * len(tokens))
+
+
+def _segment_numbers(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(tokens))[:, None].expand(tokens.shape)
 
 
 def check_bos(
@@ -154,40 +163,70 @@ def _token_rows(
 def protocol(documents: Documents, source: PerplexitySource) -> str:
     """The protocol in words: two numbers may share a column only if their protocols are equal."""
     limit = f", first {source.max_tokens:,} tokens" if source.max_tokens else ""
-    return f"@{source.segment_length} bos-{source.bos}, {documents.part}{limit}"
+    stride = f" stride {source.stride}" if source.stride else ""
+    return f"@{source.segment_length} bos-{source.bos}{stride}, {documents.part}{limit}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextPart:
+    """The losses of some segments, in their order."""
+
+    nll: np.ndarray
+    """Of each prediction, in nats, float32 [predictions]."""
+    documents: np.ndarray
+    """Which document each prediction lies in, [predictions]."""
+
+
+def batches_of_part(num_segments: int, batch_size: int, part: int, parts: int) -> slice:
+    """Segments of part `part` out of `parts`: whole batches, so that no batch depends on the number of parts."""
+    batches = -(-num_segments // batch_size)
+    first, last = (batches * cut // parts * batch_size for cut in (part, part + 1))
+    return slice(first, min(last, num_segments))
 
 
 @torch.inference_mode()
-def measure_perplexity(
-    model: PreTrainedModel,
-    segments: Segments,
-    documents: Documents,
-    source: PerplexitySource,
-    *,
-    batch_size: int,
-) -> PerplexityScore:
-    """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
+def measure_text(
+    model: PreTrainedModel, segments: Segments, *, batch_size: int, part: int = 0, parts: int = 1
+) -> TextPart:
+    """The losses of all predictions in one of `parts` parts of the text.
 
     Args:
         segments: from `text_segments`.
+    """
+    chosen = batches_of_part(len(segments.tokens), batch_size, part, parts)
+    tokens = segments.tokens[chosen]
+    if not len(tokens):
+        return TextPart(nll=np.empty(0, np.float32), documents=np.empty(0, np.int64))
+    places = torch.arange(1, tokens.shape[1])
+    predicted = places >= torch.tensor(segments.first_new[chosen])[:, None]
+    batches = tokens.to(model.device).split(batch_size)
+    nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
+    return TextPart(nll=nll[predicted].numpy(), documents=segments.documents[chosen, 1:][predicted].numpy())
+
+
+def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: PerplexitySource) -> PerplexityScore:
+    """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
+
+    Args:
+        parts: all of the text, in order; how it was cut does not change a digit.
 
     Raises:
-        NonFiniteLossError: the loss of a segment is NaN or infinite.
+        NonFiniteLossError: the mean loss is NaN or infinite.
     """
-    batches = segments.tokens.to(model.device).split(batch_size)
-    nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu().double()
-    mean = (nll.sum() / nll.numel()).item()
+    parts = list(parts)
+    nll = np.concatenate([part.nll for part in parts]).astype(np.float64)
+    owners = np.concatenate([part.documents for part in parts])
+    mean = float(nll.sum() / nll.size)
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"perplexity on {source.label}: mean loss is {mean}")
-    owners = segments.documents[:, 1:].flatten()
-    predictions = torch.bincount(owners)
-    sums = torch.bincount(owners, weights=nll.flatten())
+    predictions = np.bincount(owners)
+    sums = np.bincount(owners, weights=nll)
     return PerplexityScore(
         source=source.label,
         protocol=protocol(documents, source),
         perplexity=math.exp(mean),
         mean_nll=mean,
-        num_predictions=nll.numel(),
+        num_predictions=nll.size,
         document_nll=tuple(round(value, STORED_DECIMALS) for value in sums[predictions > 0].tolist()),
         document_predictions=tuple(predictions[predictions > 0].tolist()),
     )

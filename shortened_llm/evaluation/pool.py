@@ -5,94 +5,131 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.units import Unit
+from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
+from shortened_llm.evaluation.evaluate import gather_scores
+from shortened_llm.evaluation.measure import LoadedModels, Part, finish_score, measure_part, read_score
+from shortened_llm.evaluation.units import Score, Unit
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.records import EvalScores, ModelRef
+from shortened_llm.records import EvalScores, MissingScore, ModelRef
 from shortened_llm.storage.store import Store
 
-Progress = Callable[[str | None], None]
-"""Called with what an evaluator is doing; with None when it is done with a model."""
+
+class Progress(Protocol):
+    """Called with what an evaluator is doing; with None when it is done with a model."""
+
+    def __call__(self, line: str | None) -> None: ...
+
+    def note(self, line: str) -> None:
+        """Say what must not be missed."""
+
 
 # Longer than a short training: starting an evaluator again takes 10 s and more, and minutes where its node has left.
 IDLE_SECONDS = 300.0
-# A lost evaluator is started again, on another node if its own is gone, and repeats the model it was scoring.
-RESTARTS = 2
+# Models being scored or waiting for it; more are queued by Ray.
+MOST_CALLS = 1000
 
 
-@ray.remote(max_restarts=RESTARTS, max_task_retries=RESTARTS)
+@ray.remote(max_restarts=0)  # the pool starts another one, where there is room by then
 class _Evaluator:
     def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
         quiet_libraries()
         self._store, self._dtype, self._batch_size = store, dtype, batch_size
         # Ray shows every GPU of the node to an actor that reserved none.
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
-        if self._device == "cpu":
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        if device == "cpu":
             prepare_cpu(fair_threads(num_evaluators))
+        self._loaded = LoadedModels(dtype, device)
 
-    def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
-        try:
-            return evaluate(
-                ref,
-                units,
-                self._store,
-                dtype=self._dtype,
-                batch_size=self._batch_size,
-                device=self._device,
-                on_progress=on_progress,
-            )
-        finally:
-            on_progress(None)
+    def ready(self) -> None:
+        """Returns once the process runs."""
+
+    def measure(self, ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress) -> Part:
+        on_progress(unit.name if parts == 1 else f"{unit.name}, part {part + 1} of {parts}")
+        return measure_part(
+            ref, unit, self._loaded, self._store,
+            dtype=self._dtype, batch_size=self._batch_size, part=part, parts=parts, on_note=on_progress.note,
+        )  # fmt: skip
 
 
-@ray.remote(num_cpus=0)
+class _Remote:
+    """An evaluator as the dispatcher knows it."""
+
+    def __init__(self, actor: object) -> None:
+        self._actor = actor
+
+    async def ready(self) -> None:
+        await self._actor.ready.remote()  # type: ignore[attr-defined]
+
+    async def measure(self, ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress) -> Part:
+        return await self._actor.measure.remote(ref, unit, part, parts, on_progress)  # type: ignore[attr-defined]
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+@ray.remote(num_cpus=0, max_concurrency=MOST_CALLS)
 class _Pool:
-    """Hands models to evaluators. Its methods are coroutines: many trials may wait at once."""
+    """Cuts models into work and puts the results together. Its methods are coroutines: many trials may wait at once."""
 
     def __init__(
         self, store: Store, dtype: str, batch_size: int, resources: ResourcesConfig, idle_seconds: float
     ) -> None:
         quiet_libraries()
-        self._idle_seconds = idle_seconds
-        self._arguments = (store, dtype, batch_size, resources.evaluators)
-        self._options = {"num_cpus": resources.cpus_per_evaluator, "num_gpus": resources.gpus_per_evaluator}
-        self._free = asyncio.Semaphore(resources.evaluators)
-        self._idle: list[tuple[object, asyncio.TimerHandle]] = []
+        self._store, self._dtype, self._most = store, dtype, resources.evaluators
+        options = {
+            "num_cpus": resources.cpus_per_evaluator,
+            "num_gpus": resources.gpus_per_evaluator,
+            "label_selector": resources.evaluator_labels or None,
+        }
+        arguments = (store, dtype, batch_size, resources.evaluators)
+        self._dispatcher = Dispatcher(
+            lambda: _Remote(_Evaluator.options(**options).remote(*arguments)),  # type: ignore[attr-defined]
+            most=resources.evaluators,
+            idle_seconds=idle_seconds,
+            timeout_seconds=resources.evaluation_timeout_seconds,
+        )
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
-        async with self._free:
-            evaluator = self._take()
-            try:
-                scores = await evaluator.evaluate.remote(ref, units, on_progress)
-            except ray.exceptions.RayActorError:
-                raise  # Dead for good after its restarts: it must not go back to the idle ones.
-            except Exception:
-                self._give_back(evaluator)
-                raise
-            self._give_back(evaluator)
-            return scores
+        try:
+            return gather_scores(await asyncio.gather(*(self._score(ref, unit, on_progress) for unit in units)))
+        finally:
+            on_progress(None)
 
-    def _take(self):  # type: ignore[no-untyped-def]
-        if self._idle:
-            evaluator, timer = self._idle.pop()
-            timer.cancel()
-            return evaluator
-        return _Evaluator.options(**self._options).remote(*self._arguments)  # type: ignore[attr-defined]
+    async def _score(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score | MissingScore:
+        stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
+        if stored is not None:
+            return stored
+        parts = self._most if unit.is_divisible else 1
+        model = fingerprint(ref.identity)
+        pending = [
+            self._dispatcher.run(
+                model, unit.name, _work(ref, unit, part, parts, on_progress), on_failure=on_progress.note
+            )
+            for part in range(parts)
+        ]
+        measured: list[Part] = []
+        for result in await asyncio.gather(*pending, return_exceptions=True):
+            if isinstance(result, WorkFailedError):
+                return MissingScore(unit=unit.name, cause=str(result))
+            if isinstance(result, BaseException):
+                raise result
+            measured.append(result)
+        return await asyncio.to_thread(finish_score, ref, unit, measured, self._store, self._dtype)
 
-    def _give_back(self, evaluator: object) -> None:
-        timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
-        self._idle.append((evaluator, timer))
 
-    def _end(self, evaluator: object) -> None:
-        self._idle = [(other, timer) for other, timer in self._idle if other is not evaluator]
-        ray.kill(evaluator)
+def _work(
+    ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress
+) -> Callable[[_Remote], Coroutine[Any, Any, Part]]:
+    return lambda evaluator: evaluator.measure(ref, unit, part, parts, on_progress)
 
 
 class EvaluationPool:

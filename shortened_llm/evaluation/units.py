@@ -1,13 +1,18 @@
-"""What can be measured of a model: one unit each, with the identity that its score is stored under."""
+"""What can be measured of a model: one unit each, with the identity that its score is stored under.
+
+A divisible unit may be measured in parts, by several processes at a time.
+"""
 
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from shortened_llm.config import PerplexitySource, TaskConfig
+from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation import perplexity, tasks
+from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
 from shortened_llm.fingerprint import file_sha256
+from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
 
 TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".parquet", ".csv")
 
@@ -18,6 +23,8 @@ class TextUnit:
 
     documents: Documents
     source: PerplexitySource
+    score_type: ClassVar[type[Any]] = PerplexityScore
+    is_divisible: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -42,6 +49,8 @@ class TaskUnit:
     """The user's own task files."""
     limit: int | None
     """Items; all unless given."""
+    score_type: ClassVar[type[Any]] = TaskScore
+    is_divisible: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -66,4 +75,70 @@ class TaskUnit:
         return {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
 
 
-Unit = TextUnit | TaskUnit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementUnit:
+    """How far the dense model's predictions on one text are kept."""
+
+    documents: Documents
+    source: PerplexitySource
+    dense: ModelRef
+    score_type: ClassVar[type[Any]] = AgreementScore
+    is_divisible: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return f"agreement on {self.source.label}"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {
+            "stage": agreement.STAGE_VERSION,
+            "documents": self.documents.identity,
+            "protocol": perplexity.protocol(self.documents, self.source),
+            "label": self.source.label,
+            "dense": self.dense.identity,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricUnit:
+    """A user's own measure."""
+
+    path: str
+    """`module:function`."""
+    score_type: ClassVar[type[Any]] = MetricScore
+    is_divisible: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return f"metric {self.path}"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {"metric": own_metric.metric_identity(self.path)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyUnit:
+    """Speed and memory, beside the dense model's."""
+
+    settings: EfficiencyConfig
+    dense: ModelRef
+    score_type: ClassVar[type[Any]] = EfficiencyScore
+    is_divisible: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "speed and memory"
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {
+            "stage": efficiency.STAGE_VERSION,
+            "settings": self.settings.model_dump(mode="json"),
+            "dense": self.dense.identity,
+        }
+
+
+Unit = TextUnit | TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
+Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore

@@ -8,24 +8,30 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import last_line
 from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.evaluation.units import Unit
+from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.load import size_of
 from shortened_llm.records import (
     BlockScores,
     EvalScores,
     Experiment,
+    MissingScore,
     ModelRef,
     ReportedTrial,
     TrialFailure,
     TrialSpec,
 )
 from shortened_llm.reporting.rows import best_of_each_size
-from shortened_llm.search.prepare import report_units, selection_units, task_units
+from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.search.progress import Progress
+from shortened_llm.search.provenance import provenance
 from shortened_llm.search.trial import TrialContext, read_result
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
+
+
+class ScoresMissingError(RuntimeError):
+    """What cannot be measured of the dense model cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +51,15 @@ def submit_dense(
     """
     on_progress = progress.about("evaluate the dense model")
     selection = pool.submit(dense, selection_units(config, roles), on_progress)
-    report = pool.submit(dense, (*report_units(config, roles), *task_units(config)), on_progress)
-    return lambda: DenseScores(selection=pool.result(selection), report=pool.result(report))
+    report = pool.submit(dense, (*report_units(config, roles), *choice_units(config, roles, dense)), on_progress)
+
+    def wait() -> DenseScores:
+        scores = DenseScores(selection=pool.result(selection), report=pool.result(report))
+        for missing in (*scores.selection.missing, *scores.report.missing):
+            raise ScoresMissingError(f"{missing.unit} of the dense model: {missing.cause}")
+        return scores
+
+    return wait
 
 
 def gather(
@@ -59,7 +72,8 @@ def gather(
     failures: Mapping[str, TrialFailure],
     progress: Progress,
 ) -> Experiment:
-    """Score every plan, before and after retraining, on the report texts; the best model of each size on tasks too."""
+    """Score every plan, before and after retraining, on the report texts; the best of each size and the controls on
+    all else that the report asks for."""
     dense, pool = context.space.dense, context.pool
     texts: tuple[Unit, ...] = report_units(config, roles)
     trials = [
@@ -73,25 +87,35 @@ def gather(
         for spec in specs
     ]
     best = {trial.spec.fingerprint for trial in best_of_each_size(trials).values()}
+    chosen = best | {spec.fingerprint for spec in specs if spec.control}
     progress(f"scoring {len(specs)} trials")
     pending = {}
     for index, trial in enumerate(trials):
         if trial.result is None:
             continue
         on_progress = progress.about(f"evaluate {trial.spec.name}")
-        units = (*texts, *task_units(config)) if trial.spec.fingerprint in best else texts
+        units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts
         before = pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, on_progress)
         pending[index] = (before, pool.submit(trial.result.model, units, on_progress))
-    missing = []
     for index, submitted in pending.items():
         try:
             before_scores, after_scores = (pool.result(one) for one in submitted)
         except Exception as error:  # One model that cannot be scored must not cost the others their report.
-            missing.append(f"Report scores of {trials[index].spec.name} are missing: {last_line(error)}")
-            LOGGER.error(missing[-1])
-            continue
+            cause = MissingScore(unit="all report scores", cause=last_line(error))
+            before_scores, after_scores = EvalScores(), EvalScores(missing=(cause,))
+        for missing in (*before_scores.missing, *after_scores.missing):
+            LOGGER.error("%s of %s is missing: %s", missing.unit, trials[index].spec.name, missing.cause)
         trials[index] = replace(trials[index], before=before_scores, after=after_scores)
         progress(f"scored {index + 1}/{len(specs)} trials")
+    if config.evaluation.report.efficiency:
+        unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
+        for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
+            if trial.spec.fingerprint in best and trial.result is not None:
+                found = pool.evaluate(trial.result.model, (unit,), progress.about(f"time {trial.spec.name}"))
+                after = replace(
+                    trial.after, efficiency=found.efficiency, missing=(*trial.after.missing, *found.missing)
+                )
+                trials[index] = replace(trial, after=after)
     experiment = Experiment(
         name=config.experiment,
         model=config.model.path,
@@ -103,8 +127,9 @@ def gather(
         block_scores=tuple(scores),
         trials=tuple(trials),
         unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
-        notes=(*_notes(config, roles), *missing),
+        notes=_notes(config, roles),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
+        provenance=provenance(config),
     )
     progress(None)
     return experiment

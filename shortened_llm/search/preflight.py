@@ -21,6 +21,7 @@ from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.tasks import check_tasks
 from shortened_llm.models.families import needs_bos
@@ -130,7 +131,8 @@ def check_retraining(config: SearchConfig, store: Store) -> ScoringFacts:
         BadInputError: with the field, the value and what is allowed.
     """
     facts = check_scoring(config, store)
-    _check_training_and_evaluation_texts(config, facts)
+    _check_training_texts(config, facts)
+    _check_evaluation_texts(config, facts)
     for method, budget in product(config.retraining.methods, config.retraining.budgets):
         list(chains(config.retraining, method, budget, num_pairs=None))
     if {"lora", "cpt_lora"} & set(config.retraining.methods):
@@ -146,7 +148,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
     """
     facts = check_retraining(config, store)
     check_unchanged(config, store)
-    check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
+    _check_tasks_and_metrics(config, facts)
     return SearchFacts(
         model_config=facts.model_config,
         tokenizer=facts.tokenizer,
@@ -154,6 +156,25 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
         cuts=facts.cuts,
         max_trials=_count_trials(config, facts),
     )
+
+
+def check_evaluation(config: SearchConfig, store: Store) -> ScoringFacts:
+    """Check what scoring blocks and evaluating models need.
+
+    Raises:
+        BadInputError: with the field, the value and what is allowed.
+    """
+    facts = check_scoring(config, store)
+    _check_evaluation_texts(config, facts)
+    _check_tasks_and_metrics(config, facts)
+    return facts
+
+
+def _check_tasks_and_metrics(config: SearchConfig, facts: ScoringFacts) -> None:
+    evaluation = config.evaluation
+    check_tasks(evaluation.report.tasks, evaluation.task_directory, tokenizer=facts.tokenizer)
+    for path in evaluation.report.metrics:
+        load_metric(path)
 
 
 def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
@@ -237,10 +258,9 @@ def _read_metadata(metadata: Path) -> tuple[PretrainedConfig, PreTrainedTokenize
     return load_config(metadata), load_tokenizer(metadata)
 
 
-def _check_training_and_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
+def _check_training_texts(config: SearchConfig, facts: ScoringFacts) -> None:
     """Each text is there and holds what one use of it needs."""
-    roles, tokenizer = facts.roles, facts.tokenizer
-    retraining = config.retraining
+    roles, tokenizer, retraining = facts.roles, facts.tokenizer, config.retraining
     for documents in roles.train if retraining.uses_corpus else ():
         _check_text(
             documents, tokenizer, facts.vocab_size, retraining.sequence_length, documents=0,
@@ -248,12 +268,16 @@ def _check_training_and_evaluation_texts(config: SearchConfig, facts: ScoringFac
         )  # fmt: skip
     if roles.instructions is not None:
         _check_pairs(roles.instructions, tokenizer, facts.vocab_size)
-    evaluation = config.evaluation
-    sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity)
-    for documents, source in zip((*roles.selection, *roles.report), sources, strict=True):
+
+
+def _check_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
+    """Each text is there and holds a segment."""
+    roles, evaluation = facts.roles, config.evaluation
+    sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity, *evaluation.report.agreement)
+    for documents, source in zip((*roles.selection, *roles.report, *roles.agreement), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
-        _check_text(documents, tokenizer, facts.vocab_size, source.segment_length, documents=0, field=field)
-        check_bos(documents, source, tokenizer, model_type=facts.model_type)
+        _check_text(documents, facts.tokenizer, facts.vocab_size, source.segment_length, documents=0, field=field)
+        check_bos(documents, source, facts.tokenizer, model_type=facts.model_type)
 
 
 def _check_pairs(pairs: InstructionPairs, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

@@ -11,7 +11,8 @@ from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
 from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
-from shortened_llm.evaluation.units import TaskUnit, TextUnit
+from shortened_llm.evaluation.units import AgreementUnit, MetricUnit, TaskUnit, TextUnit
+from shortened_llm.evaluation.units import Unit as EvaluationUnit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.load import load_config, load_tokenizer, model_directory
@@ -179,10 +180,15 @@ def report_units(config: SearchConfig, roles: TextRoles) -> tuple[TextUnit, ...]
     return tuple(TextUnit(documents=d, source=s) for d, s in zip(roles.report, sources, strict=True))
 
 
-def task_units(config: SearchConfig) -> tuple[TaskUnit, ...]:
-    """Tasks measured for the dense model and the best of each size."""
-    evaluation = config.evaluation
-    return tuple(
+def choice_units(config: SearchConfig, roles: TextRoles, dense: ModelRef) -> tuple[EvaluationUnit, ...]:
+    """What is measured for the dense model, the best of each size and the controls."""
+    evaluation, report = config.evaluation, config.evaluation.report
+    tasks = (
         TaskUnit(config=task, directory=evaluation.task_directory, limit=task.limit or evaluation.task_limit)
-        for task in evaluation.report.tasks
+        for task in report.tasks
     )
+    agreement = (
+        AgreementUnit(documents=documents, source=source, dense=dense)
+        for documents, source in zip(roles.agreement, report.agreement, strict=True)
+    )
+    return (*tasks, *agreement, *(MetricUnit(path=path) for path in report.metrics))

@@ -20,6 +20,7 @@ from shortened_llm.search.finish import gather, submit_dense
 from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
 from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
+from shortened_llm.search.provenance import publish_cards
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.tuner import run_trials
@@ -88,6 +89,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
             specs = (*specs, *timed)
         experiment = gather(config, context, baseline, roles, scores, specs, failures, log.about("report"))
+        publish_cards(experiment)
         report = publish_report(store, experiment)
     if failures:
         cause = next(iter(failures.values())).cause

@@ -37,8 +37,14 @@ class TrialContext(TrainContext):
 
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
-    """The trial's result, where it is done."""
+    """The trial's result, where it is trained."""
     return store.read(KIND, spec.fingerprint, TrialResult)
+
+
+def is_done(store: Store, spec: TrialSpec) -> bool:
+    """Whether the trial has its result with every score: what is missing is tried again when the search is."""
+    result = read_result(store, spec)
+    return result is not None and not (result.before.missing or result.after.missing)
 
 
 def run_trial(

@@ -14,7 +14,7 @@ from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
 from shortened_llm.retraining.export import KIND as RUN_KIND
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import waves
-from shortened_llm.search.trial import TrialContext, read_result, run_trial
+from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 
 FAILURES = "failures"
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
@@ -38,7 +38,7 @@ def run_trials(
     Returns:
         The failures, by trial fingerprint.
     """
-    todo = [spec for spec in specs if read_result(context.store, spec) is None]
+    todo = [spec for spec in specs if not is_done(context.store, spec)]
     for spec in todo:
         context.experiment.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):

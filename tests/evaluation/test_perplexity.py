@@ -8,13 +8,14 @@ import pytest
 import tokenizers
 import torch
 import torch.nn.functional as F
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from shortened_llm.config import PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.agreement import measure_agreement
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.perplexity import measure_perplexity, text_segments
+from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
 from shortened_llm.evaluation.tasks import check_tasks
 from shortened_llm.evaluation.units import TaskUnit, TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
@@ -44,6 +45,11 @@ def unit(tmp_path: Path):
     return make
 
 
+def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int, parts: int = 1):
+    measured = [measure_text(model, segments, batch_size=batch_size, part=part, parts=parts) for part in range(parts)]
+    return perplexity_score(measured, text.documents, text.source)
+
+
 def with_bos(tiny_model: ModelRef):
     tokenizer = load_tokenizer(model_directory(tiny_model))
     tokenizer.bos_token = tokenizer.eos_token
@@ -59,7 +65,7 @@ def test_perplexity_is_that_of_a_straight_computation(
     tokenizer, model = with_bos(tiny_model), load_model(tiny_model, "float32")
     text = unit(bos=bos, segment_length=length, max_tokens=limit)
     segments = text_segments(text.documents, text.source, tokenizer)
-    score = measure_perplexity(model, segments, text.documents, text.source, batch_size=3)
+    score = measure(model, segments, text, batch_size=3)
 
     ids = tokenizer("\n\n".join(TEXTS), add_special_tokens=False)["input_ids"]
     ids = ([tokenizer.bos_token_id] if bos == "first" else []) + ids
@@ -74,6 +80,58 @@ def test_perplexity_is_that_of_a_straight_computation(
     assert score.num_predictions == len(expected)
     assert score.perplexity == pytest.approx(math.exp(expected.mean().item()), rel=1e-6)
     assert f"@{length} bos-{bos}" in score.protocol
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_do_not_change_a_digit(dtype: str, unit, tiny_model: ModelRef) -> None:
+    tokenizer, model = with_bos(tiny_model), load_model(tiny_model, dtype)
+    text = unit(bos="first", segment_length=8)
+    segments = text_segments(text.documents, text.source, tokenizer)
+    whole = measure(model, segments, text, batch_size=3)
+    for parts in (2, 3, 20):  # of 4 batches, the last one of a single segment
+        assert measure(model, segments, text, batch_size=3, parts=parts) == whole
+
+
+@pytest.mark.parametrize(("bos", "stride"), [("none", 4), ("first", 5), ("none", 15)])
+def test_a_sliding_window_predicts_each_token_once(bos: str, stride: int, unit, tiny_model: ModelRef) -> None:
+    tokenizer, model = with_bos(tiny_model), load_model(tiny_model, "float32")
+    text = unit(bos=bos, segment_length=16, stride=stride)
+    score = measure(model, text_segments(text.documents, text.source, tokenizer), text, batch_size=3)
+
+    ids = tokenizer("\n\n".join(TEXTS), add_special_tokens=False)["input_ids"]
+    ids = ([tokenizer.bos_token_id] if bos == "first" else []) + ids
+    losses, start = [], 0
+    while start + 16 <= len(ids):
+        window = torch.tensor([ids[start : start + 16]])
+        with torch.inference_mode():
+            logits = model(input_ids=window).logits[0, :-1]
+        loss = F.cross_entropy(logits, window[0, 1:], reduction="none").double()
+        losses.append(loss if start == 0 else loss[-stride:])
+        start += stride
+    expected = torch.cat(losses)
+    assert score.num_predictions == len(expected) == 15 + stride * (len(losses) - 1)
+    assert score.mean_nll == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert f"stride {stride}" in score.protocol
+
+
+@pytest.mark.parametrize("protocol", [{}, {"stride": 6}])
+def test_agreement_is_that_of_whole_logits(protocol: dict, unit, tiny_model: ModelRef) -> None:
+    dense, model = load_model(tiny_model, "float32"), load_model(tiny_model.view((0, 1, 2, 5, 6, 7)), "float32")
+    text = unit(bos="none", segment_length=16, **protocol)
+    segments = text_segments(text.documents, text.source, load_tokenizer(model_directory(tiny_model)))
+    score = measure_agreement(model, dense, segments, text.documents, text.source, batch_size=2)
+    with torch.inference_mode():
+        reference, predicted = (one(input_ids=segments.tokens).logits.double()[:, :-1] for one in (dense, model))
+    asked = torch.arange(15) >= torch.tensor(segments.first_new)[:, None] - 1
+    log_p, log_q = reference.log_softmax(-1), predicted.log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[asked]
+    agreed = (log_p.argmax(-1) == log_q.argmax(-1))[asked]
+    assert score.num_predictions == len(kl)
+    assert score.kl == pytest.approx(kl.mean().item(), rel=1e-5)
+    assert score.top1 == pytest.approx(agreed.double().mean().item())
+    assert 0 < score.top1 < 1
+    same = measure_agreement(dense, dense, segments, text.documents, text.source, batch_size=2)
+    assert (same.kl, same.top1) == (0.0, 1.0)
 
 
 # Characters of each document of TEXTS with the blank line behind it, and of the last one without; one character is one
@@ -99,7 +157,7 @@ def test_sums_by_document_are_the_perplexity_taken_apart(
     text = unit(bos=bos, segment_length=length, max_tokens=limit)
     segments = text_segments(text.documents, text.source, tokenizer)
     scores = [
-        measure_perplexity(load_model(ref, "float32"), segments, text.documents, text.source, batch_size=2)
+        measure(load_model(ref, "float32"), segments, text, batch_size=2)
         for ref in (tiny_model, tiny_model.view((0, 7)))
     ]
     for score in scores:
@@ -164,7 +222,7 @@ def test_a_score_is_measured_once(
     first = scores(tiny_model, 16)
     view = scores(tiny_model.view((0, 7)), 16)
     assert view.mean_nll > first.mean_nll
-    monkeypatch.setattr("shortened_llm.evaluation.evaluate.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("shortened_llm.evaluation.measure.load_model", lambda *_, **__: pytest.fail("loaded again"))
     assert scores(tiny_model, 16) == first
     with pytest.raises(pytest.fail.Exception):
         scores(tiny_model, 8)

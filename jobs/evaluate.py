@@ -1,0 +1,81 @@
+"""Score models beside the dense one; needs no Ray."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from jobs.cli import make_parser, parse_command, run
+from shortened_llm.config import ModelConfig
+from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.table import comparison_table
+from shortened_llm.evaluation.units import EfficiencyUnit, Unit
+from shortened_llm.logs import LOGGER
+from shortened_llm.models.cpu import fair_threads, prepare_cpu
+from shortened_llm.models.load import load_config
+from shortened_llm.models.stage import stage_model
+from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, to_json
+from shortened_llm.search.preflight import check_evaluation
+from shortened_llm.search.prepare import choice_units, report_units, selection_units
+from shortened_llm.storage.store import Store
+
+
+def main(arguments: Sequence[str]) -> None:
+    """A table goes to stderr; stdout has the JSON of each model's scores, one line each, the dense model first."""
+    parser = make_parser("evaluate", "Score models beside the dense one.")
+    parser.add_argument(
+        "--model", metavar="DIR", action="append", default=[], help="a model to score; may be given several times"
+    )
+    parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
+    config, flags = parse_command(parser, arguments)
+    store = Store.at(config.storage.url)
+    facts = check_evaluation(config, store)
+    for directory in flags.model:
+        check_model(directory, facts.vocab_size)
+    if flags.dry_run:
+        print(f"would score {', '.join((config.model.path, *flags.model))}")
+        return
+    prepare_cpu(fair_threads(1))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dense = stage_model(config.model, store, on_progress=LOGGER.info)
+    selection = selection_units(config, facts.roles)
+    report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
+    every: list[EvaluatedModel] = []
+    for path in (config.model.path, *flags.model):
+        ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
+        timing = [EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)] if flags.efficiency else []
+
+        def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
+            return evaluate(
+                ref, units, store,
+                dtype=config.model.dtype, batch_size=config.evaluation.batch_size, device=device,
+                on_progress=lambda line: LOGGER.info("%s: %s", path, line),
+            )  # fmt: skip
+
+        every.append(
+            EvaluatedModel(model=path, ref=ref, selection=scores(selection), report=scores([*report, *timing]))
+        )
+        print(to_json(every[-1], indent=None), flush=True)
+    print(comparison_table(every), file=sys.stderr)
+    if flags.output:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        (flags.output / "scores.json").write_text(f"[{', '.join(to_json(one, indent=None) for one in every)}]\n")
+
+
+def check_model(directory: str, vocab_size: int) -> None:
+    """Raises `BadInputError` where `--model` is no directory of a model with the dense model's vocabulary."""
+    if not Path(directory).is_dir():
+        raise BadInputError(f"--model: {directory!r} is no directory; give one that from_pretrained loads")
+    found = load_config(Path(directory)).vocab_size
+    if found != vocab_size:
+        raise BadInputError(
+            f"--model: {directory!r} has a vocabulary of {found}, the dense model one of {vocab_size}; scores of "
+            "different tokenizers cannot be compared"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""Measure one unit of one model; what was measured before is read back."""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import clear_device_cache
+from transformers import PreTrainedModel
+
+from shortened_llm.evaluation.agreement import measure_agreement
+from shortened_llm.evaluation.efficiency import measure_efficiency
+from shortened_llm.evaluation.own_metric import measure_metric
+from shortened_llm.evaluation.perplexity import TextPart, measure_text, perplexity_score, text_segments
+from shortened_llm.evaluation.tasks import measure_task
+from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
+from shortened_llm.fingerprint import fingerprint
+from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.records import ModelRef
+from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import join
+
+KIND = "evaluations"
+Part = TextPart | Score
+"""Of a text, the losses of some segments; of anything else, the score itself."""
+
+
+class LoadedModels:
+    """The models that a process holds: those of its last unit."""
+
+    def __init__(self, dtype: str, device: str) -> None:
+        self._dtype, self.device = dtype, device
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def hold(self, *refs: ModelRef) -> tuple[PreTrainedModel, ...]:
+        """These models and no others; a model that is held already is not loaded again."""
+        wanted = {fingerprint(ref.identity): ref for ref in refs}
+        if unwanted := self._models.keys() - wanted.keys():
+            for key in unwanted:
+                del self._models[key]
+            clear_device_cache(garbage_collection=True)
+        for key, ref in wanted.items():
+            if key not in self._models:
+                self._models[key] = load_model(ref, self._dtype, device=self.device)
+        return tuple(self._models[key] for key in wanted)
+
+
+def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:
+    """What a score depends on."""
+    return {
+        "model": ref.identity,
+        "unit": unit.identity,
+        "dtype": dtype,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
+
+
+def read_score(ref: ModelRef, unit: Unit, store: Store, dtype: str) -> Score | None:
+    """The score, where it is stored."""
+    score: Score | None = store.read(KIND, fingerprint(score_identity(ref, unit, dtype)), unit.score_type)
+    return score
+
+
+def measure_part(
+    ref: ModelRef,
+    unit: Unit,
+    loaded: LoadedModels,
+    store: Store,
+    *,
+    dtype: str,
+    batch_size: int,
+    part: int = 0,
+    parts: int = 1,
+    on_note: Callable[[str], None],
+) -> Part:
+    """One of `unit.parts(...)` parts of a measurement. A batch that memory does not hold is halved, which is noted.
+
+    Raises:
+        BadInputError: the unit cannot be measured with this model's tokenizer, or its data cannot be reached.
+        NonFiniteLossError: a loss is NaN or infinite.
+    """
+    tokenizer = load_tokenizer(model_directory(ref))
+
+    def measure(size: int) -> Part:
+        if size < batch_size:
+            on_note(f"{unit.name}: a batch of {batch_size} does not fit in memory; trying {size}")
+        match unit:
+            case TextUnit():
+                segments = text_segments(unit.documents, unit.source, tokenizer)
+                (model,) = loaded.hold(ref)
+                return measure_text(model, segments, batch_size=size, part=part, parts=parts)
+            case AgreementUnit():
+                segments = text_segments(unit.documents, unit.source, tokenizer)
+                model, dense = loaded.hold(ref, unit.dense)
+                return measure_agreement(model, dense, segments, unit.documents, unit.source, batch_size=size)
+            case EfficiencyUnit():
+                loaded.hold()  # it loads both models itself
+                return measure_efficiency(
+                    unit.dense, ref, unit.settings, dtype=dtype, device=loaded.device, on_progress=on_note
+                )
+            case MetricUnit():
+                (model,) = loaded.hold(ref)
+                return measure_metric(model, tokenizer, unit.path)
+            case TaskUnit():
+                (model,) = loaded.hold(ref)
+                with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as output:
+                    score = measure_task(
+                        model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
+                        output=Path(output),
+                    )  # fmt: skip
+                    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, dtype)))
+                    upload_directory(Path(output), url)
+                return replace(score, results_url=join(url, "results.json"))
+
+    measured: Part = find_executable_batch_size(
+        measure, starting_batch_size=batch_size, reduce_batch_size_fn=_halving(batch_size)
+    )()
+    return measured
+
+
+def _halving(batch_size: int) -> Callable[[], int]:
+    """accelerate asks for the next size; 0 makes it give up."""
+    size = batch_size
+
+    def halve() -> int:
+        nonlocal size
+        size //= 2
+        return size
+
+    return halve
+
+
+def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
+    """The score of all parts, in order; stored."""
+    if isinstance(unit, TextUnit):
+        texts = [part for part in parts if isinstance(part, TextPart)]
+        score: Score = perplexity_score(texts, unit.documents, unit.source)
+    else:
+        (score,) = parts  # type: ignore[assignment]
+    identity = score_identity(ref, unit, dtype)
+    store.write(KIND, fingerprint(identity), score, identity=identity)
+    return score

@@ -1,0 +1,58 @@
+"""Scores of several models as text for the terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel
+
+
+def comparison_table(models: Sequence[EvaluatedModel]) -> str:
+    """One line per score, one column per model; numbers stand side by side only under one protocol."""
+    names = [model.model.rstrip("/").rsplit("/", 1)[-1][-24:] for model in models]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for index, model in enumerate(models):
+        for role, scores in (("selection", model.selection), ("report", model.report)):
+            for name, protocol, value in _cells(scores):
+                row = rows.setdefault((f"{role} {name}", protocol), ["-"] * len(models))
+                row[index] = value
+    widths = [max(len(name), 12) for name in names]
+    label = max((len(name) for name, _ in rows), default=0)
+    lines = [" " * label + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))]
+    for (name, protocol), values in rows.items():
+        cells = "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
+        lines.append(f"{name:<{label}}{cells}  {protocol}")
+    for model, name in zip(models, names, strict=True):
+        if model.report.efficiency:
+            lines += ["", f"{name}: {model.report.efficiency.protocol}", *_speeds(model.report.efficiency)]
+    return "\n".join(lines)
+
+
+def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str]]:
+    """(score, protocol, value) of each."""
+    for text in scores.perplexity:
+        yield f"perplexity {text.source}", text.protocol, f"{text.perplexity:.4f}"
+    for task in scores.tasks:
+        error = "" if task.standard_error is None else f" ±{task.standard_error:.3f}"
+        yield f"{task.task} {task.metric}", task.protocol, f"{task.value:.4f}{error}"
+        if task.bits_per_byte is not None:
+            yield f"{task.task} bits/byte", task.protocol, f"{task.bits_per_byte:.4f}"
+    for text in scores.agreement:
+        yield f"KL to dense {text.source}", text.protocol, f"{text.kl:.4f}"
+        yield f"top-1 agreement {text.source}", text.protocol, f"{text.top1:.4f}"
+    for metric in scores.metrics:
+        yield metric.name, metric.protocol, f"{metric.value:.6g}"
+
+
+def _speeds(score: EfficiencyScore) -> list[str]:
+    lines = [
+        f"weights {score.weight_bytes / 2**20:,.0f} MiB, cache {score.kv_bytes_per_token:,} bytes a token, "
+        f"{score.flops_per_token / 1e6:,.0f} MFLOPs a token",
+        f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9} {'memory MiB':>10} "
+        f"{'speed-up':>8} {'ideal':>6}",
+    ]
+    for point, dense, ideal in zip(score.points, score.dense_points, score.ideal_speed_ups, strict=True):
+        lines.append(
+            f"{point.batch_size:>5} {point.output_tokens:>5} {point.latency:>10.4f} ±{point.latency_deviation:.4f} "
+            f"{point.time_to_first_token:>13.4f} {point.throughput:>9.1f} {point.peak_memory_bytes / 2**20:>10,.0f} "
+            f"{dense.latency / point.latency:>8.3f} {ideal:>6.3f}"
+        )
+    return lines

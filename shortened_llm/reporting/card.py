@@ -1,0 +1,101 @@
+"""The model card of a shortened model: README.md as the Hugging Face hub reads it, and pruning.json."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
+
+from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial
+from shortened_llm.reporting import formats
+from shortened_llm.reporting.columns import dense_measurements, ordered_columns
+from shortened_llm.reporting.rows import TrialRow, trial_rows
+
+NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
+
+
+def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """`{directory or URL of an exported model: {file name: text}}`."""
+    rows = [row for row in trial_rows(experiment) if row.checkpoint_url]
+    return {str(row.checkpoint_url): trial_card(experiment, row) for row in rows}
+
+
+def trial_card(experiment: Experiment, row: TrialRow) -> dict[str, str]:
+    """The files of one trial's card."""
+    dense = dense_measurements(experiment)
+    columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
+    return {
+        "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
+        "pruning.json": pruning_json(row.plan, experiment.model, row.trial),
+    }
+
+
+def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[str, str]:
+    """The files of the card of a model that was pruned and not retrained."""
+    return {
+        "README.md": _render(plan, num_blocks, provenance, None, {}, []),
+        "pruning.json": pruning_json(plan, provenance.base_model),
+    }
+
+
+def pruning_json(plan: PrunePlan, base_model: str, trial: ReportedTrial | None = None) -> str:
+    """What was removed and how the model was retrained, for programs."""
+    facts: dict[str, object] = {"base_model": base_model, **asdict(plan)}
+    if trial is not None and trial.result is not None:
+        facts |= {
+            "method": trial.spec.method,
+            "recipes": [asdict(recipe) for recipe in trial.spec.recipes],
+            "tokens": trial.result.tokens,
+            "lineage": [run.model.fingerprint for run in trial.result.runs],
+        }
+    return json.dumps(TypeAdapter(dict).dump_python(facts, mode="json"), indent=2) + "\n"
+
+
+def is_non_commercial(license: str | None) -> bool:
+    """Whether a licence's name says so."""
+    return bool(license and NON_COMMERCIAL.search(license.replace("-", " ").replace("_", " ")))
+
+
+def _render(
+    plan: PrunePlan,
+    num_blocks: int,
+    provenance: Provenance | None,
+    row: TrialRow | None,
+    dense: dict,
+    columns: list,
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for written in (
+        formats.perplexity, formats.accuracy, formats.parameters, formats.percent, formats.block_ranges,
+        formats.count, formats.learning_rate,
+    ):  # fmt: skip
+        environment.filters[written.__name__] = written
+    environment.filters["json"] = json.dumps
+    roles = {
+        "training" if recipe.train_on == "corpus" else "instructions"
+        for recipe in (row.trial.spec.recipes if row else ())
+        if recipe.num_steps
+    }
+    used = [source for source in provenance.sources if source.role in roles] if provenance else []
+    licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
+    return environment.get_template("card.md.j2").render(
+        plan=plan,
+        num_blocks=num_blocks,
+        provenance=provenance,
+        sources=used,
+        row=row,
+        dense=dense,
+        columns=columns,
+        non_commercial=any(map(is_non_commercial, licences)),
+        is_non_commercial=is_non_commercial,
+        MISSING=formats.MISSING,
+    )

@@ -1,0 +1,135 @@
+"""Which process measures what, and what happens when one is lost, hung or broken."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.dispatch import ATTEMPTS, Dispatcher, WorkFailedError
+
+
+@dataclass(eq=False)
+class Process:
+    """An evaluator in this process: it keeps what it measured."""
+
+    number: int
+    measured: list[str] = field(default_factory=list)
+    killed: bool = False
+
+    async def ready(self) -> None:
+        await asyncio.sleep(0)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Pool:
+    def __init__(self, most: int, *, idle_seconds: float = 10.0, timeout_seconds: float = 10.0) -> None:
+        self.processes: list[Process] = []
+        self.failures: list[str] = []
+        self.dispatcher = Dispatcher(self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
+
+    def _start(self) -> Process:
+        self.processes.append(Process(len(self.processes)))
+        return self.processes[-1]
+
+    async def run(self, model: str, name: str, work: Callable[[Process], Awaitable[object]] | None = None) -> object:
+        async def measure(process: Process) -> object:
+            process.measured.append(f"{model} {name}")
+            if work is None:
+                await asyncio.sleep(0.01)
+                return f"{model} {name}"
+            return await work(process)
+
+        return await self.dispatcher.run(model, name, measure, on_failure=self.failures.append)
+
+
+def test_a_process_keeps_to_its_model_and_helps_when_it_is_done() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        work = [pool.run(model, str(unit)) for model in "ab" for unit in range(4)]
+        assert await asyncio.gather(*work) == [f"{model} {unit}" for model in "ab" for unit in range(4)]
+        await asyncio.gather(*(pool.run("c", str(unit)) for unit in range(4)))
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert len(pool.processes) == 2
+    first, second = (process.measured for process in pool.processes)
+    assert [one[0] for one in first[:4]] == ["a"] * 4
+    assert [one[0] for one in second[:4]] == ["b"] * 4
+    assert sorted(first[4:] + second[4:]) == [f"c {unit}" for unit in range(4)]
+    assert len(first) > 4  # both took part
+    assert len(second) > 4
+
+
+def test_processes_start_on_demand_and_end_when_idle() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(8, idle_seconds=0.05)
+        await pool.run("a", "one")
+        await pool.run("a", "two")
+        assert len(pool.processes) == 1
+        assert not pool.processes[0].killed
+        await asyncio.sleep(0.2)
+        assert pool.processes[0].killed
+        await pool.run("a", "three")
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert [process.measured for process in pool.processes] == [["a one", "a two"], ["a three"]]
+
+
+def test_lost_and_hung_work_is_done_by_another_process() -> None:
+    async def scenario() -> tuple[Pool, object]:
+        pool = Pool(1, timeout_seconds=0.1)
+
+        async def work(process: Process) -> str:
+            if process.number == 0:
+                raise ConnectionError("the process is gone")
+            if process.number == 1:
+                await asyncio.sleep(60)
+            return "measured"
+
+        return pool, await pool.run("a", "text", work)
+
+    pool, result = asyncio.run(scenario())
+    assert result == "measured"
+    assert [process.killed for process in pool.processes] == [True, True, False]
+    assert "the process is gone" in pool.failures[0]
+    assert "0.1 s" in pool.failures[1]
+
+
+def test_what_fails_everywhere_names_each_cause_and_spares_the_rest() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+
+        async def broken(process: Process) -> str:
+            raise RuntimeError(f"cause {min(process.number, 1)}")
+
+        results = await asyncio.gather(pool.run("a", "text", broken), pool.run("a", "task"), return_exceptions=True)
+        assert isinstance(results[0], WorkFailedError)
+        assert str(results[0]) == "RuntimeError: cause 0; RuntimeError: cause 1"
+        assert results[1] == "a task"
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert len(pool.failures) == ATTEMPTS
+    assert "giving up" in pool.failures[-1]
+
+
+def test_bad_input_is_not_tried_again() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+
+        async def bad(process: Process) -> str:
+            raise BadInputError("evaluation.report.tasks: no such data")
+
+        with pytest.raises(BadInputError, match="no such data"):
+            await pool.run("a", "task", bad)
+        assert await pool.run("a", "text") == "a text"
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert len(pool.processes) == 1
+    assert not pool.failures

@@ -1,0 +1,39 @@
+"""A pool that scores models on a running cluster: `python -m tests.ray.evaluation_driver ORDER.pickle`."""
+
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from shortened_llm.config import ResourcesConfig
+from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.evaluation.units import Unit
+from shortened_llm.records import ModelRef, to_json
+from shortened_llm.search.progress import ProgressLog
+from shortened_llm.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the driver is to run."""
+
+    models: tuple[ModelRef, ...]
+    units: tuple[Unit, ...]
+    store: Store
+    resources: ResourcesConfig
+
+
+def main() -> None:
+    order: Order = pickle.loads(Path(sys.argv[1]).read_bytes())
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    with ProgressLog() as log:
+        pool = EvaluationPool.start(order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
+        submitted = [pool.submit(model, order.units, log.about("scores")) for model in order.models]
+        for one in submitted:
+            sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")
+
+
+if __name__ == "__main__":
+    main()

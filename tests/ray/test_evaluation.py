@@ -1,0 +1,107 @@
+"""Evaluators on a real cluster: shared work, and what is lost when one dies, hangs or cannot do it."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.config import PerplexitySource, ResourcesConfig
+from shortened_llm.data.sources import Documents
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.units import MetricUnit, TextUnit
+from shortened_llm.records import EvalScores, ModelRef, from_json
+from shortened_llm.storage.store import Store
+from tests.ray.conftest import ROOT, Cluster
+from tests.ray.evaluation_driver import Order
+
+OWN_MEASURES = """
+import os, signal, time
+from pathlib import Path
+
+MARKS = Path(__file__).parent
+
+
+def first_time(name):
+    try:
+        (MARKS / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def dies_once(model, tokenizer):
+    if first_time("died"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(model.num_parameters())
+
+
+def hangs_once(model, tokenizer):
+    if first_time("hung"):
+        time.sleep(1000)
+    return 2.0
+
+
+def always_fails(model, tokenizer):
+    raise RuntimeError("this measure is broken")
+"""
+
+
+def text_unit(text: Path, length: int) -> TextUnit:
+    source = PerplexitySource(path=str(text), segment_length=length, bos="none", max_tokens=20 * length)
+    documents = Documents(
+        source=source, purpose="report", shared_with=(), files=(str(text),), commit=None,
+        field_path="evaluation.report.perplexity.0",
+    )  # fmt: skip
+    return TextUnit(documents=documents, source=source)
+
+
+def run_driver(order: Order, directory: Path, cluster: Cluster) -> tuple[list[EvalScores], str]:
+    (directory / "order.pickle").write_bytes(pickle.dumps(order))
+    environment = {**cluster.environment, "RAY_ADDRESS": "127.0.0.1:6499", "PYTHONPATH": f"{ROOT}:{directory}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ray.evaluation_driver", str(directory / "order.pickle")],
+        cwd=directory, env=environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.removeprefix("scores ") for line in done.stdout.splitlines() if line.startswith("scores ")]
+    return [from_json(EvalScores, line) for line in lines], done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
+    tiny_model: ModelRef, tiny_assets: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    stories = tiny_assets / "texts/stories.jsonl"
+    (tmp_path / "own_measures.py").write_text(OWN_MEASURES)
+    paths = [f"own_measures:{name}" for name in ("dies_once", "hangs_once", "always_fails")]
+    texts = (text_unit(stories, 16), text_unit(stories, 32))
+    order = Order(
+        models=(tiny_model, tiny_model.view((0, 1, 2, 7))),
+        units=(*texts, *(MetricUnit(path=path) for path in paths)),
+        store=Store.at(str(tmp_path / "results")),
+        resources=ResourcesConfig(evaluators=2, cpus_per_evaluator=0.5, evaluation_timeout_seconds=15),
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        (dense, pruned), said = run_driver(order, tmp_path, cluster)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert [metric.name for metric in dense.metrics] == paths[:2]
+    assert {metric.value for metric in (*dense.metrics, *pruned.metrics)} > {2.0}
+    assert dense.metrics[0].value > pruned.metrics[0].value
+    for scores in (dense, pruned):
+        (missing,) = scores.missing
+        assert "always_fails" in missing.unit
+        assert "this measure is broken" in missing.cause
+    assert "no result within 15 s" in said
+    # Two processes shared each text, and one scores it alone here: not a digit differs.
+    for ref, scores in zip(order.models, (dense, pruned), strict=True):
+        alone = evaluate(
+            ref, texts, Store.at(str(tmp_path / "alone")), dtype="float32", batch_size=2, device="cpu",
+            on_progress=print,
+        )  # fmt: skip
+        assert scores.perplexity == alone.perplexity
+    done = len(list((tmp_path / "results" / "evaluations").iterdir()))
+    assert done == 2 * (2 + 2)  # what is missing is not stored, and will be tried again

@@ -1,0 +1,75 @@
+"""The model card of an exported model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from shortened_llm.records import Provenance, SourceFacts
+from shortened_llm.reporting.card import is_non_commercial, plan_card, trial_cards
+from tests.reporting.experiments import SMALL_CUT, experiment, plan
+
+PROVENANCE = Provenance(
+    base_model="meta-llama/Llama-3.1-8B",
+    base_license="llama3.1",
+    sources=(
+        SourceFacts(name="wiki", path="wiki.jsonl", role="calibration", license=None),
+        SourceFacts(name="c4", path="allenai/c4", role="training", license="odc-by"),
+        SourceFacts(name="alpaca", path="alpaca.jsonl", role="instructions", license="cc-by-nc-4.0"),
+    ),
+)
+
+
+def test_a_card_says_what_the_model_is_and_how_it_scores() -> None:
+    cards = trial_cards(replace(experiment(), provenance=PROVENANCE))
+    done = [trial for trial in experiment().trials if trial.result and trial.result.model.transform is None]
+    assert set(cards) == {trial.result.model.url for trial in done if trial.result}
+    url = next(trial.result.model.url for trial in done if trial.result and trial.spec.fingerprint == "f2")
+    text = cards[url]["README.md"]
+    card = ModelCard(text)
+    assert card.data.base_model == "meta-llama/Llama-3.1-8B"
+    assert card.data.license == "llama3.1"
+    assert card.data.library_name == "transformers"
+    assert "Llama-3.1-8B with 24 of 30 blocks" in text
+    assert "9, 11, 13, 17, 20, 24" in text
+    (line,) = [line for line in text.splitlines() if "perplexity on wikitext2" in line]
+    assert [cell.strip() for cell in line.split("|")[3:6]] == ["25.31", "91.07", "34.55"]
+    assert any("piqa acc" in line and "0.612" in line and "0.689" in line for line in text.splitlines())
+    assert "| training | `allenai/c4` | odc-by |" in text
+    assert "alpaca" not in text, "this trial did not train on it"
+    assert "wiki.jsonl" not in text
+    assert "commercial" not in text
+    facts = json.loads(cards[url]["pruning.json"])
+    assert facts["removed_blocks"] == list(SMALL_CUT)
+    assert facts["recipes"][0]["learning_rate"] == 3e-4
+
+
+def test_data_for_non_commercial_use_is_stamped() -> None:
+    full = experiment()
+    spec = full.trials[0].spec
+    taught = replace(spec, recipes=(replace(spec.recipes[0], method="lora", train_on="instructions"),))
+    trial = replace(full.trials[0], spec=taught)
+    (card,) = trial_cards(replace(full, trials=(trial,), provenance=PROVENANCE)).values()
+    assert "Not for commercial use" in card["README.md"]
+    assert "cc-by-nc-4.0 (non-commercial)" in card["README.md"]
+    assert "allenai/c4" not in card["README.md"]
+
+
+def test_a_plan_alone_has_a_card_too() -> None:
+    local = replace(PROVENANCE, base_model="/models/my-model/", base_license=None)
+    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), 30, local)
+    assert ModelCard(card["README.md"]).data.base_model is None, "the hub takes ids only"
+    assert "my-model with 24 of 30 blocks" in card["README.md"]
+    assert "not retrained" in card["README.md"]
+    assert "not known" in card["README.md"]
+    assert json.loads(card["pruning.json"])["kept_blocks"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [("cc-by-nc-4.0", True), ("CC-BY-NC-SA-3.0", True), ("research-only", True), ("apache-2.0", False),
+     ("cc-by-sa-3.0", False), ("llama3.1", False), (None, False)],
+)  # fmt: skip
+def test_names_of_non_commercial_licences(license: str | None, expected: bool) -> None:
+    assert is_non_commercial(license) is expected
