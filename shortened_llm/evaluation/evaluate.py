@@ -3,6 +3,8 @@
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,14 +68,16 @@ def evaluate(
             accuracy = store.read(KIND, key, TaskScore)
             if accuracy is None:
                 on_progress(unit.name)
-                accuracy = measure_task(
-                    loaded.model,
-                    loaded.tokenizer,
-                    unit.config,
-                    directory=unit.directory,
-                    limit=unit.limit,
-                    batch_size=batch_size,
-                )
+                with TemporaryDirectory() as output:
+                    accuracy = measure_task(
+                        loaded.model,
+                        loaded.tokenizer,
+                        unit.config,
+                        directory=unit.directory,
+                        limit=unit.limit,
+                        batch_size=batch_size,
+                        output=Path(output),
+                    )
                 store.write(KIND, key, accuracy, identity=identity)
             accuracies.append(accuracy)
     return EvalScores(perplexity=tuple(texts), tasks=tuple(accuracies))

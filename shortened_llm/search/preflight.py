@@ -22,7 +22,7 @@ from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.perplexity import check_bos
-from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.evaluation.task_check import check_tasks
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.load import empty_model, load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
@@ -146,7 +146,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
     """
     facts = check_retraining(config, store)
     check_unchanged(config, store)
-    check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
+    check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory, tokenizer=facts.tokenizer)
     return SearchFacts(
         model_config=facts.model_config,
         tokenizer=facts.tokenizer,
