@@ -1,16 +1,19 @@
-"""Zero-shot tasks through lm-eval, in process."""
+"""Tasks and groups of tasks through lm-eval, in process: the numbers of its command line."""
 
-import difflib
-from functools import lru_cache
+import copy
+import math
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.config import TaskConfig
-from shortened_llm.errors import BadInputError
+from shortened_llm.config import GenerationConfig, TaskConfig
+from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
+from shortened_llm.evaluation.task_items import Items, join, task_items
 from shortened_llm.records import TaskScore
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 # The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
 QUOTED_METRIC = {
     "boolq": "acc",
@@ -23,24 +26,6 @@ QUOTED_METRIC = {
 }
 
 
-def check_tasks(tasks: tuple[TaskConfig, ...], directory: str | None) -> None:
-    """Raises `BadInputError` for a task that neither lm-eval nor `directory` knows."""
-    if not tasks:
-        return
-    if directory is not None and not Path(directory).is_dir():
-        raise BadInputError(f"evaluation.task_directory: {directory!r} is no directory")
-    known = _task_manager(directory).all_subtasks
-    for name in (task.task for task in tasks):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            own = sorted(path.stem for path in Path(directory).glob("*.yaml")) if directory else []
-            raise BadInputError(
-                f"evaluation.report.tasks: unknown task {name!r}; "
-                + (f"nearest: {', '.join(near)}" if near else f"lm-eval has {len(known)}: see `lm-eval ls tasks`")
-                + (f"; in evaluation.task_directory: {', '.join(own)}" if own else "")
-            )
-
-
 def measure_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -49,54 +34,145 @@ def measure_task(
     directory: str | None,
     limit: int | None,
     batch_size: int,
+    output: Path,
 ) -> TaskScore:
-    """Accuracy on one task, 0 shots unless the task says otherwise.
+    """One model on one task or group, 0 shots unless the task or its settings say otherwise.
 
     Args:
         directory: the user's own task files.
-        limit: items; all unless given.
+        limit: items of each task; all unless given.
+        batch_size: requests per forward pass.
+        output: directory for lm-eval's results.json, and for samples_<task>.jsonl with every sample of each task.
+
+    Raises:
+        BadInputError: as `check_tasks` and `load_task`.
+        NonFiniteLossError: the value or a log-likelihood is NaN or infinite.
     """
     import lm_eval  # 4 s
+    from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
 
+    check_tasks((task,), directory, tokenizer=tokenizer)
     name = task.task
-
+    loaded = load_task(name, directory)
+    group = loaded["groups"].get(name)
+    leaves = group.get_all_tasks() if group else list(loaded["tasks"].values())
+    tracker = EvaluationTracker(output_path=str(output / "results.json"))
+    # A copy of the tokenizer, since lm-eval sets a padding token where there is none.
+    lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
     results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-        tasks=[name],
-        task_manager=_task_manager(directory),
+        model=lm,
+        tasks=[group] if group else leaves,
+        task_manager=task_manager(name, directory),
+        num_fewshot=task.num_fewshot,
         limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
+        apply_chat_template=task.chat_template,
+        gen_kwargs=_generation_arguments(task.generation),
+        evaluation_tracker=tracker,
+        log_samples=True,
     )
+    samples = results.pop("samples")
     values = results["results"][name]
-    metric = _metric(name, values)
-    if metric is None:
-        raise BadInputError(f"evaluation.report.tasks: {name!r} has no plain metric (it has {', '.join(values)})")
-    error = values.get(f"{metric}_stderr,none")
-    count = int(results["n-samples"][name]["effective"])
+    metric, filter_name = _quoted_metric(name, values)
+    key = f"{metric},{filter_name}"
+    value = float(values[key])
+    if not math.isfinite(value):
+        raise NonFiniteLossError(f"task {name}: {metric} is {value}")
+    error = values.get(f"{metric}_stderr,{filter_name}")
+
+    scored = [leaf for leaf in leaves if key in results["results"][leaf.task_name]]
+    items = join([task_items(leaf, samples[leaf.task_name], metric, filter_name) for leaf in scored])
+    _save(results, samples, tracker, output)
     return TaskScore(
         task=name,
         metric=metric,
-        value=float(values[f"{metric},none"]),
+        value=value,
         standard_error=float(error) if isinstance(error, (int, float)) else None,
-        num_items=count,
-        protocol=f"lm-eval {lm_eval.__version__}, task version {results['versions'][name]}, "
-        f"{results['n-shot'][name]} shots, {'first ' if limit else 'all '}{count} items",
+        num_items=sum(results["n-samples"][leaf.task_name]["effective"] for leaf in scored),
+        protocol=_protocol(results, lm, group, scored, metric, filter_name),
+        higher_is_better=all(leaf.higher_is_better().get(metric, True) for leaf in scored),
+        item_values=items.values if _is_mean(items, value) else (),
+        item_answers=items.answers,
+        item_bits_per_byte=items.bits_per_byte,
     )
 
 
-def _metric(name: str, values: dict[str, object]) -> str | None:
-    available = [key.removesuffix(",none") for key in values if key.endswith(",none") and "_stderr" not in key]
-    quoted = QUOTED_METRIC.get(name.removesuffix("_local"))
-    for metric in (quoted, "acc_norm", "acc"):
-        if metric in available:
-            return metric
-    return available[0] if available else None
+def _generation_arguments(generation: GenerationConfig | None) -> dict[str, object] | None:
+    """As lm-eval names them; they win over the task's own, one by one."""
+    if generation is None:
+        return None
+    arguments: dict[str, object] = {"do_sample": generation.temperature > 0, "temperature": generation.temperature}
+    if generation.temperature > 0:
+        arguments["top_p"] = generation.top_p
+    if generation.max_tokens is not None:
+        arguments["max_gen_toks"] = generation.max_tokens
+    return arguments
 
 
-@lru_cache(maxsize=1)  # indexing lm-eval's own tasks takes seconds
-def _task_manager(directory: str | None):  # type: ignore[no-untyped-def]
-    from lm_eval.tasks import TaskManager
+def _quoted_metric(name: str, values: dict[str, object]) -> tuple[str, str]:
+    """The metric to quote and its filter, of lm-eval's keys such as `exact_match,strict-match`."""
+    keys = [key.split(",", 1) for key in values if "," in key]
+    available = [(metric, filter_name) for metric, filter_name in keys if not metric.endswith("_stderr")]
+    if not available:
+        raise BadInputError(f"{FIELD}: {name!r} has no metric (it has {', '.join(values)})")
+    for wanted in (QUOTED_METRIC.get(name.removesuffix("_local")), "acc_norm", "acc", available[0][0]):
+        filters = [filter_name for metric, filter_name in available if metric == wanted]
+        if wanted is not None and filters:
+            return wanted, "none" if "none" in filters else filters[0]
+    raise AssertionError("the first metric is always there")
 
-    return TaskManager(include_path=directory, include_defaults=True)
+
+def _is_mean(items: Items, value: float) -> bool:
+    return bool(items.values) and math.isclose(sum(items.values) / len(items.values), value, abs_tol=1e-9)
+
+
+def _protocol(results: dict[str, Any], lm: Any, group: Any, leaves: list[Any], metric: str, filter_name: str) -> str:
+    """Everything about the measurement, but for the model, that changes its number."""
+    import lm_eval
+
+    names = [leaf.task_name for leaf in leaves]
+    counts = [results["n-samples"][name] for name in names]
+    effective, original = (sum(count[which] for count in counts) for which in ("effective", "original"))
+    parts = [
+        f"lm-eval {lm_eval.__version__}",
+        *([f"group version {group.version}", f"{len(leaves)} tasks"] if group else []),
+        f"task version {_alternatives(results['versions'][name] for name in names)}",
+        f"{_alternatives(results['n-shot'][name] for name in names)} shots",
+        f"filter {filter_name}" if filter_name != "none" else "",
+        f"{'all' if effective == original else 'first'} {effective} items",
+        "mean of the tasks, whatever their sizes" if group and not _weighs_items(group, metric) else "",
+        f"chat template {results['chat_template_sha'][:8]}" if results["chat_template_sha"] else "",
+        _generation(results, lm, names),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _alternatives(values: Any) -> str:
+    return "/".join(dict.fromkeys(str(value) for value in values))
+
+
+def _weighs_items(group: Any, metric: str) -> bool:
+    return all(aggregate.weight_by_size for aggregate in group.aggregate_metric_list if aggregate.metric == metric)
+
+
+def _generation(results: dict[str, Any], lm: Any, names: list[str]) -> str:
+    """Settings of generation as the tasks used them; stop sequences are part of a task's version."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    used = []
+    for name in names:
+        if results["configs"][name].get("output_type") == "generate_until":
+            settings = normalize_gen_kwargs(results["configs"][name]["generation_kwargs"], lm.max_gen_toks)
+            used.append(" ".join(f"{key}={settings[key]}" for key in sorted(settings) if key != "until"))
+    return f"generation {_alternatives(used)}" if used else ""
+
+
+def _save(results: dict[str, Any], samples: dict[str, list], tracker: Any, output: Path) -> None:
+    """Write what lm-eval's command line would, under names without its time stamp."""
+    general = tracker.general_config_tracker
+    general.model_name = general.model_name_sanitized = results["config"]["model"]  # else a random one
+    tracker.save_results_aggregated(results, samples)
+    (output / f"results_{tracker.date_id}.json").rename(output / "results.json")
+    for name, of_task in samples.items():
+        tracker.save_results_samples(name, of_task)
+        (output / f"samples_{name}_{tracker.date_id}.jsonl").rename(output / f"samples_{name}.jsonl")

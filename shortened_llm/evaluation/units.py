@@ -115,7 +115,7 @@ class MetricUnit:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {"metric": own_metric.metric_identity(self.path)}
+        return own_metric.metric_identity(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

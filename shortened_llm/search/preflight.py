@@ -23,7 +23,7 @@ from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.perplexity import check_bos
-from shortened_llm.evaluation.tasks import check_tasks
+from shortened_llm.evaluation.task_check import check_tasks
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.load import empty_model, load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from shortened_llm.config import PerplexitySource, TaskConfig
+from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.agreement import measure_agreement
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
-from shortened_llm.evaluation.tasks import check_tasks
-from shortened_llm.evaluation.units import TaskUnit, TextUnit
+from shortened_llm.evaluation.units import TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
@@ -236,47 +235,3 @@ def test_a_mean_over_sources_is_over_their_losses() -> None:
         )
     )
     assert scores.mean_nll == 2.0
-
-
-@pytest.fixture
-def task_directory(tmp_path: Path) -> Path:
-    directory = tmp_path / "tasks"
-    directory.mkdir()
-    items = [
-        {"question": "Once upon a", "choices": [" time", " zqxv"], "label": 0},
-        {"question": "The cat was very", "choices": [" qqqq", " happy"], "label": 1},
-    ] * 3
-    (directory / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    (directory / "stories_local.yaml").write_text(
-        f"""task: stories_local
-dataset_path: json
-dataset_kwargs: {{data_files: {{validation: {directory / "items.jsonl"}}}}}
-validation_split: validation
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: label
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-metadata: {{version: 1.0}}
-"""
-    )
-    return directory
-
-
-def test_a_local_task_runs_and_is_stored(tiny_model: ModelRef, local_store: Store, task_directory: Path) -> None:
-    check_tasks((TaskConfig(task="stories_local"), TaskConfig(task="piqa")), str(task_directory))
-    unit = TaskUnit(config=TaskConfig(task="stories_local"), directory=str(task_directory), limit=4)
-    scores = evaluate(tiny_model, [unit], local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
-    assert scores.tasks[0].num_items == 4
-    assert scores.tasks[0].value == 1.0  # a model of stories knows these
-    assert scores.tasks[0].metric == "acc_norm"
-    before = unit.identity
-    (task_directory / "items.jsonl").write_text("{}\n")
-    assert unit.identity != before
-
-
-def test_unknown_tasks_are_named_with_the_nearest(task_directory: Path) -> None:
-    with pytest.raises(BadInputError, match=r"piqaa.*piqa.*stories_local"):
-        check_tasks((TaskConfig(task="piqaa"),), str(task_directory))
-    with pytest.raises(BadInputError, match="task_directory"):
-        check_tasks((TaskConfig(task="piqa"),), "/no/such/directory")

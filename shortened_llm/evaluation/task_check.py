@@ -1,0 +1,162 @@
+"""Finding lm-eval tasks by name, and refusing what cannot be measured before a model is loaded."""
+
+import difflib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from shortened_llm.config import TaskConfig
+from shortened_llm.errors import BadInputError
+
+FIELD = "evaluation.report.tasks"
+NAMES_SHOWN = 8
+
+
+def check_tasks(
+    tasks: tuple[TaskConfig, ...], directory: str | None, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Check what can be told from the names and files of tasks, without their data.
+
+    Args:
+        directory: the user's own task files.
+        tokenizer: the model's, for tasks that ask for its chat template.
+
+    Raises:
+        BadInputError: a task or group that neither lm-eval nor `directory` knows, that has no score of its own, that
+            needs more than a text model, or whose settings do not apply to it.
+    """
+    if tasks and directory is not None and not Path(directory).is_dir():
+        raise BadInputError(f"evaluation.task_directory: {directory!r} is no directory")
+    for task in tasks:
+        index = task_manager(task.task, directory).task_index
+        if task.task not in index:
+            raise BadInputError(_unknown(task.task, directory))
+        leaves = list(_leaves(task.task, index))
+        _check_has_score(task.task, index[task.task], leaves)
+        _check_settings(task, leaves)
+        if task.chat_template and tokenizer is not None and tokenizer.chat_template is None:
+            raise BadInputError(
+                f"{FIELD}: {task.task!r} has chat_template: true, but the model's tokenizer has no chat template; "
+                "set it to false, or use the tokenizer of an instruction-tuned model"
+            )
+
+
+def check_task_data(task: TaskConfig, directory: str | None) -> None:
+    """Load a task's data set, from the hub where it is not cached: seconds to minutes.
+
+    Raises:
+        BadInputError: as `check_tasks` and `load_task`.
+    """
+    check_tasks((task,), directory)
+    load_task(task.task, directory)
+
+
+def load_task(name: str, directory: str | None) -> Any:
+    """lm-eval's `TaskDict` of a task or group that it knows, with its data.
+
+    Raises:
+        BadInputError: the data cannot be reached, or the task's own code fails.
+    """
+    from datasets.exceptions import DatasetsError
+
+    manager = task_manager(name, directory)
+    try:
+        return manager.load([name])
+    except ImportError as error:
+        raise BadInputError(f"{FIELD}: {name!r} needs a package that is not installed: {error}") from error
+    except (OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
+        paths = sorted({leaf["dataset_path"] for leaf in _leaves(name, manager.task_index) if leaf.get("dataset_path")})
+        raise BadInputError(
+            f"{FIELD}: the data of {name!r} cannot be read, data set {_some(paths)} ({error}). To give it locally, put "
+            "a task file into evaluation.task_directory, a copy of lm-eval's with another name and with "
+            "dataset_path: json and dataset_kwargs: {data_files: {validation: /absolute/path.jsonl}}"
+        ) from error
+    except Exception as error:  # The task's own code and templates have run: they may raise anything.
+        raise BadInputError(f"{FIELD}: {name!r} cannot be set up: {type(error).__name__}: {error}") from error
+
+
+def task_manager(name: str, directory: str | None) -> Any:
+    """lm-eval's index of tasks: of `directory` alone where that suffices, since its own 14,000 files take 10 s."""
+    if directory is not None:
+        own = _index(directory, include_defaults=False)
+        if name in own.task_index and all(_leaves(name, own.task_index)):
+            return own
+    return _index(directory, include_defaults=True)
+
+
+@lru_cache(maxsize=4)
+def _index(directory: str | None, *, include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=directory, include_defaults=include_defaults)
+
+
+def _leaves(name: str, index: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Settings of the tasks below a task, group or tag; empty ones for a member that the index does not have."""
+    entry = index[name]
+    yield from _settings(entry.cfg or {"task": sorted(entry.tags)}, index, {})
+
+
+def _settings(values: dict[str, Any], index: dict[str, Any], overrides: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """As lm-eval resolves them: a group's settings go before those of its members."""
+    from lm_eval.tasks._factory import GROUP_FIELD_NAMES
+
+    members = values.get("task")
+    if not isinstance(members, list):
+        known = {"dataset_path", "custom_dataset", "class"} & values.keys()
+        yield values | overrides if known else {}
+        return
+    inherited = {key: value for key, value in values.items() if key not in GROUP_FIELD_NAMES} | overrides
+    for member in members:
+        own = {"task": member} if isinstance(member, str) else member
+        name = own.get("group", own.get("task"))
+        if name in index:
+            settings = inherited | {key: value for key, value in own.items() if key not in ("task", "group")}
+            yield from _settings(index[name].cfg or {"task": sorted(index[name].tags)}, index, settings)
+        else:  # Written out in place.
+            yield from _settings(own, index, inherited)
+
+
+def _unknown(name: str, directory: str | None) -> str:
+    index = _index(directory, include_defaults=True).task_index
+    near = difflib.get_close_matches(name, index, n=3, cutoff=0.5)
+    own = sorted(_index(directory, include_defaults=False).task_index) if directory else []
+    return (
+        f"{FIELD}: unknown task or group {name!r}; "
+        + (f"nearest: {', '.join(near)}" if near else f"lm-eval has {len(index)}: see `lm-eval ls tasks`")
+        + (f"; in evaluation.task_directory: {_some(own)}" if own else "")
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_has_score(name: str, entry: Any, leaves: list[dict[str, Any]]) -> None:
+    names = sorted({str(leaf.get("task")) for leaf in leaves})
+    if entry.kind.name == "TAG":
+        raise BadInputError(f"{FIELD}: {name!r} is a tag, without a score of its own; list its tasks: {_some(names)}")
+    if entry.kind.name == "GROUP" and not entry.cfg.get("aggregate_metric_list"):
+        raise BadInputError(f"{FIELD}: the group {name!r} has no score of its own; list its tasks: {_some(names)}")
+
+
+def _check_settings(task: TaskConfig, leaves: list[dict[str, Any]]) -> None:
+    """A task that is a Python class tells nothing before it is loaded."""
+    if any(leaf.get("unsafe_code") for leaf in leaves):
+        raise BadInputError(f"{FIELD}: {task.task!r} executes what the model writes; such tasks are not run")
+    if any(leaf.get("doc_to_image") or leaf.get("doc_to_audio") for leaf in leaves):
+        raise BadInputError(f"{FIELD}: {task.task!r} has images or sound; allowed are tasks of text alone")
+    if task.num_fewshot and all(leaf.get("num_fewshot") == 0 for leaf in leaves):
+        raise BadInputError(
+            f"{FIELD}: {task.task!r} has num_fewshot {task.num_fewshot}, but the task fixes it at 0; leave it out"
+        )
+    kinds = {"class" if "class" in leaf else leaf.get("output_type", "generate_until") for leaf in leaves}
+    if task.generation is not None and not kinds & {"class", "generate_until"}:
+        raise BadInputError(
+            f"{FIELD}: {task.task!r} has settings of generation, but it is no generative task "
+            f"(output_type {', '.join(sorted(kinds))}); leave them out"
+        )
