@@ -21,7 +21,7 @@ from shortened_llm.models.load import load_config, load_model, load_tokenizer, m
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
 
 STAGE_VERSION = 1
-PROFILED_RUNS = 3
+PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
 
 T = TypeVar("T")

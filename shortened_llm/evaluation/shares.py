@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import nn
@@ -27,16 +28,19 @@ class TimeShares:
 
 
 def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:
-    """Measured over `runs` generations by `model`, with a hook before and behind each part.
+    """Median over `runs` generations by `model`, with a hook before and behind each part.
 
     On a GPU the hooks record events on its stream and wait for nothing: a part's time is that between its events, also
     where the GPU waits for the launch of its kernels.
     """
     parts: list[nn.Module] = [*find_blocks(model), model.get_output_embeddings()]
+    found = []
     with ExitStack() as hooks:
         watches = [_Watch(part, model.device, hooks) for part in parts]
-        total = sum(generate().latency for _ in range(runs))
-    *blocks, head = (watch.seconds() / total for watch in watches)
+        for _ in range(runs):
+            latency = generate().latency
+            found.append([watch.take_seconds() / latency for watch in watches])
+    *blocks, head = (median(shares) for shares in zip(*found, strict=True))
     return TimeShares(blocks=tuple(blocks), head=head)
 
 
@@ -58,10 +62,11 @@ class _Watch:
         event.record()
         self._moments.append(event)
 
-    def seconds(self) -> float:
+    def take_seconds(self) -> float:
+        """Of all runs since this was asked before."""
+        moments, self._moments = self._moments, []
         synchronise(self._device)
-        spans = zip(self._moments[::2], self._moments[1::2], strict=True)
-        return sum(_seconds_between(start, end) for start, end in spans)
+        return sum(_seconds_between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True))
 
 
 def _seconds_between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
