@@ -677,12 +677,14 @@ class EfficiencyConfig(Section):
     static_cache: bool = False
     """Generate with a cache of fixed size."""
     compile: bool = False
-    """Compile the decoding step, as a server would; needs static_cache."""
+    """Compile the decoding step, as a server would; needs static_cache, and 3 warmups to compile in."""
 
     @model_validator(mode="after")
-    def _compile_needs_static_cache(self) -> "EfficiencyConfig":
+    def _compile_has_what_it_needs(self) -> "EfficiencyConfig":
         if self.compile and not self.static_cache:
             raise ValueError("compile is true, but static_cache is false; set both")
+        if self.compile and self.warmups < 3:
+            raise ValueError(f"compile is true, but warmups is {self.warmups}; compiling takes the first 3")
         return self
 
 

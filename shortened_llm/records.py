@@ -325,9 +325,10 @@ class GenerationPoint:
     throughput: float
     """Generated tokens of the batch per second."""
     peak_memory_bytes: int
-    """Most that was allocated on the GPU, or resident on CPU, weights included."""
+    """The weights, and the most that the GPU's allocator, or on CPU the process, held beyond what it held before the
+    generation."""
     gpu_utilisation: float | None = None
-    """Share of time with a kernel running, 0 to 1; None on CPU."""
+    """Share of time with a kernel running, 0 to 1; None on CPU and without NVML."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,15 +338,28 @@ class EfficiencyScore:
     protocol: str
     """Device, dtype, threads, prompt, runs and options, in words."""
     points: tuple[GenerationPoint, ...]
+    """By output length, then batch size; shapes that do not fit into memory are left out."""
     dense_points: tuple[GenerationPoint, ...]
     """Of the dense model, from the same turns and in the same order."""
     weight_bytes: int
+    dense_weight_bytes: int
     kv_bytes_per_token: int
-    """Of the cache, for each token of each sequence."""
+    """Of the cache, for each token of each sequence, within the window of blocks that have one."""
+    dense_kv_bytes_per_token: int
     flops_per_token: float
     """Of one forward pass, attention to the past left out."""
+    dense_flops_per_token: float
+    block_shares: tuple[float, ...]
+    """For each point: share of the dense model's time that its blocks take, 0 to 1."""
+    head_shares: tuple[float, ...]
+    """The same of its head; embeddings and the loop around the model take the rest."""
     ideal_speed_ups: tuple[float, ...]
     """For each point: dense time / (dense time less the removed blocks' share of it)."""
+
+    @property
+    def speed_ups(self) -> tuple[float, ...]:
+        """For each point: dense latency / latency."""
+        return tuple(d.latency / p.latency for d, p in zip(self.dense_points, self.points, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.flops import active_share
 
 # Dense bfloat16 peak, FLOP/s, from the vendors' data sheets; the first whose words the device's name holds counts.
 PEAKS = {
@@ -52,7 +53,8 @@ def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
         flops += attention * (3 if reached else 1)
         for weight in block.parameters():
             if weight.dim() >= 2:
-                flops += 2.0 * weight.numel() * _active_share(model, weight) * (1 + reached + weight.requires_grad)
+                active = weight.numel() * active_share(model.config, weight)
+                flops += 2.0 * active * (1 + reached + weight.requires_grad)
     return flops
 
 
@@ -60,11 +62,3 @@ def _attention_width(model: PreTrainedModel) -> int:
     config = model.config
     heads = config.num_attention_heads
     return int(heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))
-
-
-def _active_share(model: PreTrainedModel, weight: torch.Tensor) -> float:
-    """Share of a weight that a token meets; fused experts are the weights with three dimensions."""
-    config = model.config
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    return chosen / experts if weight.dim() == 3 and experts and chosen else 1.0

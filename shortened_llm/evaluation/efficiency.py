@@ -1,0 +1,213 @@
+"""What a model costs to run, beside the dense model: speed, memory, arithmetic."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean, stdev
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shortened_llm.config import EfficiencyConfig
+from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.footprint import gpu_utilisation, kv_bytes_per_token, memory_growth, weight_bytes
+from shortened_llm.evaluation.generation import Shape, Timing, make_generation, only_greedy, prompt_tokens
+from shortened_llm.evaluation.shares import TimeShares, time_shares
+from shortened_llm.models.flops import forward_flops
+from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
+from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
+
+STAGE_VERSION = 1
+PROFILED_RUNS = 5
+"""Generations of the dense model behind the share of each part."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """Everything about one shape."""
+
+    dense: GenerationPoint
+    model: GenerationPoint
+    shares: TimeShares
+    """Of the dense model."""
+
+
+def measure_efficiency(
+    dense: ModelRef,
+    model: ModelRef,
+    settings: EfficiencyConfig,
+    *,
+    dtype: str,
+    device: str,
+    on_progress: Callable[[str], None],
+    kept_blocks: tuple[int, ...] | None = None,
+) -> EfficiencyScore:
+    """Generate with both models in turns, in one process, so that whatever drifts or disturbs meets both.
+
+    Both are in memory at once. For each shape come the warm-ups and the timed runs; only then, each in runs of its own,
+    the dense model's parts under hooks, and memory and GPU utilisation under a sampling thread. A shape that does not
+    fit into memory is left out for both models, and with it the larger batches. On CPU that is noticed only where an
+    allocation fails: a kernel that promises more memory than there is ends the process instead.
+
+    Args:
+        dense: the whole model.
+        kept_blocks: the dense model's blocks that `model` has, where its own files do not say: a retrained model's.
+
+    Raises:
+        BadInputError: a shape is longer than the model's positions.
+        ValueError: `kept_blocks` is missing, or is not of that many blocks.
+    """
+    kept = _kept_blocks(dense, model, kept_blocks)
+    check_lengths(load_config(model_directory(dense)), settings)
+    prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
+    models = [only_greedy(load_model(ref, dtype, device=device)) for ref in (dense, model)]
+    measured, left_out = _measure_shapes(models, prompt, settings, on_progress)
+    removed = tuple(block for block in range(dense.num_blocks) if block not in kept)
+    dense_model, own_model = models
+    return EfficiencyScore(
+        protocol=protocol(settings, dtype, models[0].device, left_out),
+        points=tuple(one.model for one in measured),
+        dense_points=tuple(one.dense for one in measured),
+        weight_bytes=weight_bytes(own_model),
+        dense_weight_bytes=weight_bytes(dense_model),
+        kv_bytes_per_token=kv_bytes_per_token(own_model),
+        dense_kv_bytes_per_token=kv_bytes_per_token(dense_model),
+        flops_per_token=forward_flops(own_model),
+        dense_flops_per_token=forward_flops(dense_model),
+        block_shares=tuple(sum(one.shares.blocks) for one in measured),
+        head_shares=tuple(one.shares.head for one in measured),
+        ideal_speed_ups=tuple(one.shares.ideal_speed_up(removed) for one in measured),
+    )
+
+
+def check_lengths(config: PretrainedConfig, settings: EfficiencyConfig) -> None:
+    """Raises `BadInputError` where a generation is longer than the model's positions."""
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = settings.prompt_length + max(settings.output_lengths)
+    if positions is not None and longest > positions:
+        raise BadInputError(
+            f"evaluation.efficiency.output_lengths: {max(settings.output_lengths)} new tokens behind a prompt of "
+            f"{settings.prompt_length} are {longest}; the model has {positions} positions"
+        )
+
+
+def protocol(settings: EfficiencyConfig, dtype: str, device: torch.device, left_out: Sequence[Shape] = ()) -> str:
+    """The protocol in words."""
+    on_gpu = device.type == "cuda"
+    options = [
+        "greedy generate of transformers",
+        torch.cuda.get_device_name(device) if on_gpu else f"CPU with {torch.get_num_threads()} threads",
+        dtype,
+        f"the same prompt of {settings.prompt_length} tokens in each sequence",
+        f"{settings.runs} runs after {settings.warmups} warm-ups, in turns with the dense model",
+        f"{'static' if settings.static_cache else 'dynamic'} cache",
+    ]
+    if settings.compile:
+        options.append("compiled decoding; shares of time and ideal speed-up without compiling")
+    if left_out:
+        options.append(f"left out for want of memory: {', '.join(map(str, left_out))}")
+    return ", ".join(options)
+
+
+def _kept_blocks(dense: ModelRef, model: ModelRef, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    if given is None and model.num_blocks != dense.num_blocks:
+        raise ValueError(f"the model has files of {model.num_blocks} blocks, the dense one {dense.num_blocks}: which?")
+    kept = model.kept_blocks if given is None else given
+    if len(kept) != len(model.kept_blocks) or not set(kept) <= set(range(dense.num_blocks)):
+        raise ValueError(f"kept_blocks {kept} are not those of a model of {len(model.kept_blocks)} blocks")
+    return kept
+
+
+def _measure_shapes(
+    models: Sequence[PreTrainedModel],
+    prompt: torch.Tensor,
+    settings: EfficiencyConfig,
+    on_progress: Callable[[str], None],
+) -> tuple[list[_Measured], list[Shape]]:
+    """Every shape that fits, and those that do not.
+
+    Lengths ascend, for a static cache never becomes shorter again, and so that a batch too large for one length is not
+    tried with a longer one.
+    """
+    measured: list[_Measured] = []
+    left_out: list[Shape] = []
+    for length in sorted(set(settings.output_lengths)):
+        for batch_size in sorted(set(settings.batch_sizes)):
+            shape = Shape(batch_size=batch_size, output_tokens=length)
+            if any(batch_size >= other.batch_size for other in left_out):
+                left_out.append(shape)
+                continue
+            on_progress(f"generating {shape}")
+            found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings))
+            if found is None:
+                left_out.append(shape)
+                on_progress(f"{shape} does not fit into memory: left out, with larger batches")
+            else:
+                measured.append(found)
+    return measured, left_out
+
+
+def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """What `work` returns; None, and its memory freed, where it runs out."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+    gc.collect()  # behind the except clause, where the error no longer holds the frames and their tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _measure(
+    models: Sequence[PreTrainedModel], prompt: torch.Tensor, shape: Shape, settings: EfficiencyConfig
+) -> _Measured:
+    if settings.compile:
+        torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
+    generations = [make_generation(model, prompt, shape, settings) for model in models]
+    in_turns(generations, settings.warmups)
+    timings = in_turns(generations, settings.runs)
+    uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
+    shares = time_shares(models[0], uncompiled, min(PROFILED_RUNS, settings.runs))
+    dense, model = (
+        _point(model, generate, runs, shape, settings)
+        for model, generate, runs in zip(models, generations, timings, strict=True)
+    )
+    return _Measured(dense=dense, model=model, shares=shares)
+
+
+def in_turns(generations: Sequence[Callable[[], T]], turns: int) -> list[list[T]]:
+    """Each of them `turns` times, one after another, in every other turn backwards; the results of each."""
+    results: list[list[T]] = [[] for _ in generations]
+    for turn in range(turns):
+        order = range(len(generations))
+        for index in order if turn % 2 == 0 else reversed(order):
+            results[index].append(generations[index]())
+    return results
+
+
+def _point(
+    model: PreTrainedModel,
+    generate: Callable[[], Timing],
+    runs: Sequence[Timing],
+    shape: Shape,
+    settings: EfficiencyConfig,
+) -> GenerationPoint:
+    latencies = [run.latency for run in runs]
+    return GenerationPoint(
+        batch_size=shape.batch_size,
+        prompt_tokens=settings.prompt_length,
+        output_tokens=shape.output_tokens,
+        latency=mean(latencies),
+        latency_deviation=stdev(latencies) if len(latencies) > 1 else 0.0,
+        time_to_first_token=mean(run.time_to_first_token for run in runs),
+        throughput=shape.batch_size * shape.output_tokens / mean(latencies),
+        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
+        gpu_utilisation=gpu_utilisation(generate, model.device),
+    )

@@ -1,0 +1,97 @@
+"""What a model occupies: bytes of weights and cache, peak memory, a busy GPU. Nothing here is timed."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from shortened_llm.evaluation.generation import synchronise
+from shortened_llm.models.cpu import release_freed_memory
+
+MEMORY_INTERVAL = 0.001
+"""Seconds between two looks at the resident set."""
+UTILISATION_INTERVAL = 0.1
+SETTLING_SECONDS, SAMPLING_SECONDS = 1.0, 2.0
+"""NVML's utilisation is that of the last sixth of a second to second: what it says of the first second is of before."""
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Of the parameters, tied ones once."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def kv_bytes_per_token(model: PreTrainedModel) -> int:
+    """What the cache of one sequence grows by with a token, measured: so that it holds for every kind of attention.
+
+    A state of fixed size counts nothing, and a block with a window only within it.
+    """
+    one, two = (_cache_bytes(model, length) for length in (1, 2))
+    return two - one
+
+
+def _cache_bytes(model: PreTrainedModel, length: int) -> int:
+    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    cache = model(input_ids=tokens, use_cache=True).get("past_key_values")
+    tensors = (tensor for layer in getattr(cache, "layers", ()) for tensor in vars(layer).values())
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+def memory_growth(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `work` held at its peak above what was held before: of the GPU's allocator, or the resident set on
+    CPU.
+
+    So what else lies in memory, such as another model, does not count. On CPU a thread looks every millisecond, which
+    slows the work; freed memory is given back to the kernel before, or what is taken from it would not show.
+    """
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    release_freed_memory()
+    process = psutil.Process()
+    before = process.memory_info().rss
+    return max(0, max(_sampled(lambda: process.memory_info().rss, MEMORY_INTERVAL, work)) - before)
+
+
+def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float | None:
+    """Share of time in which a kernel runs, 0 to 1, while `work` is repeated; None on CPU and without NVML."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.utilization(device)
+    except Exception:  # no pynvml, no driver, a GPU that is split: errors of classes that only pynvml knows
+        return None
+
+    def repeat(seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            work()
+
+    repeat(SETTLING_SECONDS)
+    samples = _sampled(lambda: torch.cuda.utilization(device), UTILISATION_INTERVAL, lambda: repeat(SAMPLING_SECONDS))
+    return sum(samples) / len(samples) / 100
+
+
+def _sampled(read: Callable[[], int], interval: float, work: Callable[[], object]) -> list[int]:
+    """What `read` returns every `interval` seconds while `work` is done, and once behind it."""
+    samples: list[int] = []
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(interval):
+            samples.append(read())
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        ended.set()
+        thread.join()
+    return [*samples, read()]

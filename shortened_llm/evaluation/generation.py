@@ -1,0 +1,140 @@
+"""One timed generation: a fixed prompt, a forced number of new tokens."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from shortened_llm.config import EfficiencyConfig
+
+PROMPT = "The old lighthouse keeper walked down to the harbour early every morning because he wanted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One size of generation."""
+
+    batch_size: int
+    output_tokens: int
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_size} x {self.output_tokens} new tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Of one generation, in seconds."""
+
+    latency: float
+    time_to_first_token: float
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
+    """Token ids of `PROMPT`, repeated or cut to `length`, [1, length], with the special tokens that the tokenizer puts
+    in front."""
+    ids = tokenizer(PROMPT)["input_ids"]
+    return torch.tensor([(ids * length)[:length]])
+
+
+def only_greedy(model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, with nothing left of its generation settings but the end-of-text tokens.
+
+    They may sample, or penalise repetition, and transformers merges them into what a call asks for.
+    """
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    return model
+
+
+def make_generation(
+    model: PreTrainedModel,
+    prompt: torch.Tensor,
+    shape: Shape,
+    settings: EfficiencyConfig,
+    *,
+    compiled: bool | None = None,
+) -> Callable[[], Timing]:
+    """A greedy generation, ready to be repeated.
+
+    The time to the first token is taken inside the same generation, by a stopping criterion that never stops it: one
+    more logical OR of [batch] booleans per token. transformers waits for the device at the same place in every step, so
+    waiting there once more costs nothing.
+
+    Args:
+        model: from `only_greedy`.
+        prompt: [1, prompt]; every sequence of the batch begins with it.
+        compiled: as in `settings` unless given.
+    """
+    eos = model.generation_config.eos_token_id
+    input_ids = prompt.to(model.device).repeat(shape.batch_size, 1)
+    mask = torch.ones_like(input_ids)
+    config = GenerationConfig(
+        do_sample=False,
+        min_new_tokens=shape.output_tokens,
+        max_new_tokens=shape.output_tokens,
+        eos_token_id=eos,
+        pad_token_id=_pad(eos),
+        cache_implementation="static" if settings.static_cache else None,
+        # On a GPU, transformers compiles for every static cache unless told not to.
+        disable_compile=not (settings.compile if compiled is None else compiled),
+        compile_config=_compile_config() if settings.compile else None,
+    )
+
+    @torch.inference_mode()
+    def generate() -> Timing:
+        first_token = _FirstToken(input_ids)
+        synchronise(model.device)
+        started = time.perf_counter()
+        tokens = model.generate(
+            input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([first_token]),
+        )
+        synchronise(model.device)
+        latency = time.perf_counter() - started
+        assert tokens.shape == (shape.batch_size, input_ids.shape[1] + shape.output_tokens), tokens.shape
+        return Timing(latency=latency, time_to_first_token=first_token.time - started)
+
+    return generate
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was launched on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _FirstToken(StoppingCriteria):
+    """Notes when the first token of each sequence is chosen; never stops."""
+
+    def __init__(self, input_ids: torch.Tensor) -> None:
+        self.time = 0.0
+        self._go_on = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
+        if not self.time:
+            synchronise(input_ids.device)
+            self.time = time.perf_counter()
+        return self._go_on
+
+
+def _pad(eos: int | list[int] | None) -> int:
+    """Never generated: no sequence ends early, and the prompts have one length."""
+    if isinstance(eos, list):
+        return eos[0]
+    return 0 if eos is None else eos
+
+
+def _compile_config() -> CompileConfig:
+    config = CompileConfig()
+    config._compile_all_devices = True  # or transformers compiles on GPUs only
+    return config

@@ -1,0 +1,75 @@
+"""Where the time of a generation goes: blocks, head, and the rest. Hooks slow it, so it is never a timed one."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shortened_llm.evaluation.generation import Timing, synchronise
+from shortened_llm.models.blocks import find_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeShares:
+    """Shares of a generation's latency, 0 to 1; embeddings, final norm and the loop around the model are the rest."""
+
+    blocks: tuple[float, ...]
+    """Of each block, in model order."""
+    head: float
+
+    def ideal_speed_up(self, removed_blocks: tuple[int, ...]) -> float:
+        """Of the model without these blocks, if nothing but their time went away."""
+        return 1 / (1 - sum(self.blocks[block] for block in removed_blocks))
+
+
+def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:
+    """Median over `runs` generations by `model`, with a hook before and behind each part.
+
+    On a GPU the hooks record events on its stream and wait for nothing: a part's time is that between its events, also
+    where the GPU waits for the launch of its kernels.
+    """
+    parts: list[nn.Module] = [*find_blocks(model), model.get_output_embeddings()]
+    found = []
+    with ExitStack() as hooks:
+        watches = [_Watch(part, model.device, hooks) for part in parts]
+        for _ in range(runs):
+            latency = generate().latency
+            found.append([watch.take_seconds() / latency for watch in watches])
+    *blocks, head = (median(shares) for shares in zip(*found, strict=True))
+    return TimeShares(blocks=tuple(blocks), head=head)
+
+
+class _Watch:
+    """Notes when a module begins and ends, each time it runs."""
+
+    def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack) -> None:
+        self._device = device
+        self._moments: list[float | torch.cuda.Event] = []
+        """Beginnings and ends by turns: seconds, or events on the GPU's stream."""
+        hooks.callback(module.register_forward_pre_hook(self._note).remove)
+        hooks.callback(module.register_forward_hook(self._note).remove)
+
+    def _note(self, *_: object) -> None:
+        if self._device.type != "cuda":
+            self._moments.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._moments.append(event)
+
+    def take_seconds(self) -> float:
+        """Of all runs since this was asked before."""
+        moments, self._moments = self._moments, []
+        synchronise(self._device)
+        return sum(_seconds_between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True))
+
+
+def _seconds_between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    return float(start.elapsed_time(end)) / 1000  # type: ignore[union-attr, arg-type]
