@@ -1,5 +1,6 @@
 """Score models beside the dense one; needs no Ray."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ import torch
 from jobs.cli import make_parser, parse_command, run
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.models.load import load_config
+from shortened_llm.models.load import load_config, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, to_json
 from shortened_llm.search.preflight import check_evaluation
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(parser, arguments)
     store = Store.at(config.storage.url)
     facts = check_evaluation(config, store)
+    if flags.efficiency:
+        check_lengths(facts.model_config, config.evaluation.efficiency)
     for directory in flags.model:
         check_model(directory, facts.vocab_size)
     if flags.dry_run:
@@ -46,7 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     every: list[EvaluatedModel] = []
     for path in (config.model.path, *flags.model):
         ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
-        timing = [EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)] if flags.efficiency else []
+        timing = [
+            EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept_blocks(ref))
+        ] if flags.efficiency else []  # fmt: skip
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
             return evaluate(
@@ -75,6 +81,14 @@ def check_model(directory: str, vocab_size: int) -> None:
             f"--model: {directory!r} has a vocabulary of {found}, the dense model one of {vocab_size}; scores of "
             "different tokenizers cannot be compared"
         )
+
+
+def kept_blocks(ref: ModelRef) -> tuple[int, ...]:
+    """The dense model's blocks that a model has, as its card says; without one, the first of as many."""
+    card = model_directory(ref) / "pruning.json"
+    if not card.is_file():
+        return ref.kept_blocks
+    return tuple(json.loads(card.read_text())["kept_blocks"])
 
 
 if __name__ == "__main__":

@@ -99,8 +99,9 @@ def measure_part(
             case EfficiencyUnit():
                 loaded.hold()  # it loads both models itself
                 return measure_efficiency(
-                    unit.dense, ref, unit.settings, dtype=dtype, device=loaded.device, on_progress=on_note
-                )
+                    unit.dense, ref, unit.settings,
+                    dtype=dtype, device=loaded.device, on_progress=on_note, kept_blocks=unit.kept_blocks,
+                )  # fmt: skip
             case MetricUnit():
                 (model,) = loaded.hold(ref)
                 return measure_metric(model, tokenizer, unit.path)

@@ -35,9 +35,9 @@ def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str]]:
         yield f"{task.task} {task.metric}", task.protocol, f"{task.value:.4f}{error}"
         if task.bits_per_byte is not None:
             yield f"{task.task} bits/byte", task.protocol, f"{task.bits_per_byte:.4f}"
-    for text in scores.agreement:
-        yield f"KL to dense {text.source}", text.protocol, f"{text.kl:.4f}"
-        yield f"top-1 agreement {text.source}", text.protocol, f"{text.top1:.4f}"
+    for agreement in scores.agreement:
+        yield f"KL to dense {agreement.source}", agreement.protocol, f"{agreement.kl:.4f}"
+        yield f"top-1 agreement {agreement.source}", agreement.protocol, f"{agreement.top1:.4f}"
     for metric in scores.metrics:
         yield metric.name, metric.protocol, f"{metric.value:.6g}"
 

@@ -108,9 +108,11 @@ def gather(
         trials[index] = replace(trials[index], before=before_scores, after=after_scores)
         progress(f"scored {index + 1}/{len(specs)} trials")
     if config.evaluation.report.efficiency:
-        unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
         for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
             if trial.spec.fingerprint in best and trial.result is not None:
+                unit = EfficiencyUnit(
+                    settings=config.evaluation.efficiency, dense=dense, kept_blocks=trial.spec.plan.kept_blocks
+                )
                 found = pool.evaluate(trial.result.model, (unit,), progress.about(f"time {trial.spec.name}"))
                 after = replace(
                     trial.after, efficiency=found.efficiency, missing=(*trial.after.missing, *found.missing)

@@ -21,6 +21,7 @@ from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.evaluation.task_check import check_tasks
@@ -175,6 +176,8 @@ def _check_tasks_and_metrics(config: SearchConfig, facts: ScoringFacts) -> None:
     check_tasks(evaluation.report.tasks, evaluation.task_directory, tokenizer=facts.tokenizer)
     for path in evaluation.report.metrics:
         load_metric(path)
+    if evaluation.report.efficiency:
+        check_lengths(facts.model_config, evaluation.efficiency)
 
 
 def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
