@@ -355,11 +355,9 @@ class EfficiencyScore:
     """The same of its head; embeddings and the loop around the model take the rest."""
     ideal_speed_ups: tuple[float, ...]
     """For each point: dense time / (dense time less the removed blocks' share of it)."""
-
-    @property
-    def speed_ups(self) -> tuple[float, ...]:
-        """For each point: dense latency / latency."""
-        return tuple(d.latency / p.latency for d, p in zip(self.dense_points, self.points, strict=True))
+    speed_ups: tuple[float, ...]
+    """For each point, measured: dense latency / latency, the median over the turns, so that what disturbs a run of one
+    model does not count. The ratio of the mean latencies may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

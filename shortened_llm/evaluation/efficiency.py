@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import TypeVar
 
 import torch
@@ -33,6 +33,8 @@ class _Measured:
 
     dense: GenerationPoint
     model: GenerationPoint
+    speed_up: float
+    """Median over the turns."""
     shares: TimeShares
     """Of the dense model."""
 
@@ -82,6 +84,7 @@ def measure_efficiency(
         block_shares=tuple(sum(one.shares.blocks) for one in measured),
         head_shares=tuple(one.shares.head for one in measured),
         ideal_speed_ups=tuple(one.shares.ideal_speed_up(removed) for one in measured),
+        speed_ups=tuple(one.speed_up for one in measured),
     )
 
 
@@ -179,7 +182,8 @@ def _measure(
         _point(model, generate, runs, shape, settings)
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
-    return _Measured(dense=dense, model=model, shares=shares)
+    speed_up = median(of_dense.latency / own.latency for of_dense, own in zip(*timings, strict=True))
+    return _Measured(dense=dense, model=model, speed_up=speed_up, shares=shares)
 
 
 def in_turns(generations: Sequence[Callable[[], T]], turns: int) -> list[list[T]]:

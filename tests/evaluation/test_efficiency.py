@@ -81,7 +81,24 @@ def test_the_ideal_speed_up_is_one_without_removal(tiny_model: ModelRef) -> None
     assert all(ideal > 1 for ideal in view.ideal_speed_ups)
     for blocks, head in zip(view.block_shares, view.head_shares, strict=True):
         assert 0 < head < head + blocks < 1
-    assert view.speed_ups[0] == view.dense_points[0].latency / view.points[0].latency
+
+
+def test_the_speed_up_is_the_median_over_the_turns(tiny_model: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one turn of three the dense model is held up, which moves the mean latency and not the speed-up."""
+    calls = iter(range(100))
+    real = GenerationMixin.generate
+
+    def generate(self: PreTrainedModel, *args: object, **kwargs: object) -> object:
+        # The view waits for twice as long as the whole model, but for the disturbed call, the fourth one.
+        time.sleep(3.0 if next(calls) == 3 else {8: 0.1, 5: 0.2}[self.config.num_hidden_layers])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    settings = EfficiencyConfig(batch_sizes=1, output_lengths=1, runs=3, warmups=0)
+    score = measure(tiny_model, tiny_model.view(KEPT), settings)
+    assert score.dense_points[0].latency > 1
+    assert score.dense_points[0].latency_deviation > 1
+    assert 0.3 < score.speed_ups[0] < 0.9
 
 
 def test_bytes_and_flops_by_straight_formulas(tiny_model: ModelRef) -> None:
