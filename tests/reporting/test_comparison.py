@@ -99,7 +99,7 @@ def test_a_perplexity_is_the_geometric_mean_and_a_difference_is_in_nats_to_cpt()
         math.log(lora.cells[0].perplexity / reference.cells[0].perplexity), abs=1e-6
     )
     assert len(difference.per_seed) == 2
-    assert difference.num_documents == 160
+    assert difference.num_clusters == 160
 
 
 def test_every_pair_of_methods_is_judged_and_no_control_is_among_them() -> None:

@@ -11,7 +11,7 @@ from tests.reporting.experiments import by_document, text
 
 
 def difference(mean: float, standard_error: float | None, *per_seed: float) -> Difference:
-    return Difference(mean=mean, standard_error=standard_error, per_seed=per_seed, num_documents=100)
+    return Difference(mean=mean, standard_error=standard_error, per_seed=per_seed, num_clusters=100)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_documents(seed: int, doc
     assert found is not None
     assert found.standard_error is not None
     assert found.mean == pytest.approx(0.1, abs=1e-6)
-    assert found.num_documents == documents
+    assert found.num_clusters == documents
     assert found.standard_error == pytest.approx(bootstrap(first, second), rel=0.15)
 
 
@@ -107,7 +107,7 @@ def test_scores_that_are_not_aligned_have_no_standard_error() -> None:
     plain = paired_difference([(text("wiki", 30.0), text("wiki", 20.0))] * 2)
     assert plain is not None
     assert plain.mean == pytest.approx(np.log(1.5))
-    assert (plain.standard_error, plain.num_documents) == (None, 0)
+    assert (plain.standard_error, plain.num_clusters) == (None, 0)
     other = paired_difference([(by_document("wiki", 3.6, seed=1), by_document("wiki", 3.5, seed=1, documents=80))] * 2)
     assert other is not None
     assert other.standard_error is None
