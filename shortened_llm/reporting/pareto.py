@@ -34,6 +34,8 @@ class Quantity:
     """Of the dense model; None where it was not measured."""
     of: Callable[[TrialRow, Stage], float | None]
     written: Callable[[float], str]
+    within_size: bool = False
+    """Models compete with those of their size alone: what was never trained cost nothing, and would win everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,8 @@ class ParetoPanel:
     dense: ParetoPoint | None
     before: tuple[ParetoPoint, ...]
     after: tuple[ParetoPoint, ...]
-    optimal: tuple[ParetoPoint, ...]
-    """Of dense and after, from the best by x to the worst."""
+    optimal: tuple[tuple[ParetoPoint, ...], ...]
+    """Of those that compete, dense and after, from the best by x to the worst: one line, or one of each size."""
     controls: tuple[ParetoPoint, ...]
     """Retrained controls: shown, but no candidates."""
 
@@ -97,18 +99,26 @@ def pareto_panel(x: Quantity, y: Quantity, rows: Sequence[TrialRow]) -> ParetoPa
 
     own = [row for row in rows if not row.is_control]
     dense, after = _point(x.dense, y.dense, None), points(own, "after")
-    candidates = [*([dense] if dense else []), *after]
-    x_sign, y_sign = (1 if quantity.lower_is_better else -1 for quantity in (x, y))
-    optimal = pareto_optimal([(x_sign * candidate.x, y_sign * candidate.y) for candidate in candidates])
+    if x.within_size:
+        sizes = dict.fromkeys(len(row.plan.kept_blocks) for row in own)
+        competing = [[p for p in after if p.row and len(p.row.plan.kept_blocks) == size] for size in sizes]
+    else:
+        competing = [[*([dense] if dense else []), *after]]
     return ParetoPanel(
         x=x,
         y=y,
         dense=dense,
         before=points(own, "before"),
         after=after,
-        optimal=tuple(candidates[index] for index in optimal),
+        optimal=tuple(_optimal(points, x, y) for points in competing),
         controls=points([row for row in rows if row.is_control], "after"),
     )
+
+
+def _optimal(points: Sequence[ParetoPoint], x: Quantity, y: Quantity) -> tuple[ParetoPoint, ...]:
+    x_sign, y_sign = (1 if quantity.lower_is_better else -1 for quantity in (x, y))
+    places = pareto_optimal([(x_sign * point.x, y_sign * point.y) for point in points])
+    return tuple(points[index] for index in places)
 
 
 def _point(x: float | None, y: float | None, row: TrialRow | None) -> ParetoPoint | None:
@@ -264,6 +274,7 @@ def accelerator_hours(rows: Sequence[TrialRow]) -> list[Quantity]:
             dense=0.0,
             of=of,
             written=lambda value: f"{formats.significant(value, 3)} accelerator hours" if value else "untrained",
+            within_size=True,
         )
     ]
 

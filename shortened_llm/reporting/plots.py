@@ -51,7 +51,7 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
     for point in panel.before:
         assert point.row is not None
         style = styles[point.row.criteria]
-        if point.row.number in after_of:
+        if point.row.number in after_of and after_of[point.row.number].x == point.x:
             after = after_of[point.row.number]
             pair = ([point.x, after.x], [point.y, after.y])
             axes.plot(*pair, color=style.colour, alpha=0.3, linewidth=0.8, zorder=1)
@@ -59,13 +59,8 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         if (point.x, point.y) not in drawn:
             drawn.add((point.x, point.y))
             mark(point, "before", marker=style.marker, markersize=5, mfc="none", mec=style.colour, zorder=3)
-    axes.plot(
-        [point.x for point in panel.optimal],
-        [point.y for point in panel.optimal],
-        color=INK,
-        linewidth=1,
-        zorder=2,
-    )
+    for line in panel.optimal:
+        axes.plot([point.x for point in line], [point.y for point in line], color=INK, linewidth=1, zorder=2)
     for point in panel.after:
         assert point.row is not None
         style = styles[point.row.criteria]

@@ -38,6 +38,16 @@ class TasksSection:
     """Dense first."""
 
     @property
+    def num_items(self) -> dict[ScoreColumn, int | None]:
+        """Of each task: equal in every model, since the protocol says which items."""
+        return {
+            column: measured.num_items
+            for line in reversed(self.lines)
+            for column, measured in line.found.items()
+            if column in self.tasks
+        }  # fmt: skip
+
+    @property
     def has_differences(self) -> bool:
         return any(line.differences for line in self.lines)
 
@@ -107,8 +117,7 @@ def tasks_section(
     shown = [
         row
         for row in rows
-        if any(column in row.after for column in tasks)
-        or (row.status == "done" and (row.best_of_size or row.is_control))
+        if row.best_of_size or any(column in row.after for column in tasks)
     ]
     sets = task_sets(tasks, [row.after for row in shown if any(column in row.after for column in tasks)] or [dense])
     lines = [_line(None, dense, dense, tasks, sets), *(_line(row, row.after, dense, tasks, sets) for row in shown)]
