@@ -280,7 +280,9 @@ def test_best_of_a_size_is_no_control_and_the_line_joins_none() -> None:
     assert view.status_counts == "48 trials, 8 of them controls: 47 done, 1 failed"
     for panel in (panel for group in view.panel_groups for panel in group.panels):
         assert {point.row.trial.spec.control for point in panel.controls if point.row} == {"dense", "random"}
-        assert not any(point.row and point.row.is_control for point in (*chain(*panel.optimal), *panel.after, *panel.before))
+        assert not any(
+            point.row and point.row.is_control for point in (*chain(*panel.optimal), *panel.after, *panel.before)
+        )
 
 
 def test_csv_has_what_tells_the_trials_apart() -> None:
