@@ -63,8 +63,8 @@ def size_summaries(
         by_size.setdefault(len(row.plan.kept_blocks), []).append(row)
     summaries = []
     for size_rows in by_size.values():
-        for best in [row for row in size_rows if row.best_of_size] or [None]:
-            summaries.append(_summary(experiment, size_rows, best, dense, tasks))
+        found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
+        summaries += [_summary(experiment, size_rows, best, dense, tasks) for best in found or [None]]
     return tuple(summaries)
 
 
@@ -108,7 +108,7 @@ def _perplexity(column: ScoreColumn, best: TrialRow, dense: Measurements) -> Fac
     before, after, whole = best.before.get(column), best.after[column], dense.get(column)
     value = formats.perplexity(after.value)
     also = [f"{value} against {formats.perplexity(whole.value)}"] if whole else []
-    also += [f"untrained {formats.perplexity(before.value)}"] if before else []
+    also += [f"{formats.perplexity(before.value)} before retraining"] if before else []
     return Fact(
         about=f"perplexity, {column.title}" + (" (selection)" if column.role == "selection" else ""),
         key=f"{formats.times(after.value / whole.value)} dense" if whole else value,

@@ -181,7 +181,7 @@ def _union(first: EvalScores, second: EvalScores) -> EvalScores:
     agreement = {(x.source, x.protocol): x for x in (*second.agreement, *first.agreement)}
     metrics = {(x.name, x.protocol): x for x in (*second.metrics, *first.metrics)}
 
-    def in_order(found: dict, firsts: tuple) -> tuple:  # type: ignore[type-arg]
+    def in_order(found: dict, firsts: tuple) -> tuple:
         return (*firsts, *(score for score in found.values() if score not in firsts))
 
     return EvalScores(

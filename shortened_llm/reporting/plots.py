@@ -47,7 +47,7 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         axes.plot([point.x], [point.y], linestyle="none", gid=gid, **options)  # type: ignore[arg-type]
 
     after_of = {point.row.number: point for point in panel.after if point.row}
-    drawn: set[tuple[int, float]] = set()
+    drawn: set[tuple[float, float]] = set()
     for point in panel.before:
         assert point.row is not None
         style = styles[point.row.criteria]
@@ -71,17 +71,18 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         mark(point, "after", marker="x", markersize=6, mec=INK, mew=1.4, zorder=4)
     for point in dense:
         mark(point, "dense", marker="*", markersize=11, mfc=INK, mec=INK, zorder=4)
-        _note(axes, "dense", point)
+        _note(axes, "dense", point, beside=True)
     plain_ticks(axes, log_y=needs_log([point.y for point in (*dense, *panel.before, *panel.after, *panel.controls)]))
-    axes.margins(x=0.1, y=0.12)
+    axes.margins(x=0.14, y=0.12)
     axes.set_xlabel(panel.x.axis)
     axes.set_ylabel(panel.y.axis)
     return tips
 
 
-def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
-    place = (point.x, point.y)
-    axes.annotate(text, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
+def _note(axes: "Axes", text: str, point: ParetoPoint, *, beside: bool = False) -> None:
+    """Below a point; beside the dense model's, since its own controls lie above and below."""
+    offset, ha, va = ((9, 0), "left", "center") if beside else ((0, -13), "center", "baseline")
+    axes.annotate(text, (point.x, point.y), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=8)
 
 
 Curve = list[tuple[float, float]]

@@ -29,8 +29,9 @@ def ask(page: Path, expression: str, *, width: int = 1280, fragment: str = "") -
         f'document.getElementById("answer").textContent = JSON.stringify({expression}); }}</script>'
     )
     command = [
-        "nice", "-n", "19", CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-        "--allow-file-access-from-files", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000",
+        "nice", "-n", "19", CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--hide-scrollbars", "--allow-file-access-from-files", "--enable-logging=stderr", "--v=0",
+        "--virtual-time-budget=5000",
         "--window-size=1400,2100", "--dump-dom", f"--user-data-dir={page.parent / 'profile'}", frame.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
