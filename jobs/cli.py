@@ -16,7 +16,6 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.logs import LOGGER, setup_logging
-from shortened_llm.search.preflight import check_resources, local_capacity
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -140,6 +139,8 @@ def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> bool:
     Raises:
         BadInputError: see `check_resources`.
     """
+    from shortened_llm.search.preflight import check_resources, local_capacity  # imports torch, which reports need not
+
     if dry_run and not os.environ.get("RAY_ADDRESS"):
         check_resources(resources, local_capacity())
         return False

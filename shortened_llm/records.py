@@ -613,6 +613,10 @@ class ReportedTrial:
     """Report scores of the plan before retraining; empty where not measured."""
     after: EvalScores
     """Report scores of the retrained model; empty where not measured."""
+    running: bool = False
+    """Begun and not ended, when the record was written."""
+    experiments: tuple[str, ...] = ()
+    """Experiments that have this trial, where a report shows several; empty: the one of the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -633,6 +637,8 @@ class Experiment:
     """Facts about the protocol that a reader must know, such as a text used for both selection and report."""
     unseen_texts: tuple[str, ...] | None = None
     """Report texts whose source was never trained on, by name; None where that is not recorded."""
+    dense_fingerprint: str | None = None
+    """Identity of the dense model's files; None where that is not recorded."""
     versions: dict[str, str]
     """Versions of the libraries that set numbers."""
     provenance: Provenance | None = None

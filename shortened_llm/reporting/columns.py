@@ -1,14 +1,17 @@
-"""Which scores an experiment has: one column per text and protocol, selection apart from report."""
+"""Which scores an experiment has: one column per thing measured and protocol, selection apart from report."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import EvalScores, Experiment, PerplexityScore
+from shortened_llm.records import EvalScores, Experiment, PerplexityScore, TaskScore
 
 Role = Literal["selection", "report"]
 Stage = Literal["before", "after"]
+Kind = Literal["text", "task", "bits_per_byte", "agreement", "metric"]
+KINDS: tuple[Kind, ...] = ("text", "task", "bits_per_byte", "agreement", "metric")
+"""In the order of the columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,19 +19,20 @@ class ScoreColumn:
     """What a number must share with another to be compared with it."""
 
     role: Role
+    kind: Kind = "text"
     metric: str
-    """`perplexity`, or the metric of a task."""
+    """`perplexity`, the metric of a task, `bits_per_byte`, `kl`, `top1`, or `value` of a user's own measure."""
     source: str
-    """The text, or the task."""
+    """The text, the task, or the name of the user's own measure."""
     protocol: str
     occurrence: int = 1
     """Counts scores that carry the same source, metric and protocol: two files may have one name."""
-    is_task: bool = False
+    higher_is_better: bool = False
 
     @property
     def title(self) -> str:
         """`wiki`, or `wiki (2)` for a second text of that name, or `piqa acc`."""
-        title = f"{self.source} {self.metric}" if self.is_task else self.source
+        title = self.source if self.kind in ("text", "metric") else f"{self.source} {self.metric}"
         return title if self.occurrence == 1 else f"{title} ({self.occurrence})"
 
 
@@ -37,35 +41,62 @@ class Measured:
     """One number of a column."""
 
     value: float
-    standard_error: float | None
-    num_items: int
-    """Predictions, or task items."""
+    standard_error: float | None = None
+    num_items: int | None = None
+    """Predictions, or task items; None where the measure does not say."""
     text: PerplexityScore | None = None
     """The whole score, where it is a perplexity."""
+    task: TaskScore | None = None
+    """The whole score, where it is of a task."""
 
 
 Measurements = dict[ScoreColumn, Measured]
 
 
 def measurements(role: Role, scores: EvalScores) -> Measurements:
-    """The scores of one model, by column."""
-    seen: Counter[tuple[str, str, str]] = Counter()
+    """The scores of one model, by column; speed and memory are in `efficiency.py`."""
+    seen: Counter[ScoreColumn] = Counter()
     found: Measurements = {}
-    for text in scores.perplexity:
-        key = ("perplexity", text.source, text.protocol)
-        seen[key] += 1
+    for first, measured in _scores(role, scores):
+        seen[first] += 1
         column = ScoreColumn(
-            role=role, metric="perplexity", source=text.source, protocol=text.protocol, occurrence=seen[key]
+            role=role,
+            kind=first.kind,
+            metric=first.metric,
+            source=first.source,
+            protocol=first.protocol,
+            occurrence=seen[first],
+            higher_is_better=first.higher_is_better,
         )
-        found[column] = Measured(value=text.perplexity, standard_error=None, num_items=text.num_predictions, text=text)
-    for task in scores.tasks:
-        key = (task.metric, task.task, task.protocol)
-        seen[key] += 1
-        column = ScoreColumn(
-            role=role, metric=task.metric, source=task.task, protocol=task.protocol, occurrence=seen[key], is_task=True
-        )
-        found[column] = Measured(value=task.value, standard_error=task.standard_error, num_items=task.num_items)
+        found[column] = measured
     return found
+
+
+def _scores(role: Role, scores: EvalScores) -> Iterator[tuple[ScoreColumn, Measured]]:
+    """Every score, as if it were the first of its column."""
+
+    def column(kind: Kind, metric: str, source: str, protocol: str, higher_is_better: bool = False) -> ScoreColumn:
+        return ScoreColumn(
+            role=role, kind=kind, metric=metric, source=source, protocol=protocol, higher_is_better=higher_is_better
+        )
+
+    for text in scores.perplexity:
+        measured = Measured(value=text.perplexity, num_items=text.num_predictions, text=text)
+        yield column("text", "perplexity", text.source, text.protocol), measured
+    for task in scores.tasks:
+        measured = Measured(
+            value=task.value, standard_error=task.standard_error, num_items=task.num_items, task=task
+        )  # fmt: skip
+        yield column("task", task.metric, task.task, task.protocol, task.higher_is_better), measured
+        if task.bits_per_byte is not None:
+            bits = Measured(value=task.bits_per_byte, num_items=len(task.item_bits_per_byte), task=task)
+            yield column("bits_per_byte", "bits_per_byte", task.task, task.protocol), bits
+    for agreement in scores.agreement:
+        for metric, value in (("kl", agreement.kl), ("top1", agreement.top1)):
+            measured = Measured(value=value, num_items=agreement.num_predictions)
+            yield column("agreement", metric, agreement.source, agreement.protocol, metric == "top1"), measured
+    for own in scores.metrics:
+        yield column("metric", "value", own.name, own.protocol), Measured(value=own.value)
 
 
 def dense_measurements(experiment: Experiment) -> Measurements:
@@ -74,6 +105,6 @@ def dense_measurements(experiment: Experiment) -> Measurements:
 
 
 def ordered_columns(all_measurements: Iterable[Measurements]) -> tuple[ScoreColumn, ...]:
-    """Every column that any model has: selection first, then report; perplexities before tasks; else as measured."""
+    """Every column that any model has: selection first, then report; by kind; else as measured."""
     columns = dict.fromkeys(column for found in all_measurements for column in found)
-    return tuple(sorted(columns, key=lambda column: (column.role == "report", column.is_task)))
+    return tuple(sorted(columns, key=lambda column: (column.role == "report", KINDS.index(column.kind))))

@@ -270,7 +270,7 @@ def _few_documents(lines: Sequence[Line], columns: Sequence[ScoreColumn]) -> lis
     few = []
     for index, column in enumerate(columns):
         differences = [line.cells[index].difference for line in lines]
-        counts = [difference.num_documents for difference in differences if difference]
+        counts = [difference.num_clusters for difference in differences if difference]
         if counts and min(counts) < FEW_DOCUMENTS:
             few.append(f"{column.title} ({min(counts)})")
     if not few:
@@ -324,9 +324,9 @@ def _conditions(
     seeds = sorted({seed for table in tables for line in table.lines for seed in line.entrant.seeds})
     documents = sorted(
         {
-            cell.difference.num_documents
+            cell.difference.num_clusters
             for table in tables for line in table.lines for cell in line.cells
-            if cell.difference and cell.difference.num_documents
+            if cell.difference and cell.difference.num_clusters
         }
     )  # fmt: skip
     said = [f"Seeds: {', '.join(map(str, seeds)) or 'none finished'}. No order of the methods was expected."]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortened_llm.records import BlockScores
-from shortened_llm.reporting import formats
+from shortened_llm.reporting.pareto import ParetoPanel
 from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto
-from shortened_llm.reporting.rows import TrialRow, plans_of_criterion
+from shortened_llm.reporting.rows import TrialRow, asked_ratios, plans_of_criterion
 from shortened_llm.reporting.score_plot import CutLine, draw_criterion, figure_width, lines_height
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
 from shortened_llm.reporting.view import ReportView
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 def write_pareto_png(view: ReportView, path: Path) -> None:
     """All panels in one picture, each headed with its text and protocol."""
     with drawing("png"):
-        columns = min(2, max(1, len(view.panels)))
-        lines = max(1, -(-len(view.panels) // columns))
+        panels = [panel for group in view.panel_groups for panel in group.panels]
+        columns = min(2, max(1, len(panels)))
+        lines = max(1, -(-len(panels) // columns))
         figure = new_figure(5.2 * columns, 3.9 * lines + 0.5)
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes in grid[len(view.panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        if not view.panels:
+        if not panels:
             grid[0].text(0.5, 0.5, "No perplexity was measured.", ha="center", transform=grid[0].transAxes)
-        for axes, panel in zip(grid, view.panels, strict=False):
+        for axes, panel in zip(grid, panels, strict=False):
             draw_pareto(axes, panel, view.styles)
-            protocol = textwrap.fill(panel.column.protocol, 70)
-            axes.set_title(f"{panel.column.title} ({panel.column.role})\n{protocol}", fontsize=8)
+            protocol = textwrap.shorten(panel.y.protocol, 130, placeholder=" …")
+            axes.set_title(f"{panel.y.title}\n{textwrap.fill(protocol, 70)}", fontsize=8)
         legend = _legend(view)
         figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=4, fontsize=8)
         save_png(figure, path)
@@ -53,15 +54,20 @@ def _legend(view: ReportView) -> dict[str, "Line2D"]:
     return legend
 
 
-def pareto_svgs(view: ReportView) -> list[str]:
-    """One `<svg>` per panel of the view."""
-    svgs = []
-    for index, panel in enumerate(view.panels):
-        with drawing(f"pareto{index}"):
-            figure = new_figure(4.9, 3.5)
-            tips = draw_pareto(figure.subplots(), panel, view.styles)
-            svgs.append(to_svg(figure, f"Perplexity on {panel.column.title} against parameters", tips))
-    return svgs
+def pareto_svgs(view: ReportView) -> list[list[str]]:
+    """One `<svg>` per panel of each group of the view."""
+    return [
+        [_pareto_svg(panel, view, f"pareto{group}-{index}") for index, panel in enumerate(panels.panels)]
+        for group, panels in enumerate(view.panel_groups)
+    ]
+
+
+def _pareto_svg(panel: ParetoPanel, view: ReportView, salt: str) -> str:
+    with drawing(salt):
+        figure = new_figure(4.9, 3.5)
+        tips = draw_pareto(figure.subplots(), panel, view.styles)
+        title = f"{panel.y.title} against {panel.x.title}"
+        return to_svg(figure, title[0].upper() + title[1:], tips)
 
 
 def score_svgs(view: ReportView) -> list[str]:
@@ -82,9 +88,8 @@ def _plan_lines(scores: BlockScores, rows: Sequence[TrialRow]) -> list[CutLine]:
     undecided = {cut.count: cut.undecided for cut in scores.cuts or ()}
     lines = []
     for plan in plans_of_criterion(rows, scores.criterion):
-        asked = dict.fromkeys(formats.ratio(x.ratio) for x in plan.labels if x.criterion == scores.criterion)
-        removed = plan.removed_blocks
-        lines.append(CutLine(name="/".join(asked), removed=removed, undecided=undecided.get(len(removed), ())))
+        name, removed = asked_ratios(plan, scores.criterion), plan.removed_blocks
+        lines.append(CutLine(name=name, removed=removed, undecided=undecided.get(len(removed), ())))
     return lines
 
 

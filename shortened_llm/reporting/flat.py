@@ -2,8 +2,8 @@
 
 Columns, always in this order:
 
-- `number` in the report, `name`, `fingerprint`, `status` (done, failed, not finished), `failure` (its cause),
-  `best_of_size` (True, False);
+- `number` in the report, `name`, `fingerprint`, `experiments` that have the trial, separated by `;`, `status` (done,
+  running, waiting, failed), `failure` (its cause), `best_of_size` (True, False);
 - `criteria` and `ratios`, one entry per label, separated by `;`;
 - `kept_blocks` and `removed_blocks`: indices in the dense model, separated by spaces; `num_kept_blocks`,
   `num_removed_blocks`, `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all);
@@ -12,9 +12,19 @@ Columns, always in this order:
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
   `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
+  `selection_texts`: those texts and their protocols, separated by `;`: means of other texts cannot be compared;
+- `missing_scores`: what could not be measured and why, separated by `;`;
 - per score `<role>_<stage>_<metric>:<source>:<protocol>`, where role is selection or report and stage is dense, before
-  or after (retraining); a `:2` follows for a second text with the same name and protocol. Tasks have a second column
-  `<role>_<stage>_<metric>_standard_error:…`.
+  or after (retraining); a `:2` follows for a second text with the same name and protocol. Metrics: `perplexity`; that
+  of a task, with `<metric>_standard_error`; `bits_per_byte` of a task's gold answers; `kl` (nats) and `top1` (share) of
+  agreement with the dense model; `value` of a measure of your own;
+- per task `report_difference_<metric>:…`, the paired difference to the dense model, its `_standard_error` over items,
+  `_mcnemar_p` (of a 0/1 metric) and `_flips` (items whose answer changed), and `report_difference_bits_per_byte:…`
+  with its `_standard_error`;
+- per set of tasks `report_after_task_mean:<tasks>` and `report_dense_task_mean:<tasks>`, plain means;
+- per shape of input `report_<stage>_<measure>:<shape>:<protocol>`, where stage is dense (from the same turns) or after,
+  and measure is `latency` (s), `latency_deviation`, `time_to_first_token` (s), `throughput` (tokens/s),
+  `peak_memory_bytes`; with `report_speed_up:…` and `report_ideal_speed_up:…`.
 """
 
 import csv
@@ -23,14 +33,19 @@ from collections.abc import Callable, Sequence
 
 from shortened_llm.records import EvalScores
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
+from shortened_llm.reporting.efficiency import lines_of, shape, shape_name
+from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.rows import TrialRow
+from shortened_llm.reporting.tasks import TaskSet, differences, task_columns, task_mean
 
 Cell = str | int | float | bool | None
+Cells = dict[str, Cell]
 
 TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "number": lambda row: row.number,
     "name": lambda row: row.trial.spec.name,
     "fingerprint": lambda row: row.trial.spec.fingerprint,
+    "experiments": lambda row: ";".join(row.trial.experiments),
     "status": lambda row: row.status,
     "failure": lambda row: row.trial.failure if row.status == "failed" else None,
     "best_of_size": lambda row: row.best_of_size,
@@ -61,6 +76,8 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "adapter_url": lambda row: row.adapter_url,
     "selection_before_mean_nll": lambda row: _mean_nll(row.trial.result.before) if row.trial.result else None,
     "selection_after_mean_nll": lambda row: _mean_nll(row.trial.result.after) if row.trial.result else None,
+    "selection_texts": lambda row: ";".join(f"{source}, {protocol}" for source, protocol in row.selection_texts),
+    "missing_scores": lambda row: ";".join(f"{score.unit}: {score.cause}" for score in missing_scores(row)),
 }
 
 
@@ -68,28 +85,80 @@ def _mean_nll(scores: EvalScores) -> float | None:
     return scores.mean_nll if scores.perplexity else None
 
 
-def score_cells(row: TrialRow | None, columns: Sequence[ScoreColumn], dense: Measurements) -> dict[str, Cell]:
-    """The scores of one trial by column name; without a trial, the names."""
-    cells: dict[str, Cell] = {}
+def score_cells(row: TrialRow, columns: Sequence[ScoreColumn], dense: Measurements) -> Cells:
+    """The scores of one trial by column name."""
+    cells: Cells = {}
     for column in columns:
-        name = f"{column.source}:{column.protocol}" + (f":{column.occurrence}" if column.occurrence > 1 else "")
-        stages = {"dense": dense, "before": row.before if row else {}, "after": row.after if row else {}}
+        name = _name(column)
+        stages = {"dense": dense, "before": row.before, "after": row.after}
         for stage, found in stages.items():
             measured = found.get(column)
             prefix = f"{column.role}_{stage}_{column.metric}"
             cells[f"{prefix}:{name}"] = measured.value if measured else None
-            if column.is_task:
+            if column.kind == "task":
                 cells[f"{prefix}_standard_error:{name}"] = measured.standard_error if measured else None
     return cells
 
 
-def to_csv(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn], dense: Measurements) -> str:
+def _name(column: ScoreColumn) -> str:
+    return f"{column.source}:{column.protocol}" + (f":{column.occurrence}" if column.occurrence > 1 else "")
+
+
+def task_cells(row: TrialRow, columns: Sequence[ScoreColumn], dense: Measurements, sets: Sequence[TaskSet]) -> Cells:
+    """Paired differences to the dense model, and plain means."""
+    cells: Cells = {}
+    paired = differences(row.after, dense, task_columns(columns))
+    for column in task_columns(columns):
+        prefix, name, found = f"report_difference_{column.metric}", _name(column), paired.get(column)
+        bits = found.bits_per_byte if found else None
+        cells |= {
+            f"{prefix}:{name}": found.value.mean if found else None,
+            f"{prefix}_standard_error:{name}": found.value.standard_error if found else None,
+            f"{prefix}_mcnemar_p:{name}": found.mcnemar_p if found else None,
+            f"{prefix}_flips:{name}": found.num_flips if found else None,
+            f"report_difference_bits_per_byte:{name}": bits.mean if bits else None,
+            f"report_difference_bits_per_byte_standard_error:{name}": bits.standard_error if bits else None,
+        }
+    for tasks in sets:
+        of = "+".join(column.title for column in tasks)
+        cells[f"report_dense_task_mean:{of}"] = task_mean(dense, tasks)
+        cells[f"report_after_task_mean:{of}"] = task_mean(row.after, tasks)
+    return cells
+
+
+MEASURES = ("latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes")
+
+
+def efficiency_cells(row: TrialRow) -> Cells:
+    """Speed and memory at each shape of input."""
+    score, cells = row.trial.after.efficiency, Cells()
+    if score is None:
+        return cells
+    dense = {shape(point): point for point in score.dense_points}
+    for of, line in lines_of(score).items():
+        name = f"{shape_name(of)}:{score.protocol}"
+        for measure in MEASURES:
+            cells[f"report_dense_{measure}:{name}"] = getattr(dense[of], measure)
+            cells[f"report_after_{measure}:{name}"] = getattr(line.point, measure)
+        cells[f"report_speed_up:{name}"] = line.speed_up
+        cells[f"report_ideal_speed_up:{name}"] = line.ideal_speed_up
+    return cells
+
+
+def to_csv(
+    rows: Sequence[TrialRow], columns: Sequence[ScoreColumn], dense: Measurements, sets: Sequence[TaskSet]
+) -> str:
     """The file's text: a heading and one line per trial."""
+    lines = [
+        {name: cell(row) for name, cell in TRIAL_CELLS.items()}
+        | score_cells(row, columns, dense)
+        | task_cells(row, columns, dense, sets)
+        | efficiency_cells(row)
+        for row in rows
+    ]
     buffer = io.StringIO()
-    names = [*TRIAL_CELLS, *score_cells(None, columns, dense)]
-    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
+    names = dict.fromkeys(name for cells in lines for name in cells) or dict.fromkeys(TRIAL_CELLS)
+    writer = csv.DictWriter(buffer, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        cells = {name: cell(row) for name, cell in TRIAL_CELLS.items()}
-        writer.writerow(cells | score_cells(row, columns, dense))
+    writer.writerows(lines)
     return buffer.getvalue()

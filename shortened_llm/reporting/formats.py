@@ -134,3 +134,22 @@ def first_line(text: str, limit: int = 100) -> str:
     """The first line of a message that may be a page, cut at `limit` characters."""
     line = text.strip().partition("\n")[0].strip()
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def times(value: float | None) -> str:
+    """`1.37 ×`; the space does not break."""
+    return MISSING if value is None else f"{value:.2f}\N{NO-BREAK SPACE}×"
+
+
+def p_value(value: float | None) -> str:
+    """`0.03`, `0.0004`, `<1e-6`: one or two digits, which is all that a p says."""
+    if value is None:
+        return MISSING
+    if value < 1e-6:
+        return "<1e-6"
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}" if value >= 1e-4 else f"{value:.0e}"
+
+
+def gib(value: float | None) -> str:
+    """Bytes in GiB, to three digits."""
+    return MISSING if value is None else significant(value / 2**30, 3)

@@ -1,4 +1,4 @@
-"""What was found, in sentences: the best trial of each size and what it costs in perplexity."""
+"""What was found, in words: the best trial of each size and what it costs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,25 @@ from dataclasses import dataclass
 from shortened_llm.records import Experiment
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.rows import TrialRow
+from shortened_llm.reporting.efficiency import GIB, lines_of, shape_name
+from shortened_llm.reporting.rows import STATUSES, TrialRow
+from shortened_llm.reporting.tasks import TasksSection, set_title
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One price or gain."""
+
+    about: str
+    """`perplexity, wiki`, `mean of 7 tasks`, `speed`, `peak memory`, `training`."""
+    key: str
+    """The number to remember, such as `1.37 × dense`."""
+    also: str
+    """What it is made of; may be empty."""
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.about} {self.key}" + (f" ({self.also})" if self.also else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,19 +33,20 @@ class SizeSummary:
     """One size: how small, which trial, at what price."""
 
     lead: str
-    """`6 of 30 blocks removed (16.1 % of parameters)`."""
+    """`24 of 30 blocks`."""
+    size: str
+    """`113.3 M parameters, 15.8 % fewer`."""
     best: TrialRow | None
     choice: str
-    """Which trial is best and out of how many, or why there is none."""
-    scores: tuple[str, ...]
-    """One sentence per text."""
+    """Out of how many the trial is the best, or why there is none."""
+    facts: tuple[Fact, ...]
 
 
 def status_counts(rows: Sequence[TrialRow]) -> str:
-    """`7 trials, 2 of them controls: 5 done, 1 failed, 1 not finished`."""
+    """`7 trials, 2 of them controls: 5 done, 1 waiting, 1 failed`"""
     controls = sum(row.is_control for row in rows)
     counts = Counter(row.status for row in rows)
-    parts = [f"{counts[status]} {status}" for status in ("done", "failed", "not finished") if counts[status]]
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     return (
         f"{len(rows)} trial{'' if len(rows) == 1 else 's'}"
         + (f", {controls} of them control{'' if controls == 1 else 's'}" if controls else "")
@@ -35,46 +54,109 @@ def status_counts(rows: Sequence[TrialRow]) -> str:
     )
 
 
-def size_summaries(experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements) -> tuple[SizeSummary, ...]:
-    """One summary per number of kept blocks, in the order of `rows`; controls are no candidates."""
+def size_summaries(
+    experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements, tasks: TasksSection | None
+) -> tuple[SizeSummary, ...]:
+    """One summary per number of kept blocks and best trial, in the order of `rows`; controls are no candidates."""
     by_size: dict[int, list[TrialRow]] = {}
     for row in (row for row in rows if not row.is_control):
         by_size.setdefault(len(row.plan.kept_blocks), []).append(row)
-    return tuple(_summary(experiment, size_rows, dense) for size_rows in by_size.values())
+    summaries = []
+    for size_rows in by_size.values():
+        found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
+        summaries += [_summary(experiment, size_rows, best, dense, tasks) for best in found or [None]]
+    return tuple(summaries)
 
 
-def _summary(experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements) -> SizeSummary:
-    best = next((row for row in rows if row.best_of_size), None)
-    ratios = [row.plan.parameter_ratio for row in ([best] if best else rows)]
-    share = " to ".join(dict.fromkeys((formats.percent(min(ratios)), formats.percent(max(ratios)))))
-    removed = len(rows[0].plan.removed_blocks)
-    lead = f"{removed} of {experiment.num_blocks} blocks removed ({share} of parameters)"
+def _summary(
+    experiment: Experiment,
+    rows: Sequence[TrialRow],
+    best: TrialRow | None,
+    dense: Measurements,
+    tasks: TasksSection | None,
+) -> SizeSummary:
+    plans = [row.plan for row in ([best] if best else rows)]
+    parameters = _range([formats.parameters(plan.parameters) for plan in plans])
+    fewer = _range([formats.percent(plan.parameter_ratio) for plan in plans])
     if best is None:
-        return SizeSummary(lead=lead, best=None, choice=f"no result to choose from ({status_counts(rows)}).", scores=())
-    finished = sum(row.selection_nll is not None for row in rows)
-    name = best.trial.spec.name
-    choice = (
-        f"the only finished trial is {name} (#{best.number})."
-        if finished == 1
-        else f"best of {finished} finished trials is {name} (#{best.number})."
+        choice = f"No result to choose from ({status_counts(rows)})."
+    else:
+        finished = sum(row.selection_nll is not None and row.selection_texts == best.selection_texts for row in rows)
+        choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
+    return SizeSummary(
+        lead=f"{len(rows[0].plan.kept_blocks)} of {experiment.num_blocks} blocks",
+        size=f"{parameters} parameters, {fewer} fewer",
+        best=best,
+        choice=choice,
+        facts=(*_texts(best, dense), *_tasks(best, tasks), *_efficiency(best), _training(best)) if best else (),
     )
-    return SizeSummary(lead=lead, best=best, choice=choice, scores=_sentences(best, dense))
 
 
-def _sentences(best: TrialRow, dense: Measurements) -> tuple[str, ...]:
-    texts = [column for column in best.after if not column.is_task]
+def _range(words: Sequence[str]) -> str:
+    """`a`, or `a to b` of sorted ones."""
+    different = sorted(set(words))
+    return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
+
+
+def _texts(best: TrialRow, dense: Measurements) -> tuple[Fact, ...]:
+    texts = [column for column in best.after if column.kind == "text"]
     report = [column for column in texts if column.role == "report"]
-    return tuple(_sentence(column, best, dense) for column in report or texts)
+    return tuple(_perplexity(column, best, dense) for column in report or texts)
 
 
-def _sentence(column: ScoreColumn, best: TrialRow, dense: Measurements) -> str:
+def _perplexity(column: ScoreColumn, best: TrialRow, dense: Measurements) -> Fact:
     before, after, whole = best.before.get(column), best.after[column], dense.get(column)
-    text = f"{column.title} ({column.role}): perplexity "
-    text += f"{formats.perplexity(before.value)} before retraining → " if before else "after retraining "
-    text += formats.perplexity(after.value) + (" after" if before else "")
-    if whole:
-        text += f"; dense {formats.perplexity(whole.value)}, so {after.value / whole.value:.2f} × dense"
-    return text + "."
+    value = formats.perplexity(after.value)
+    also = [f"{value} against {formats.perplexity(whole.value)}"] if whole else []
+    also += [f"{formats.perplexity(before.value)} before retraining"] if before else []
+    return Fact(
+        about=f"perplexity, {column.title}" + (" (selection)" if column.role == "selection" else ""),
+        key=f"{formats.times(after.value / whole.value)} dense" if whole else value,
+        also="; ".join(also),
+    )
+
+
+def _tasks(best: TrialRow, tasks: TasksSection | None) -> tuple[Fact, ...]:
+    line = next((line for line in tasks.lines if line.row is best), None) if tasks else None
+    if tasks is None or line is None:
+        return ()
+    facts = []
+    for index, own in enumerate(tasks.sets):
+        mean, difference = line.means[index], line.mean_differences[index]
+        if mean is None:
+            continue
+        key, also = formats.accuracy(mean), ""
+        if difference:
+            key, also = formats.difference(difference.mean, difference.standard_error), f"{key} against "
+            also += formats.accuracy(tasks.lines[0].means[index])
+        facts.append(Fact(about=set_title(own), key=key, also=also))
+    return tuple(facts)
+
+
+def _efficiency(best: TrialRow) -> tuple[Fact, ...]:
+    score = best.trial.after.efficiency
+    if score is None or not score.points:
+        return ()
+    shapes = lines_of(score)
+    small, large = min(shapes), max(shapes)
+    line = shapes[small]
+    own, dense = (
+        next(p.peak_memory_bytes for p in points if (p.batch_size, p.prompt_tokens, p.output_tokens) == large) / GIB
+        for points in (score.points, score.dense_points)
+    )
+    ideal = f"ideal {formats.times(line.ideal_speed_up)}; {shape_name(small)}"
+    sizes = f"{formats.significant(own, 3)} against {formats.significant(dense, 3)} GiB; {shape_name(large)}"
+    return (
+        Fact(about="speed", key=f"{formats.times(line.speed_up)} dense", also=ideal),
+        Fact(about="peak memory", key=f"{formats.times(own / dense)} dense", also=sizes),
+    )
+
+
+def _training(best: TrialRow) -> Fact:
+    if not best.tokens:
+        return Fact(about="training", key="none", also="")
+    hours = f"{formats.hours(best.accelerator_seconds)} accelerator hours" if best.accelerator_seconds else ""
+    return Fact(about="training", key=f"{formats.compact(best.tokens)} tokens", also=hours)
 
 
 def trade_off(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]) -> tuple[str, ...]:
@@ -86,7 +168,6 @@ def trade_off(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]) -> tuple
         statements.append("Report scores were not used to choose: quote those.")
     else:
         statements.append("No report scores were measured: the scores shown are the selection scores that chose.")
-    statements.append("Fewer parameters are paid for in perplexity: no size is best for every use.")
     statements.append(
         "The dense model was retrained too, as a control: its gain is adaptation to the text, and part of every gain."
         if any(row.trial.spec.control == "dense" and row.status == "done" for row in rows)

@@ -1,12 +1,13 @@
-"""Whether one model is better than another on one text: differences of paired scores, and when they count."""
+"""Whether one model is better than another on one text or task: differences of paired scores, and when they count."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from shortened_llm.records import PerplexityScore
+from shortened_llm.records import PerplexityScore, TaskScore
 
 LEAST_DIFFERENCE = 0.04
 """Nats per prediction. Another seed alone moves a short retraining by 0.02."""
@@ -16,19 +17,19 @@ LEAST_SEEDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Mean negative log-likelihood of one model less that of another, in nats per prediction."""
+    """One model less another: mean negative log-likelihood in nats per prediction, or a measure of task items."""
 
     mean: float
-    """Over the seeds; negative where the first model is better."""
+    """Over the seeds; of a loss it is negative where the first model is better."""
     standard_error: float | None
-    """Of the mean; None where it cannot be told: no scores by document, or a single document."""
+    """Of the mean; None where it cannot be told: no scores by document or item, or a single one."""
     per_seed: tuple[float, ...]
-    num_documents: int
-    """With predictions; 0 where the scores are not by document."""
+    num_clusters: int
+    """Documents with predictions, or items; 0 where the scores are not by document or item."""
 
     @property
     def verdict(self) -> str:
-        """`separated`, or why the two are not."""
+        """`separated`, or why two losses over several seeds are not."""
         if len(self.per_seed) < LEAST_SEEDS:
             return "one seed only"
         if self.standard_error is None:
@@ -72,23 +73,132 @@ def paired_difference(pairs: Sequence[tuple[PerplexityScore, PerplexityScore]]) 
         return None
     counts = {score.document_predictions for pair in pairs for score in pair}
     if len(counts) > 1 or counts == {()}:
-        of_means = tuple(first.mean_nll - second.mean_nll for first, second in pairs)
-        return Difference(
-            mean=sum(of_means) / len(of_means), standard_error=None, per_seed=of_means, num_documents=0
-        )  # fmt: skip
-    (predictions,) = (np.array(count, dtype=float) for count in counts)
-    differences = np.array([np.subtract(first.document_nll, second.document_nll) for first, second in pairs])
-    per_seed = differences.sum(axis=1) / predictions.sum()
+        return _of_means(tuple(first.mean_nll - second.mean_nll for first, second in pairs))
+    (predictions,) = counts
+    return _clustered([np.subtract(first.document_nll, second.document_nll) for first, second in pairs], predictions)
+
+
+def _of_means(per_seed: tuple[float, ...]) -> Difference:
+    return Difference(mean=sum(per_seed) / len(per_seed), standard_error=None, per_seed=per_seed, num_clusters=0)
+
+
+def _clustered(differences: ArrayLike, sizes: ArrayLike) -> Difference:
+    """See `paired_difference`.
+
+    Args:
+        differences: summed over each cluster, [seeds, clusters].
+        sizes: predictions of each cluster, [clusters].
+    """
+    differences, sizes = np.array(differences, dtype=float), np.array(sizes, dtype=float)
+    per_seed = differences.sum(axis=1) / sizes.sum()
     mean = per_seed.mean()
-    residuals = differences.mean(axis=0) - mean * predictions
+    residuals = differences.mean(axis=0) - mean * sizes
     variance = None
-    if (size := len(predictions)) > 1:
-        variance = size / (size - 1) * np.square(residuals).sum() / predictions.sum() ** 2
-        if len(pairs) > 1:
-            variance += per_seed.var(ddof=1) / len(pairs)
+    if (number := len(sizes)) > 1:
+        variance = number / (number - 1) * np.square(residuals).sum() / sizes.sum() ** 2
+        if len(per_seed) > 1:
+            variance += per_seed.var(ddof=1) / len(per_seed)
     return Difference(
         mean=float(mean),
         standard_error=None if variance is None else math.sqrt(variance),
         per_seed=tuple(per_seed.tolist()),
-        num_documents=size,
+        num_clusters=number,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDifference:
+    """One model less another on one task. A number is None where the items do not tell it."""
+
+    value: Difference
+    """Of the metric."""
+    mcnemar_p: float | None
+    """Of a 0/1 metric; see `mcnemar`."""
+    num_flips: int | None
+    """Items whose preferred choice changed, whether or not that was right."""
+    num_items: int
+    bits_per_byte: Difference | None
+    """Of the gold answers; negative where the first model is better."""
+
+    @property
+    def stands_out(self) -> bool:
+        """Below 5 % by McNemar's test, or, where the metric is not 0/1, beyond two standard errors."""
+        if self.mcnemar_p is not None:
+            return self.mcnemar_p < LEAST_SIGNIFICANCE
+        error = self.value.standard_error
+        return error is not None and abs(self.value.mean) > LEAST_STANDARD_ERRORS * error
+
+
+LEAST_SIGNIFICANCE = 0.05
+
+
+def task_difference(first: TaskScore, second: TaskScore) -> TaskDifference:
+    """Compare two models on one task under one protocol, item by item.
+
+    The estimator is that of `paired_difference` with each item a cluster of its own: the standard error is the standard
+    deviation of the items' differences / sqrt(items). Without aligned items the difference is that of the values,
+    without a standard error.
+    """
+    return TaskDifference(
+        value=_by_item(first.item_values, second.item_values) or _of_means((first.value - second.value,)),
+        mcnemar_p=mcnemar(first.item_values, second.item_values),
+        num_flips=_flips(first.item_answers, second.item_answers),
+        num_items=first.num_items,
+        bits_per_byte=_by_item(first.item_bits_per_byte, second.item_bits_per_byte),
+    )
+
+
+def _by_item(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    if not first or len(first) != len(second):
+        return None
+    return _clustered([np.subtract(first, second)], np.ones(len(first)))
+
+
+def _flips(first: Sequence[int], second: Sequence[int]) -> int | None:
+    if not first or len(first) != len(second):
+        return None
+    return sum(one != other for one, other in zip(first, second, strict=True))
+
+
+def mcnemar(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p of McNemar's exact test: that as many or more of the items that only one model has right fall to the
+    same one, where each falls to either with probability 1/2 (McNemar, 1947).
+
+    Args:
+        first: 1 where the model is right on an item, 0 where it is wrong.
+        second: the same of the other model, in the same order.
+
+    Returns:
+        None where there are no aligned items, or other values among them.
+    """
+    if not first or len(first) != len(second) or not {*first, *second} <= {0, 1}:
+        return None
+    only_first = sum(one > other for one, other in zip(first, second, strict=True))
+    only_second = sum(one < other for one, other in zip(first, second, strict=True))
+    return binomial_p(only_first, only_first + only_second)
+
+
+def binomial_p(successes: int, tries: int) -> float:
+    """Exact two-sided p of `successes` in `tries` at probability 1/2."""
+    fewer = min(successes, tries - successes)
+    combinations = total = 1
+    for chosen in range(fewer):
+        combinations = combinations * (tries - chosen) // (chosen + 1)
+        total += combinations
+    # Integers until the end: no rounding, however many tries.
+    return min(1.0, 2 * total / 2**tries)
+
+
+def mean_difference(differences: Sequence[Difference]) -> Difference | None:
+    """The mean over tasks, whose items are different ones, so that squared standard errors add; None without any."""
+    if not differences:
+        return None
+    errors = [difference.standard_error for difference in differences]
+    known = [error for error in errors if error is not None]
+    mean = sum(difference.mean for difference in differences) / len(differences)
+    return Difference(
+        mean=mean,
+        standard_error=math.hypot(*known) / len(known) if len(known) == len(errors) else None,
+        per_seed=(mean,),
+        num_clusters=sum(difference.num_clusters for difference in differences),
     )

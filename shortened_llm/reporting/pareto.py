@@ -1,35 +1,79 @@
-"""Size against perplexity: which models no other model beats on both."""
+"""One quantity against another: which models no other model beats on both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shortened_llm.reporting.columns import Measurements, ScoreColumn
+from shortened_llm.records import Experiment
+from shortened_llm.reporting import formats
+from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage
+from shortened_llm.reporting.efficiency import (
+    GIB,
+    dense_point,
+    lines_of,
+    measured_efficiency,
+    shape_name,
+    shapes_of,
+)
 from shortened_llm.reporting.rows import TrialRow
+from shortened_llm.reporting.tasks import TaskSet, set_title, task_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantity:
+    """What an axis shows."""
+
+    title: str
+    """`perplexity on wiki`, for headings."""
+    axis: str
+    """`parameters (millions)`."""
+    protocol: str
+    """How it was measured; empty where that says nothing."""
+    lower_is_better: bool
+    dense: float | None
+    """Of the dense model; None where it was not measured."""
+    of: Callable[[TrialRow, Stage], float | None]
+    written: Callable[[float], str]
+    within_size: bool = False
+    """Models compete with those of their size alone: what was never trained cost nothing, and would win everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoPoint:
     """One model in a panel."""
 
-    parameters: int
-    perplexity: float
+    x: float
+    y: float
     row: TrialRow | None
     """None for the dense model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoPanel:
-    """All models on one text under one protocol."""
+    """All models by two quantities."""
 
-    column: ScoreColumn
+    x: Quantity
+    y: Quantity
     dense: ParetoPoint | None
     before: tuple[ParetoPoint, ...]
     after: tuple[ParetoPoint, ...]
-    optimal: tuple[ParetoPoint, ...]
-    """Of dense and after, from the smallest model to the largest."""
+    optimal: tuple[tuple[ParetoPoint, ...], ...]
+    """Of those that compete, dense and after, from the best by x to the worst: one line, or one of each size."""
     controls: tuple[ParetoPoint, ...]
     """Retrained controls: shown, but no candidates."""
+
+    @property
+    def better(self) -> str:
+        """Where the better models lie: `lower left`."""
+        return f"{'lower' if self.y.lower_is_better else 'upper'} {'left' if self.x.lower_is_better else 'right'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanelGroup:
+    """Panels that share the quantity to be paid."""
+
+    title: str
+    panels: tuple[ParetoPanel, ...]
 
 
 def pareto_optimal(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
@@ -46,35 +90,194 @@ def pareto_optimal(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     return tuple(optimal)
 
 
+def pareto_panel(x: Quantity, y: Quantity, rows: Sequence[TrialRow]) -> ParetoPanel:
+    """All models of which both quantities are known and finite."""
+
+    def points(of: Sequence[TrialRow], stage: Stage) -> tuple[ParetoPoint, ...]:
+        found = [_point(x.of(row, stage), y.of(row, stage), row) for row in of]
+        return tuple(point for point in found if point)
+
+    own = [row for row in rows if not row.is_control]
+    dense, after = _point(x.dense, y.dense, None), points(own, "after")
+    if x.within_size:
+        sizes = dict.fromkeys(len(row.plan.kept_blocks) for row in own)
+        competing = [[p for p in after if p.row and len(p.row.plan.kept_blocks) == size] for size in sizes]
+    else:
+        competing = [[*([dense] if dense else []), *after]]
+    return ParetoPanel(
+        x=x,
+        y=y,
+        dense=dense,
+        before=points(own, "before"),
+        after=after,
+        optimal=tuple(_optimal(points, x, y) for points in competing),
+        controls=points([row for row in rows if row.is_control], "after"),
+    )
+
+
+def _optimal(points: Sequence[ParetoPoint], x: Quantity, y: Quantity) -> tuple[ParetoPoint, ...]:
+    x_sign, y_sign = (1 if quantity.lower_is_better else -1 for quantity in (x, y))
+    places = pareto_optimal([(x_sign * point.x, y_sign * point.y) for point in points])
+    return tuple(points[index] for index in places)
+
+
+def _point(x: float | None, y: float | None, row: TrialRow | None) -> ParetoPoint | None:
+    if x is None or y is None or not math.isfinite(x) or not math.isfinite(y):
+        return None
+    return ParetoPoint(x=x, y=y, row=row)
+
+
 def plotted_columns(columns: Sequence[ScoreColumn]) -> tuple[ScoreColumn, ...]:
     """The perplexities to plot: report texts, or selection texts where nothing was measured for the report."""
-    texts = [column for column in columns if not column.is_task]
+    texts = [column for column in columns if column.kind == "text"]
     report = tuple(column for column in texts if column.role == "report")
     return report or tuple(texts)
 
 
-def pareto_panel(
-    column: ScoreColumn, rows: Sequence[TrialRow], dense: Measurements, dense_parameters: int
-) -> ParetoPanel:
-    """The panel of one column. Models without a finite perplexity in it are left out."""
+def panel_groups(
+    experiment: Experiment,
+    rows: Sequence[TrialRow],
+    dense: Measurements,
+    texts: Sequence[ScoreColumn],
+    sets: Sequence[TaskSet],
+) -> tuple[PanelGroup, ...]:
+    """Size, latency, memory and training cost against quality: what was measured of it.
 
-    def point(found: Measurements, parameters: int, row: TrialRow | None) -> tuple[ParetoPoint, ...]:
-        if column not in found or not math.isfinite(found[column].value):
-            return ()
-        return (ParetoPoint(parameters=parameters, perplexity=found[column].value, row=row),)
+    Args:
+        texts: perplexities, each a panel of size.
+        sets: tasks, each a mean.
+    """
+    perplexities = [perplexity(column, dense) for column in texts]
+    means = [task_means(own, dense) for own in sets]
+    unseen = experiment.unseen_texts or ()
+    first = [index for index, column in enumerate(texts) if column.source in unseen] or [0]
+    qualities = [*(perplexities[index] for index in first[:1] if perplexities), *means]
+    groups = [
+        ("Size", [parameters(experiment)], [*perplexities, *means]),
+        ("Latency", latencies(rows), qualities),
+        ("Peak memory", memories(rows), qualities),
+        ("Training cost", accelerator_hours(rows), qualities),
+    ]
+    made = []
+    for title, costs, by in groups:
+        panels = (pareto_panel(x, y, rows) for x in costs for y in by)
+        shown = tuple(panel for panel in panels if panel.after or panel.before or (title == "Size" and panel.dense))
+        made += [PanelGroup(title=title, panels=shown)] if shown else []
+    return tuple(made)
 
-    dense_points = point(dense, dense_parameters, None)
-    own = [row for row in rows if not row.is_control]
-    after = tuple(p for row in own for p in point(row.after, row.plan.parameters, row))
-    before = tuple(p for row in own for p in point(row.before, row.plan.parameters, row))
-    controls = tuple(p for row in rows if row.is_control for p in point(row.after, row.plan.parameters, row))
-    candidates = dense_points + after
-    optimal = pareto_optimal([(candidate.parameters, candidate.perplexity) for candidate in candidates])
-    return ParetoPanel(
-        column=column,
-        dense=dense_points[0] if dense_points else None,
-        before=before,
-        after=after,
-        optimal=tuple(candidates[index] for index in optimal),
-        controls=controls,
+
+def perplexity(column: ScoreColumn, dense: Measurements) -> Quantity:
+    def of(row: TrialRow, stage: Stage) -> float | None:
+        found = row.before if stage == "before" else row.after
+        return found[column].value if column in found else None
+
+    return Quantity(
+        title=f"perplexity on {column.title} ({column.role})",
+        axis="perplexity",
+        protocol=column.protocol,
+        lower_is_better=True,
+        dense=dense[column].value if column in dense else None,
+        of=of,
+        written=formats.perplexity,
     )
+
+
+def task_means(tasks: TaskSet, dense: Measurements) -> Quantity:
+    return Quantity(
+        title=set_title(tasks),
+        axis=set_title(tasks),
+        protocol=", ".join(column.title for column in tasks) if len(tasks) > 1 else tasks[0].protocol,
+        lower_is_better=False,
+        dense=task_mean(dense, tasks),
+        of=lambda row, stage: task_mean(row.before if stage == "before" else row.after, tasks),
+        written=formats.accuracy,
+    )
+
+
+def parameters(experiment: Experiment) -> Quantity:
+    scale, unit = (1e9, "billions") if experiment.dense_parameters >= 1e9 else (1e6, "millions")
+    return Quantity(
+        title="parameters",
+        axis=f"parameters ({unit})",
+        protocol="",
+        lower_is_better=True,
+        dense=experiment.dense_parameters / scale,
+        of=lambda row, stage: row.plan.parameters / scale,
+        written=lambda value: f"{formats.parameters(value * scale)} parameters",
+    )
+
+
+def latencies(rows: Sequence[TrialRow]) -> list[Quantity]:
+    """One per protocol, at its smallest shape of input."""
+    found = []
+    for protocol, scores in measured_efficiency(rows).items():
+        of = shapes_of(list(scores.values()))[0]
+        values = {
+            number: lines[of].point.latency
+            for number, score in scores.items()
+            if of in (lines := lines_of(score))
+        }  # fmt: skip
+        found.append(
+            Quantity(
+                title=f"latency at {shape_name(of)}",
+                axis=f"latency (s), {shape_name(of)}",
+                protocol=protocol,
+                lower_is_better=True,
+                dense=dense_point(list(scores.values()), of).latency,
+                of=_after(values),
+                written=lambda value: f"{formats.significant(value, 3)} s",
+            )
+        )
+    return found
+
+
+def memories(rows: Sequence[TrialRow]) -> list[Quantity]:
+    """One per protocol, at its largest shape of input."""
+    found = []
+    for protocol, scores in measured_efficiency(rows).items():
+        of = shapes_of(list(scores.values()))[-1]
+        values = {
+            number: lines[of].point.peak_memory_bytes / GIB
+            for number, score in scores.items()
+            if of in (lines := lines_of(score))
+        }  # fmt: skip
+        found.append(
+            Quantity(
+                title=f"peak memory at {shape_name(of)}",
+                axis=f"peak memory (GiB), {shape_name(of)}",
+                protocol=protocol,
+                lower_is_better=True,
+                dense=dense_point(list(scores.values()), of).peak_memory_bytes / GIB,
+                of=_after(values),
+                written=lambda value: f"{formats.significant(value, 3)} GiB",
+            )
+        )
+    return found
+
+
+def accelerator_hours(rows: Sequence[TrialRow]) -> list[Quantity]:
+    """Of training; none where no trial has any. What was not trained cost nothing."""
+    if not any(row.accelerator_seconds for row in rows):
+        return []
+
+    def of(row: TrialRow, stage: Stage) -> float | None:
+        if stage == "before":
+            return 0.0
+        return None if row.accelerator_seconds is None else row.accelerator_seconds / 3600
+
+    return [
+        Quantity(
+            title="accelerator hours",
+            axis="accelerator hours of training",
+            protocol="",
+            lower_is_better=True,
+            dense=0.0,
+            of=of,
+            written=lambda value: f"{formats.significant(value, 3)} accelerator hours" if value else "untrained",
+            within_size=True,
+        )
+    ]
+
+
+def _after(values: dict[int, float]) -> Callable[[TrialRow, Stage], float | None]:
+    return lambda row, stage: values.get(row.number) if stage == "after" else None

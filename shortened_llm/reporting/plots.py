@@ -1,4 +1,4 @@
-"""Two figures: size against perplexity, loss against tokens. Scores by block are in `score_plot.py`."""
+"""Two figures: one quantity against another, loss against tokens. Scores by block are in `score_plot.py`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,35 +36,31 @@ def needs_log(values: Sequence[float]) -> bool:
 
 
 def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, str]:
-    """Perplexity against parameters on one text; returns what each point is, by gid."""
+    """Two quantities of all models; returns what each point is, by gid."""
     dense = (panel.dense,) if panel.dense else ()
     tips: dict[str, str] = {}
 
     def mark(point: ParetoPoint, stage: str, **options: object) -> None:
         gid = f"{stage}-{point.row.number if point.row else 0}"
         name = f"#{point.row.number} {point.row.trial.spec.name}, {stage} retraining" if point.row else "dense"
-        tips[gid] = f"{name}: {formats.perplexity(point.perplexity)}, {formats.parameters(point.parameters)} parameters"
-        axes.plot([point.parameters / 1e6], [point.perplexity], linestyle="none", gid=gid, **options)  # type: ignore[arg-type]
+        tips[gid] = f"{name}: {panel.y.written(point.y)}, {panel.x.written(point.x)}"
+        axes.plot([point.x], [point.y], linestyle="none", gid=gid, **options)  # type: ignore[arg-type]
 
     after_of = {point.row.number: point for point in panel.after if point.row}
-    drawn: set[tuple[int, float]] = set()
+    drawn: set[tuple[float, float]] = set()
     for point in panel.before:
         assert point.row is not None
         style = styles[point.row.criteria]
-        if point.row.number in after_of:
-            pair = [point.perplexity, after_of[point.row.number].perplexity]
-            axes.plot([point.parameters / 1e6] * 2, pair, color=style.colour, alpha=0.3, linewidth=0.8, zorder=1)
+        if point.row.number in after_of and after_of[point.row.number].x == point.x:
+            after = after_of[point.row.number]
+            pair = ([point.x, after.x], [point.y, after.y])
+            axes.plot(*pair, color=style.colour, alpha=0.3, linewidth=0.8, zorder=1)
         # Trials of one plan share the point before retraining.
-        if (point.parameters, point.perplexity) not in drawn:
-            drawn.add((point.parameters, point.perplexity))
+        if (point.x, point.y) not in drawn:
+            drawn.add((point.x, point.y))
             mark(point, "before", marker=style.marker, markersize=5, mfc="none", mec=style.colour, zorder=3)
-    axes.plot(
-        [point.parameters / 1e6 for point in panel.optimal],
-        [point.perplexity for point in panel.optimal],
-        color=INK,
-        linewidth=1,
-        zorder=2,
-    )
+    for line in panel.optimal:
+        axes.plot([point.x for point in line], [point.y for point in line], color=INK, linewidth=1, zorder=2)
     for point in panel.after:
         assert point.row is not None
         style = styles[point.row.criteria]
@@ -75,19 +71,18 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         mark(point, "after", marker="x", markersize=6, mec=INK, mew=1.4, zorder=4)
     for point in dense:
         mark(point, "dense", marker="*", markersize=11, mfc=INK, mec=INK, zorder=4)
-        _note(axes, "dense", point)
-    plain_ticks(
-        axes, log_y=needs_log([point.perplexity for point in (*dense, *panel.before, *panel.after, *panel.controls)])
-    )
-    axes.margins(x=0.1, y=0.1)
-    axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("perplexity")
+        _note(axes, "dense", point, beside=True)
+    plain_ticks(axes, log_y=needs_log([point.y for point in (*dense, *panel.before, *panel.after, *panel.controls)]))
+    axes.margins(x=0.14, y=0.12)
+    axes.set_xlabel(panel.x.axis)
+    axes.set_ylabel(panel.y.axis)
     return tips
 
 
-def _note(axes: "Axes", text: str, point: ParetoPoint) -> None:
-    place = (point.parameters / 1e6, point.perplexity)
-    axes.annotate(text, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
+def _note(axes: "Axes", text: str, point: ParetoPoint, *, beside: bool = False) -> None:
+    """Below a point; beside the dense model's, since its own controls lie above and below."""
+    offset, ha, va = ((9, 0), "left", "center") if beside else ((0, -13), "center", "baseline")
+    axes.annotate(text, (point.x, point.y), xytext=offset, textcoords="offset points", ha=ha, va=va, fontsize=8)
 
 
 Curve = list[tuple[float, float]]

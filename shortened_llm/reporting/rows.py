@@ -9,7 +9,10 @@ from shortened_llm.records import Experiment, PrunePlan, ReportedTrial, Retraine
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
-Status = Literal["done", "failed", "not finished"]
+Status = Literal["done", "running", "waiting", "failed"]
+STATUSES: tuple[Status, ...] = ("done", "running", "waiting", "failed")
+Texts = tuple[tuple[str, str], ...]
+"""Source and protocol of each text of a mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,15 @@ class TrialRow:
         return selection_nll(self.trial)
 
     @property
+    def selection_texts(self) -> Texts:
+        return selection_texts(self.trial)
+
+    @property
+    def size_name(self) -> str:
+        """`24 blocks`, for tables that name models by size."""
+        return f"{len(self.plan.kept_blocks)} blocks"
+
+    @property
     def checkpoint_url(self) -> str | None:
         """Directory that `from_pretrained` loads; None where the trial left only a view of the dense files."""
         model = self.trial.result.model if self.trial.result else None
@@ -149,11 +161,18 @@ def selection_nll(trial: ReportedTrial) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def selection_texts(trial: ReportedTrial) -> Texts:
+    """What the selection NLL is a mean over: two means of other texts cannot be compared."""
+    return tuple((text.source, text.protocol) for text in trial.result.after.perplexity) if trial.result else ()
+
+
 def trial_status(trial: ReportedTrial) -> Status:
     """A trial with a result is done, whatever failed before it."""
     if trial.result is not None:
         return "done"
-    return "not finished" if trial.failure is None else "failed"
+    if trial.failure is not None:
+        return "failed"
+    return "running" if trial.running else "waiting"
 
 
 def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
@@ -162,28 +181,28 @@ def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
     return (math.inf, trial.spec.name, trial.spec.fingerprint) if value is None else (value, "", trial.spec.fingerprint)
 
 
-def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[int, ReportedTrial]:
-    """Number of kept blocks -> the retrained trial with the lowest selection NLL; sizes without one are left out.
+def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[tuple[int, Texts], ReportedTrial]:
+    """Number of kept blocks and selection texts -> the retrained trial with the lowest selection NLL.
 
-    Controls are no candidates.
+    An experiment has one choice of texts; several may have others, each with a best of its own. Sizes without a result
+    are left out. Controls are no candidates.
     """
-    best: dict[int, ReportedTrial] = {}
+    best: dict[tuple[int, Texts], ReportedTrial] = {}
     for trial in sorted(trials, key=_rank):
         if trial.spec.control is None and selection_nll(trial) is not None:
-            best.setdefault(len(trial.spec.plan.kept_blocks), trial)
+            best.setdefault((len(trial.spec.plan.kept_blocks), selection_texts(trial)), trial)
     return best
 
 
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls."""
-    best = best_of_each_size(experiment.trials)
-    last = {"done": 0, "not finished": 1, "failed": 2}
+    best = {id(trial) for trial in best_of_each_size(experiment.trials).values()}
     trials = sorted(
         experiment.trials,
         key=lambda trial: (
             -len(trial.spec.plan.kept_blocks),
             trial.spec.control is not None,
-            last[trial_status(trial)],
+            STATUSES.index(trial_status(trial)),
             _rank(trial),
         ),
     )
@@ -192,7 +211,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             number=number,
             trial=trial,
             status=trial_status(trial),
-            best_of_size=best.get(len(trial.spec.plan.kept_blocks)) is trial,
+            best_of_size=id(trial) in best,
             before=(measurements("selection", trial.result.before) if trial.result else {})
             | measurements("report", trial.before),
             after=(measurements("selection", trial.result.after) if trial.result else {})
@@ -219,3 +238,9 @@ def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePl
     """Each distinct plan that a criterion led to, the fewest removed blocks first."""
     plans = {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria and not row.is_control}
     return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks))
+
+
+def asked_ratios(plan: PrunePlan, criterion: str) -> str:
+    """The ratios by which a criterion was asked for a plan: `20 %`."""
+    asked = dict.fromkeys(formats.ratio(label.ratio) for label in plan.labels if label.criterion == criterion)
+    return "/".join(asked)

@@ -1,6 +1,8 @@
 """The page and the Markdown, rendered from templates."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -9,18 +11,26 @@ from markupsafe import Markup
 from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.certainty import cut_sentences, text_read
+from shortened_llm.reporting.details import configurations, lineage
 from shortened_llm.reporting.draws import draws_table
+from shortened_llm.reporting.efficiency import shape, shape_name
 from shortened_llm.reporting.figures import curve_legend, loss_svg, pareto_svgs, score_svgs, validation_svg
-from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_STANDARD_ERRORS
+from shortened_llm.reporting.missing import missing_scores
+from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_SIGNIFICANCE, LEAST_STANDARD_ERRORS
 from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, line_styles
 from shortened_llm.reporting.rows import plans_of_criterion
 from shortened_llm.reporting.score_plot import MANY_BLOCKS
 from shortened_llm.reporting.scores_table import score_lines
+from shortened_llm.reporting.tasks import set_title
 from shortened_llm.reporting.view import ReportView
 
 
-def render_html(view: ReportView) -> str:
-    """The page, figures included."""
+def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
+    """The page, figures included.
+
+    Args:
+        downloads: name -> text of the files that the page offers.
+    """
     loss, validation = loss_svg(view), validation_svg(view)
     # matplotlib escapes the names inside a figure as it writes XML.
     return (
@@ -28,7 +38,8 @@ def render_html(view: ReportView) -> str:
         .get_template("report.html.j2")
         .render(
             view=view,
-            pareto_svgs=[Markup(svg) for svg in pareto_svgs(view)],
+            pareto_svgs=[[Markup(svg) for svg in svgs] for svgs in pareto_svgs(view)],
+            downloads=in_script(downloads),
             score_svgs=[Markup(svg) for svg in score_svgs(view)],
             **_block_scores(view),
             loss_svg=Markup(loss) if loss else None,
@@ -63,6 +74,11 @@ def _counts(view: ReportView, scores: BlockScores) -> list[int]:
     return sorted(planned | {cut.count for cut in scores.cuts or ()})
 
 
+def in_script(value: object) -> Markup:
+    """JSON that may stand in a script element, whatever names it holds."""
+    return Markup(json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
 def markdown_text(value: str) -> str:
     """Text that stays text, on one line of a paragraph or in a table cell."""
     return re.sub(r"([\\`*_\[\]|<>#~$])", r"\\\1", " ".join(value.split()))
@@ -85,7 +101,7 @@ def _environment() -> Environment:
     for written in (
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
         formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates, formats.block_ranges,
-        formats.difference,
+        formats.difference, formats.times, formats.p_value, formats.gib, formats.learning_rate,
         formats.ratio, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
         environment.filters[written.__name__] = written
@@ -97,6 +113,13 @@ def _environment() -> Environment:
         "LEAST_DIFFERENCE": LEAST_DIFFERENCE,
         "LEAST_STANDARD_ERRORS": LEAST_STANDARD_ERRORS,
         "LEAST_SEEDS": LEAST_SEEDS,
+        "LEAST_SIGNIFICANCE": LEAST_SIGNIFICANCE,
+        "set_title": set_title,
+        "shape_name": shape_name,
+        "shape": shape,
+        "lineage": lineage,
+        "configurations": configurations,
+        "missing_scores": missing_scores,
         "LOG_FROM": LOG_FROM,
         "MOST_LABELS": MOST_LABELS,
         "MANY_BLOCKS": MANY_BLOCKS,

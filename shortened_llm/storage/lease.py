@@ -6,6 +6,7 @@ clocks need not agree.
 """
 
 import contextlib
+import datetime
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
-from shortened_llm.storage.urls import create_bytes, delete, join, list_names, read_bytes, write_bytes
+from shortened_llm.storage.urls import create_bytes, delete, join, list_names, modified, read_bytes, write_bytes
 
 EXPIRY_SECONDS = 30.0
 
@@ -105,6 +106,18 @@ def hold_lease(
         raise
     finally:
         lease.release()
+
+
+def is_held(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> bool:
+    """Whether a driver seems to be alive: it has renewed its lease lately, by the clocks of the store and of this
+    machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
+    url = join(experiment_url, "lease")
+    last = _numbers(url)[-1:]
+    held = _read(object_url := join(url, f"{last[0]:08d}.json")) if last else None
+    if held is None or held["state"] == "released":
+        return False
+    age = datetime.datetime.now(datetime.UTC) - modified(object_url)
+    return age.total_seconds() < expiry_seconds
 
 
 def _take(url: str, expiry_seconds: float) -> Lease:

@@ -1,6 +1,7 @@
 """Directories and URLs alike, through fsspec. Credentials come from the environment or the node's role."""
 
 import contextlib
+import datetime
 import os
 import secrets
 from pathlib import Path
@@ -116,6 +117,13 @@ def delete(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def modified(url: str) -> datetime.datetime:
+    """When an object was last written, by the clock of its store; raises `FileNotFoundError` where there is none."""
+    fs, path = filesystem(url)
+    moment: datetime.datetime = fs.modified(path)
+    return moment
 
 
 def list_names(url: str) -> list[str]:

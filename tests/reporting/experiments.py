@@ -8,10 +8,15 @@ from typing import Literal
 import numpy as np
 
 from shortened_llm.records import (
+    AgreementScore,
     BlockScores,
     Cut,
+    EfficiencyScore,
     EvalScores,
     Experiment,
+    GenerationPoint,
+    MetricScore,
+    MissingScore,
     ModelRef,
     PerplexityScore,
     PlanLabel,
@@ -25,6 +30,7 @@ from shortened_llm.records import (
     TrialResult,
     TrialSpec,
 )
+from shortened_llm.reporting.rows import best_of_each_size
 
 NUM_BLOCKS = 30
 BLOCK_PARAMETERS = 3_540_096
@@ -481,3 +487,113 @@ def with_incidents(done: ReportedTrial) -> ReportedTrial:
     adapter = replace(last.model, url="s3://bucket/team/adapters/t04/a1")
     last = replace(last, skipped_steps=(7, 8), loss_spikes=(21,), adapter=adapter)
     return replace(done, result=replace(done.result, runs=(last,)))
+
+
+LM_EVAL = "lm-eval 0.4.13, task version 1, 0 shots, all {} items"
+
+
+def task_score(task: str, metric: str, share: float, *, seed: int, items: int = 1000, protocol: str = "") -> TaskScore:
+    """A model on a task whose items are hard or easy for all models alike: about `share` of them right."""
+    hardness = np.random.default_rng(len(task)).uniform(size=items)
+    luck = np.random.default_rng(seed).normal(0, 0.06, items)
+    right = (hardness + luck < share).astype(float)
+    answers = np.where(right == 1, 0, np.random.default_rng(seed + 1).integers(1, 4, items))
+    bits = 1.2 - 0.8 * share + 0.5 * hardness + luck / 4
+    value = float(right.mean())
+    return TaskScore(
+        task=task,
+        metric=metric,
+        value=value,
+        standard_error=math.sqrt(value * (1 - value) / items),
+        num_items=items,
+        protocol=protocol or LM_EVAL.format(items),
+        item_values=tuple(right.tolist()),
+        item_answers=tuple(answers.tolist()),
+        item_bits_per_byte=tuple(bits.round(4).tolist()),
+    )
+
+
+TASKS = (("boolq", "acc", 0.72), ("piqa", "acc", 0.69), ("hellaswag", "acc_norm", 0.55), ("winogrande", "acc", 0.6),
+         ("arc_easy", "acc", 0.61), ("arc_challenge", "acc_norm", 0.38), ("openbookqa", "acc_norm", 0.36))  # fmt: skip
+
+
+def task_scores(loss: float, *, seed: int) -> tuple[TaskScore, ...]:
+    """On the paper's seven tasks, each `loss` below the dense model."""
+    return tuple(
+        task_score(task, metric, share - loss * (0.5 + place / 6), seed=seed + 10 * place)
+        for place, (task, metric, share) in enumerate(TASKS)
+    )
+
+
+def agreement(kl: float, top1: float) -> tuple[AgreementScore, ...]:
+    return tuple(
+        AgreementScore(source=source, protocol=BOS_FIRST, kl=kl * factor, top1=top1, num_predictions=25_400)
+        for source, factor in (("wiki", 1.0), ("austen", 1.2))
+    )
+
+
+def own_metric(value: float) -> tuple[MetricScore, ...]:
+    return (MetricScore(name="measures:rhyme_rate", value=value, protocol="measures 3f2a, 200 prompts"),)
+
+
+SHAPES = tuple((batch, tokens) for batch in (1, 8, 64) for tokens in (128, 512))
+
+
+def efficiency(kept: int, *, device: str = "NVIDIA H200, bfloat16") -> EfficiencyScore:
+    """Of a model with `kept` of the 30 blocks: time and memory in proportion to the blocks, plus a constant."""
+
+    def point(batch: int, tokens: int, blocks: int) -> GenerationPoint:
+        latency = tokens * (0.0004 + 0.00031 * blocks) * (1 + batch / 90) * (1 + 0.004 * math.sin(batch + blocks))
+        return GenerationPoint(
+            batch_size=batch,
+            prompt_tokens=12,
+            output_tokens=tokens,
+            latency=latency,
+            latency_deviation=0.012 * latency,
+            time_to_first_token=0.002 + latency / tokens,
+            throughput=batch * tokens / latency,
+            peak_memory_bytes=round((0.06 + 0.007 * blocks + 1.1e-6 * blocks * batch * tokens) * 2**30),
+            gpu_utilisation=min(0.98, 0.6 + batch / 200),
+        )
+
+    return EfficiencyScore(
+        protocol=f"{device}, prompt of 12 tokens, 20 runs after 10 warm-ups, in turns with the dense model",
+        points=tuple(point(batch, tokens, kept) for batch, tokens in SHAPES),
+        dense_points=tuple(point(batch, tokens, NUM_BLOCKS) for batch, tokens in SHAPES),
+        weight_bytes=2 * (OTHER_PARAMETERS + kept * BLOCK_PARAMETERS),
+        kv_bytes_per_token=768 * kept,
+        flops_per_token=2.0 * (OTHER_PARAMETERS + kept * BLOCK_PARAMETERS),
+        ideal_speed_ups=(1 / (1 - 0.96 * (1 - kept / NUM_BLOCKS)),) * len(SHAPES),
+    )
+
+
+MISSING_TASK = MissingScore(unit="task hellaswag", cause="OutOfMemoryError: asked for 3.1 GiB at batch size 1")
+
+
+def everything() -> Experiment:
+    """Methods, seeds and controls with every kind of score, while some trials run, wait or have failed."""
+    full = replace(compared(), block_scores=nine_criteria()[:5])
+    rich = []
+    best = {id(trial) for trial in best_of_each_size(full.trials).values()}
+    for number, trial in enumerate(full.trials):
+        control = trial.spec.control is not None and trial.spec.seed == 0
+        removed = len(trial.spec.plan.removed_blocks)
+        if id(trial) in best or control:
+            loss = 0.005 * removed + (0.02 if trial.spec.control == "random" else 0.0)
+            tasks = task_scores(loss, seed=1000 * number)
+            after = replace(
+                trial.after,
+                tasks=tasks,
+                agreement=agreement(0.06 * removed, 0.92 - 0.02 * removed),
+                metrics=own_metric(0.4 - loss),
+                efficiency=efficiency(len(trial.spec.plan.kept_blocks)) if id(trial) in best else None,
+            )
+            if control and trial.spec.control == "random" and removed == 6:
+                after = replace(after, tasks=tasks[:2] + tasks[3:], missing=(MISSING_TASK,))
+            trial = replace(trial, after=after)
+        rich.append(trial)
+    unfinished = {"result": None, "before": EvalScores(), "after": EvalScores()}
+    rich[34] = replace(rich[34], running=True, **unfinished)  # type: ignore[arg-type]
+    rich[38] = replace(rich[38], **unfinished)  # type: ignore[arg-type]
+    dense = replace(full.dense_report, tasks=task_scores(0.0, seed=77), metrics=own_metric(0.41))
+    return replace(full, trials=tuple(rich), dense_report=dense, dense_fingerprint="6f1d2a90c3b4e587")

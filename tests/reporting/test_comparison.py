@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,8 @@ from tests.reporting.page import Page
 
 
 def section(full: Experiment) -> MethodsSection:
-    found = report_view(full).comparison
-    assert found is not None
-    return found
+    (found,) = report_view(full).comparisons
+    return found.section
 
 
 def only(full: Experiment, keep: Callable[[ReportedTrial], bool]) -> Experiment:
@@ -99,7 +99,7 @@ def test_a_perplexity_is_the_geometric_mean_and_a_difference_is_in_nats_to_cpt()
         math.log(lora.cells[0].perplexity / reference.cells[0].perplexity), abs=1e-6
     )
     assert len(difference.per_seed) == 2
-    assert difference.num_documents == 160
+    assert difference.num_clusters == 160
 
 
 def test_every_pair_of_methods_is_judged_and_no_control_is_among_them() -> None:
@@ -208,7 +208,7 @@ def test_an_untrained_trial_is_no_method() -> None:
     (recipe,) = first.spec.recipes
     bare = replace(first.spec, method="none", recipes=(replace(recipe, method="none", num_steps=0),))
     view = report_view(replace(full, trials=(*full.trials, replace(first, spec=bare))))
-    assert view.comparison is None
+    assert view.comparisons == ()
     row = next(row for row in view.rows if row.method == "none")
     assert row.learning_rates == ()
     assert row.seed is None
@@ -276,16 +276,18 @@ def test_page_and_markdown_show_the_comparison(tmp_path: Path) -> None:
 def test_best_of_a_size_is_no_control_and_the_line_joins_none() -> None:
     view = report_view(compared())
     assert not any(row.best_of_size and row.is_control for row in view.rows)
-    assert [size.lead[:2] for size in view.sizes] == ["6 ", "12"]
+    assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "18 of 30 blocks"]
     assert view.status_counts == "48 trials, 8 of them controls: 47 done, 1 failed"
-    for panel in view.panels:
+    for panel in (panel for group in view.panel_groups for panel in group.panels):
         assert {point.row.trial.spec.control for point in panel.controls if point.row} == {"dense", "random"}
-        assert not any(point.row and point.row.is_control for point in (*panel.optimal, *panel.after, *panel.before))
+        assert not any(
+            point.row and point.row.is_control for point in (*chain(*panel.optimal), *panel.after, *panel.before)
+        )
 
 
 def test_csv_has_what_tells_the_trials_apart() -> None:
     view = report_view(compared())
-    rows = list(csv.DictReader(io.StringIO(to_csv(view.rows, view.columns, view.dense))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(view.rows, view.columns, view.dense, ()))))
     found = {row["fingerprint"]: row for row in rows}
     wanted = ("control", "method", "train_on", "learning_rates", "seed", "equal_seconds", "budget_tokens")
     assert [found["t00"][name] for name in wanted] == ["", "cpt", "corpus", "0.0001", "0", "False", "40960"]

@@ -1,17 +1,26 @@
 """Paired differences of two models, and when they count."""
 
+import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 
 from shortened_llm.records import PerplexityScore
-from shortened_llm.reporting.paired import Difference, paired_difference
-from tests.reporting.experiments import by_document, text
+from shortened_llm.reporting.paired import (
+    Difference,
+    binomial_p,
+    mcnemar,
+    mean_difference,
+    paired_difference,
+    task_difference,
+)
+from tests.reporting.experiments import by_document, task_score, text
 
 
 def difference(mean: float, standard_error: float | None, *per_seed: float) -> Difference:
-    return Difference(mean=mean, standard_error=standard_error, per_seed=per_seed, num_documents=100)
+    return Difference(mean=mean, standard_error=standard_error, per_seed=per_seed, num_clusters=100)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +60,7 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_documents(seed: int, doc
     assert found is not None
     assert found.standard_error is not None
     assert found.mean == pytest.approx(0.1, abs=1e-6)
-    assert found.num_documents == documents
+    assert found.num_clusters == documents
     assert found.standard_error == pytest.approx(bootstrap(first, second), rel=0.15)
 
 
@@ -107,7 +116,7 @@ def test_scores_that_are_not_aligned_have_no_standard_error() -> None:
     plain = paired_difference([(text("wiki", 30.0), text("wiki", 20.0))] * 2)
     assert plain is not None
     assert plain.mean == pytest.approx(np.log(1.5))
-    assert (plain.standard_error, plain.num_documents) == (None, 0)
+    assert (plain.standard_error, plain.num_clusters) == (None, 0)
     other = paired_difference([(by_document("wiki", 3.6, seed=1), by_document("wiki", 3.5, seed=1, documents=80))] * 2)
     assert other is not None
     assert other.standard_error is None
@@ -120,3 +129,69 @@ def test_scores_that_are_not_aligned_have_no_standard_error() -> None:
 def test_nothing_to_compare() -> None:
     assert paired_difference([]) is None
     assert paired_difference([(text("wiki", float("inf")), text("wiki", 20.0))]) is None
+
+
+def test_an_exact_p_is_the_share_of_outcomes_at_least_as_uneven() -> None:
+    for tries in range(13):
+        for successes in range(tries + 1):
+            uneven = abs(2 * successes - tries)
+            outcomes = (sum(outcome) for outcome in product((0, 1), repeat=tries))
+            share = sum(abs(2 * ones - tries) >= uneven for ones in outcomes) / 2**tries
+            assert binomial_p(successes, tries) == pytest.approx(share)
+
+
+def test_an_exact_p_stays_exact_for_many_items() -> None:
+    assert binomial_p(5_000, 10_000) == 1.0
+    # Two standard deviations of a large binomial: the normal's 4.55 %, with its continuity correction.
+    assert binomial_p(4_900, 10_000) == pytest.approx(0.0466, abs=2e-4)
+    assert binomial_p(0, 5_000) == 0.0
+
+
+def test_mcnemar_counts_only_the_items_on_which_the_models_differ() -> None:
+    both_right = [1.0] * 50
+    first = both_right + [1.0] * 1 + [0.0] * 9
+    second = both_right + [0.0] * 1 + [1.0] * 9
+    assert mcnemar(first, second) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(first, second) == mcnemar(second, first)
+    assert mcnemar(first, first) == 1.0
+    assert mcnemar(first, second[:-1]) is None
+    assert mcnemar((), ()) is None
+    assert mcnemar([0.5, 1.0], [1.0, 1.0]) is None
+
+
+def test_a_task_is_paired_item_by_item() -> None:
+    dense, own = task_score("piqa", "acc", 0.7, seed=1), task_score("piqa", "acc", 0.65, seed=2)
+    found = task_difference(own, dense)
+    items = np.subtract(own.item_values, dense.item_values)
+    assert found.value.mean == pytest.approx(own.value - dense.value)
+    assert found.value.standard_error == pytest.approx(items.std(ddof=1) / math.sqrt(len(items)))
+    unpaired = math.hypot(own.standard_error or 0, dense.standard_error or 0)
+    assert found.value.standard_error < 0.7 * unpaired
+    assert found.num_flips == sum(np.not_equal(own.item_answers, dense.item_answers))
+    assert found.bits_per_byte is not None
+    assert found.bits_per_byte.mean == pytest.approx((own.bits_per_byte or 0) - (dense.bits_per_byte or 0))
+    assert found.mcnemar_p is not None
+    assert found.stands_out == (found.mcnemar_p < 0.05)
+    assert task_difference(own, own).mcnemar_p == 1.0
+
+
+def test_a_task_without_aligned_items_has_the_difference_of_its_values_alone() -> None:
+    dense, own = task_score("piqa", "acc", 0.7, seed=1), task_score("piqa", "acc", 0.65, seed=2, items=990)
+    found = task_difference(own, dense)
+    assert found.value.mean == pytest.approx(own.value - dense.value)
+    assert found.value.standard_error is found.mcnemar_p is found.num_flips is found.bits_per_byte is None
+    assert not found.stands_out
+
+
+def test_the_error_of_a_mean_over_tasks_adds_squares() -> None:
+    found = [task_difference(task_score(t, "acc", 0.6, seed=s), task_score(t, "acc", 0.7, seed=9)).value
+             for t, s in (("piqa", 1), ("arc_easy", 2), ("boolq", 3))]  # fmt: skip
+    mean = mean_difference(found)
+    assert mean is not None
+    assert mean.mean == pytest.approx(sum(one.mean for one in found) / 3)
+    assert mean.standard_error == pytest.approx(math.sqrt(sum((one.standard_error or 0) ** 2 for one in found)) / 3)
+    assert mean_difference([]) is None
+    unknown = replace(found[0], standard_error=None)
+    unsure = mean_difference([unknown, *found[1:]])
+    assert unsure is not None
+    assert unsure.standard_error is None

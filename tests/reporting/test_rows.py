@@ -1,29 +1,39 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
+from shortened_llm.records import EvalScores, ReportedTrial
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.headline import size_summaries
 from shortened_llm.reporting.plots import spread
 from shortened_llm.reporting.rows import best_of_each_size, trial_rows
 from shortened_llm.reporting.view import report_view
-from tests.reporting.experiments import experiment, plan, texts, trial, without_results
+from tests.reporting.experiments import MISSING_TASK, everything, experiment, plan, texts, trial, without_results
 
 CUT = plan((9, 10), ("ppl", 0.07))
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def best(trials: Sequence[ReportedTrial]) -> list[ReportedTrial]:
+    return list(best_of_each_size(trials).values())
 
 
 def test_best_is_chosen_by_selection_scores_and_never_by_report_scores() -> None:
     selected = trial("a", CUT, after=texts(wiki=30.0), report_after=texts(austen=90.0))
     better_in_report = trial("b", CUT, after=texts(wiki=31.0), report_after=texts(austen=40.0))
-    assert best_of_each_size([better_in_report, selected]) == {28: selected}
+    assert best([better_in_report, selected]) == [selected]
 
 
 def test_best_takes_the_mean_of_log_perplexities_over_texts() -> None:
     # The mean perplexity would prefer the second: 60 < 65, but sqrt(10 * 120) < sqrt(60 * 60).
     first = trial("a", CUT, after=texts(wiki=10.0, c4=120.0))
     second = trial("b", CUT, after=texts(wiki=60.0, c4=60.0))
-    assert best_of_each_size([second, first]) == {28: first}
+    assert best([second, first]) == [first]
 
 
 def test_one_best_for_each_number_of_blocks_and_none_where_nothing_finished() -> None:
@@ -35,9 +45,16 @@ def test_one_best_for_each_number_of_blocks_and_none_where_nothing_finished() ->
     assert best_of_each_size(without_results().trials) == {}
 
 
+def test_means_over_different_texts_never_compete() -> None:
+    first = trial("a", CUT, after=texts(wiki=30.0))
+    second = trial("b", CUT, after=texts(austen=20.0))
+    assert best([first, second]) == [second, first]
+    assert best([first, trial("c", CUT, after=texts("4096 tokens", wiki=9.0))]) != [first]
+
+
 def test_a_tie_has_one_winner_whatever_the_order() -> None:
     first, second = trial("a", CUT, 3e-4, after=texts(wiki=30.0)), trial("b", CUT, 1e-4, after=texts(wiki=30.0))
-    assert best_of_each_size([first, second]) == best_of_each_size([second, first]) == {28: first}
+    assert best([first, second]) == best([second, first]) == [first]
 
 
 def test_rows_do_not_depend_on_the_order_of_the_records() -> None:
@@ -47,7 +64,7 @@ def test_rows_do_not_depend_on_the_order_of_the_records() -> None:
 
 
 def test_numbers_of_an_unfinished_trial_are_missing() -> None:
-    unfinished = next(row for row in trial_rows(experiment()) if row.status == "not finished")
+    unfinished = next(row for row in trial_rows(experiment()) if row.status == "waiting")
     assert unfinished.tokens is unfinished.training_seconds is unfinished.tokens_per_second is None
     assert unfinished.selection_nll is unfinished.checkpoint_url is None
     assert unfinished.before == unfinished.after == {}
@@ -66,29 +83,80 @@ def test_a_view_of_the_dense_files_is_no_checkpoint() -> None:
 
 def test_headline_quotes_report_scores_of_the_best() -> None:
     first = report_view(experiment()).sizes[0]
-    assert first.lead == "6 of 30 blocks removed (15.8\N{NO-BREAK SPACE}% of parameters)"
-    assert first.choice == "best of 2 finished trials is ppl+taylor 20% cpt lr 0.0003 seed 0 (#1)."
-    assert first.scores == (
-        "wikitext2 (report): perplexity 91.07 before retraining → 34.55 after; dense 25.31, so 1.37 × dense.",
-        "austen (report): perplexity 73.50 before retraining → 59.02 after; dense 36.02, so 1.64 × dense.",
-    )
+    assert (first.lead, first.choice) == ("24 of 30 blocks", "Best of 2 finished trials.")
+    assert plain(first.size) == "113.3 M parameters, 15.8 % fewer"
+    assert first.best is not None
+    assert first.best.trial.spec.name == "ppl+taylor 20% cpt lr 0.0003 seed 0"
+    assert [plain(fact.sentence) for fact in first.facts] == [
+        "perplexity, wikitext2 1.37 × dense (34.55 against 25.31; 91.07 before retraining)",
+        "perplexity, austen 1.64 × dense (59.02 against 36.02; 73.50 before retraining)",
+        "piqa acc −0.077 (0.612 against 0.689)",
+        "training 41 k tokens (0.0555 accelerator hours)",
+    ]
 
 
 def test_headline_says_where_its_scores_are_selection_scores_or_missing() -> None:
     only = trial("a", CUT, after=texts(wiki=30.0))
     view = report_view(replace(experiment(), trials=(only,)))
-    summary = size_summaries(experiment(), view.rows, {})[0]
-    assert summary.choice.startswith("the only finished trial is ")
-    assert summary.scores == ("wiki (selection): perplexity after retraining 30.00.",)
+    summary = size_summaries(experiment(), view.rows, {}, None)[0]
+    assert summary.choice == "The only finished trial."
+    assert summary.facts[0].sentence == "perplexity, wiki (selection) 30.00"
+
+
+def test_headline_has_the_price_in_tasks_speed_and_memory_where_they_were_measured() -> None:
+    first = report_view(everything()).sizes[0]
+    facts = {fact.about: fact for fact in first.facts}
+    assert list(facts) == [
+        "perplexity, wiki", "perplexity, austen", "mean of 7 tasks", "speed", "peak memory", "training",
+    ]  # fmt: skip
+    assert facts["mean of 7 tasks"].key.startswith("−0.0")
+    assert " ± 0.0" in facts["mean of 7 tasks"].key
+    assert "ideal 1.24" in facts["speed"].also
+    assert first.best is not None
+    assert first.best.trial.after.efficiency is not None
+    score = first.best.trial.after.efficiency
+    ratio = score.points[-1].peak_memory_bytes / score.dense_points[-1].peak_memory_bytes
+    assert plain(facts["peak memory"].key) == f"{ratio:.2f} × dense"
 
 
 def test_headline_claims_nothing_without_a_result() -> None:
     view = report_view(without_results())
     assert [size.choice for size in view.sizes] == [
-        "no result to choose from (2 trials: 2 failed).",
-        "no result to choose from (4 trials: 4 failed).",
+        "No result to choose from (2 trials: 2 failed).",
+        "No result to choose from (4 trials: 4 failed).",
     ]
     assert view.trade_off == ("No trial has finished, so there is nothing to compare yet.",)
+
+
+def test_a_report_is_partial_until_everything_is_there() -> None:
+    partial = report_view(experiment()).partial
+    assert partial is not None
+    assert partial.lead == "This report is partial: 4 of 6 trials finished."
+    assert partial.statements == ("1 waiting", "1 failed")
+    done = replace(experiment(), trials=experiment().trials[:4])
+    assert report_view(done).partial is None
+    unmeasured = replace(done, trials=(replace(done.trials[0], before=EvalScores(), after=EvalScores()),))
+    partial = report_view(unmeasured).partial
+    assert partial is not None
+    assert partial.statements == ("report scores of 1 finished trial not measured yet",)
+
+
+def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> None:
+    partial = report_view(everything()).partial
+    assert partial is not None
+    assert partial.statements == ("1 running", "1 waiting", "1 failed", "1 score missing")
+    (line,) = partial.missing
+    assert (line.unit, line.cause) == (MISSING_TASK.unit, MISSING_TASK.cause)
+    (number,) = line.numbers
+    assert report_view(everything()).rows[number - 1].trial.spec.control == "random"
+    both = replace(
+        experiment(),
+        dense_report=replace(experiment().dense_report, missing=(MISSING_TASK,)),
+        trials=tuple(replace(t, after=replace(t.after, missing=(MISSING_TASK,))) for t in experiment().trials[:2]),
+    )
+    partial = report_view(both).partial
+    assert partial is not None
+    assert [line.numbers for line in partial.missing] == [(0, 1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +187,12 @@ def test_headline_claims_nothing_without_a_result() -> None:
         (formats.share(0.9996), ">99\N{NO-BREAK SPACE}%"),
         (formats.block_ranges((0, 1, 2, 5, 8, 9)), "0–2, 5, 8–9"),
         (formats.block_ranges(()), "—"),
+        (formats.times(1.374), "1.37\N{NO-BREAK SPACE}×"),
+        (formats.p_value(0.0312), "0.03"),
+        (formats.p_value(0.00042), "0.0004"),
+        (formats.p_value(0.0), "<1e-6"),
+        (formats.p_value(None), "—"),
+        (formats.gib(3 * 2**29), "1.50"),
         (formats.first_line("  first\nsecond"), "first"),
         (formats.first_line("x" * 200, limit=10), "x" * 9 + "…"),
         (formats.seconds(None), "—"),

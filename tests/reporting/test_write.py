@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import re
 from dataclasses import replace
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import EvalScores, Experiment, from_json
+from shortened_llm.records import EvalScores, Experiment, from_json, to_json
 from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import FAILURE, experiment, plan, text, texts, trial, without_results
 from tests.reporting.page import Page
@@ -72,8 +73,11 @@ def test_internal_links_lead_somewhere_and_ids_are_unique(page: Page) -> None:
 def test_page_shows_every_figure(page: Page) -> None:
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert labels == [
-        "Perplexity on wikitext2 against parameters",
-        "Perplexity on austen against parameters",
+        "Perplexity on wikitext2 (report) against parameters",
+        "Perplexity on austen (report) against parameters",
+        "Piqa acc against parameters",
+        "Perplexity on wikitext2 (report) against accelerator hours",
+        "Piqa acc against accelerator hours",
         "ppl score by block",
         "taylor score by block",
         "Training loss against tokens",
@@ -83,7 +87,7 @@ def test_page_shows_every_figure(page: Page) -> None:
 
 def test_missing_is_a_dash_and_never_zero(page: Page) -> None:
     unfinished = page.rows["trial-5"]
-    assert unfinished[-2:] == ["not finished", "—"]
+    assert unfinished[-2:] == ["waiting", "—"]
     # Selection NLL, two selection and two report texts before and after, one task.
     assert unfinished[8:18] == ["—"] * 10
     assert not {"0.0", "0.00", "0.000", "None", "nan"} & set(unfinished)
@@ -159,6 +163,20 @@ def test_csv_leaves_missing_cells_empty_and_keeps_the_cause(table: list[dict[str
 HOSTILE = "</title></svg>'\"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ | `x` {{ 7*7 }}"
 
 
+def test_old_records_still_load() -> None:
+    """As they were before a trial could be running, and before tasks had items."""
+    record = json.loads(to_json(experiment()))
+    del record["dense_fingerprint"], record["unseen_texts"]
+    for trial_record in record["trials"]:
+        del trial_record["running"], trial_record["experiments"]
+        for task in trial_record["after"]["tasks"]:
+            for key in ("higher_is_better", "item_values", "item_answers", "item_bits_per_byte", "results_url"):
+                del task[key]
+        for key in ("agreement", "metrics", "efficiency", "missing"):
+            del trial_record["after"][key]
+    assert from_json(Experiment, json.dumps(record)) == experiment()
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     dense = EvalScores(perplexity=(text(HOSTILE, 25.0, HOSTILE),))
     bad = trial(
@@ -184,8 +202,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         versions={HOSTILE: HOSTILE},
     )
     page = Page(write_report(hostile, tmp_path).read_text(encoding="utf-8"))
-    assert page.count("script") == 1
+    assert page.count("script") == 2
     assert page.count("img") == 0
+    assert "<" not in page.scripts[0]
+    assert HOSTILE in json.loads(page.scripts[0])["trials.csv"].replace('""', '"')
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     assert not any((attributes.get("href") or "").startswith("javascript") for _, attributes in page.tags)
     assert page.text.count("{{ 7*7 }}") > 5
@@ -228,10 +248,10 @@ def no_history() -> Experiment:
     [
         (
             without_results,
-            ["no result to choose from", "nothing to compare", "No report scores were measured", "6 failed"],
+            ["No result to choose from", "nothing to compare", "No report scores were measured", "6 failed"],
         ),
         (empty, ["nothing to compare", "No perplexity was measured", "No block scores", "0 trials", "No tasks"]),
-        (no_history, ["the only finished trial", "No finished trial has a loss history", "No report scores"]),
+        (no_history, ["The only finished trial", "No finished trial has a loss history", "No report scores"]),
     ],
 )
 def test_says_what_it_does_not_have(case, says: list[str], tmp_path: Path) -> None:
@@ -255,7 +275,7 @@ def test_survives_scores_that_are_not_finite(tmp_path: Path) -> None:
         write_report(replace(full, trials=(*full.trials, lost), block_scores=(scores,)), tmp_path).read_text("utf-8")
     )
     assert "inf" in page.rows["trial-1"]
-    assert "no result to choose from" in page.text
+    assert "No result to choose from" in page.text
 
 
 def test_markdown_shows_the_plot_and_the_numbers(directory: Path) -> None:

@@ -1,0 +1,123 @@
+"""Speed and memory: one table per protocol, the dense model first in each shape of input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shortened_llm.records import EfficiencyScore, GenerationPoint
+from shortened_llm.reporting.rows import TrialRow
+
+GIB = 2**30
+Shape = tuple[int, int, int]
+"""Batch size, prompt tokens, output tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyLine:
+    """One model at one shape of input."""
+
+    row: TrialRow | None
+    """None for the dense model."""
+    point: GenerationPoint
+    speed_up: float | None = None
+    """Dense latency / its latency, both from the same turns; None for the dense model."""
+    ideal_speed_up: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FootprintLine:
+    """What a model weighs, whatever the shape of input."""
+
+    row: TrialRow
+    weight_bytes: int
+    kv_bytes_per_token: int
+    flops_per_token: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyTable:
+    """All models under one protocol."""
+
+    protocol: str
+    shapes: tuple[tuple[EfficiencyLine, ...], ...]
+    """Lines of each shape, the smallest first."""
+    footprints: tuple[FootprintLine, ...]
+
+
+def shape(point: GenerationPoint) -> Shape:
+    return point.batch_size, point.prompt_tokens, point.output_tokens
+
+
+def shape_name(of: Shape) -> str:
+    """`batch 8, 128 tokens out`."""
+    return f"batch {of[0]}, {of[2]} tokens out"
+
+
+def measured_efficiency(rows: Sequence[TrialRow]) -> dict[str, dict[int, EfficiencyScore]]:
+    """Protocol -> number of the trial -> its speed and memory."""
+    found: dict[str, dict[int, EfficiencyScore]] = {}
+    for row in rows:
+        if (score := row.trial.after.efficiency) is not None and score.points:
+            found.setdefault(score.protocol, {})[row.number] = score
+    return found
+
+
+def shapes_of(scores: Sequence[EfficiencyScore]) -> list[Shape]:
+    """Every shape that any of them has, the smallest first."""
+    return sorted({shape(point) for score in scores for point in score.points})
+
+
+def lines_of(score: EfficiencyScore, row: TrialRow | None = None) -> dict[Shape, EfficiencyLine]:
+    """The shapes of one model."""
+    return {
+        shape(point): EfficiencyLine(
+            row=row, point=point, speed_up=dense.latency / point.latency, ideal_speed_up=ideal
+        )
+        for point, dense, ideal in zip(score.points, score.dense_points, score.ideal_speed_ups, strict=True)
+    }  # fmt: skip
+
+
+def dense_point(scores: Sequence[EfficiencyScore], of: Shape) -> GenerationPoint:
+    """The dense model at one shape: the mean over the turns with each of the other models."""
+    points = [point for score in scores for point in score.dense_points if shape(point) == of]
+    utilisations = [point.gpu_utilisation for point in points if point.gpu_utilisation is not None]
+
+    def mean(name: str) -> float:
+        return sum(getattr(point, name) for point in points) / len(points)
+
+    return GenerationPoint(
+        batch_size=of[0],
+        prompt_tokens=of[1],
+        output_tokens=of[2],
+        latency=mean("latency"),
+        latency_deviation=mean("latency_deviation"),
+        time_to_first_token=mean("time_to_first_token"),
+        throughput=mean("throughput"),
+        peak_memory_bytes=round(mean("peak_memory_bytes")),
+        gpu_utilisation=sum(utilisations) / len(utilisations) if utilisations else None,
+    )
+
+
+def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
+    """One table per protocol; none where nothing was measured."""
+    by_number = {row.number: row for row in rows}
+    tables = []
+    for protocol, scores in measured_efficiency(rows).items():
+        of_models = [lines_of(score, by_number[number]) for number, score in scores.items()]
+        shapes = tuple(
+            (
+                EfficiencyLine(row=None, point=dense_point(list(scores.values()), of)),
+                *(lines[of] for lines in of_models if of in lines),
+            )
+            for of in shapes_of(list(scores.values()))
+        )
+        footprints = tuple(
+            FootprintLine(
+                row=by_number[number],
+                weight_bytes=score.weight_bytes,
+                kv_bytes_per_token=score.kv_bytes_per_token,
+                flops_per_token=score.flops_per_token,
+            )
+            for number, score in scores.items()
+        )
+        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=footprints))
+    return tuple(tables)

@@ -1,0 +1,125 @@
+"""Several experiments in one report: what is the same appears once, what differs never shares a column."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import EvalScores, Experiment
+from shortened_llm.reporting.merge import merge_experiments
+from shortened_llm.reporting.view import report_view
+from shortened_llm.reporting.write import write_report
+from tests.reporting.experiments import HELD_OUT, block_scores, compared, experiment, plan, text, texts, trial
+from tests.reporting.page import Page
+
+FIRST = replace(experiment(), name="one")
+CUT = plan((9, 10), ("ppl", 0.07))
+
+
+def second(**changes: object) -> Experiment:
+    """Shares its first two trials with the first experiment, and has one of its own."""
+    own = trial("g1", CUT, after=texts(HELD_OUT, wiki=28.0, c4=40.0), report_after=texts(wikitext2=30.0, austen=50.0))
+    return replace(FIRST, name="two", trials=(*FIRST.trials[:2], own), **changes)  # type: ignore[arg-type]
+
+
+def test_a_trial_of_both_appears_once_and_says_so() -> None:
+    merged = merge_experiments([FIRST, second()])
+    assert merged.name == "one + two"
+    found = {one.spec.fingerprint: one.experiments for one in merged.trials}
+    assert found == {
+        "f1": ("one", "two"), "f2": ("one", "two"), "f3": ("one",), "f4": ("one",), "f5": ("one",), "f6": ("one",),
+        "g1": ("two",),
+    }  # fmt: skip
+    assert merged.block_scores == FIRST.block_scores
+    assert merged.dense_report == FIRST.dense_report
+
+
+def test_a_result_that_one_of_them_has_is_shown() -> None:
+    unfinished = replace(
+        FIRST,
+        name="two",
+        trials=tuple(replace(one, result=None, before=EvalScores(), after=EvalScores()) for one in FIRST.trials),
+    )
+    merged = merge_experiments([unfinished, FIRST])
+    assert [one.result is not None for one in merged.trials] == [one.result is not None for one in FIRST.trials]
+    assert merged.trials[0].after == FIRST.trials[0].after
+
+
+def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:
+    longer = texts("segments of 2048 tokens", wikitext2=12.0)
+    other = second(dense_report=replace(longer, perplexity=(*longer.perplexity, text("austen", 99.0))))
+    merged = merge_experiments([FIRST, other])
+    columns = [(c.source, c.protocol) for c in report_view(merged).columns if c.role == "report" and c.kind == "text"]
+    protocol = FIRST.dense_report.perplexity[0].protocol
+    assert columns == [
+        ("wikitext2", protocol), ("austen", protocol), ("wikitext2", "segments of 2048 tokens"),
+        ("austen (two)", protocol),
+    ]  # fmt: skip
+    (own,) = (one for one in merged.trials if one.spec.fingerprint == "g1")
+    assert [score.source for score in own.after.perplexity] == ["wikitext2", "austen (two)"]
+
+
+def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() -> None:
+    own = trial("g1", plan((4, 5, 7, 9, 11, 13), ("ppl", 0.2)), after=texts(HELD_OUT, austen=20.0))
+    other = replace(FIRST, name="two", trials=(own,), dense_selection=texts(HELD_OUT, austen=19.0))
+    view = report_view(merge_experiments([FIRST, other]))
+    assert [[source for source, _ in mean.texts] for mean in view.selection_means] == [["austen"], ["wiki", "c4"]]
+    assert {row.trial.spec.fingerprint for row in view.rows if row.best_of_size} == {"f2", "f4", "g1"}
+    assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "24 of 30 blocks", "18 of 30 blocks"]
+
+
+def test_a_criterion_with_other_scores_gets_its_experiments_name_in_plans_too() -> None:
+    other = second(block_scores=(replace(block_scores("ppl"), fingerprint="other text"),))
+    merged = merge_experiments([FIRST, other])
+    assert [scores.criterion for scores in merged.block_scores] == ["ppl", "taylor", "ppl (two)"]
+    (own,) = (one for one in merged.trials if one.spec.fingerprint == "g1")
+    assert [label.criterion for label in own.spec.plan.labels] == ["ppl (two)"]
+
+
+def test_methods_are_compared_within_an_experiment_alone() -> None:
+    """Another experiment may train on other data."""
+    full = compared()
+    other = replace(
+        full, name="two",
+        trials=tuple(replace(t, spec=replace(t.spec, fingerprint=f"x{t.spec.fingerprint}")) for t in full.trials),
+    )  # fmt: skip
+    view = report_view(merge_experiments([full, other]))
+    assert [one.experiment for one in view.comparisons] == [full.name, "two"]
+    (alone,) = report_view(full).comparisons
+    for one in view.comparisons:
+        assert [line.entrant.seeds for line in one.section.plans[0].tables[0].lines] == [
+            line.entrant.seeds for line in alone.section.plans[0].tables[0].lines
+        ]
+        assert [line.cells for line in one.section.plans[0].tables[0].lines] == [
+            line.cells for line in alone.section.plans[0].tables[0].lines
+        ]
+
+
+def test_the_page_says_of_each_row_which_experiment_has_it(tmp_path: Path) -> None:
+    page = Page(write_report(merge_experiments([FIRST, second()]), tmp_path).read_text(encoding="utf-8"))
+    named = [cells[0].strip() for name, cells in page.rows.items() if name.startswith("trial-")]
+    assert sum(name.endswith("one, two") for name in named) == 2
+    assert sum(name.endswith("two") and not name.endswith("one, two") for name in named) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_blocks": 32}, "blocks 30 and 32"),
+        ({"dense_parameters": 7}, "parameters 134515008 and 7"),
+        ({"model": "other/model"}, "files HuggingFaceTB/SmolLM2-135M-Instruct and other/model"),
+    ],
+)
+def test_other_dense_models_are_refused_by_name(changes: dict, named: str) -> None:
+    with pytest.raises(BadInputError, match=named) as refused:
+        merge_experiments([FIRST, replace(FIRST, name="two", **changes)])
+    assert "'one' and 'two'" in str(refused.value)
+
+
+def test_recorded_fingerprints_win_over_the_name_of_the_model() -> None:
+    one = replace(FIRST, dense_fingerprint="a")
+    same = replace(FIRST, name="two", dense_fingerprint="a", model="/data/the/same/files")
+    assert len(merge_experiments([one, same]).trials) == len(FIRST.trials)
+    with pytest.raises(BadInputError, match="files a and b"):
+        merge_experiments([one, replace(same, dense_fingerprint="b", model=one.model)])
