@@ -15,8 +15,9 @@ from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.equal_seconds import equal_seconds_trials
-from shortened_llm.search.experiment import publish_report, write_config
-from shortened_llm.search.finish import gather, submit_dense
+from shortened_llm.search.experiment import TUNE, publish_report, write_config, write_experiment
+from shortened_llm.search.finish import measure_report, submit_dense
+from shortened_llm.search.planned import planned_experiment
 from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
 from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
@@ -81,19 +82,25 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             max_failures=config.search.max_failures,
             max_concurrent_trials=config.search.max_concurrent_trials,
         )
-        tune_url, progress = join(experiment_url, "tune"), log.about("search")
+        experiment = planned_experiment(config, dense, baseline, roles, scores, specs)
+        write_experiment(store, experiment)
+        tune_url, progress = join(experiment_url, TUNE), log.about("search")
         failures = run_trials(specs, context, tune_url=tune_url, progress=progress)
         if config.search.equal_seconds:
             results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
             timed = equal_seconds_trials(space, specs, results)
+            experiment = planned_experiment(config, dense, baseline, roles, scores, (*specs, *timed))
+            write_experiment(store, experiment)
             failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
-            specs = (*specs, *timed)
-        experiment = gather(config, context, baseline, roles, scores, specs, failures, log.about("report"))
+        experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))
+        write_experiment(store, experiment)
         publish_cards(experiment)
         report = publish_report(store, experiment)
     if failures:
         cause = next(iter(failures.values())).cause
-        raise TrialsFailedError(f"{len(failures)} of {len(specs)} trials failed ({cause}); report: {report}")
+        raise TrialsFailedError(
+            f"{len(failures)} of {len(experiment.trials)} trials failed ({cause}); report: {report}"
+        )
     return report
 
 

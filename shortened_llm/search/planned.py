@@ -1,0 +1,65 @@
+"""The experiment as it is planned: everything that its report needs but the results."""
+
+import importlib.metadata
+from collections.abc import Sequence
+
+from shortened_llm.config import SearchConfig
+from shortened_llm.data.sources import TextRoles
+from shortened_llm.models.load import size_of
+from shortened_llm.records import BlockScores, EvalScores, Experiment, ModelRef, ReportedTrial, TrialSpec
+from shortened_llm.search.finish import DenseScores
+from shortened_llm.search.provenance import provenance
+
+VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
+
+
+def planned_experiment(
+    config: SearchConfig,
+    dense: ModelRef,
+    dense_scores: DenseScores,
+    roles: TextRoles,
+    scores: Sequence[BlockScores],
+    specs: Sequence[TrialSpec],
+) -> Experiment:
+    """The experiment with none of its trials' results."""
+    return Experiment(
+        name=config.experiment,
+        model=config.model.path,
+        num_blocks=dense.num_blocks,
+        dense_parameters=size_of(dense).parameters(dense.kept_blocks),
+        dense_url=dense.url,
+        dense_fingerprint=dense.fingerprint,
+        dense_selection=dense_scores.selection,
+        dense_report=dense_scores.report,
+        block_scores=tuple(scores),
+        trials=tuple(
+            ReportedTrial(spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores())
+            for spec in specs
+        ),
+        unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
+        notes=_notes(config, roles),
+        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+        provenance=provenance(config),
+    )
+
+
+def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:
+    notes = []
+    for documents in roles.report:
+        label = documents.source.label
+        if "train" in documents.shared_with:
+            notes.append(f"{label}: other documents of this source were trained on; these were split off before.")
+        else:
+            notes.append(f"{label}: never trained on.")
+        if "selection" in documents.shared_with:
+            notes.append(f"{label}: one source serves selection and report, split by document.")
+    if roles.report and all("train" in documents.shared_with for documents in roles.report):
+        notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
+    if not roles.report:
+        notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
+    notes.append(
+        f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, sequences "
+        f"of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
+    )
+    notes.append(f"Selection and report scores are computed in {config.model.dtype}.")
+    return tuple(notes)
