@@ -8,12 +8,11 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.records import RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import retrain
+from shortened_llm.search.experiment import TRIAL_KIND
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
-
-KIND = "trials"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class TrialContext(TrainContext):
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
     """The trial's result, where it is trained."""
-    return store.read(KIND, spec.fingerprint, TrialResult)
+    return store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
 
 
 def is_done(store: Store, spec: TrialSpec) -> bool:
@@ -73,7 +72,7 @@ def run_trial(
         after=after,
         seconds=time.monotonic() - started,
     )
-    context.store.write(KIND, spec.fingerprint, result, identity=space.trial_identity(spec))
+    context.store.write(TRIAL_KIND, spec.fingerprint, result, identity=space.trial_identity(spec))
     return result
 
 

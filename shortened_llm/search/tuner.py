@@ -12,11 +12,11 @@ from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
 from shortened_llm.retraining.export import KIND as RUN_KIND
+from shortened_llm.search.experiment import FAILURES
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import waves
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 
-FAILURES = "failures"
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
 
