@@ -129,6 +129,7 @@ def _tasks(best: TrialRow, tasks: TasksSection | None) -> tuple[Fact, ...]:
         if difference:
             key, also = formats.difference(difference.mean, difference.standard_error), f"{key} against "
             also += formats.accuracy(tasks.lines[0].means[index])
+            also += "" if difference.standard_error is not None else "; not paired by item"
         facts.append(Fact(about=set_title(own), key=key, also=also))
     return tuple(facts)
 

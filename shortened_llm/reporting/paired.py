@@ -36,11 +36,16 @@ class Difference:
             return "not separated: no standard error"
         if abs(self.mean) <= LEAST_DIFFERENCE:
             return f"not separated: within {LEAST_DIFFERENCE:g} nats"
-        if abs(self.mean) <= LEAST_STANDARD_ERRORS * self.standard_error:
+        if not self.stands_out:
             return f"not separated: within {LEAST_STANDARD_ERRORS:g} standard errors"
         if len({math.copysign(1, value) for value in self.per_seed}) > 1:
             return "not separated: seeds differ in sign"
         return SEPARATED
+
+    @property
+    def stands_out(self) -> bool:
+        """Beyond two standard errors."""
+        return self.standard_error is not None and abs(self.mean) > LEAST_STANDARD_ERRORS * self.standard_error
 
     @property
     def is_separated(self) -> bool:
@@ -123,10 +128,7 @@ class TaskDifference:
     @property
     def stands_out(self) -> bool:
         """Below 5 % by McNemar's test, or, where the metric is not 0/1, beyond two standard errors."""
-        if self.mcnemar_p is not None:
-            return self.mcnemar_p < LEAST_SIGNIFICANCE
-        error = self.value.standard_error
-        return error is not None and abs(self.value.mean) > LEAST_STANDARD_ERRORS * error
+        return self.value.stands_out if self.mcnemar_p is None else self.mcnemar_p < LEAST_SIGNIFICANCE
 
 
 LEAST_SIGNIFICANCE = 0.05

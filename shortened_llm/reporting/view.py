@@ -8,7 +8,6 @@ from shortened_llm.reporting.columns import (
     Kind,
     Measurements,
     ScoreColumn,
-    Stage,
     dense_measurements,
     ordered_columns,
 )
@@ -21,14 +20,6 @@ from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_col
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableColumn:
-    """A score in the table of trials, and the stages it has a cell for."""
-
-    column: ScoreColumn
-    stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +66,6 @@ class ReportView:
     rows: tuple[TrialRow, ...]
     dense: Measurements
     columns: tuple[ScoreColumn, ...]
-    table_columns: tuple[TableColumn, ...]
-    """Perplexities and tasks."""
     selection_means: tuple[SelectionMean, ...]
     partial: Partial | None
     """None where nothing is missing."""
@@ -146,11 +135,6 @@ def report_view(experiment: Experiment) -> ReportView:
         rows=rows,
         dense=dense,
         columns=columns,
-        table_columns=tuple(
-            TableColumn(column=column, stages=_stages(column, rows))
-            for column in columns
-            if column.kind in ("text", "task")
-        ),
         selection_means=_selection_means(experiment, rows),
         partial=partial_report(experiment, rows),
         sizes=size_summaries(experiment, rows, dense, tasks),
@@ -205,10 +189,3 @@ def _selection_means(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[
         )
         for texts in found
     )
-
-
-def _stages(column: ScoreColumn, rows: Sequence[TrialRow]) -> tuple[Stage, ...]:
-    """Tasks are rarely measured before retraining; then the cell would say nothing in every row."""
-    if column.kind == "task" and not any(column in row.before for row in rows):
-        return ("after",)
-    return ("before", "after")

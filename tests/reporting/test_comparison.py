@@ -173,7 +173,7 @@ def test_a_method_that_failed_everywhere_keeps_its_line() -> None:
     assert distill.entrant.tokens is distill.cells[0].perplexity is distill.cells[0].difference is None
     assert "distill: 2 of 2 trials did not finish." in table(full, "Equal tokens").remarks
     nothing = tuple(replace(one, result=None, before=EvalScores(), after=EvalScores()) for one in full.trials)
-    assert report_view(replace(full, trials=nothing)).comparison is None
+    assert report_view(replace(full, trials=nothing)).comparisons == ()
 
 
 def test_times_that_are_not_equal_are_told() -> None:
@@ -360,4 +360,4 @@ def test_recipes_on_instructions_are_compared_without_any_on_the_corpus() -> Non
 
 
 def test_trials_of_equal_seconds_need_their_reference() -> None:
-    assert report_view(only(compared(), lambda one: one.spec.equal_seconds)).comparison is None
+    assert report_view(only(compared(), lambda one: one.spec.equal_seconds)).comparisons == ()
