@@ -45,7 +45,7 @@ class LoadedModels:
         for key, ref in wanted.items():
             if key not in self._models:
                 self._models[key] = load_model(ref, self._dtype, device=self.device)
-        return tuple(self._models[key] for key in wanted)
+        return tuple(self._models[fingerprint(ref.identity)] for ref in refs)
 
 
 def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.agreement import measure_agreement
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
-from shortened_llm.evaluation.units import TextUnit
+from shortened_llm.evaluation.units import AgreementUnit, TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
@@ -235,3 +235,15 @@ def test_a_mean_over_sources_is_over_their_losses() -> None:
         )
     )
     assert scores.mean_nll == 2.0
+
+
+def test_the_dense_model_agrees_with_itself(unit, tiny_model: ModelRef, local_store: Store) -> None:
+    text = unit(bos="none", segment_length=16)
+    asked = [AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model)]
+    pruned = tiny_model.view((0, 1, 6, 7))
+    same, other = (
+        evaluate(ref, asked, local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
+        for ref in (tiny_model, pruned)
+    )
+    assert (same.agreement[0].kl, same.agreement[0].top1) == (0.0, 1.0)
+    assert other.agreement[0].kl > 0.01
