@@ -49,10 +49,10 @@ def _speeds(score: EfficiencyScore) -> list[str]:
         f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9} {'memory MiB':>10} "
         f"{'speed-up':>8} {'ideal':>6}",
     ]
-    for point, dense, ideal in zip(score.points, score.dense_points, score.ideal_speed_ups, strict=True):
+    for point, speed_up, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True):
         lines.append(
             f"{point.batch_size:>5} {point.output_tokens:>5} {point.latency:>10.4f} ±{point.latency_deviation:.4f} "
             f"{point.time_to_first_token:>13.4f} {point.throughput:>9.1f} {point.peak_memory_bytes / 2**20:>10,.0f} "
-            f"{dense.latency / point.latency:>8.3f} {ideal:>6.3f}"
+            f"{speed_up:>8.3f} {ideal:>6.3f}"
         )
     return lines

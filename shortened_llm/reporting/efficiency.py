@@ -70,9 +70,9 @@ def lines_of(score: EfficiencyScore, row: TrialRow | None = None) -> dict[Shape,
     """The shapes of one model."""
     return {
         shape(point): EfficiencyLine(
-            row=row, point=point, speed_up=dense.latency / point.latency, ideal_speed_up=ideal
+            row=row, point=point, speed_up=measured, ideal_speed_up=ideal
         )
-        for point, dense, ideal in zip(score.points, score.dense_points, score.ideal_speed_ups, strict=True)
+        for point, measured, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True)
     }  # fmt: skip
 
 

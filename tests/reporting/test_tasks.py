@@ -102,7 +102,9 @@ def test_a_measure_that_is_no_share_of_items_enters_no_mean() -> None:
 def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns() -> None:
     first, second = efficiency(24), efficiency(18)
     slower = replace(
-        second, dense_points=tuple(replace(point, latency=2 * point.latency) for point in second.dense_points)
+        second,
+        dense_points=tuple(replace(point, latency=2 * point.latency) for point in second.dense_points),
+        speed_ups=tuple(2 * speed_up for speed_up in second.speed_ups),
     )
     trials = tuple(
         replace(one, after=EvalScores(efficiency=score))

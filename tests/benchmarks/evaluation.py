@@ -1,0 +1,85 @@
+"""One evaluator against two, of one thread each, on the demo's models: `python -m tests.benchmarks.evaluation`.
+
+Both score the same models on the same tasks, from a warm start. The one has them one after the other, so that the
+second never has work; the two have them at once.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from jobs.cli import connect_ray
+from shortened_llm.config import ModelConfig, ResourcesConfig, TaskConfig
+from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.evaluation.units import TaskUnit
+from shortened_llm.models.stage import stage_model
+from shortened_llm.records import EvalScores, ModelRef
+from shortened_llm.search.progress import ProgressLog
+from shortened_llm.storage.store import Store
+
+ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
+TASKS = ("piqa_local", "openbookqa_local")
+NUM_MODELS = 4
+
+
+def models(dense: ModelRef) -> list[ModelRef]:
+    """The dense model and views that lack 6, 12 and 18 of its blocks."""
+    free = range(4, dense.num_blocks - 2)
+    lacking = [set(free[:count]) for count in range(0, 6 * NUM_MODELS, 6)]
+    return [dense.view(tuple(b for b in range(dense.num_blocks) if b not in removed)) for removed in lacking]
+
+
+def score(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store, log: ProgressLog, *, together: bool):
+    """Scores, and the seconds they took; the evaluators are started before."""
+    resources = ResourcesConfig(evaluators=2, cpus_per_evaluator=1)
+    pool = EvaluationPool.start(store, resources, dtype="bfloat16", batch_size=16, may_idle=True)
+    warm = [TaskUnit(config=unit.config, directory=unit.directory, limit=2) for unit in units]
+    for _ in [pool.result(one) for one in [pool.submit(ref, warm, log.about("warm-up")) for ref in refs[:2]]]:
+        pass
+    started = time.perf_counter()
+    if together:
+        scores = [pool.result(one) for one in [pool.submit(ref, units, log.about("two")) for ref in refs]]
+    else:
+        scores = []
+        for ref in refs:
+            found = [pool.evaluate(ref, (unit,), log.about("one")) for unit in units]
+            scores.append(EvalScores(tasks=tuple(task for one in found for task in one.tasks)))
+    return scores, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    parser.add_argument("--limit", type=int, default=50, help="items of each task")
+    flags = parser.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    units = [
+        TaskUnit(config=TaskConfig(task=task), directory=str(ASSETS / "tasks"), limit=flags.limit) for task in TASKS
+    ]
+    connect_ray()
+    with tempfile.TemporaryDirectory() as temporary, ProgressLog() as log:
+        dense = stage_model(
+            ModelConfig(path=str(ASSETS / "smollm2-135m-instruct")), Store.at(temporary), on_progress=print
+        )
+        refs = models(dense)
+        one, seconds_of_one = score(refs, units, Store.at(f"{temporary}/one"), log, together=False)
+        two, seconds_of_two = score(refs, units, Store.at(f"{temporary}/two"), log, together=True)
+    equal = [[task.item_values for task in scores.tasks] for scores in one] == [
+        [task.item_values for task in scores.tasks] for scores in two
+    ]
+    ratio = seconds_of_one / seconds_of_two
+    print(f"{len(refs)} models, {len(units)} tasks of {flags.limit} items, {torch.get_num_threads()} cores")
+    print(f"one evaluator   {seconds_of_one:7.1f} s")
+    print(f"two evaluators  {seconds_of_two:7.1f} s   {ratio:.2f}x, {'equal' if equal else 'DIFFERENT'} results")
+    if flags.json:
+        flags.json.write_text(json.dumps({"one": seconds_of_one, "two": seconds_of_two, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()
