@@ -1,5 +1,6 @@
 """Score models beside the dense one; needs no Ray."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -26,21 +27,19 @@ from shortened_llm.storage.store import Store
 
 def main(arguments: Sequence[str]) -> None:
     """A table goes to stderr; stdout has the JSON of each model's scores, one line each, the dense model first."""
-    parser = make_parser("evaluate", "Score models beside the dense one.")
-    parser.add_argument(
-        "--model", metavar="DIR", action="append", default=[], help="a model to score; may be given several times"
-    )
+    models, rest = split_models(arguments)
+    parser = make_parser("evaluate", "Score models beside the dense one: --model DIR, once for each.")
     parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
-    config, flags = parse_command(parser, arguments)
+    config, flags = parse_command(parser, rest)
     store = Store.at(config.storage.url)
     facts = check_evaluation(config, store)
     if flags.efficiency:
         check_lengths(facts.model_config, config.evaluation.efficiency)
-    for directory in flags.model:
+    for directory in models:
         check_model(directory, facts.vocab_size)
     if flags.dry_run:
-        print(f"would score {', '.join((config.model.path, *flags.model))}")
+        print(f"would score {', '.join((config.model.path, *models))}")
         return
     prepare_cpu(fair_threads(1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     selection = selection_units(config, facts.roles)
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
     every: list[EvaluatedModel] = []
-    for path in (config.model.path, *flags.model):
+    for path in (config.model.path, *models):
         ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
         timing = [
             EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept_blocks(ref))
@@ -69,6 +68,15 @@ def main(arguments: Sequence[str]) -> None:
     if flags.output:
         flags.output.mkdir(parents=True, exist_ok=True)
         (flags.output / "scores.json").write_text(f"[{', '.join(to_json(one, indent=None) for one in every)}]\n")
+
+
+def split_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The directories of `--model DIR`, and all other arguments. Elsewhere `--model` is the section of the
+    configuration, so that the common parser cannot have it twice."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", action="append", default=[])
+    found, rest = parser.parse_known_args(list(arguments))
+    return found.model, rest
 
 
 def check_model(directory: str, vocab_size: int) -> None:

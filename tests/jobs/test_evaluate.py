@@ -1,0 +1,68 @@
+"""Models scored beside the dense one, in one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shortened_llm.models.export import export_view
+from shortened_llm.records import EvaluatedModel, ModelRef, from_json
+
+
+def evaluate(tmp_path: Path, values: dict, *arguments: str) -> subprocess.CompletedProcess:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "jobs.evaluate", str(tmp_path / "config.yaml"), *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_pruned_model_is_scored_beside_the_dense_one(tiny_model: ModelRef, tiny_values: dict, tmp_path: Path) -> None:
+    kept, directory = (0, 1, 4, 5, 6, 7), tmp_path / "pruned"
+    export_view(tiny_model.view(kept), directory, "float32")
+    (directory / "pruning.json").write_text(json.dumps({"kept_blocks": kept}))
+    text = tiny_values["evaluation"]["report"]["perplexity"][0]
+    tiny_values["evaluation"]["report"]["agreement"] = [{**text, "max_tokens": 512}]
+    tiny_values["evaluation"]["efficiency"] = {"batch_sizes": [1], "output_lengths": [4], "runs": 1, "warmups": 0}
+    done = evaluate(tmp_path, tiny_values, "--model", str(directory), "--efficiency", "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    dense, pruned = (from_json(EvaluatedModel, line) for line in done.stdout.splitlines())
+    assert dense.ref.kept_blocks == tuple(range(8))
+    assert pruned.model == str(directory)
+    assert pruned.selection.mean_nll > dense.selection.mean_nll
+    assert pruned.report.perplexity[0].protocol == dense.report.perplexity[0].protocol
+    assert pruned.report.agreement[0].kl > dense.report.agreement[0].kl == 0
+    speed = pruned.report.efficiency
+    assert speed is not None
+    assert speed.weight_bytes < speed.dense_weight_bytes
+    assert speed.ideal_speed_ups[0] > 1
+    assert f"{pruned.report.perplexity[0].perplexity:.4f}" in done.stderr
+    assert len(json.loads((tmp_path / "out/scores.json").read_text())) == 2
+    again = evaluate(tmp_path, tiny_values, "--model", str(directory))
+    scores = [from_json(EvaluatedModel, line) for line in again.stdout.splitlines()]
+    assert [one.selection for one in scores] == [dense.selection, pruned.selection]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "words"),
+    [
+        (["--model", "/no/such/model"], {}, ["--model", "/no/such/model"]),
+        ([], {"tasks": ["piqqa"]}, ["evaluation.report.tasks", "piqqa", "piqa"]),
+        ([], {"tasks": ["piqa"]}, ["piqa", "evaluation.task_directory"]),
+        ([], {"metrics": ["no_such_module:measure"]}, ["evaluation.report.metrics", "no_such_module"]),
+        (["--efficiency"], {}, ["evaluation.efficiency.output_lengths", "512"]),
+    ],
+)
+def test_bad_input_costs_nothing(
+    arguments: list[str], changes: dict, words: list[str], tiny_values: dict, tmp_path: Path
+) -> None:
+    tiny_values["evaluation"]["report"] |= changes
+    done = evaluate(tmp_path, tiny_values, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "results").exists()
