@@ -28,12 +28,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
     scores = score_here(config, facts, dense, store)
-    size = size_of(dense)
+    size, origin = size_of(dense), provenance(config)
     for plan in make_plans(config.search, scores, size):
         labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)
         directory = flags.output / labels
         export_view(dense.view(plan.kept_blocks), directory, config.model.dtype)
-        for name, text in plan_card(plan, dense.num_blocks, provenance(config)).items():
+        for name, text in plan_card(plan, dense.num_blocks, origin).items():
             (directory / name).write_text(text)
         print(directory, flush=True)
 

@@ -639,8 +639,8 @@ class ReportConfig(Section):
     perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(_as_tuple)] = ()
     """Texts, measured for every model; at least one should never be trained on."""
     tasks: Annotated[tuple[TaskConfig, ...], BeforeValidator(_expand_task_sets), AfterValidator(_distinct_tasks)] = ()
-    """lm-eval tasks and groups, measured for the dense model, the Pareto members and the controls; zero_shot stands for
-    the paper's seven."""
+    """lm-eval tasks and groups, measured for the dense model, the best of each size and the controls; zero_shot stands
+    for the paper's seven."""
     agreement: Annotated[tuple[PerplexitySource, ...], BeforeValidator(_as_tuple)] = ()
     """Texts on which predictions are compared with the dense model's; measured for the same models as tasks."""
     metrics: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()

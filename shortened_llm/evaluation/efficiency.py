@@ -1,6 +1,5 @@
 """What a model costs to run, beside the dense model: speed, memory, arithmetic."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +7,7 @@ from statistics import mean, median, stdev
 from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
@@ -162,9 +161,8 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-    gc.collect()  # behind the except clause, where the error no longer holds the frames and their tensors
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    # Behind the except clause, where the error no longer holds the frames and their tensors.
+    clear_device_cache(garbage_collection=True)
     return None
 
 

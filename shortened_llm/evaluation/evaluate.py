@@ -34,7 +34,7 @@ def evaluate(
         score = read_score(ref, unit, store, dtype)
         if score is None:
             on_progress(unit.name)
-            part = measure_part(ref, unit, loaded, store, dtype=dtype, batch_size=batch_size, on_note=on_progress)
+            part = measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_progress)
             score = finish_score(ref, unit, [part], store, dtype)
         scores.append(score)
     return gather_scores(scores)

@@ -32,7 +32,7 @@ class LoadedModels:
     """The models that a process holds: those of its last unit."""
 
     def __init__(self, dtype: str, device: str) -> None:
-        self._dtype, self.device = dtype, device
+        self.dtype, self.device = dtype, device
         self._models: dict[str, PreTrainedModel] = {}
 
     def hold(self, *refs: ModelRef) -> tuple[PreTrainedModel, ...]:
@@ -44,7 +44,7 @@ class LoadedModels:
             clear_device_cache(garbage_collection=True)
         for key, ref in wanted.items():
             if key not in self._models:
-                self._models[key] = load_model(ref, self._dtype, device=self.device)
+                self._models[key] = load_model(ref, self.dtype, device=self.device)
         return tuple(self._models[fingerprint(ref.identity)] for ref in refs)
 
 
@@ -70,19 +70,28 @@ def measure_part(
     loaded: LoadedModels,
     store: Store,
     *,
-    dtype: str,
     batch_size: int,
     part: int = 0,
     parts: int = 1,
     on_note: Callable[[str], None],
 ) -> Part:
-    """One of `unit.parts(...)` parts of a measurement. A batch that memory does not hold is halved, which is noted.
+    """One of several parts of a measurement. A batch that memory does not hold is halved, which is noted.
 
     Raises:
         BadInputError: the unit cannot be measured with this model's tokenizer, or its data cannot be reached.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     tokenizer = load_tokenizer(model_directory(ref))
+    match unit:
+        case EfficiencyUnit():
+            loaded.hold()  # it loads both models itself
+            return measure_efficiency(
+                unit.dense, ref, unit.settings,
+                dtype=loaded.dtype, device=loaded.device, on_progress=on_note, kept_blocks=unit.kept_blocks,
+            )  # fmt: skip
+        case MetricUnit():
+            (model,) = loaded.hold(ref)
+            return measure_metric(model, tokenizer, unit.path)
 
     def measure(size: int) -> Part:
         if size < batch_size:
@@ -96,15 +105,6 @@ def measure_part(
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 model, dense = loaded.hold(ref, unit.dense)
                 return measure_agreement(model, dense, segments, unit.documents, unit.source, batch_size=size)
-            case EfficiencyUnit():
-                loaded.hold()  # it loads both models itself
-                return measure_efficiency(
-                    unit.dense, ref, unit.settings,
-                    dtype=dtype, device=loaded.device, on_progress=on_note, kept_blocks=unit.kept_blocks,
-                )  # fmt: skip
-            case MetricUnit():
-                (model,) = loaded.hold(ref)
-                return measure_metric(model, tokenizer, unit.path)
             case TaskUnit():
                 (model,) = loaded.hold(ref)
                 with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as output:
@@ -112,7 +112,7 @@ def measure_part(
                         model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
                         output=Path(output),
                     )  # fmt: skip
-                    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, dtype)))
+                    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, loaded.dtype)))
                     upload_directory(Path(output), url)
                 return replace(score, results_url=join(url, "results.json"))
 

@@ -42,7 +42,7 @@ MOST_CALLS = 1000
 class _Evaluator:
     def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
         quiet_libraries()
-        self._store, self._dtype, self._batch_size = store, dtype, batch_size
+        self._store, self._batch_size = store, batch_size
         # Ray shows every GPU of the node to an actor that reserved none.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         if device == "cpu":
@@ -56,7 +56,7 @@ class _Evaluator:
         on_progress(unit.name if parts == 1 else f"{unit.name}, part {part + 1} of {parts}")
         return measure_part(
             ref, unit, self._loaded, self._store,
-            dtype=self._dtype, batch_size=self._batch_size, part=part, parts=parts, on_note=on_progress.note,
+            batch_size=self._batch_size, part=part, parts=parts, on_note=on_progress.note,
         )  # fmt: skip
 
 

@@ -44,18 +44,13 @@ def check_tasks(
             )
 
 
-def check_task_data(task: TaskConfig, directory: str | None) -> None:
-    """Load a task's data set, from the hub where it is not cached: seconds to minutes.
-
-    Raises:
-        BadInputError: as `check_tasks` and `load_task`.
-    """
-    check_tasks((task,), directory)
-    load_task(task.task, directory)
-
-
 def load_task(name: str, directory: str | None) -> Any:
-    """lm-eval's `TaskDict` of a task or group that it knows, with its data.
+    """lm-eval's `TaskDict` of a task or group that it knows, with its data: from the hub where that is not cached,
+    which takes seconds to minutes.
+
+    Args:
+        name: passed by `check_tasks`.
+        directory: the user's own task files.
 
     Raises:
         BadInputError: the data cannot be reached, or the task's own code fails.

@@ -2,29 +2,27 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
 from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial
-from shortened_llm.reporting import formats
-from shortened_llm.reporting.columns import dense_measurements, ordered_columns
+from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
+from shortened_llm.reporting.templates import environment
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 
 def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     """`{directory or URL of an exported model: {file name: text}}`."""
-    rows = [row for row in trial_rows(experiment) if row.checkpoint_url]
-    return {str(row.checkpoint_url): trial_card(experiment, row) for row in rows}
-
-
-def trial_card(experiment: Experiment, row: TrialRow) -> dict[str, str]:
-    """The files of one trial's card."""
     dense = dense_measurements(experiment)
+    rows = [row for row in trial_rows(experiment) if row.checkpoint_url]
+    return {str(row.checkpoint_url): _trial_card(experiment, row, dense) for row in rows}
+
+
+def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> dict[str, str]:
     columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
     return {
         "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
@@ -63,23 +61,9 @@ def _render(
     num_blocks: int,
     provenance: Provenance | None,
     row: TrialRow | None,
-    dense: dict,
-    columns: list,
+    dense: Measurements,
+    columns: Sequence[ScoreColumn],
 ) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for written in (
-        formats.perplexity, formats.accuracy, formats.parameters, formats.percent, formats.block_ranges,
-        formats.count, formats.learning_rate,
-    ):  # fmt: skip
-        environment.filters[written.__name__] = written
-    environment.filters["json"] = json.dumps
     roles = {
         "training" if recipe.train_on == "corpus" else "instructions"
         for recipe in (row.trial.spec.recipes if row else ())
@@ -87,15 +71,18 @@ def _render(
     }
     used = [source for source in provenance.sources if source.role in roles] if provenance else []
     licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
-    return environment.get_template("card.md.j2").render(
-        plan=plan,
-        num_blocks=num_blocks,
-        provenance=provenance,
-        sources=used,
-        row=row,
-        dense=dense,
-        columns=columns,
-        non_commercial=any(map(is_non_commercial, licences)),
-        is_non_commercial=is_non_commercial,
-        MISSING=formats.MISSING,
+    return (
+        environment()
+        .get_template("card.md.j2")
+        .render(
+            plan=plan,
+            num_blocks=num_blocks,
+            provenance=provenance,
+            sources=used,
+            row=row,
+            dense=dense,
+            columns=columns,
+            non_commercial=any(map(is_non_commercial, licences)),
+            is_non_commercial=is_non_commercial,
+        )
     )

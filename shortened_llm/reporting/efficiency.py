@@ -19,7 +19,7 @@ class EfficiencyLine:
     """None for the dense model."""
     point: GenerationPoint
     speed_up: float | None = None
-    """Dense latency / its latency, both from the same turns; None for the dense model."""
+    """Dense latency / its latency, the median over the turns; None for the dense model."""
     ideal_speed_up: float | None = None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shortened_llm.records import Experiment
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.efficiency import GIB, lines_of, shape_name
+from shortened_llm.reporting.efficiency import GIB, lines_of, shape, shape_name
 from shortened_llm.reporting.rows import STATUSES, TrialRow
 from shortened_llm.reporting.tasks import TasksSection, set_title
 
@@ -142,7 +142,7 @@ def _efficiency(best: TrialRow) -> tuple[Fact, ...]:
     small, large = min(shapes), max(shapes)
     line = shapes[small]
     own, dense = (
-        next(p.peak_memory_bytes for p in points if (p.batch_size, p.prompt_tokens, p.output_tokens) == large) / GIB
+        next(p.peak_memory_bytes for p in points if shape(p) == large) / GIB
         for points in (score.points, score.dense_points)
     )
     ideal = f"ideal {formats.times(line.ideal_speed_up)}; {shape_name(small)}"

@@ -85,18 +85,19 @@ def _both(first: str | None, second: str | None, name: str) -> str:
 
 def _names(first: EvalScores, second: EvalScores, name: str) -> Names:
     """New names of the second's scores that only share a name with the first's."""
-    known = {
-        **{("text", text.source, text.protocol): (text.num_predictions, text.mean_nll) for text in first.perplexity},
-        **{("task", task.task, task.protocol): (task.num_items, task.value) for task in first.tasks},
-    }
-    found = {
-        **{("text", text.source, text.protocol): (text.num_predictions, text.mean_nll) for text in second.perplexity},
-        **{("task", task.task, task.protocol): (task.num_items, task.value) for task in second.tasks},
-    }
+    known = _values(first)
     return {
         key: f"{key[1]} ({name})"
-        for key, (count, value) in found.items()
+        for key, (count, value) in _values(second).items()
         if key in known and (known[key][0] != count or abs(known[key][1] - value) > SAME_SCORE * abs(value))
+    }
+
+
+def _values(scores: EvalScores) -> dict[tuple[str, str, str], tuple[int, float]]:
+    """Kind, source and protocol -> number of predictions or items, and the score."""
+    return {
+        **{("text", text.source, text.protocol): (text.num_predictions, text.mean_nll) for text in scores.perplexity},
+        **{("task", task.task, task.protocol): (task.num_items, task.value) for task in scores.tasks},
     }
 
 

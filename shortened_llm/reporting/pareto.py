@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shortened_llm.records import Experiment
+from shortened_llm.records import Experiment, GenerationPoint
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage
 from shortened_llm.reporting.efficiency import (
@@ -209,47 +209,33 @@ def parameters(experiment: Experiment) -> Quantity:
 
 def latencies(rows: Sequence[TrialRow]) -> list[Quantity]:
     """One per protocol, at its smallest shape of input."""
-    found = []
-    for protocol, scores in measured_efficiency(rows).items():
-        of = shapes_of(list(scores.values()))[0]
-        values = {
-            number: lines[of].point.latency
-            for number, score in scores.items()
-            if of in (lines := lines_of(score))
-        }  # fmt: skip
-        found.append(
-            Quantity(
-                title=f"latency at {shape_name(of)}",
-                axis=f"latency (s), {shape_name(of)}",
-                protocol=protocol,
-                lower_is_better=True,
-                dense=dense_point(list(scores.values()), of).latency,
-                of=_after(values),
-                written=lambda value: f"{formats.significant(value, 3)} s",
-            )
-        )
-    return found
+    return _speeds_or_sizes(rows, "latency", "s", 0, lambda point: point.latency)
 
 
 def memories(rows: Sequence[TrialRow]) -> list[Quantity]:
     """One per protocol, at its largest shape of input."""
+    return _speeds_or_sizes(rows, "peak memory", "GiB", -1, lambda point: point.peak_memory_bytes / GIB)
+
+
+def _speeds_or_sizes(
+    rows: Sequence[TrialRow], name: str, unit: str, place: int, measure: Callable[[GenerationPoint], float]
+) -> list[Quantity]:
+    """One per protocol, at the shape in this place of all, from the smallest."""
     found = []
     for protocol, scores in measured_efficiency(rows).items():
-        of = shapes_of(list(scores.values()))[-1]
-        values = {
-            number: lines[of].point.peak_memory_bytes / GIB
-            for number, score in scores.items()
-            if of in (lines := lines_of(score))
-        }  # fmt: skip
+        of = shapes_of(list(scores.values()))[place]
+        lines = {number: lines_of(score) for number, score in scores.items()}
         found.append(
             Quantity(
-                title=f"peak memory at {shape_name(of)}",
-                axis=f"peak memory (GiB), {shape_name(of)}",
+                title=f"{name} at {shape_name(of)}",
+                axis=f"{name} ({unit}), {shape_name(of)}",
                 protocol=protocol,
                 lower_is_better=True,
-                dense=dense_point(list(scores.values()), of).peak_memory_bytes / GIB,
-                of=_after(values),
-                written=lambda value: f"{formats.significant(value, 3)} GiB",
+                dense=measure(dense_point(list(scores.values()), of)),
+                of=_after(
+                    {number: measure(of_model[of].point) for number, of_model in lines.items() if of in of_model}
+                ),
+                written=lambda value: f"{formats.significant(value, 3)} {unit}",
             )
         )
     return found

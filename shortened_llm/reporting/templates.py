@@ -34,7 +34,7 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
     loss, validation = loss_svg(view), validation_svg(view)
     # matplotlib escapes the names inside a figure as it writes XML.
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             view=view,
@@ -52,7 +52,7 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
 
 def render_markdown(view: ReportView) -> str:
     """The Markdown, which shows `pareto.png` beside it."""
-    return _environment().get_template("report.md.j2").render(view=view, **_block_scores(view))
+    return environment().get_template("report.md.j2").render(view=view, **_block_scores(view))
 
 
 def _block_scores(view: ReportView) -> dict[str, object]:
@@ -89,8 +89,9 @@ def markdown_code(value: str) -> str:
     return "`" + " ".join(value.split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Of every template: filters, what all of them name, and escaping for HTML alone."""
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=StrictUndefined,
@@ -104,8 +105,9 @@ def _environment() -> Environment:
         formats.difference, formats.times, formats.p_value, formats.gib, formats.learning_rate,
         formats.ratio, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
-        environment.filters[written.__name__] = written
-    environment.globals |= {
+        templates.filters[written.__name__] = written
+    templates.filters["json"] = json.dumps
+    templates.globals |= {
         "MISSING": formats.MISSING,
         "MARK": formats.UNDECIDED,
         "UNDECIDED": UNDECIDED,
@@ -124,4 +126,4 @@ def _environment() -> Environment:
         "MOST_LABELS": MOST_LABELS,
         "MANY_BLOCKS": MANY_BLOCKS,
     }
-    return environment
+    return templates

@@ -32,14 +32,18 @@ def planned_experiment(
         dense_selection=dense_scores.selection,
         dense_report=dense_scores.report,
         block_scores=tuple(scores),
-        trials=tuple(
-            ReportedTrial(spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores())
-            for spec in specs
-        ),
+        trials=planned_trials(specs),
         unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
         notes=_notes(config, roles),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
         provenance=provenance(config),
+    )
+
+
+def planned_trials(specs: Sequence[TrialSpec]) -> tuple[ReportedTrial, ...]:
+    """Trials without results."""
+    return tuple(
+        ReportedTrial(spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores()) for spec in specs
     )
 
 

@@ -24,7 +24,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.perplexity import check_bos
-from shortened_llm.evaluation.task_check import check_task_data, check_tasks
+from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.load import empty_model, load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.stage import fetch_metadata
@@ -175,7 +175,7 @@ def _check_tasks_and_metrics(config: SearchConfig, facts: ScoringFacts) -> None:
     evaluation = config.evaluation
     check_tasks(evaluation.report.tasks, evaluation.task_directory, tokenizer=facts.tokenizer)
     for task in evaluation.report.tasks:
-        check_task_data(task, evaluation.task_directory)
+        load_task(task.task, evaluation.task_directory)
     for path in evaluation.report.metrics:
         load_metric(path)
     if evaluation.report.efficiency:

@@ -1,6 +1,7 @@
 """A whole search, in the order in which data moves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import ray
 
@@ -17,7 +18,7 @@ from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.experiment import TUNE, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
-from shortened_llm.search.planned import planned_experiment
+from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
 from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
@@ -89,7 +90,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
         if config.search.equal_seconds:
             results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
             timed = equal_seconds_trials(space, specs, results)
-            experiment = planned_experiment(config, dense, baseline, roles, scores, (*specs, *timed))
+            experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(timed)))
             write_experiment(store, experiment)
             failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
         experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))

@@ -31,7 +31,7 @@ def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> s
         lines.append(f"{name:<12}{texts}")
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
-        lines.append(f"tasks       {tasks} for the dense model and the best of each size")
+        lines.append(f"tasks       {tasks} for the dense model, the best of each size and the controls")
     workers = f"{resources.min_workers} to {resources.max_workers}" if resources.elastic else resources.max_workers
     lines.append(
         f"machines    {config.search.max_concurrent_trials} trial(s) at a time, each {workers} worker(s) x "

@@ -22,8 +22,8 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, ModelRef
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.storage.store import Store
+from tests.benchmarks.scoring import ASSETS
 
-ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
 TASKS = ("piqa_local", "openbookqa_local")
 NUM_MODELS = 4
 
@@ -40,8 +40,8 @@ def score(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store, log
     resources = ResourcesConfig(evaluators=2, cpus_per_evaluator=1)
     pool = EvaluationPool.start(store, resources, dtype="bfloat16", batch_size=16, may_idle=True)
     warm = [TaskUnit(config=unit.config, directory=unit.directory, limit=2) for unit in units]
-    for _ in [pool.result(one) for one in [pool.submit(ref, warm, log.about("warm-up")) for ref in refs[:2]]]:
-        pass
+    for submitted in [pool.submit(ref, warm, log.about("warm-up")) for ref in refs[:2]]:
+        pool.result(submitted)
     started = time.perf_counter()
     if together:
         scores = [pool.result(one) for one in [pool.submit(ref, units, log.about("two")) for ref in refs]]

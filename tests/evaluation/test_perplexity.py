@@ -247,3 +247,33 @@ def test_the_dense_model_agrees_with_itself(unit, tiny_model: ModelRef, local_st
     )
     assert (same.agreement[0].kl, same.agreement[0].top1) == (0.0, 1.0)
     assert other.agreement[0].kl > 0.01
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    unit, tiny_model: ModelRef, local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, sizes, notes = [unit(bos="none", segment_length=8)], [], []
+
+    def short_of_memory(*arguments: object, batch_size: int, **options: object) -> object:
+        sizes.append(batch_size)
+        if batch_size > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return measure_text(*arguments, batch_size=batch_size, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", short_of_memory)
+    found = evaluate(
+        tiny_model, units, local_store, dtype="float32", batch_size=9, device="cpu", on_progress=notes.append
+    )
+    assert sizes == [9, 4, 2]
+    assert any("batch of 9 does not fit in memory; trying 2" in note for note in notes)
+    assert found.perplexity[0].num_predictions == 7 * (sum(LENGTHS) // 8)
+
+    def always_short(*_: object, **__: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", always_short)
+    with pytest.raises(RuntimeError, match="reached zero"):
+        evaluate(
+            tiny_model, [unit(bos="none", segment_length=16)], local_store, dtype="float32", batch_size=4,
+            device="cpu", on_progress=notes.append,
+        )  # fmt: skip

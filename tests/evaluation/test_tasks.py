@@ -16,7 +16,7 @@ import yaml
 from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.task_check import check_task_data, check_tasks
+from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.evaluation.tasks import measure_task
 from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
@@ -309,7 +309,7 @@ def test_tasks_that_can_run_pass(task_directory: Path) -> None:
     names = ["endings_local", "group_local", "words_local", "piqa", "mmlu", "gsm8k"]
     check_tasks(tuple(TaskConfig(task=name) for name in names), str(task_directory))
     check_tasks((TaskConfig(task="gsm8k", num_fewshot=3, generation={}),), str(task_directory))  # type: ignore[arg-type]
-    check_task_data(TaskConfig(task="group_local"), str(task_directory))
+    load_task("group_local", str(task_directory))
     with pytest.raises(BadInputError, match=r"task_directory.*no directory"):
         check_tasks((TaskConfig(task="piqa"),), "/no/such/directory")
 
@@ -325,4 +325,4 @@ def test_tasks_that_can_run_pass(task_directory: Path) -> None:
 )
 def test_data_that_cannot_be_read_is_named(name: str, message: str, task_directory: Path) -> None:
     with pytest.raises(BadInputError, match=message):
-        check_task_data(TaskConfig(task=name), str(task_directory))
+        load_task(name, str(task_directory))
