@@ -51,7 +51,7 @@ def measure_efficiency(
     """Generate with both models in turns, in one process, so that whatever drifts or disturbs meets both.
 
     Both are in memory at once. For each shape come the warm-ups and the timed runs; only then, each in runs of its own,
-    the dense model's parts under hooks, and memory and GPU utilisation under a sampling thread. A shape that does not
+    the dense model's parts under hooks, and memory and GPU utilisation. A shape that does not
     fit into memory is left out for both models, and with it the larger batches. On CPU that is noticed only where an
     allocation fails: a kernel that promises more memory than there is ends the process instead.
 

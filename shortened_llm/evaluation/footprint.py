@@ -3,16 +3,14 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.generation import synchronise
 from shortened_llm.models.cpu import release_freed_memory
 
-MEMORY_INTERVAL = 0.001
-"""Seconds between two looks at the resident set."""
 UTILISATION_INTERVAL = 0.1
 SETTLING_SECONDS, SAMPLING_SECONDS = 1.0, 2.0
 """NVML's utilisation is that of the last sixth of a second to second: what it says of the first second is of before."""
@@ -44,8 +42,8 @@ def memory_growth(work: Callable[[], object], device: torch.device) -> int:
     """Bytes that `work` held at its peak above what was held before: of the GPU's allocator, or the resident set on
     CPU.
 
-    So what else lies in memory, such as another model, does not count. On CPU a thread looks every millisecond, which
-    slows the work; freed memory is given back to the kernel before, or what is taken from it would not show.
+    So what else lies in memory, such as another model, does not count. On CPU the kernel keeps the peak; freed memory
+    is given back to it before, or what is taken from that would not show.
     """
     if device.type == "cuda":
         synchronise(device)
@@ -54,9 +52,16 @@ def memory_growth(work: Callable[[], object], device: torch.device) -> int:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     release_freed_memory()
-    process = psutil.Process()
-    before = process.memory_info().rss
-    return max(0, max(_sampled(lambda: process.memory_info().rss, MEMORY_INTERVAL, work)) - before)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before = _peak_resident_bytes()
+    work()
+    return _peak_resident_bytes() - before
+
+
+def _peak_resident_bytes() -> int:
+    """The largest resident set of this process; the kernel writes kilobytes and means KiB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float | None:
