@@ -7,7 +7,6 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
-from shortened_llm.config import TRIAL_DRIVER_CPUS
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
@@ -87,7 +86,7 @@ def _run_wave(
         ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": TRIAL_DRIVER_CPUS}),
+        ray.tune.with_resources(trainable, dict(context.driver_demand)),
         param_space={"trial": ray.tune.grid_search(list(by_fingerprint))},
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=context.max_concurrent_trials,
