@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray.tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
@@ -16,6 +17,8 @@ from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import waves
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 
+# Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
+ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
 

@@ -189,7 +189,12 @@ def check_no_secret_is_told(cluster: Cluster, s3_server: S3Server) -> None:
     assert any(path.name.startswith("job-driver-") for path in logs)
     assert not [path for path in logs if secret in path.read_bytes()]
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
-    for place in ("api/jobs/", "api/v0/actors?detail=1&limit=1000", "api/v0/workers?detail=1", "api/train/v2/runs/v1"):
+    for place in (
+        "api/jobs/",
+        "api/v0/actors?detail=1&limit=1000",
+        "api/v0/runtime_envs?detail=1",
+        "api/train/v2/runs/v1",
+    ):
         request = urllib.request.Request(f"{cluster.dashboard_url}/{place}")
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(request, timeout=60)
