@@ -233,6 +233,13 @@ def _check_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
     sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity, *evaluation.report.agreement)
     for documents, source in zip((*roles.selection, *roles.report, *roles.agreement), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
+        positions = getattr(facts.model_config, "max_position_embeddings", None)
+        length = source.segment_length + (source.bos == "each")
+        if positions and length > positions:
+            raise BadInputError(
+                f"{field}: is {source.segment_length}{' and a BOS' if source.bos == 'each' else ''}, but the model's "
+                f"context has {positions} tokens"
+            )
         _check_text(documents, facts.tokenizer, facts.vocab_size, source.segment_length, documents=0, field=field)
         check_bos(documents, source, facts.tokenizer, model_type=facts.model_type)
 
