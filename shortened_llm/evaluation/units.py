@@ -50,7 +50,7 @@ class TaskUnit:
     limit: int | None
     """Items; all unless given."""
     score_type: ClassVar[type[Any]] = TaskScore
-    is_divisible: ClassVar[bool] = False
+    is_divisible: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

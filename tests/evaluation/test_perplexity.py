@@ -45,7 +45,10 @@ def unit(tmp_path: Path):
 
 
 def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int, parts: int = 1):
-    measured = [measure_text(model, segments, batch_size=batch_size, part=part, parts=parts) for part in range(parts)]
+    measured = [
+        measure_text(model, segments, batch_size=batch_size, cut_size=batch_size, part=part, parts=parts)
+        for part in range(parts)
+    ]
     return perplexity_score(measured, text.documents, text.source)
 
 

@@ -131,8 +131,9 @@ def measure(model: ModelRef, task_directory: Path, tmp_path_factory: pytest.Temp
         tokenizer.chat_template = template
         output = tmp_path_factory.mktemp(name)
         score = measure_task(
-            loaded, tokenizer, task, directory=str(task_directory), limit=limit, batch_size=BATCH_SIZE, output=output
-        )
+            loaded, tokenizer, task, directory=str(task_directory), limit=limit, batch_size=BATCH_SIZE,
+            cut_size=BATCH_SIZE, output=output,
+        )  # fmt: skip
         return score, output
 
     return measured
