@@ -7,14 +7,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+import pydantic_core
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
 
 def to_json(record: object, *, indent: int | None = 2) -> str:
-    """The JSON form of any record below."""
-    return TypeAdapter(type(record)).dump_json(record, indent=indent).decode()
+    """The JSON form of any record below. JSON has no number for NaN and infinity: they are strings, read as numbers."""
+    return pydantic_core.to_json(record, indent=indent, inf_nan_mode="strings").decode()
 
 
 def from_json(record_type: type[T], text: str | bytes) -> T:
@@ -256,6 +257,8 @@ class PerplexityScore:
     order in the text, those without a prediction left out."""
     document_predictions: tuple[int, ...] = ()
     """Predictions in each of these documents. Equal between models that share tokenizer and protocol."""
+    notes: tuple[str, ...] = ()
+    """How this measurement differed from what was asked for, such as smaller batches where memory was short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +282,8 @@ class TaskScore:
     where accuracy stands still."""
     results_url: str | None = None
     """lm-eval's own JSON of the results, with every sample beside it."""
+    notes: tuple[str, ...] = ()
+    """As in `PerplexityScore`."""
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -297,6 +302,8 @@ class AgreementScore:
     top1: float
     """Share of predictions with the same most likely token."""
     num_predictions: int
+    notes: tuple[str, ...] = ()
+    """As in `PerplexityScore`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

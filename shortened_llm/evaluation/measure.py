@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from shortened_llm.evaluation.agreement import measure_agreement
 from shortened_llm.evaluation.efficiency import measure_efficiency
 from shortened_llm.evaluation.own_metric import measure_metric
 from shortened_llm.evaluation.perplexity import TextPart, measure_text, perplexity_score, text_segments
-from shortened_llm.evaluation.tasks import measure_task
+from shortened_llm.evaluation.task_requests import RequestsDifferError, TaskPart
+from shortened_llm.evaluation.tasks import join_task, measure_task, measure_task_part
 from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
-from shortened_llm.records import ModelRef
+from shortened_llm.models.cut import cut_config
+from shortened_llm.models.load import empty_model, load_config, load_model, load_tokenizer, model_directory
+from shortened_llm.records import AgreementScore, ModelRef, TaskScore
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
 KIND = "evaluations"
-Part = TextPart | Score
-"""Of a text, the losses of some segments; of anything else, the score itself."""
+Part = TextPart | TaskPart | Score
+"""Of a text, the losses of some segments; of a task in several parts, some answers; else the score itself."""
 
 
 class LoadedModels:
@@ -96,25 +99,36 @@ def measure_part(
     def measure(size: int) -> Part:
         if size < batch_size:
             on_note(f"{unit.name}: a batch of {batch_size} does not fit in memory; trying {size}")
+        found = measure_with(size)
+        if size == batch_size:
+            return found
+        return replace(found, notes=(f"batch of {batch_size} did not fit in memory: halved to {size}",))
+
+    def measure_with(size: int) -> TextPart | TaskPart | AgreementScore | TaskScore:
         match unit:
             case TextUnit():
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 (model,) = loaded.hold(ref)
-                return measure_text(model, segments, batch_size=size, part=part, parts=parts)
+                return measure_text(
+                    model, segments, batch_size=size, cut_size=batch_size, part=part, parts=parts
+                )  # fmt: skip
             case AgreementUnit():
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 model, dense = loaded.hold(ref, unit.dense)
                 return measure_agreement(model, dense, segments, unit.documents, unit.source, batch_size=size)
             case TaskUnit():
                 (model,) = loaded.hold(ref)
-                with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as output:
+                if parts > 1:
+                    return measure_task_part(
+                        model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
+                        cut_size=batch_size, part=part, parts=parts,
+                    )  # fmt: skip
+                with _task_files(ref, unit, store, loaded.dtype) as (output, url):
                     score = measure_task(
                         model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
-                        output=Path(output),
+                        cut_size=batch_size, output=output,
                     )  # fmt: skip
-                    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, loaded.dtype)))
-                    upload_directory(Path(output), url)
-                return replace(score, results_url=join(url, "results.json"))
+                return replace(score, results_url=url)
 
     measured: Part = find_executable_batch_size(
         measure, starting_batch_size=batch_size, reduce_batch_size_fn=_halving(batch_size)
@@ -134,8 +148,49 @@ def _halving(batch_size: int) -> Callable[[], int]:
     return halve
 
 
+@contextmanager
+def _task_files(ref: ModelRef, unit: TaskUnit, store: Store, dtype: str) -> Iterator[tuple[Path, str]]:
+    """A directory for lm-eval's files, which are stored at the end, and the URL that its results.json then has."""
+    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, dtype)))
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as output:
+        yield Path(output), join(url, "results.json")
+        upload_directory(Path(output), url)
+
+
+def join_task_parts(
+    ref: ModelRef,
+    unit: TaskUnit,
+    parts: Sequence[TaskPart],
+    loaded: LoadedModels,
+    store: Store,
+    *,
+    batch_size: int,
+    on_note: Callable[[str], None],
+) -> Part:
+    """The score of a task that was measured in parts. It sets the task up once more, so it is work for an evaluator.
+
+    A task that asks other things each time that it is set up is measured whole instead, which is noted.
+
+    Raises:
+        BadInputError, NonFiniteLossError: as `measure_part`.
+    """
+    directory = model_directory(ref)
+    # lm-eval wants a model to describe in its results, and asks it nothing.
+    model = empty_model(cut_config(load_config(directory), ref.kept_blocks), loaded.dtype)
+    try:
+        with _task_files(ref, unit, store, loaded.dtype) as (output, url):
+            score = join_task(
+                model, load_tokenizer(directory), unit.config, parts, directory=unit.directory, limit=unit.limit,
+                output=output,
+            )  # fmt: skip
+        return replace(score, results_url=url)
+    except RequestsDifferError:
+        on_note(f"{unit.name}: it asks other things each time that it is set up; measuring it in one process")
+        return measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_note)
+
+
 def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
-    """The score of all parts, in order; stored."""
+    """The score of all parts, in order; stored. Those of a task are joined before, by `join_task_parts`."""
     if isinstance(unit, TextUnit):
         texts = [part for part in parts if isinstance(part, TextPart)]
         score: Score = perplexity_score(texts, unit.documents, unit.source)

@@ -175,6 +175,8 @@ class TextPart:
     """Of each prediction, in nats, float32 [predictions]."""
     documents: np.ndarray
     """Which document each prediction lies in, [predictions]."""
+    notes: tuple[str, ...] = ()
+    """As in `records.PerplexityScore`."""
 
 
 def batches_of_part(num_segments: int, batch_size: int, part: int, parts: int) -> slice:
@@ -186,14 +188,16 @@ def batches_of_part(num_segments: int, batch_size: int, part: int, parts: int) -
 
 @torch.inference_mode()
 def measure_text(
-    model: PreTrainedModel, segments: Segments, *, batch_size: int, part: int = 0, parts: int = 1
+    model: PreTrainedModel, segments: Segments, *, batch_size: int, cut_size: int, part: int = 0, parts: int = 1
 ) -> TextPart:
     """The losses of all predictions in one of `parts` parts of the text.
 
     Args:
         segments: from `text_segments`.
+        batch_size: segments per forward pass.
+        cut_size: batch size by which parts are cut; equal for all of them, whatever memory holds.
     """
-    chosen = batches_of_part(len(segments.tokens), batch_size, part, parts)
+    chosen = batches_of_part(len(segments.tokens), cut_size, part, parts)
     tokens = segments.tokens[chosen]
     if not len(tokens):
         return TextPart(nll=np.empty(0, np.float32), documents=np.empty(0, np.int64))
@@ -224,9 +228,17 @@ def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: Pe
     return PerplexityScore(
         source=source.label,
         protocol=protocol(documents, source),
-        perplexity=math.exp(mean),
+        perplexity=_exp(mean),
         mean_nll=mean,
         num_predictions=nll.size,
         document_nll=tuple(round(value, STORED_DECIMALS) for value in sums[predictions > 0].tolist()),
         document_predictions=tuple(predictions[predictions > 0].tolist()),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:  # from 710 on
+        return math.inf

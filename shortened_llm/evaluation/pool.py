@@ -15,8 +15,17 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
 from shortened_llm.evaluation.evaluate import gather_scores
-from shortened_llm.evaluation.measure import LoadedModels, Part, finish_score, measure_part, read_score, score_identity
-from shortened_llm.evaluation.units import Score, Unit
+from shortened_llm.evaluation.measure import (
+    LoadedModels,
+    Part,
+    finish_score,
+    join_task_parts,
+    measure_part,
+    read_score,
+    score_identity,
+)
+from shortened_llm.evaluation.task_requests import TaskPart
+from shortened_llm.evaluation.units import Score, TaskUnit, Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
@@ -35,6 +44,8 @@ class Progress(Protocol):
 
 # Longer than a short training: starting an evaluator again takes 10 s and more, and minutes where its node has left.
 IDLE_SECONDS = 300.0
+# Long enough for a task's parts to be joined by a process that measured one.
+HANDOVER_SECONDS = 1.0
 # Models being scored or waiting for it; more are queued by Ray.
 MOST_CALLS = 1000
 
@@ -60,6 +71,12 @@ class _Evaluator:
             batch_size=self._batch_size, part=part, parts=parts, on_note=on_progress.note,
         )  # fmt: skip
 
+    def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
+        on_progress(f"{unit.name}, joining {len(parts)} parts")
+        return join_task_parts(
+            ref, unit, parts, self._loaded, self._store, batch_size=self._batch_size, on_note=on_progress.note
+        )
+
 
 class _Remote:
     """An evaluator as the dispatcher knows it."""
@@ -72,6 +89,9 @@ class _Remote:
 
     async def measure(self, ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress) -> Part:
         return await self._actor.measure.remote(ref, unit, part, parts, on_progress)  # type: ignore[attr-defined]
+
+    async def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
+        return await self._actor.join.remote(ref, unit, parts, on_progress)  # type: ignore[attr-defined]
 
     def kill(self) -> None:
         ray.kill(self._actor)
@@ -127,18 +147,21 @@ class _Pool:
         if stored is not None:
             return stored
         parts = self._most if unit.is_divisible else 1
-        model = fingerprint(ref.identity)
-        pending = [
-            self._dispatcher.run(
-                model, unit.name, _work(ref, unit, part, parts, on_progress), on_failure=on_progress.note
-            )
-            for part in range(parts)
-        ]
-        measured: list[Part] = []
-        for result in await asyncio.gather(*pending, return_exceptions=True):  # or a lost part would leave others
-            if isinstance(result, BaseException):
-                raise result
-            measured.append(result)
+
+        async def measured_by(*work: Callable[[_Remote], Coroutine[Any, Any, Part]]) -> list[Part]:
+            model, on_failure = fingerprint(ref.identity), on_progress.note
+            pending = [self._dispatcher.run(model, unit.name, one, on_failure=on_failure) for one in work]
+            found: list[Part] = []
+            for result in await asyncio.gather(*pending, return_exceptions=True):  # or a lost part would leave others
+                if isinstance(result, BaseException):
+                    raise result
+                found.append(result)
+            return found
+
+        measured = await measured_by(*(_work(ref, unit, part, parts, on_progress) for part in range(parts)))
+        if isinstance(unit, TaskUnit) and parts > 1:
+            answers = [part for part in measured if isinstance(part, TaskPart)]
+            measured = await measured_by(lambda evaluator: evaluator.join(ref, unit, answers, on_progress))
         return await asyncio.to_thread(finish_score, ref, unit, measured, self._store, self._dtype)
 
 
@@ -161,11 +184,11 @@ class EvaluationPool:
         """Create the pool; to be called by the driver, whose end also ends the pool.
 
         Args:
-            may_idle: whether evaluators without work may stay for a while. If not, they end at once, so that scoring
-                and training can have their place.
+            may_idle: whether evaluators without work may stay for a while. If not, they end within a second or so,
+                so that scoring and training can have their place.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        idle_seconds = IDLE_SECONDS if may_idle else 0.0
+        idle_seconds = IDLE_SECONDS if may_idle else HANDOVER_SECONDS
         pool = _Pool.options(scheduling_strategy=here)  # type: ignore[attr-defined]
         return cls(pool.remote(store, dtype, batch_size, resources, idle_seconds))
 

@@ -1,7 +1,9 @@
 """Tasks and groups of tasks through lm-eval, in process: the numbers of its command line."""
 
-import copy
 import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,18 @@ from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
 from shortened_llm.evaluation.task_items import Items, join, task_items
+from shortened_llm.evaluation.task_requests import (
+    Ask,
+    Request,
+    RequestsDifferError,
+    TaskPart,
+    answer_requests,
+    join_answers,
+    requests_digest,
+)
 from shortened_llm.records import TaskScore
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 # The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
 QUOTED_METRIC = {
     "boolq": "acc",
@@ -34,6 +45,7 @@ def measure_task(
     directory: str | None,
     limit: int | None,
     batch_size: int,
+    cut_size: int,
     output: Path,
 ) -> TaskScore:
     """One model on one task or group, 0 shots unless the task or its settings say otherwise.
@@ -42,28 +54,120 @@ def measure_task(
         directory: the user's own task files.
         limit: items of each task; all unless given.
         batch_size: requests per forward pass.
+        cut_size: batch size by which the requests are cut into chunks; equal to what parts are measured with.
         output: directory for lm-eval's results.json, and for samples_<task>.jsonl with every sample of each task.
 
     Raises:
         BadInputError: as `check_tasks` and `load_task`.
         NonFiniteLossError: the value or a log-likelihood is NaN or infinite.
     """
-    import lm_eval  # 4 s
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.models.huggingface import HFLM
+    from shortened_llm.evaluation.task_model import TaskModel
 
-    check_tasks((task,), directory, tokenizer=tokenizer)
-    name = task.task
-    loaded = load_task(name, directory)
-    group = loaded["groups"].get(name)
-    leaves = group.get_all_tasks() if group else list(loaded["tasks"].values())
-    tracker = EvaluationTracker(output_path=str(output / "results.json"))
-    # A copy of the tokenizer, since lm-eval sets a padding token where there is none.
-    lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-    results = lm_eval.simple_evaluate(
+    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
+        answers = answer_requests(kind, requests, ask, batch_size=cut_size)
+        return [answers[number] for number in range(len(requests))]
+
+    lm = TaskModel(model, tokenizer, batch_size=batch_size, answer=answer)
+    return _score(lm, tokenizer, task, directory=directory, limit=limit, output=output)
+
+
+def measure_task_part(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskConfig,
+    *,
+    directory: str | None,
+    limit: int | None,
+    batch_size: int,
+    cut_size: int,
+    part: int,
+    parts: int,
+) -> TaskPart:
+    """The model's answers to one of `parts` parts of the task's requests; arguments and errors as of `measure_task`."""
+    from shortened_llm.evaluation.task_model import TaskModel
+
+    answers: dict[str, dict[int, Any]] = {}
+    digests: dict[str, str] = {}
+    loader = _Loader(task, directory, tokenizer)
+
+    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
+        answers[kind] = answer_requests(kind, requests, ask, batch_size=cut_size, part=part, parts=parts)
+        digests[kind] = requests_digest(requests)
+        if answers.keys() == loader.kinds_of_requests:
+            raise _AnsweredError
+        return [None] * len(requests)
+
+    lm = TaskModel(model, tokenizer, batch_size=batch_size, answer=answer)
+    with suppress(_AnsweredError):  # lm-eval has no way to stop before it makes scores of the answers
+        _evaluate(lm, task, loader, limit, tracker=None)
+    return TaskPart(answers=answers, requests=digests)
+
+
+def join_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskConfig,
+    parts: Sequence[TaskPart],
+    *,
+    directory: str | None,
+    limit: int | None,
+    output: Path,
+) -> TaskScore:
+    """What `measure_task` gives, from the answers of all parts: lm-eval runs as if it had asked the model.
+
+    Args:
+        model: asked nothing; it may be without weights.
+
+    Raises:
+        RequestsDifferError: the task asks other things each time that it is set up.
+        BadInputError, NonFiniteLossError: as `measure_task`.
+    """
+    from shortened_llm.evaluation.task_model import TaskModel
+
+    joined = join_answers(parts)
+
+    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
+        if joined.requests.get(kind) != requests_digest(requests):
+            raise RequestsDifferError
+        return [joined.answers[kind][number] for number in range(len(requests))]
+
+    lm = TaskModel(model, tokenizer, batch_size=1, answer=answer)
+    score = _score(lm, tokenizer, task, directory=directory, limit=limit, output=output)
+    return replace(score, notes=joined.notes)
+
+
+class _AnsweredError(Exception):
+    """All requests of a part have been answered."""
+
+
+class _Loader:
+    """Loads one task when lm-eval asks for it, which is after it has set its seeds."""
+
+    def __init__(self, task: TaskConfig, directory: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_tasks((task,), directory, tokenizer=tokenizer)
+        self.task_index = task_manager(task.task, directory).task_index
+        self.loaded: Any = None
+        """lm-eval's `TaskDict`."""
+        self._name, self._directory = task.task, directory
+
+    def load(self, names: list[str]) -> Any:
+        self.loaded = load_task(self._name, self._directory)
+        return self.loaded
+
+    @property
+    def kinds_of_requests(self) -> set[str]:
+        """Once they are built."""
+        tasks = self.loaded["tasks"].values()
+        return {instance.request_type for task in tasks for instance in task.instances}
+
+
+def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tracker: Any) -> dict[str, Any]:
+    import lm_eval  # 4 s
+
+    results: dict[str, Any] = lm_eval.simple_evaluate(
         model=lm,
-        tasks=[group] if group else leaves,
-        task_manager=task_manager(name, directory),
+        tasks=[task.task],
+        task_manager=loader,
         num_fewshot=task.num_fewshot,
         limit=limit,
         apply_chat_template=task.chat_template,
@@ -71,6 +175,26 @@ def measure_task(
         evaluation_tracker=tracker,
         log_samples=True,
     )
+    return results
+
+
+def _score(
+    lm: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskConfig,
+    *,
+    directory: str | None,
+    limit: int | None,
+    output: Path,
+) -> TaskScore:
+    from lm_eval.loggers import EvaluationTracker
+
+    name = task.task
+    loader = _Loader(task, directory, tokenizer)
+    tracker = EvaluationTracker(output_path=str(output / "results.json"))
+    results = _evaluate(lm, task, loader, limit, tracker)
+    group = loader.loaded["groups"].get(name)
+    leaves = group.get_all_tasks() if group else list(loader.loaded["tasks"].values())
     samples = results.pop("samples")
     values = results["results"][name]
     metric, filter_name = _quoted_metric(name, values)
@@ -87,7 +211,8 @@ def measure_task(
         task=name,
         metric=metric,
         value=value,
-        standard_error=float(error) if isinstance(error, (int, float)) else None,
+        # "N/A" where lm-eval has none.
+        standard_error=float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
         num_items=sum(results["n-samples"][leaf.task_name]["effective"] for leaf in scored),
         protocol=_protocol(results, lm, group, scored, metric, filter_name),
         higher_is_better=all(leaf.higher_is_better().get(metric, True) for leaf in scored),
@@ -169,6 +294,7 @@ def _generation(results: dict[str, Any], lm: Any, names: list[str]) -> str:
 
 def _save(results: dict[str, Any], samples: dict[str, list], tracker: Any, output: Path) -> None:
     """Write what lm-eval's command line would, under names without its time stamp."""
+    results["config"]["model"] = "hf"  # else the name of our class
     general = tracker.general_config_tracker
     general.model_name = general.model_name_sanitized = results["config"]["model"]  # else a random one
     tracker.save_results_aggregated(results, samples)

@@ -5,16 +5,13 @@ A divisible unit may be measured in parts, by several processes at a time.
 
 import importlib.metadata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
-from shortened_llm.fingerprint import file_sha256
+from shortened_llm.evaluation.task_files import task_file_hashes
 from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
-
-TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".parquet", ".csv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,12 @@ class TextUnit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskUnit:
-    """One lm-eval task."""
+    """One lm-eval task or group.
+
+    Its identity holds lm-eval's version, which stands for its own YAML and Python files, and every file of the user's
+    directory with what its YAML names elsewhere (`task_files.py`), whichever of them the task uses. So a change to a
+    `utils.py` beside a YAML gives the task a new score.
+    """
 
     config: TaskConfig
     directory: str | None
@@ -50,7 +52,7 @@ class TaskUnit:
     limit: int | None
     """Items; all unless given."""
     score_type: ClassVar[type[Any]] = TaskScore
-    is_divisible: ClassVar[bool] = False
+    is_divisible: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -61,18 +63,10 @@ class TaskUnit:
         return {
             "stage": tasks.STAGE_VERSION,
             "task": self.config.model_dump(mode="json"),
-            "files": self._file_hashes(),
+            "files": {} if self.directory is None else task_file_hashes(self.directory),
             "limit": self.limit,
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
-
-    def _file_hashes(self) -> dict[str, str]:
-        """Of the user's own task files and their data."""
-        if self.directory is None:
-            return {}
-        root = Path(self.directory)
-        files = (path for path in sorted(root.rglob("*")) if path.suffix in TASK_FILES)
-        return {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

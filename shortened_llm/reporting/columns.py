@@ -48,6 +48,8 @@ class Measured:
     """The whole score, where it is a perplexity."""
     task: TaskScore | None = None
     """The whole score, where it is of a task."""
+    notes: tuple[str, ...] = ()
+    """As in `records.PerplexityScore`."""
 
 
 Measurements = dict[ScoreColumn, Measured]
@@ -81,11 +83,11 @@ def _scores(role: Role, scores: EvalScores) -> Iterator[tuple[ScoreColumn, Measu
         )
 
     for text in scores.perplexity:
-        measured = Measured(value=text.perplexity, num_items=text.num_predictions, text=text)
+        measured = Measured(value=text.perplexity, num_items=text.num_predictions, text=text, notes=text.notes)
         yield column("text", "perplexity", text.source, text.protocol), measured
     for task in scores.tasks:
         measured = Measured(
-            value=task.value, standard_error=task.standard_error, num_items=task.num_items, task=task
+            value=task.value, standard_error=task.standard_error, num_items=task.num_items, task=task, notes=task.notes
         )  # fmt: skip
         yield column("task", task.metric, task.task, task.protocol, task.higher_is_better), measured
         if task.bits_per_byte is not None:
@@ -93,7 +95,7 @@ def _scores(role: Role, scores: EvalScores) -> Iterator[tuple[ScoreColumn, Measu
             yield column("bits_per_byte", "bits_per_byte", task.task, task.protocol), bits
     for agreement in scores.agreement:
         for metric, value in (("kl", agreement.kl), ("top1", agreement.top1)):
-            measured = Measured(value=value, num_items=agreement.num_predictions)
+            measured = Measured(value=value, num_items=agreement.num_predictions, notes=agreement.notes)
             yield column("agreement", metric, agreement.source, agreement.protocol, metric == "top1"), measured
     for own in scores.metrics:
         yield column("metric", "value", own.name, own.protocol), Measured(value=own.value)

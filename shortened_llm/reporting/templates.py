@@ -16,6 +16,7 @@ from shortened_llm.reporting.draws import draws_table
 from shortened_llm.reporting.efficiency import shape, shape_name
 from shortened_llm.reporting.figures import curve_legend, loss_svg, pareto_svgs, score_svgs, validation_svg
 from shortened_llm.reporting.missing import missing_scores
+from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_SIGNIFICANCE, LEAST_STANDARD_ERRORS
 from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, line_styles
 from shortened_llm.reporting.rows import plans_of_criterion
@@ -122,6 +123,7 @@ def environment() -> Environment:
         "lineage": lineage,
         "configurations": configurations,
         "missing_scores": missing_scores,
+        "score_notes": score_notes,
         "LOG_FROM": LOG_FROM,
         "MOST_LABELS": MOST_LABELS,
         "MANY_BLOCKS": MANY_BLOCKS,

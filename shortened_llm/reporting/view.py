@@ -16,6 +16,7 @@ from shortened_llm.reporting.efficiency import EfficiencyTable, efficiency_table
 from shortened_llm.reporting.headline import SizeSummary, size_summaries, status_counts, trade_off
 from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
+from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
@@ -29,6 +30,8 @@ class ProtocolLine:
     column: ScoreColumn
     num_items: tuple[int | None, ...]
     """Predictions or task items; more than one number where models were not measured on the same."""
+    notes: tuple[str, ...]
+    """On single models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,7 @@ def report_view(experiment: Experiment) -> ReportView:
                 num_items=tuple(
                     sorted({n for found in models if column in found if (n := found[column].num_items) is not None})
                 ),
+                notes=score_notes(column, dense, rows),
             )
             for column in columns
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl

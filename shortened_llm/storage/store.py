@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import canonical
+from shortened_llm.records import to_json
 from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
 
 T = TypeVar("T")
@@ -68,9 +69,10 @@ class Store:
             "fingerprint": fingerprint,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "identity": canonical(identity),
-            "record": TypeAdapter(type(record)).dump_python(record, mode="json"),
+            "record": json.loads(to_json(record, indent=None)),
         }
-        write_bytes(self._record_url(kind, fingerprint), json.dumps(envelope, indent=2).encode())
+        content = json.dumps(envelope, indent=2, allow_nan=False)
+        write_bytes(self._record_url(kind, fingerprint), content.encode())
 
     def remove(self, kind: str, fingerprint: str) -> None:
         """Forget a result; nothing there is no error."""

@@ -45,7 +45,10 @@ def unit(tmp_path: Path):
 
 
 def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int, parts: int = 1):
-    measured = [measure_text(model, segments, batch_size=batch_size, part=part, parts=parts) for part in range(parts)]
+    measured = [
+        measure_text(model, segments, batch_size=batch_size, cut_size=batch_size, part=part, parts=parts)
+        for part in range(parts)
+    ]
     return perplexity_score(measured, text.documents, text.source)
 
 
@@ -89,6 +92,20 @@ def test_parts_do_not_change_a_digit(dtype: str, unit, tiny_model: ModelRef) -> 
     whole = measure(model, segments, text, batch_size=3)
     for parts in (2, 3, 20):  # of 4 batches, the last one of a single segment
         assert measure(model, segments, text, batch_size=3, parts=parts) == whole
+
+
+def test_a_part_that_halves_its_batches_predicts_the_same_tokens(unit, tiny_model: ModelRef) -> None:
+    tokenizer, model = with_bos(tiny_model), load_model(tiny_model, "float32")
+    text = unit(bos="first", segment_length=4)
+    segments = text_segments(text.documents, text.source, tokenizer)
+    whole = measure(model, segments, text, batch_size=4)
+    parts = [
+        measure_text(model, segments, batch_size=size, cut_size=4, part=part, parts=3)
+        for part, size in enumerate((4, 1, 2))
+    ]
+    halved = perplexity_score(parts, text.documents, text.source)
+    assert halved.document_predictions == whole.document_predictions
+    assert halved.document_nll == pytest.approx(whole.document_nll, abs=2e-4)
 
 
 @pytest.mark.parametrize(("bos", "stride"), [("none", 4), ("first", 5), ("none", 15)])
@@ -266,6 +283,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     )
     assert sizes == [9, 4, 2]
     assert any("batch of 9 does not fit in memory; trying 2" in note for note in notes)
+    assert found.perplexity[0].notes == ("batch of 9 did not fit in memory: halved to 2",)
+    assert evaluate(
+        tiny_model, units, local_store, dtype="float32", batch_size=9, device="cpu", on_progress=pytest.fail
+    ) == found  # fmt: skip
     assert found.perplexity[0].num_predictions == 7 * (sum(LENGTHS) // 8)
 
     def always_short(*_: object, **__: object) -> object:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError
@@ -22,97 +21,10 @@ from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import ModelRef, TaskScore
 from shortened_llm.storage.store import Store
-from tests.conftest import reference_to
+from tests.evaluation.local_tasks import CONTEXTS, ENDINGS
 
 BATCH_SIZE, LIMIT, MAX_TOKENS = 4, 7, 6
 GENERATION = GenerationConfig(max_tokens=MAX_TOKENS)
-# Answers of several lengths, so that the metrics differ.
-ENDINGS = [
-    {"text": "Once upon a", "choices": [" time there was a", " zq", " day, a", " tree"], "label": 0},
-    {"text": "The cat was very", "choices": [" happy", " xv", " big and it was"], "label": 0},
-    {"text": "Lily went to the", "choices": [" q", " park with her mom", " shop"], "label": 2},
-    {"text": "They saw a big", "choices": [" dog", " ö", " red ball in the park"], "label": 1},
-    {"text": "She said,", "choices": [' "Thank you, mom!"', " No", ' "Yes"'], "label": 2},
-]
-CONTEXTS = [
-    {"choices": ["The dog is", "Xq zvw"], "ending": "happy and it ran to the park.", "label": 0},
-    {"choices": ["Zz 17 k", "Tom and Lily are"], "ending": "friends.", "label": 1},
-    {"choices": ["It was a sunny day", "It"], "ending": "rained.", "label": 1},
-]
-WORDS = [{"text": "Once upon a", "word": "time"}, {"text": "One day, a little", "word": "cat"}] * 2
-
-
-def accuracy(text: str, rows: str, **values: object) -> dict:
-    return {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": rows}},
-        "validation_split": "validation",
-        "output_type": "multiple_choice",
-        "doc_to_text": text,
-        "doc_to_choice": "choices",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in values["by"]],
-        "metadata": {"version": 1.0},
-        **{key: value for key, value in values.items() if key != "by"},
-    }
-
-
-@pytest.fixture(scope="module")
-def task_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tasks")
-    paths = {}
-    for name, rows in {"endings": ENDINGS, "more": ENDINGS[:3] * 4, "contexts": CONTEXTS, "words": WORDS}.items():
-        paths[name] = str(directory / f"{name}.jsonl")
-        Path(paths[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    both = ["acc", "acc_norm"]
-    endings = accuracy("{{text}}", paths["endings"], by=both, target_delimiter="")
-    shots = {"fewshot_split": "validation", "num_fewshot": 2}
-    tasks = {
-        "endings": endings | {"metadata": {"version": 2.0}},
-        "shots": endings | {"dataset_kwargs": {"data_files": {"validation": paths["more"]}}} | shots,
-        # The context ends in a space, which is scored with the answer.
-        "spaces": accuracy("{{text}} ", paths["endings"], by=["acc"], target_delimiter=""),
-        "contexts": accuracy("{{label}}", paths["contexts"], by=["acc"], doc_to_target="ending"),
-        "words": {
-            **accuracy("{{text}}", paths["words"], by=["exact_match"]),
-            "output_type": "generate_until",
-            "doc_to_choice": None,
-            "doc_to_target": "word",
-            "generation_kwargs": {"until": ["."], "max_new_tokens": 20, "do_sample": True, "temperature": 0.7},
-            "filter_list": [
-                {"name": "letters", "filter": [{"function": "regex", "regex_pattern": "([a-z]+)"},
-                                               {"function": "take_first"}]},
-                {"name": "whole", "filter": [{"function": "take_first"}]},
-            ],
-        },
-        "fixed": endings | {"num_fewshot": 0},
-        "no_such_data": accuracy("{{text}}", str(directory / "none.jsonl"), by=["acc"]),
-        "no_such_split": endings | {"validation_split": "train"},
-        "tagged": endings | {"tag": "some_tag"},
-    }  # fmt: skip
-    for name, values in tasks.items():
-        (directory / f"{name}_local.yaml").write_text(yaml.safe_dump({"task": f"{name}_local", **values}))
-    members = ["shots_local", "endings_local"]
-    groups = {
-        "group": [{"metric": "acc_norm"}],
-        "unweighted": [{"metric": "acc", "weight_by_size": False}],
-        "scoreless": None,
-    }
-    for name, metrics in groups.items():
-        group = {
-            "group": f"{name}_local",
-            "task": members,
-            "aggregate_metric_list": metrics,
-            "metadata": {"version": 3},
-        }
-        (directory / f"{name}_local.yaml").write_text(yaml.safe_dump(group))
-    return directory
-
-
-@pytest.fixture(scope="module")
-def model(tiny_assets: Path) -> ModelRef:
-    return reference_to(tiny_assets / "model")
-
 
 Measure = Callable[..., tuple[TaskScore, Path]]
 
@@ -131,8 +43,9 @@ def measure(model: ModelRef, task_directory: Path, tmp_path_factory: pytest.Temp
         tokenizer.chat_template = template
         output = tmp_path_factory.mktemp(name)
         score = measure_task(
-            loaded, tokenizer, task, directory=str(task_directory), limit=limit, batch_size=BATCH_SIZE, output=output
-        )
+            loaded, tokenizer, task, directory=str(task_directory), limit=limit, batch_size=BATCH_SIZE,
+            cut_size=BATCH_SIZE, output=output,
+        )  # fmt: skip
         return score, output
 
     return measured
