@@ -13,6 +13,7 @@ from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"would score {', '.join((config.model.path, *models))}")
         return
     prepare_cpu(fair_threads(1))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = LoadedModels(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
     selection = selection_units(config, facts.roles)
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str]) -> None:
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
             return evaluate(
-                ref, units, store,
-                dtype=config.model.dtype, batch_size=config.evaluation.batch_size, device=device,
+                ref, units, store, loaded,
+                batch_size=config.evaluation.batch_size,
                 on_progress=lambda line: LOGGER.info("%s: %s", path, line),
             )  # fmt: skip
 

@@ -21,21 +21,19 @@ def evaluate(
     ref: ModelRef,
     units: Sequence[Unit],
     store: Store,
+    loaded: LoadedModels,
     *,
-    dtype: str,
     batch_size: int,
-    device: str,
     on_progress: Callable[[str], None],
 ) -> EvalScores:
     """All scores of one model; raises as `measure_part`."""
-    loaded = LoadedModels(dtype, device)
     scores: list[Score] = []
     for unit in units:
-        score = read_score(ref, unit, store, dtype)
+        score = read_score(ref, unit, store, loaded.dtype)
         if score is None:
             on_progress(unit.name)
             part = measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_progress)
-            score = finish_score(ref, unit, [part], store, dtype)
+            score = finish_score(ref, unit, [part], store, loaded.dtype)
         scores.append(score)
     return gather_scores(scores)
 

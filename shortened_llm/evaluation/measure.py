@@ -62,7 +62,9 @@ def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:
 
 
 def read_score(ref: ModelRef, unit: Unit, store: Store, dtype: str) -> Score | None:
-    """The score, where it is stored."""
+    """The score, where it is stored; speed and memory are of a machine and a moment, and measured each time."""
+    if isinstance(unit, EfficiencyUnit):
+        return None
     score: Score | None = store.read(KIND, fingerprint(score_identity(ref, unit, dtype)), unit.score_type)
     return score
 

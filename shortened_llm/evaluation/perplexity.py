@@ -152,10 +152,11 @@ def _token_rows(
             f"{source.path!r} have other lengths; a row is one segment"
         )
     segments = torch.tensor(rows)
-    if segments.min() < 0 or segments.max() >= len(tokenizer):
+    lowest, highest = int(segments.min()), int(segments.max())
+    if lowest < 0 or highest >= len(tokenizer):
         raise BadInputError(
-            f"{documents.field_path}: {source.path!r} holds token id {int(segments.max())}; the vocabulary has "
-            f"{len(tokenizer)}"
+            f"{documents.field_path}: {source.path!r} holds token ids {lowest} to {highest}; the tokenizer has 0 to "
+            f"{len(tokenizer) - 1}"
         )
     return segments
 
@@ -164,7 +165,8 @@ def protocol(documents: Documents, source: PerplexitySource) -> str:
     """The protocol in words: two numbers may share a column only if their protocols are equal."""
     limit = f", first {source.max_tokens:,} tokens" if source.max_tokens else ""
     stride = f" stride {source.stride}" if source.stride else ""
-    return f"@{source.segment_length} bos-{source.bos}{stride}, {documents.part}{limit}"
+    of_hub = f" of {source.split} at {documents.commit[:8]}" if documents.commit else ""
+    return f"@{source.segment_length} bos-{source.bos}{stride}, {documents.part}{of_hub}{limit}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.agreement import measure_agreement
 from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
 from shortened_llm.evaluation.units import AgreementUnit, TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
@@ -233,7 +234,7 @@ def test_a_score_is_measured_once(
 ) -> None:
     def scores(ref: ModelRef, length: int) -> EvalScores:
         units = [unit(bos="none", segment_length=length)]
-        return evaluate(ref, units, local_store, dtype="float32", batch_size=4, device="cpu", on_progress=print)
+        return evaluate(ref, units, local_store, LoadedModels("float32", "cpu"), batch_size=4, on_progress=print)
 
     first = scores(tiny_model, 16)
     view = scores(tiny_model.view((0, 7)), 16)
@@ -259,7 +260,7 @@ def test_the_dense_model_agrees_with_itself(unit, tiny_model: ModelRef, local_st
     asked = [AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model)]
     pruned = tiny_model.view((0, 1, 6, 7))
     same, other = (
-        evaluate(ref, asked, local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
+        evaluate(ref, asked, local_store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=print)
         for ref in (tiny_model, pruned)
     )
     assert (same.agreement[0].kl, same.agreement[0].top1) == (0.0, 1.0)
@@ -279,13 +280,13 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 
     monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", short_of_memory)
     found = evaluate(
-        tiny_model, units, local_store, dtype="float32", batch_size=9, device="cpu", on_progress=notes.append
+        tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=notes.append
     )
     assert sizes == [9, 4, 2]
     assert any("batch of 9 does not fit in memory; trying 2" in note for note in notes)
     assert found.perplexity[0].notes == ("batch of 9 did not fit in memory: halved to 2",)
     assert evaluate(
-        tiny_model, units, local_store, dtype="float32", batch_size=9, device="cpu", on_progress=pytest.fail
+        tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=pytest.fail
     ) == found  # fmt: skip
     assert found.perplexity[0].num_predictions == 7 * (sum(LENGTHS) // 8)
 
@@ -295,6 +296,5 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", always_short)
     with pytest.raises(RuntimeError, match="reached zero"):
         evaluate(
-            tiny_model, [unit(bos="none", segment_length=16)], local_store, dtype="float32", batch_size=4,
-            device="cpu", on_progress=notes.append,
+            tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"), batch_size=4, on_progress=notes.append,
         )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.evaluation.tasks import measure_task
 from shortened_llm.evaluation.units import TaskUnit
@@ -186,7 +187,7 @@ def test_a_score_that_is_no_mean_over_items_has_no_item_values(measure: Measure)
 
 def test_a_task_is_stored(model: ModelRef, local_store: Store, task_directory: Path) -> None:
     unit = TaskUnit(config=TaskConfig(task="endings_local"), directory=str(task_directory), limit=4)
-    scores = evaluate(model, [unit], local_store, dtype="float32", batch_size=2, device="cpu", on_progress=print)
+    scores = evaluate(model, [unit], local_store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=print)
     assert scores.tasks[0].num_items == 4
     before = unit.identity
     (task_directory / "another.jsonl").write_text("{}\n")

@@ -10,6 +10,7 @@ import pytest
 from shortened_llm.config import PerplexitySource, ResourcesConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.units import MetricUnit, TextUnit
 from shortened_llm.records import EvalScores, ModelRef, from_json
 from shortened_llm.storage.store import Store
@@ -99,7 +100,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     # Two processes shared each text, and one scores it alone here: not a digit differs.
     for ref, scores in zip(order.models, (dense, pruned), strict=True):
         alone = evaluate(
-            ref, texts, Store.at(str(tmp_path / "alone")), dtype="float32", batch_size=2, device="cpu",
+            ref, texts, Store.at(str(tmp_path / "alone")), LoadedModels("float32", "cpu"), batch_size=2,
             on_progress=print,
         )  # fmt: skip
         assert scores.perplexity == alone.perplexity
