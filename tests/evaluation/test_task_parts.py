@@ -3,8 +3,10 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import lm_eval
 import pytest
 import yaml
 
@@ -49,9 +51,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("divided")
     write_tasks(directory)
     (directory / "utils.py").write_text(UTILS)
-    endings, words, three = (str(directory / f"{name}.jsonl") for name in ("endings", "words", "three"))
-    rows = (row | {"choices": row["choices"][:3]} for row in ENDINGS)
-    Path(three).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    endings, words, two = (str(directory / f"{name}.jsonl") for name in ("endings", "words", "two"))
+    rows = [row | {"choices": row["choices"][:2], "label": row["label"] % 2} for row in ENDINGS]
+    Path(two).write_text("".join(json.dumps(row) + "\n" for row in rows))
     generation = {
         "output_type": "generate_until",
         "doc_to_choice": None,
@@ -80,10 +82,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **generation,
             "metric_list": [{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}],
         },
-        "several": accuracy("{{text}}", three, by=[]) | {
+        "several": accuracy("{{text}}", two, by=[]) | {
             "metric_list": [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False},
                             {"metric": "acc_mutual_info", **MEAN}, {"metric": "acc_bytes", **MEAN}],
         },
+        "classes": accuracy("{{text}}", two, by=[]) | {"metric_list": [{"metric": "f1"}, {"metric": "mcc"}]},
         "voted": {
             **accuracy("{{text}}", words, by=["exact_match"]),
             **generation,
@@ -156,13 +159,22 @@ def files_of(score: TaskScore) -> dict[str, object]:
         ({"task": "last_words_local"}, 3),
         ({"task": "whole_corpus_local"}, None),
         ({"task": "several_local"}, None),
+        ({"task": "classes_local"}, None),
         ({"task": "own_local"}, None),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
 def test_parts_do_not_change_a_digit(
-    task: dict, limit: int | None, directory: Path, model: ModelRef, tmp_path: Path, loaded: LoadedModels
+    task: dict,
+    limit: int | None,
+    directory: Path,
+    model: ModelRef,
+    tmp_path: Path,
+    loaded: LoadedModels,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Of 100,000 samples, those of f1 take minutes.
+    monkeypatch.setattr(lm_eval, "simple_evaluate", partial(lm_eval.simple_evaluate, bootstrap_iters=200))
     unit = TaskUnit(config=TaskConfig(**task), directory=str(directory), limit=limit)
     whole = measure(unit, model, Store.at(str(tmp_path / "1")), loaded, parts=1)
     for parts in (2, 3):
