@@ -6,6 +6,7 @@ Ray's launchers on virtual machines do not do it; on Kubernetes `ray start` does
 then saves a checkpoint at once and goes on elsewhere, and the restart does not count as a failure.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -36,9 +37,9 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         if error.code != 404:  # 404: no notice yet
-            print(f"{url}: {error}", file=sys.stderr)
+            logging.warning("%s: %s", url, error)
     except OSError as error:
-        print(f"{url}: {error}", file=sys.stderr)
+        logging.warning("%s: %s", url, error)
     return None
 
 
