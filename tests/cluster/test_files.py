@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import jsonschema
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 from ray._private import ray_constants
 from ray.scripts.scripts import start
 
@@ -81,6 +83,13 @@ def test_kuberay_accepts_its_files(kind: str) -> None:
 def test_unknown_fields_are_found() -> None:
     schema = {"properties": {"a": {"items": {"properties": {"b": {}}}}, "c": {"additionalProperties": {}}}}
     assert list(unknown_fields({"a": [{"b": 1}, {"x": 1}], "c": {"any": 1}, "y": 1}, schema)) == [".a[1].x", ".y"]
+
+
+def test_ec2_accepts_its_machines() -> None:
+    request = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for key, node_type in node_types("aws.yaml").items():
+        machine = {**node_type["node_config"], "MinCount": 1, "MaxCount": 1}
+        assert ParamValidator().validate(machine, request).generate_report() == "", key
 
 
 def test_a_job_has_the_cluster_of_raycluster() -> None:

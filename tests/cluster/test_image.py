@@ -62,8 +62,8 @@ def test_packages_are_installed_by_hash() -> None:
     assert [re.findall(r"-r /tmp/(\S+)", rest)[0] for rest in hashed] == ["torch-cuda.lock", "requirements.lock"]
     cpu, own = [rest for rest in installs if rest not in hashed]
     version = CONSTRAINTS["torch"]
-    assert cpu == f'python -m pip install --no-deps --index-url "$TORCH_CPU_INDEX" torch=={version}+cpu'
-    assert own.startswith("python -m pip install --no-deps --no-build-isolation /src ")
+    assert cpu == f'python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_CPU_INDEX" torch=={version}+cpu'
+    assert own.startswith("python -m pip install --no-cache-dir --no-deps --no-build-isolation /src ")
     assert own.endswith("python -m pip check")
 
 
