@@ -251,6 +251,8 @@ class PerplexityScore:
     mean_nll: float
     """Nats per predicted token."""
     num_predictions: int
+    documents: str = ""
+    """Fingerprint of the text's documents: two texts may have one name. Empty where it is not recorded."""
     document_nll: tuple[float, ...] = ()
     """Summed negative log-likelihood of the predictions in each document, in nats, to 4 decimals; documents in their
     order in the text, those without a prediction left out."""
@@ -297,6 +299,8 @@ class AgreementScore:
     top1: float
     """Share of predictions with the same most likely token."""
     num_predictions: int
+    documents: str = ""
+    """Fingerprint of the text's documents; empty where it is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from shortened_llm.reporting.headline import SizeSummary, size_summaries, status
 from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
-from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
+from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, text_keys, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
 
@@ -103,6 +103,14 @@ class ReportView:
     def has_several_experiments(self) -> bool:
         return any(row.trial.experiments for row in self.rows)
 
+    @property
+    def headline_columns(self) -> tuple[ScoreColumn, ...]:
+        """What the sizes are summed up by."""
+        if not any(size.facts for size in self.sizes):
+            return ()
+        tasks = dict.fromkeys(column for own in self.tasks.sets for column in own) if self.tasks else {}
+        return (*plotted_columns(self.columns), *tasks)
+
     def of_kind(self, *kinds: Kind) -> tuple[ScoreColumn, ...]:
         return tuple(column for column in self.columns if column.kind in kinds)
 
@@ -180,7 +188,8 @@ def experiment_order(experiment: Experiment, rows: Sequence[TrialRow]) -> list[T
 
 
 def _selection_means(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[SelectionMean, ...]:
-    dense = {(text.source, text.protocol): text.mean_nll for text in experiment.dense_selection.perplexity}
+    scores = experiment.dense_selection
+    dense = dict(zip(text_keys(scores), (text.mean_nll for text in scores.perplexity), strict=True))
     found = dict.fromkeys(row.selection_texts for row in rows if row.selection_texts) or {tuple(dense): None}
     return tuple(
         SelectionMean(
