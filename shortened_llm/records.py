@@ -599,6 +599,8 @@ class Provenance:
 
     base_model: str
     """As the user named it."""
+    on_hub: bool = False
+    """Whether that name is an id of the Hugging Face hub; False where it is not recorded."""
     base_license: str | None
     """None where it is not known."""
     sources: tuple[SourceFacts, ...]
