@@ -96,6 +96,18 @@ def test_a_trial_of_both_keeps_the_agreement_on_both_texts() -> None:
     assert [(score.source, score.kl) for score in both.after.agreement] == [("test", 1.0), ("test (two)", 2.0)]
 
 
+def test_two_texts_of_one_name_stay_two() -> None:
+    other = agreeing("two", "a", 1.0)
+    (own,) = other.trials
+    both = replace(
+        own, after=EvalScores(agreement=(*own.after.agreement, *agreeing("x", "b", 2.0).trials[0].after.agreement))
+    )
+    (merged,) = merge_experiments(
+        [replace(FIRST, trials=(replace(own, after=EvalScores()),)), replace(other, trials=(both,))]
+    ).trials
+    assert [score.kl for score in merged.after.agreement] == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("recorded", "titles"),
     [(("a", "a"), ["test"]), (("a", "b"), ["test", "test (two)"]), (("", "b"), ["test"]), (("a", ""), ["test"])],
