@@ -159,11 +159,11 @@ def dense_measurements(experiment: Experiment) -> Measurements:
 
 
 def protocol_notes(columns: Iterable[ScoreColumn]) -> dict[str, str]:
-    """`{protocol: titles of the columns that it holds for}`, for the foot of a table."""
-    titles: dict[str, list[str]] = {}
+    """`{protocol: names of the columns that it holds for}`, for the foot of a table."""
+    names: dict[str, list[str]] = {}
     for column in columns:
-        titles.setdefault(column.protocol, []).append(column.title)
-    return {protocol: ", ".join(dict.fromkeys(of)) for protocol, of in titles.items()}
+        names.setdefault(column.protocol, []).append(column.name)
+    return {protocol: ", ".join(dict.fromkeys(of)) for protocol, of in names.items()}
 
 
 def ordered_columns(all_measurements: Iterable[Measurements]) -> tuple[ScoreColumn, ...]:

@@ -36,6 +36,8 @@ class SelectionMean:
     """What a selection NLL is a mean over: one, unless experiments chose by different texts."""
 
     texts: Texts
+    name: str
+    """`wiki, c4`; with their protocols where another mean has the same names."""
     dense: float | None
     """Of the dense model, in nats per token."""
 
@@ -105,11 +107,8 @@ class ReportView:
 
     @property
     def headline_columns(self) -> tuple[ScoreColumn, ...]:
-        """What the sizes are summed up by."""
-        if not any(size.facts for size in self.sizes):
-            return ()
-        tasks = dict.fromkeys(column for own in self.tasks.sets for column in own) if self.tasks else {}
-        return (*plotted_columns(self.columns), *tasks)
+        """The perplexities that sizes are summed up by; a mean of tasks has its protocols below the table of tasks."""
+        return plotted_columns(self.columns) if any(size.facts for size in self.sizes) else ()
 
     def of_kind(self, *kinds: Kind) -> tuple[ScoreColumn, ...]:
         return tuple(column for column in self.columns if column.kind in kinds)
@@ -191,10 +190,14 @@ def _selection_means(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[
     scores = experiment.dense_selection
     dense = dict(zip(text_keys(scores), (text.mean_nll for text in scores.perplexity), strict=True))
     found = dict.fromkeys(row.selection_texts for row in rows if row.selection_texts) or {tuple(dense): None}
+    names = [", ".join(source for source, _, _ in texts) for texts in found]
     return tuple(
         SelectionMean(
             texts=texts,
+            name=name
+            if names.count(name) == 1
+            else "; ".join(f"{source}, {protocol}" for source, protocol, _ in texts),
             dense=sum(dense[text] for text in texts) / len(texts) if texts and set(texts) <= set(dense) else None,
         )
-        for texts in found
+        for texts, name in zip(found, names, strict=True)
     )

@@ -70,6 +70,16 @@ def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:
     assert [score.source for score in own.after.perplexity] == ["wikitext2", "austen (two)"]
 
 
+def test_means_over_one_text_under_two_protocols_are_named_by_these() -> None:
+    short, long = (
+        replace(FIRST, name=name, trials=(trial(name, CUT, after=texts(name, wiki=20.0)),),
+                dense_selection=texts(name, wiki=19.0))
+        for name in ("@128", "@2048")
+    )  # fmt: skip
+    view = report_view(merge_experiments([short, long]))
+    assert sorted(mean.name for mean in view.selection_means) == ["wiki, @128", "wiki, @2048"]
+
+
 def agreeing(name: str, documents: str, kl: float, num_predictions: int = 9) -> Experiment:
     """Whose own trial is measured by its agreement on a text called `test`."""
     score = AgreementScore(
@@ -130,7 +140,7 @@ def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() 
     own = trial("g1", plan((4, 5, 7, 9, 11, 13), ("ppl", 0.2)), after=texts(HELD_OUT, austen=20.0))
     other = replace(FIRST, name="two", trials=(own,), dense_selection=texts(HELD_OUT, austen=19.0))
     view = report_view(merge_experiments([FIRST, other]))
-    assert [[source for source, _, _ in mean.texts] for mean in view.selection_means] == [["austen"], ["wiki", "c4"]]
+    assert [mean.name for mean in view.selection_means] == ["austen", "wiki, c4"]
     assert {row.trial.spec.fingerprint for row in view.rows if row.best_of_size} == {"f2", "f4", "g1"}
     assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "24 of 30 blocks", "18 of 30 blocks"]
 
