@@ -252,6 +252,8 @@ class PerplexityScore:
     mean_nll: float
     """Nats per predicted token."""
     num_predictions: int
+    documents: str = ""
+    """Fingerprint of the text's documents: two texts may have one name. Empty where it is not recorded."""
     document_nll: tuple[float, ...] = ()
     """Summed negative log-likelihood of the predictions in each document, in nats, to 4 decimals; documents in their
     order in the text, those without a prediction left out."""
@@ -304,6 +306,8 @@ class AgreementScore:
     num_predictions: int
     notes: tuple[str, ...] = ()
     """As in `PerplexityScore`."""
+    documents: str = ""
+    """Fingerprint of the text's documents; empty where it is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -602,6 +606,8 @@ class Provenance:
 
     base_model: str
     """As the user named it."""
+    on_hub: bool = False
+    """Whether that name is an id of the Hugging Face hub; False where it is not recorded."""
     base_license: str | None
     """None where it is not known."""
     sources: tuple[SourceFacts, ...]

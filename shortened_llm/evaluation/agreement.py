@@ -9,10 +9,11 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.evaluation.perplexity import Segments, protocol
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.head import CHUNK_TOKENS, final_hidden, head_logits
 from shortened_llm.records import AgreementScore
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @torch.inference_mode()
@@ -57,4 +58,5 @@ def measure_agreement(
         kl=mean,
         top1=agreed / count,
         num_predictions=count,
+        documents=fingerprint(documents.identity),
     )

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.head import next_token_labels, token_nll
 from shortened_llm.records import PerplexityScore
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 # More than any vocabulary needs on average: a text cut there still has the tokens asked for.
 CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"
@@ -233,6 +234,7 @@ def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: Pe
         perplexity=_exp(mean),
         mean_nll=mean,
         num_predictions=nll.size,
+        documents=fingerprint(documents.identity),
         document_nll=tuple(round(value, STORED_DECIMALS) for value in sums[predictions > 0].tolist()),
         document_predictions=tuple(predictions[predictions > 0].tolist()),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),

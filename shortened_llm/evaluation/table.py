@@ -1,23 +1,27 @@
 """Scores of several models as text for the terminal."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel
 
 
 def comparison_table(models: Sequence[EvaluatedModel]) -> str:
-    """One line per score, one column per model; numbers stand side by side only under one protocol."""
+    """One line per score, one column per model; numbers stand side by side only under one protocol, and of one text."""
     names = [model.model.rstrip("/").rsplit("/", 1)[-1][-24:] for model in models]
-    rows: dict[tuple[str, str], list[str]] = {}
+    rows: dict[tuple[str, str, str, int], list[str]] = {}
     for index, model in enumerate(models):
+        seen: Counter[tuple[str, str, str]] = Counter()
         for role, scores in (("selection", model.selection), ("report", model.report)):
-            for name, protocol, value in _cells(scores):
-                row = rows.setdefault((f"{role} {name}", protocol), ["-"] * len(models))
-                row[index] = value
+            for name, protocol, documents, value in _cells(scores):
+                key = (f"{role} {name}", protocol, documents)
+                seen[key] += 1
+                rows.setdefault((*key, seen[key]), ["-"] * len(models))[index] = value
     widths = [max(len(name), 12) for name in names]
-    label = max((len(name) for name, _ in rows), default=0)
+    labels = _labels([(name, protocol) for name, protocol, _, _ in rows])
+    label = max(map(len, labels), default=0)
     lines = [" " * label + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))]
-    for (name, protocol), values in rows.items():
+    for name, (_, protocol, _, _), values in zip(labels, rows, rows.values(), strict=True):
         cells = "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
         lines.append(f"{name:<{label}}{cells}  {protocol}")
     for model, name in zip(models, names, strict=True):
@@ -26,20 +30,30 @@ def comparison_table(models: Sequence[EvaluatedModel]) -> str:
     return "\n".join(lines)
 
 
-def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str]]:
-    """(score, protocol, value) of each."""
+def _labels(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Each name, with `(2)` behind that of a second text of one name and protocol."""
+    seen: Counter[tuple[str, str]] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name[0] if seen[name] == 1 else f"{name[0]} ({seen[name]})")
+    return labels
+
+
+def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str, str]]:
+    """(score, protocol, documents of a text, value) of each."""
     for text in scores.perplexity:
-        yield f"perplexity {text.source}", text.protocol, f"{text.perplexity:.4f}"
+        yield f"perplexity {text.source}", text.protocol, text.documents, f"{text.perplexity:.4f}"
     for task in scores.tasks:
         error = "" if task.standard_error is None else f" ±{task.standard_error:.3f}"
-        yield f"{task.task} {task.metric}", task.protocol, f"{task.value:.4f}{error}"
+        yield f"{task.task} {task.metric}", task.protocol, "", f"{task.value:.4f}{error}"
         if task.bits_per_byte is not None:
-            yield f"{task.task} bits/byte", task.protocol, f"{task.bits_per_byte:.4f}"
+            yield f"{task.task} bits/byte", task.protocol, "", f"{task.bits_per_byte:.4f}"
     for agreement in scores.agreement:
-        yield f"KL to dense {agreement.source}", agreement.protocol, f"{agreement.kl:.4f}"
-        yield f"top-1 agreement {agreement.source}", agreement.protocol, f"{agreement.top1:.4f}"
+        yield f"KL to dense {agreement.source}", agreement.protocol, agreement.documents, f"{agreement.kl:.4f}"
+        yield f"top-1 agreement {agreement.source}", agreement.protocol, agreement.documents, f"{agreement.top1:.4f}"
     for metric in scores.metrics:
-        yield metric.name, metric.protocol, f"{metric.value:.6g}"
+        yield metric.name, metric.protocol, "", f"{metric.value:.6g}"
 
 
 def _speeds(score: EfficiencyScore) -> list[str]:

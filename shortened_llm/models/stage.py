@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError, last_line
@@ -82,7 +81,7 @@ def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
     commit = _hub_commit(config)
     try:
         snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(METADATA_FILES))
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub client raises errors of several libraries
         raise BadInputError(f"model.path: the hub refuses the files of {config.path!r} ({last_line(error)})") from None
     return directory
 
@@ -105,7 +104,7 @@ def _hub_commit(config: ModelConfig) -> str:
         raise BadInputError(f"model.path: {config.path!r} does not exist; {advice}")
     try:
         return str(HfApi().model_info(config.path, revision=config.revision).sha)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the hub client raises errors of several libraries
         raise BadInputError(
             f"model.path: {config.path!r} is no local path, and the hub does not give it ({last_line(error)}); {advice}"
         ) from None

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import TypeAdapter
 
+from shortened_llm.config import TEXTLESS_CRITERIA
 from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
@@ -69,6 +70,8 @@ def _render(
         for recipe in (row.trial.spec.recipes if row else ())
         if recipe.num_steps
     }
+    if any(label.criterion not in (*TEXTLESS_CRITERIA, "dense") for label in plan.labels):
+        roles.add("calibration")
     used = [source for source in provenance.sources if source.role in roles] if provenance else []
     licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
     return (

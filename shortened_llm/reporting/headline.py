@@ -9,7 +9,7 @@ from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.efficiency import GIB, lines_of, shape, shape_name
 from shortened_llm.reporting.rows import STATUSES, TrialRow
-from shortened_llm.reporting.tasks import TasksSection, set_title
+from shortened_llm.reporting.tasks import TasksSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def _tasks(best: TrialRow, tasks: TasksSection | None) -> tuple[Fact, ...]:
     if tasks is None or line is None:
         return ()
     facts = []
-    for index, own in enumerate(tasks.sets):
+    for index, title in enumerate(tasks.set_titles):
         mean, difference = line.means[index], line.mean_differences[index]
         if mean is None:
             continue
@@ -130,7 +130,7 @@ def _tasks(best: TrialRow, tasks: TasksSection | None) -> tuple[Fact, ...]:
             key, also = formats.difference(difference.mean, difference.standard_error), f"{key} against "
             also += formats.accuracy(tasks.lines[0].means[index])
             also += "" if difference.standard_error is not None else "; not paired by item"
-        facts.append(Fact(about=set_title(own), key=key, also=also))
+        facts.append(Fact(about=title, key=key, also=also))
     return tuple(facts)
 
 

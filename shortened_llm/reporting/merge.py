@@ -1,23 +1,57 @@
 """Several experiments on one dense model as one: what both have appears once, what differs stays apart."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import BlockScores, EvalScores, Experiment, PrunePlan, ReportedTrial, TrialResult
+from shortened_llm.records import (
+    AgreementScore,
+    BlockScores,
+    EvalScores,
+    Experiment,
+    PerplexityScore,
+    PrunePlan,
+    ReportedTrial,
+    TrialResult,
+)
 
 SAME_SCORE = 1e-3
 """Relative difference up to which two scores of the dense model come from one text: hardware moves the last digits."""
-Names = Mapping[tuple[str, str, str], str]
-"""Kind, source and protocol of a score -> the name of its source in the merged experiment."""
+ScoreName = tuple[str, str, str]
+"""Kind, source and protocol of a score."""
+Names = Mapping[tuple[str, str, str, str], tuple[str, str]]
+"""Kind, source, protocol and documents of a score -> its source and documents in the merged experiment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a score was measured on, as far as it tells."""
+
+    documents: str = ""
+    num_items: int
+    """Predictions or items."""
+    dense: float | None = None
+    """The dense model's own score, where it has one."""
+
+    def is_same(self, other: "Measured") -> bool:
+        """By the documents, where both are recorded; else by their number and the dense model's score."""
+        if self.documents and other.documents:
+            return self.documents == other.documents
+        if self.dense is not None and other.dense is not None and not math.isclose(
+            self.dense, other.dense, rel_tol=SAME_SCORE
+        ):  # fmt: skip
+            return False
+        return self.num_items == other.num_items
 
 
 def merge_experiments(experiments: Sequence[Experiment]) -> Experiment:
     """One experiment with the trials of all, each saying which experiments have it.
 
-    Trials of one fingerprint appear once. Scores share a column only if source, protocol and the dense model's own
-    score agree; where two texts have one name, the later experiment's carries its experiment's name, and likewise a
-    criterion with other scores.
+    Trials of one fingerprint appear once. Scores share a column only if source, protocol and documents agree (where
+    documents are not recorded, the dense model's own score); where two texts have one name, the later experiment's
+    carries its experiment's name, and likewise a criterion with other scores.
 
     Raises:
         BadInputError: the dense models differ in number of blocks, parameters, or fingerprint of their files; where a
@@ -48,8 +82,8 @@ def _check_same_dense(first: Experiment, other: Experiment) -> None:
 
 
 def _add(merged: Experiment, other: Experiment) -> Experiment:
-    selection = _names(merged.dense_selection, other.dense_selection, other.name)
-    report = _names(merged.dense_report, other.dense_report, other.name)
+    selection = _names(_measured(merged.dense_selection), _measured(other.dense_selection), other.name)
+    report = _names(_measured_for_report(merged), _measured_for_report(other), other.name)
     known = {scores.criterion: scores.fingerprint for scores in merged.block_scores}
     criteria = {
         scores.criterion: f"{scores.criterion} ({other.name})"
@@ -83,22 +117,43 @@ def _both(first: str | None, second: str | None, name: str) -> str:
     return f"{first}; {second} in {name}"
 
 
-def _names(first: EvalScores, second: EvalScores, name: str) -> Names:
-    """New names of the second's scores that only share a name with the first's."""
-    known = _values(first)
-    return {
-        key: f"{key[1]} ({name})"
-        for key, (count, value) in _values(second).items()
-        if key in known and (known[key][0] != count or abs(known[key][1] - value) > SAME_SCORE * abs(value))
-    }
+def _names(first: Mapping[ScoreName, list[Measured]], second: Mapping[ScoreName, list[Measured]], name: str) -> Names:
+    """What the merged experiment calls otherwise of the second's scores: a new name where they only share a name with
+    the first's, and the documents as the first records them where they are the same."""
+    names = {}
+    for (kind, source, protocol), found in second.items():
+        known = first.get((kind, source, protocol), [])
+        for measured in found:
+            same = next((one for one in known if one.is_same(measured)), None)
+            if known and same is None:
+                names[kind, source, protocol, measured.documents] = (f"{source} ({name})", measured.documents)
+            elif same is not None and same.documents != measured.documents:
+                names[kind, source, protocol, measured.documents] = (source, same.documents)
+    return names
 
 
-def _values(scores: EvalScores) -> dict[tuple[str, str, str], tuple[int, float]]:
-    """Kind, source and protocol -> number of predictions or items, and the score."""
-    return {
-        **{("text", text.source, text.protocol): (text.num_predictions, text.mean_nll) for text in scores.perplexity},
-        **{("task", task.task, task.protocol): (task.num_items, task.value) for task in scores.tasks},
-    }
+def _measured(dense: EvalScores) -> dict[ScoreName, list[Measured]]:
+    """What the dense model was measured on, by name: several where an experiment itself gives texts one name."""
+    found: dict[ScoreName, list[Measured]] = {}
+    for text in dense.perplexity:
+        measured = Measured(documents=text.documents, num_items=text.num_predictions, dense=text.mean_nll)
+        found.setdefault(("text", text.source, text.protocol), []).append(measured)
+    for task in dense.tasks:
+        measured = Measured(num_items=task.num_items, dense=task.value)
+        found.setdefault(("task", task.task, task.protocol), []).append(measured)
+    return found
+
+
+def _measured_for_report(experiment: Experiment) -> dict[ScoreName, list[Measured]]:
+    """The same of the report, with the texts of agreements, of which the dense model's score tells nothing."""
+    found = _measured(experiment.dense_report)
+    for scores in (experiment.dense_report, *(trial.after for trial in experiment.trials)):
+        for agreement in scores.agreement:
+            measured = Measured(documents=agreement.documents, num_items=agreement.num_predictions)
+            known = found.setdefault(("agreement", agreement.source, agreement.protocol), [])
+            if measured not in known:
+                known.append(measured)
+    return found
 
 
 def _named(experiment: Experiment, names: Names, criteria: Mapping[str, str]) -> Experiment:
@@ -120,7 +175,8 @@ def _named(experiment: Experiment, names: Names, criteria: Mapping[str, str]) ->
 
 
 def _unseen_name(text: str, names: Names) -> str:
-    return next((new for (kind, source, _), new in names.items() if kind == "text" and source == text), text)
+    found = (new for (kind, source, _, _), (new, _) in names.items() if kind == "text" and source == text != new)
+    return next(found, text)
 
 
 def _named_trial(trial: ReportedTrial, experiment: str, names: Names, criteria: Mapping[str, str]) -> ReportedTrial:
@@ -145,15 +201,24 @@ def _named_plan(plan: PrunePlan, criteria: Mapping[str, str]) -> PrunePlan:
 
 
 def _renamed(scores: EvalScores, names: Names) -> EvalScores:
-    def name(kind: str, source: str, protocol: str) -> str:
-        return names.get((kind, source, protocol), source)
-
     return replace(
         scores,
-        perplexity=tuple(replace(x, source=name("text", x.source, x.protocol)) for x in scores.perplexity),
-        tasks=tuple(replace(x, task=name("task", x.task, x.protocol)) for x in scores.tasks),
-        agreement=tuple(replace(x, source=name("text", x.source, x.protocol)) for x in scores.agreement),
+        perplexity=tuple(_renamed_text(x, names) for x in scores.perplexity),
+        tasks=tuple(
+            replace(x, task=names.get(("task", x.task, x.protocol, ""), (x.task, ""))[0]) for x in scores.tasks
+        ),
+        agreement=tuple(_renamed_text(x, names) for x in scores.agreement),
     )
+
+
+OfText = TypeVar("OfText", PerplexityScore, AgreementScore)
+
+
+def _renamed_text(score: OfText, names: Names) -> OfText:
+    kinds = ("agreement", "text") if isinstance(score, AgreementScore) else ("text",)
+    found = (names.get((kind, score.source, score.protocol, score.documents)) for kind in kinds)
+    source, documents = next((name for name in found if name), (score.source, score.documents))
+    return replace(score, source=source, documents=documents)
 
 
 def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
@@ -177,9 +242,9 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
 
 def _union(first: EvalScores, second: EvalScores) -> EvalScores:
     """Every score once, the first's where both have it."""
-    perplexity = {(x.source, x.protocol): x for x in (*second.perplexity, *first.perplexity)}
+    perplexity = {(x.source, x.protocol, x.documents): x for x in (*second.perplexity, *first.perplexity)}
     tasks = {(x.task, x.metric, x.protocol): x for x in (*second.tasks, *first.tasks)}
-    agreement = {(x.source, x.protocol): x for x in (*second.agreement, *first.agreement)}
+    agreement = {(x.source, x.protocol, x.documents): x for x in (*second.agreement, *first.agreement)}
     metrics = {(x.name, x.protocol): x for x in (*second.metrics, *first.metrics)}
 
     def in_order(found: dict, firsts: tuple) -> tuple:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shortened_llm.records import Experiment, GenerationPoint
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage
+from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage, protocol_notes
 from shortened_llm.reporting.efficiency import (
     GIB,
     dense_point,
@@ -16,7 +16,7 @@ from shortened_llm.reporting.efficiency import (
     shapes_of,
 )
 from shortened_llm.reporting.rows import TrialRow
-from shortened_llm.reporting.tasks import TaskSet, set_title, task_mean
+from shortened_llm.reporting.tasks import TaskSet, set_titles, task_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def panel_groups(
         sets: tasks, each a mean.
     """
     perplexities = [perplexity(column, dense) for column in texts]
-    means = [task_means(own, dense) for own in sets]
+    means = [task_means(title, own, dense) for title, own in zip(set_titles(sets), sets, strict=True)]
     unseen = experiment.unseen_texts or ()
     first = [index for index, column in enumerate(texts) if column.source in unseen] or [0]
     qualities = [*(perplexities[index] for index in first[:1] if perplexities), *means]
@@ -182,11 +182,14 @@ def perplexity(column: ScoreColumn, dense: Measurements) -> Quantity:
     )
 
 
-def task_means(tasks: TaskSet, dense: Measurements) -> Quantity:
+def task_means(title: str, tasks: TaskSet, dense: Measurements) -> Quantity:
+    notes = protocol_notes(tasks)
     return Quantity(
-        title=set_title(tasks),
-        axis=set_title(tasks),
-        protocol=", ".join(column.title for column in tasks) if len(tasks) > 1 else tasks[0].protocol,
+        title=title,
+        axis=title,
+        protocol="; ".join(f"{of}: {protocol}" for protocol, of in notes.items())
+        if len(tasks) > 1
+        else next(iter(notes)),
         lower_is_better=False,
         dense=task_mean(dense, tasks),
         of=lambda row, stage: task_mean(row.before if stage == "before" else row.after, tasks),

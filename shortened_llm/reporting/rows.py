@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import Experiment, PrunePlan, ReportedTrial, RetrainedModel, TrialSpec
+from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel, TrialSpec
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.columns import Measurements, measurements
+from shortened_llm.reporting.columns import Measurements, known_columns, measurements
 
 Status = Literal["done", "running", "waiting", "failed"]
 STATUSES: tuple[Status, ...] = ("done", "running", "waiting", "failed")
-Texts = tuple[tuple[str, str], ...]
-"""Source and protocol of each text of a mean."""
+Texts = tuple[tuple[str, str, str], ...]
+"""Source, protocol and documents of each text of a mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,12 @@ def selection_nll(trial: ReportedTrial) -> float | None:
 
 def selection_texts(trial: ReportedTrial) -> Texts:
     """What the selection NLL is a mean over: two means of other texts cannot be compared."""
-    return tuple((text.source, text.protocol) for text in trial.result.after.perplexity) if trial.result else ()
+    return text_keys(trial.result.after) if trial.result else ()
+
+
+def text_keys(scores: EvalScores) -> Texts:
+    """The texts of some scores, in their order."""
+    return tuple((text.source, text.protocol, text.documents) for text in scores.perplexity)
 
 
 def trial_status(trial: ReportedTrial) -> Status:
@@ -197,6 +202,7 @@ def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[tuple[int, Texts]
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls."""
     best = {id(trial) for trial in best_of_each_size(experiment.trials).values()}
+    columns = known_columns(experiment)
     trials = sorted(
         experiment.trials,
         key=lambda trial: (
@@ -212,10 +218,10 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             trial=trial,
             status=trial_status(trial),
             best_of_size=id(trial) in best,
-            before=(measurements("selection", trial.result.before) if trial.result else {})
-            | measurements("report", trial.before),
-            after=(measurements("selection", trial.result.after) if trial.result else {})
-            | measurements("report", trial.after),
+            before=(measurements("selection", trial.result.before, columns) if trial.result else {})
+            | measurements("report", trial.before, columns),
+            after=(measurements("selection", trial.result.after, columns) if trial.result else {})
+            | measurements("report", trial.after, columns),
         )
         for number, trial in enumerate(trials, start=1)
     )

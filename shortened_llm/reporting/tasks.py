@@ -38,6 +38,10 @@ class TasksSection:
     """Dense first."""
 
     @property
+    def set_titles(self) -> tuple[str, ...]:
+        return set_titles(self.sets)
+
+    @property
     def num_items(self) -> dict[ScoreColumn, int | None]:
         """Of each task: equal in every model, since the protocol says which items."""
         return {
@@ -78,9 +82,16 @@ def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> t
     return tuple(own for own in measured if own and not any(set(own) < set(other) for other in measured))
 
 
-def set_title(tasks: TaskSet) -> str:
-    """`mean of 7 tasks`, or the one task."""
-    return f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0].title
+def set_titles(sets: Sequence[TaskSet]) -> tuple[str, ...]:
+    """`mean of 7 tasks`, or the one task; of several with one title, with what differs: `mean of 7 tasks, 5 shots`."""
+    titles = [f"mean of {len(own)} tasks" if len(own) > 1 else own[0].title for own in sets]
+    differing = [", ".join(dict.fromkeys(column.note.strip(", ") for column in own)) for own in sets]
+    if len(set(zip(titles, differing, strict=True))) < len(sets):
+        differing = [", ".join(column.title for column in own) for own in sets]
+    return tuple(
+        f"{title}, {said}" if titles.count(title) > 1 and said else title
+        for title, said in zip(titles, differing, strict=True)
+    )
 
 
 def task_mean(found: Measurements, tasks: TaskSet) -> float | None:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.certainty import cut_sentences, text_read
+from shortened_llm.reporting.columns import protocol_notes
 from shortened_llm.reporting.details import configurations, lineage
 from shortened_llm.reporting.draws import draws_table
 from shortened_llm.reporting.efficiency import shape, shape_name
@@ -22,7 +23,6 @@ from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, lin
 from shortened_llm.reporting.rows import plans_of_criterion
 from shortened_llm.reporting.score_plot import MANY_BLOCKS
 from shortened_llm.reporting.scores_table import score_lines
-from shortened_llm.reporting.tasks import set_title
 from shortened_llm.reporting.view import ReportView
 
 
@@ -117,7 +117,7 @@ def environment() -> Environment:
         "LEAST_STANDARD_ERRORS": LEAST_STANDARD_ERRORS,
         "LEAST_SEEDS": LEAST_SEEDS,
         "LEAST_SIGNIFICANCE": LEAST_SIGNIFICANCE,
-        "set_title": set_title,
+        "protocol_notes": protocol_notes,
         "shape_name": shape_name,
         "shape": shape,
         "lineage": lineage,

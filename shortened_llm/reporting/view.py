@@ -18,7 +18,7 @@ from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
-from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
+from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, text_keys, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
 
@@ -39,6 +39,8 @@ class SelectionMean:
     """What a selection NLL is a mean over: one, unless experiments chose by different texts."""
 
     texts: Texts
+    name: str
+    """`wiki, c4`; with their protocols where another mean has the same names."""
     dense: float | None
     """Of the dense model, in nats per token."""
 
@@ -105,6 +107,11 @@ class ReportView:
     @property
     def has_several_experiments(self) -> bool:
         return any(row.trial.experiments for row in self.rows)
+
+    @property
+    def headline_columns(self) -> tuple[ScoreColumn, ...]:
+        """The perplexities that sizes are summed up by; a mean of tasks has its protocols below the table of tasks."""
+        return plotted_columns(self.columns) if any(size.facts for size in self.sizes) else ()
 
     def of_kind(self, *kinds: Kind) -> tuple[ScoreColumn, ...]:
         return tuple(column for column in self.columns if column.kind in kinds)
@@ -184,12 +191,17 @@ def experiment_order(experiment: Experiment, rows: Sequence[TrialRow]) -> list[T
 
 
 def _selection_means(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[SelectionMean, ...]:
-    dense = {(text.source, text.protocol): text.mean_nll for text in experiment.dense_selection.perplexity}
+    scores = experiment.dense_selection
+    dense = dict(zip(text_keys(scores), (text.mean_nll for text in scores.perplexity), strict=True))
     found = dict.fromkeys(row.selection_texts for row in rows if row.selection_texts) or {tuple(dense): None}
+    names = [", ".join(source for source, _, _ in texts) for texts in found]
     return tuple(
         SelectionMean(
             texts=texts,
+            name=name
+            if names.count(name) == 1
+            else "; ".join(f"{source}, {protocol}" for source, protocol, _ in texts),
             dense=sum(dense[text] for text in texts) / len(texts) if texts and set(texts) <= set(dense) else None,
         )
-        for texts in found
+        for texts, name in zip(found, names, strict=True)
     )

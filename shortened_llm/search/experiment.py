@@ -123,11 +123,21 @@ def filled_in(experiment: Experiment, store: Store, directory: str) -> Experimen
 
 def _filled_in(trial: ReportedTrial, store: Store, own: Store, begun: set[str]) -> ReportedTrial:
     fingerprint = trial.spec.fingerprint
-    result = trial.result or store.read(TRIAL_KIND, fingerprint, TrialResult)
-    failure = own.read(FAILURES, fingerprint, TrialFailure) if result is None else None
+    try:
+        result = trial.result or store.read(TRIAL_KIND, fingerprint, TrialResult)
+        failure = own.read(FAILURES, fingerprint, TrialFailure) if result is None else None
+    except (ValueError, LookupError, TypeError) as error:  # no JSON, another version's record, or another kind's
+        result, failure = None, TrialFailure(fingerprint=fingerprint, cause=_unreadable(error, store))
     cause = failure.cause if failure else trial.failure
     running = result is None and cause is None and fingerprint in begun
     return replace(trial, result=result, failure=cause, running=running)
+
+
+def _unreadable(error: Exception, store: Store) -> str:
+    """One bad record must not cost the other trials their report."""
+    first = error.errors()[0] if isinstance(error, ValidationError) else None
+    said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__}: {error}"
+    return f"its record below {store.url} is none that this version reads ({said})"
 
 
 def publish_report(store: Store, experiment: Experiment) -> str:

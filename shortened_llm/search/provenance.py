@@ -3,7 +3,9 @@
 from typing import Literal
 
 from shortened_llm.config import DataSource, SearchConfig
-from shortened_llm.models.license import find_license
+from shortened_llm.errors import last_line
+from shortened_llm.logs import LOGGER
+from shortened_llm.models.license import data_license, is_hub_id, model_license
 from shortened_llm.records import Experiment, Provenance, SourceFacts
 from shortened_llm.reporting.card import trial_cards
 from shortened_llm.storage.urls import join, write_bytes
@@ -14,22 +16,29 @@ Role = Literal["calibration", "training", "instructions"]
 def provenance(config: SearchConfig) -> Provenance:
     """Of every model that the configuration leads to."""
     retraining = config.retraining
-    named: list[tuple[str, DataSource, Role]] = [(config.calibration.label, config.calibration, "calibration")]
+    named: list[tuple[str, DataSource, Role, str]] = [
+        (config.calibration.label, config.calibration, "calibration", "calibration")
+    ]
     if retraining.uses_corpus:
-        named += [(source.label, source, "training") for source in retraining.data]
-    if retraining.uses_instructions and retraining.instructions is not None:
-        named.append((retraining.instructions.path, retraining.instructions, "instructions"))
+        named += [(one.label, one, "training", f"retraining.data.{i}") for i, one in enumerate(retraining.data)]
+    if retraining.uses_instructions and (pairs := retraining.instructions) is not None:
+        named.append((pairs.path, pairs, "instructions", "retraining.instructions"))
     return Provenance(
         base_model=config.model.path,
-        base_license=find_license(config.model),
+        on_hub=is_hub_id(config.model.path),
+        base_license=model_license(config.model),
         sources=tuple(
-            SourceFacts(name=name, path=source.path, role=role, license=source.license) for name, source, role in named
+            SourceFacts(name=name, path=source.path, role=role, license=data_license(source, field_path))
+            for name, source, role, field_path in named
         ),
     )
 
 
 def publish_cards(experiment: Experiment) -> None:
-    """Write each exported model's card beside its weights."""
+    """Write each exported model's card beside its weights; a place that cannot be written is logged and passed over."""
     for url, files in trial_cards(experiment).items():
-        for name, text in files.items():
-            write_bytes(join(url, name), text.encode())
+        try:
+            for name, text in files.items():
+                write_bytes(join(url, name), text.encode())
+        except Exception as error:  # every protocol has its own errors
+            LOGGER.error("the model card at %s cannot be written: %s", url, last_line(error))

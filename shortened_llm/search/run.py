@@ -96,8 +96,8 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
         experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))
         write_experiment(store, experiment)
-        publish_cards(experiment)
         report = publish_report(store, experiment)
+        publish_cards(experiment)
     if failures:
         cause = next(iter(failures.values())).cause
         raise TrialsFailedError(

@@ -40,9 +40,14 @@ BOS_FIRST = "test split, segments of 128 tokens, one BOS at the start, remainder
 HELD_OUT = "documents held out of the training text, segments of 128 tokens, one BOS at the start"
 
 
-def text(source: str, perplexity: float, protocol: str = BOS_FIRST) -> PerplexityScore:
+def text(source: str, perplexity: float, protocol: str = BOS_FIRST, documents: str = "") -> PerplexityScore:
     return PerplexityScore(
-        source=source, protocol=protocol, perplexity=perplexity, mean_nll=math.log(perplexity), num_predictions=25_400
+        source=source,
+        protocol=protocol,
+        perplexity=perplexity,
+        mean_nll=math.log(perplexity),
+        num_predictions=25_400,
+        documents=documents,
     )
 
 

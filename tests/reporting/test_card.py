@@ -1,6 +1,7 @@
 """The model card of an exported model."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ from huggingface_hub import ModelCard
 
 from shortened_llm.records import Provenance, SourceFacts
 from shortened_llm.reporting.card import is_non_commercial, plan_card, trial_cards
-from tests.reporting.experiments import SMALL_CUT, experiment, plan
+from tests.reporting.experiments import BOS_FIRST, SMALL_CUT, experiment, plan, texts, trial
 
 PROVENANCE = Provenance(
     base_model="meta-llama/Llama-3.1-8B",
+    on_hub=True,
     base_license="llama3.1",
     sources=(
         SourceFacts(name="wiki", path="wiki.jsonl", role="calibration", license=None),
@@ -34,11 +36,13 @@ def test_a_card_says_what_the_model_is_and_how_it_scores() -> None:
     assert "Llama-3.1-8B with 24 of 30 blocks" in text
     assert "9, 11, 13, 17, 20, 24" in text
     (line,) = [line for line in text.splitlines() if "perplexity on wikitext2" in line]
-    assert [cell.strip() for cell in line.split("|")[3:6]] == ["25.31", "91.07", "34.55"]
+    cells = [cell.strip() for cell in line.split("|")[1:6]]
+    assert cells == ["perplexity on wikitext2", f"report: {BOS_FIRST}", "25.31", "91.07", "34.55"]
     assert any("piqa acc" in line and "0.612" in line and "0.689" in line for line in text.splitlines())
     assert "| training | `allenai/c4` | odc-by |" in text
     assert "alpaca" not in text, "this trial did not train on it"
-    assert "wiki.jsonl" not in text
+    assert "Scored on the calibration text `wiki`" in text
+    assert "| calibration | `wiki.jsonl` | not stated |" in text
     assert "commercial" not in text
     facts = json.loads(cards[url]["pruning.json"])
     assert facts["removed_blocks"] == list(SMALL_CUT)
@@ -56,8 +60,39 @@ def test_data_for_non_commercial_use_is_stamped() -> None:
     assert "allenai/c4" not in card["README.md"]
 
 
+HOSTILE = "a|b <script>x</script>"
+
+
+def test_names_stay_text_and_cells_stay_in_their_column() -> None:
+    scores = texts(HOSTILE, **{HOSTILE: 30.0})
+    full = experiment()
+    done = trial("h", plan(SMALL_CUT, (HOSTILE, 0.2)), before=scores, after=scores, report_after=scores)
+    source = SourceFacts(name=HOSTILE, path=HOSTILE, role="training", license=HOSTILE)
+    told = replace(PROVENANCE, base_model=HOSTILE, base_license=HOSTILE, sources=(source,))
+    dense = {"dense_selection": scores, "dense_report": scores}
+    (card,) = trial_cards(replace(full, trials=(done,), provenance=told, **dense)).values()  # type: ignore[arg-type]
+    text = ModelCard(card["README.md"]).text
+    assert not re.search(r"(?<!\\)<script>", re.sub(r"`[^`\n]*`", "", text))
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table if line}) == 1, table
+
+
+@pytest.mark.parametrize(("name", "on_hub", "expected"), [("gpt2", True, "gpt2"), ("models/my-local", False, None)])
+def test_a_base_model_is_stated_where_it_is_one_of_the_hub(name: str, on_hub: bool, expected: str | None) -> None:
+    told = replace(PROVENANCE, base_model=name, on_hub=on_hub)
+    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), 30, told)["README.md"]
+    assert ModelCard(card).data.base_model == expected
+
+
+def test_calibration_text_is_named_where_a_criterion_read_it() -> None:
+    cards = [plan_card(plan(SMALL_CUT, (name, 0.2)), 30, PROVENANCE)["README.md"] for name in ("taylor", "magnitude")]
+    assert ["wiki.jsonl" in card for card in cards] == [True, False]
+
+
 def test_a_plan_alone_has_a_card_too() -> None:
-    local = replace(PROVENANCE, base_model="/models/my-model/", base_license=None)
+    local = replace(PROVENANCE, base_model="/models/my-model/", on_hub=False, base_license=None)
     card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), 30, local)
     assert ModelCard(card["README.md"]).data.base_model is None, "the hub takes ids only"
     assert "my-model with 24 of 30 blocks" in card["README.md"]

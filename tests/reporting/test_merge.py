@@ -6,11 +6,21 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import EvalScores, Experiment
+from shortened_llm.records import AgreementScore, EvalScores, Experiment
 from shortened_llm.reporting.merge import merge_experiments
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.write import write_report
-from tests.reporting.experiments import HELD_OUT, block_scores, compared, experiment, plan, text, texts, trial
+from tests.reporting.experiments import (
+    BOS_FIRST,
+    HELD_OUT,
+    block_scores,
+    compared,
+    experiment,
+    plan,
+    text,
+    texts,
+    trial,
+)
 from tests.reporting.page import Page
 
 FIRST = replace(experiment(), name="one")
@@ -60,11 +70,77 @@ def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:
     assert [score.source for score in own.after.perplexity] == ["wikitext2", "austen (two)"]
 
 
+def test_means_over_one_text_under_two_protocols_are_named_by_these() -> None:
+    short, long = (
+        replace(FIRST, name=name, trials=(trial(name, CUT, after=texts(name, wiki=20.0)),),
+                dense_selection=texts(name, wiki=19.0))
+        for name in ("@128", "@2048")
+    )  # fmt: skip
+    view = report_view(merge_experiments([short, long]))
+    assert sorted(mean.name for mean in view.selection_means) == ["wiki, @128", "wiki, @2048"]
+
+
+def agreeing(name: str, documents: str, kl: float, num_predictions: int = 9) -> Experiment:
+    """Whose own trial is measured by its agreement on a text called `test`."""
+    score = AgreementScore(
+        source="test", protocol=BOS_FIRST, kl=kl, top1=0.5, num_predictions=num_predictions, documents=documents
+    )
+    own = trial(name, CUT, after=texts(HELD_OUT, wiki=28.0), report_after=EvalScores(agreement=(score,)))
+    return replace(FIRST, name=name, trials=(own,))
+
+
+@pytest.mark.parametrize(("documents", "number"), [("b", 9), ("", 10)])
+def test_agreement_on_another_text_of_one_name_has_a_column_of_its_own(documents: str, number: int) -> None:
+    first, other = agreeing("one", "a" if documents else "", 1.0), agreeing("two", documents, 2.0, number)
+    view = report_view(merge_experiments([first, other]))
+    titles = [column.title for column in view.columns if column.metric == "kl"]
+    assert sorted(titles) == ["test (two) kl", "test kl"]
+    merged = merge_experiments([agreeing("one", documents, 1.0, number), other])
+    assert [c.title for c in report_view(merged).columns if c.metric == "kl"] == ["test kl"]
+
+
+def test_a_trial_of_both_keeps_the_agreement_on_both_texts() -> None:
+    first, other = agreeing("one", "a", 1.0), agreeing("two", "b", 2.0)
+    shared = replace(other.trials[0], spec=first.trials[0].spec)
+    (both,) = merge_experiments([first, replace(other, trials=(shared,))]).trials
+    assert [(score.source, score.kl) for score in both.after.agreement] == [("test", 1.0), ("test (two)", 2.0)]
+
+
+def test_two_texts_of_one_name_stay_two() -> None:
+    other = agreeing("two", "a", 1.0)
+    (own,) = other.trials
+    both = replace(
+        own, after=EvalScores(agreement=(*own.after.agreement, *agreeing("x", "b", 2.0).trials[0].after.agreement))
+    )
+    (merged,) = merge_experiments(
+        [replace(FIRST, trials=(replace(own, after=EvalScores()),)), replace(other, trials=(both,))]
+    ).trials
+    assert [score.kl for score in merged.after.agreement] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "titles"),
+    [(("a", "a"), ["test"]), (("a", "b"), ["test", "test (two)"]), (("", "b"), ["test"]), (("a", ""), ["test"])],
+)
+def test_texts_are_the_same_by_their_documents_and_where_unknown_by_the_dense_score(
+    recorded: tuple[str, str], titles: list[str]
+) -> None:
+    def measured(name: str, documents: str) -> Experiment:
+        scores = EvalScores(perplexity=(text("test", 25.0, documents=documents),))
+        own = trial(name, CUT, after=texts(HELD_OUT, wiki=28.0), report_after=scores)
+        return replace(FIRST, name=name, trials=(own,), dense_report=scores)
+
+    view = report_view(merge_experiments([measured("one", recorded[0]), measured("two", recorded[1])]))
+    columns = [column for column in view.columns if column.role == "report"]
+    assert [column.title for column in columns] == titles
+    assert all(column in view.dense for column in columns)
+
+
 def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() -> None:
     own = trial("g1", plan((4, 5, 7, 9, 11, 13), ("ppl", 0.2)), after=texts(HELD_OUT, austen=20.0))
     other = replace(FIRST, name="two", trials=(own,), dense_selection=texts(HELD_OUT, austen=19.0))
     view = report_view(merge_experiments([FIRST, other]))
-    assert [[source for source, _ in mean.texts] for mean in view.selection_means] == [["austen"], ["wiki", "c4"]]
+    assert [mean.name for mean in view.selection_means] == ["austen", "wiki, c4"]
     assert {row.trial.spec.fingerprint for row in view.rows if row.best_of_size} == {"f2", "f4", "g1"}
     assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "24 of 30 blocks", "18 of 30 blocks"]
 

@@ -10,7 +10,16 @@ from shortened_llm.reporting.headline import size_summaries
 from shortened_llm.reporting.plots import spread
 from shortened_llm.reporting.rows import best_of_each_size, trial_rows
 from shortened_llm.reporting.view import report_view
-from tests.reporting.experiments import MISSING_TASK, everything, experiment, plan, texts, trial, without_results
+from tests.reporting.experiments import (
+    HELD_OUT,
+    MISSING_TASK,
+    everything,
+    experiment,
+    plan,
+    texts,
+    trial,
+    without_results,
+)
 
 CUT = plan((9, 10), ("ppl", 0.07))
 
@@ -96,7 +105,7 @@ def test_headline_quotes_report_scores_of_the_best() -> None:
 
 
 def test_headline_says_where_its_scores_are_selection_scores_or_missing() -> None:
-    only = trial("a", CUT, after=texts(wiki=30.0))
+    only = trial("a", CUT, after=texts(HELD_OUT, wiki=30.0))
     view = report_view(replace(experiment(), trials=(only,)))
     summary = size_summaries(experiment(), view.rows, {}, None)[0]
     assert summary.choice == "The only finished trial."

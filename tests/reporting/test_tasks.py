@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,28 @@ def test_the_page_shows_each_kind_of_score_and_what_is_missing(written: Path) ->
         "6f1d2a90c3b4e587", "s3://bucket/team/models/t00/a1", "rate", "wsd: 4 warm-up steps, 8 decay steps",
     ):  # fmt: skip
         assert stated in page.text, stated
+
+
+def test_every_table_states_the_protocols_of_its_columns_in_text(written: Path) -> None:
+    html = (written / "report.html").read_text(encoding="utf-8")
+    full = everything().dense_report
+    tasks, texts = ({score.protocol for score in scores} for scores in (full.tasks, full.perplexity))
+    for part, protocols in (
+        ("tasks", tasks | texts), ("agreement", texts | {full.metrics[0].protocol}), ("methods", texts),
+    ):  # fmt: skip
+        start = html.index(f'<section id="{part}">')
+        said = re.sub(r"<[^>]*>", "", html[start : html.index("</section>", start)])
+        assert protocols
+        assert all(protocol in said for protocol in protocols), part
+    start = html.index('<section id="tasks">')
+    tables = html[start : html.index("</section>", start)].split("</table>")
+    assert len(tables) == 4
+    assert all(protocol in re.sub(r"<[^>]*>", "", after) for after in tables[1:] for protocol in tasks)
+    markdown = (written / "report.md").read_text(encoding="utf-8")
+    for heading, protocols in (("## Tasks", tasks | texts), ("## Own measures", {full.metrics[0].protocol})):
+        part = markdown[markdown.index(heading) :].partition("\n## ")[0]
+        assert all(protocol in part for protocol in protocols), heading
+    assert all(protocol in markdown[: markdown.index("## Quality")] for protocol in texts)
 
 
 def test_markdown_shows_the_same(written: Path) -> None:

@@ -1,0 +1,73 @@
+"""A report and cards from what is stored, some of which is damaged or cannot be written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shortened_llm.records import EvalScores, Experiment, TrialFailure
+from shortened_llm.reporting.view import report_view
+from shortened_llm.search.experiment import read_experiment, write_experiment
+from shortened_llm.search.provenance import publish_cards
+from shortened_llm.storage.store import Store
+from tests.reporting.experiments import experiment
+
+
+def planned() -> Experiment:
+    """As it is known when the trials are."""
+    full = experiment()
+    return replace(
+        full,
+        trials=tuple(
+            replace(trial, result=None, failure=None, before=EvalScores(), after=EvalScores()) for trial in full.trials
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "JSONDecodeError"),
+        (b"\xff", "UnicodeDecodeError"),
+        (b"[]", "TypeError"),
+        (b"{}", "KeyError"),
+        (b'{"record": {"fingerprint": "f1"}}', "runs: Field required"),
+    ],
+)
+def test_a_damaged_record_costs_its_own_trial_alone(local_store: Store, content: bytes, said: str) -> None:
+    write_experiment(local_store, planned())
+    for trial in experiment().trials[:2]:
+        local_store.write("trials", trial.spec.fingerprint, trial.result, identity={})
+    (Path(local_store.url) / "trials" / "f1" / "record.json").write_bytes(content)
+    rows = report_view(read_experiment(local_store.experiment_url("smollm2-20-40"))).rows
+    status = {row.trial.spec.fingerprint: row.status for row in rows}
+    assert (status["f1"], status["f2"]) == ("failed", "done")
+    (cause,) = (row.trial.failure for row in rows if row.trial.spec.fingerprint == "f1")
+    assert cause is not None
+    assert f"below {local_store.url}" in cause
+    assert said in cause
+
+
+def test_a_damaged_record_of_a_failure_is_a_failure_too(local_store: Store) -> None:
+    write_experiment(local_store, planned())
+    directory = local_store.experiment_url("smollm2-20-40")
+    Store(directory).write("failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={})
+    (Path(directory) / "failures" / "f5" / "record.json").write_text("{")
+    (found,) = (trial for trial in read_experiment(directory).trials if trial.spec.fingerprint == "f5")
+    assert found.failure is not None
+    assert "JSONDecodeError" in found.failure
+
+
+def test_a_card_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "f1").write_text("a file where the model's directory was")
+    trials = []
+    for trial in experiment().trials[:2]:
+        assert trial.result is not None
+        (last,) = trial.result.runs
+        model = replace(last.model, url=str(tmp_path / last.model.fingerprint))
+        trials.append(replace(trial, result=replace(trial.result, runs=(replace(last, model=model),))))
+    publish_cards(replace(experiment(), trials=tuple(trials)))
+    assert "with 24 of 30 blocks" in (tmp_path / "f2" / "README.md").read_text()
+    assert json.loads((tmp_path / "f2" / "pruning.json").read_text())["method"] == "cpt"
+    assert f"the model card at {tmp_path / 'f1'} cannot be written" in caplog.text
