@@ -29,7 +29,11 @@ class Pool:
     def __init__(self, most: int, *, idle_seconds: float = 10.0, timeout_seconds: float = 10.0) -> None:
         self.processes: list[Process] = []
         self.failures: list[str] = []
-        self.dispatcher = Dispatcher(self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
+        self.loads: list[tuple[int, int]] = []
+        self.dispatcher = Dispatcher(
+            self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds,
+            on_load=lambda waiting, busy: self.loads.append((waiting, busy)),
+        )  # fmt: skip
 
     def _start(self) -> Process:
         self.processes.append(Process(len(self.processes)))
