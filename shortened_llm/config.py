@@ -803,7 +803,9 @@ class TrackingConfig(Section):
     report."""
 
     wandb: WandbConfig | None = None
+    """Weights & Biases, such as {project: shortened}."""
     mlflow: MlflowConfig | None = None
+    """MLflow, such as {tracking_uri: https://mlflow.example.org}."""
 
 
 TRIAL_DRIVER_CPUS = 0.1

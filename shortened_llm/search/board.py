@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from shortened_llm.metrics import TrialState
 
-# A wait shorter than this is a start like any other, and not told.
-SECONDS_BEFORE_TOLD = 10.0
+# Until then a wait is a start like any other: processes take this long to begin.
+SECONDS_BEFORE_TOLD = 20.0
 SECONDS_BETWEEN_TOLD = 30.0
 
 

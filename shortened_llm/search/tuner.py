@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
@@ -108,6 +109,8 @@ def _run_wave(
         _post_hours(result, spec, context.space, on_progress)
         ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
+    # Tune would copy the driver's keys into the runtime environment of trials, which the state API shows.
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in class_cache.ENV_VARS_TO_PROPAGATE if not n.startswith("AWS_")}
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, {"CPU": TRIAL_DRIVER_CPUS}),
         param_space={"trial": ray.tune.grid_search([_describe(spec) for spec in by_fingerprint.values()])},
