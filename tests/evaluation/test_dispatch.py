@@ -137,3 +137,16 @@ def test_bad_input_is_not_tried_again() -> None:
     pool = asyncio.run(scenario())
     assert len(pool.processes) == 1
     assert not pool.failures
+
+
+def test_the_load_is_told() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        await asyncio.gather(*(pool.run("a", str(unit)) for unit in range(5)))
+        await asyncio.sleep(0)
+        return pool
+
+    loads = asyncio.run(scenario()).loads
+    assert loads[0] == (3, 2)
+    assert loads[-1] == (0, 0)
+    assert [waiting for waiting, _ in loads] == sorted((waiting for waiting, _ in loads), reverse=True)
