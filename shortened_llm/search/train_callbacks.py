@@ -4,14 +4,14 @@ The controller is a process of its own, so that nothing here takes time from a t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ray.train import Checkpoint, UserCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from shortened_llm.cluster_metrics import OF_TRIALS, Gauges
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.metrics import ACCELERATOR_HOURS
+from shortened_llm.metrics import ACCELERATOR_HOURS, TrialState
 from shortened_llm.search.progress import Progress
 
 
@@ -41,6 +41,16 @@ class ReportCallback(UserCallback):
         self._progress.spend(run_context.get_run_config().name, values[ACCELERATOR_HOURS])
 
 
+class Waiting(Protocol):
+    """Called with what the run is doing; see `progress.Progress`."""
+
+    def __call__(self, line: str) -> None: ...
+
+    def wait(self, what: str, limit_seconds: float | None) -> None: ...
+
+    def enter(self, state: TrialState) -> None: ...
+
+
 class StartCallback(ControllerCallback, WorkerGroupCallback):
     """Says how long a run has been waiting for its workers, at its start and whenever it lost them.
 
@@ -48,7 +58,7 @@ class StartCallback(ControllerCallback, WorkerGroupCallback):
     workers first waits, without limit, until the cluster has the fewest.
     """
 
-    def __init__(self, resources: ResourcesConfig, progress: Progress) -> None:
+    def __init__(self, resources: ResourcesConfig, progress: Waiting) -> None:
         self._resources, self._progress = resources, progress
         self._attempts = 0
 
