@@ -55,10 +55,9 @@ def run_trials(specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLog
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
     names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in specs}
     for spec in specs:
-        about = _about(names[spec.fingerprint], logs)
-        about.enter("pending" if spec in todo else "done")
-        if (result := read_result(context.store, spec)) is not None:
-            _post_hours(result, spec, context.space, about)
+        _about(names[spec.fingerprint], logs).enter("pending" if spec in todo else "done")
+        if spec not in todo and (result := read_result(context.store, spec)):
+            _post_hours(result, spec, context.space, logs.progress)
     first, later = waves(context.space, todo)
     failures = _run_wave(first, names, context, logs)
     ready = []
