@@ -13,6 +13,7 @@ import pytest
 import s3fs
 import yaml
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.util.tensor_util import make_ndarray
 
 from shortened_llm import cluster_metrics, metrics
 from shortened_llm.records import Experiment, ReportedTrial, TrialResult, from_json
@@ -161,7 +162,10 @@ def check_tensorboard(url: str, good: ReportedTrial) -> None:
     runs = EventMultiplexer().AddRunsFromDirectory(url)
     runs.Reload()
     (run,) = [name for name in runs.Runs() if name.endswith(good.spec.fingerprint)]
-    shown = {name: [event.value for event in runs.Scalars(run, f"ray/tune/{name}")] for name in SCALARS}
+    shown = {
+        name: [make_ndarray(event.tensor_proto).item() for event in runs.Tensors(run, f"ray/tune/{name}")]
+        for name in SCALARS
+    }
     assert all(shown.values())
     assert shown[metrics.TOKENS][-1] == good.result.tokens
     assert shown[metrics.HELD_OUT_NLL] == [pytest.approx(good.result.after.mean_nll, rel=1e-5)]
