@@ -7,7 +7,6 @@ from shortened_llm.logs import quiet_libraries
 # Ray reads these once, when it is first imported; whatever the user has set stays.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 quiet_libraries()

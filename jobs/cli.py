@@ -122,6 +122,7 @@ def connect_ray() -> None:
 
     if os.environ.get("RAY_ADDRESS"):
         LOGGER.info("joining the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # 400 MB, for the dashboard's page of Train runs
         ray.init(log_to_driver=False, logging_level="ERROR")
     else:
         LOGGER.info("starting Ray on this machine")

@@ -787,6 +787,43 @@ class ResourcesConfig(Section):
         return self.min_workers < self.max_workers
 
 
+class WandbConfig(Section):
+    """Weights & Biases; needs the package wandb."""
+
+    project: str = Field(min_length=1)
+    """Project of the runs. The key comes from WANDB_API_KEY in the environment of the driver's node, never from a
+    configuration; WANDB_MODE=offline needs none."""
+    entity: str | None = None
+    """User or team that the project belongs to; the key's own unless given."""
+
+
+class MlflowConfig(Section):
+    """MLflow; needs the package mlflow."""
+
+    tracking_uri: Url
+    """Server or database of the runs, such as https://mlflow.example.org or sqlite:////absolute/path.db. Credentials
+    come from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment."""
+    experiment: str | None = Field(None, min_length=1)
+    """Experiment of the runs in MLflow; the name of this experiment unless given."""
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_directory(cls, uri: str) -> str:
+        if "://" not in uri and uri != "databricks":
+            raise ValueError("give the URL of a server or database; MLflow keeps no more runs in plain directories")
+        return uri
+
+
+class TrackingConfig(Section):
+    """Experiment trackers that trials are logged to, beside TensorBoard. Nothing here changes a number in the
+    report."""
+
+    wandb: WandbConfig | None = None
+    """Weights & Biases, such as {project: shortened}."""
+    mlflow: MlflowConfig | None = None
+    """MLflow, such as {tracking_uri: https://mlflow.example.org}."""
+
+
 TRIAL_DRIVER_CPUS = 0.1
 """CPUs that Ray reserves for the process that drives a trial, beside its workers; Tune refuses zero."""
 DRIVER_RESOURCE = "trial_driver"
@@ -808,6 +845,7 @@ class SearchConfig(Section):
     retraining: RetrainingConfig
     evaluation: EvaluationConfig
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("experiment")
     @classmethod
@@ -919,6 +957,8 @@ PLACEMENT_KEYS = (
     "retraining.cpu_offload",
     "evaluation.batch_size",
 )
+# Sections of such keys alone.
+PLACEMENT_SECTIONS = ("resources.", "tracking.")
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -943,7 +983,7 @@ def changed_keys(stored: Mapping[str, object], config: SearchConfig) -> dict[str
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith("resources.") and key not in PLACEMENT_KEYS
+        if old.get(key) != new.get(key) and not key.startswith(PLACEMENT_SECTIONS) and key not in PLACEMENT_KEYS
     }
 
 

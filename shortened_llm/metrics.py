@@ -1,4 +1,6 @@
-"""Names of the metrics that training reports, as TensorBoard, Tune and the log show them."""
+"""Names of the metrics that training reports, as TensorBoard, Tune and the log show them, and of trials' states."""
+
+from typing import Literal, get_args
 
 TOKENS = "tokens"
 """Tokens trained on since the start of the run; the time axis of every scheduler."""
@@ -36,3 +38,7 @@ LOSS_SPIKES = "loss_spikes"
 """Steps since the start of the run whose loss stood far above those before."""
 HELD_OUT_NLL = "held_out_nll"
 """Mean negative log-likelihood on the selection texts, in nats per token: what a search minimises."""
+
+TrialState = Literal["pending", "waiting", "training", "scoring", "done", "failed"]
+"""What a trial is doing: not begun, waiting for its workers, training, having its retrained model scored, or ended."""
+TRIAL_STATES: tuple[TrialState, ...] = get_args(TrialState)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "metrics": 0, "logs": 0,
+    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "metrics": 0, "cluster_metrics": 0, "logs": 0,
     "storage": 1, "models": 2, "data": 2,
     "scoring": 3, "pruning": 3, "retraining": 3, "evaluation": 3, "reporting": 3,
     "search": 4, "jobs": 5,
@@ -19,6 +19,7 @@ OWNERS = {
     "ray": {
         "shortened_llm/search", "shortened_llm/retraining/worker.py", "shortened_llm/retraining/launch.py",
         "shortened_llm/retraining/run_directory.py", "shortened_llm/evaluation/pool.py", "jobs",
+        "shortened_llm/cluster_metrics.py",
     },
     "torch": {
         "shortened_llm/models", "shortened_llm/data", "shortened_llm/scoring", "shortened_llm/retraining",

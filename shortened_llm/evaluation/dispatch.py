@@ -56,6 +56,7 @@ class Dispatcher:
         most: int,
         idle_seconds: float,
         timeout_seconds: float,
+        on_load: Callable[[int, int], None],
     ) -> None:
         """
         Args:
@@ -63,8 +64,10 @@ class Dispatcher:
             most: processes at a time.
             idle_seconds: after this long without work a process ends.
             timeout_seconds: after this long a piece of work counts as hung, counted from when its process is ready.
+            on_load: called with the pieces of work that wait and the busy processes, whenever they change.
         """
         self._start, self._most = start, most
+        self._on_load = on_load
         self._idle_seconds, self._timeout_seconds = idle_seconds, timeout_seconds
         self._pending: list[_Work] = []
         self._idle: list[_Idle] = []
@@ -107,6 +110,7 @@ class Dispatcher:
             task = asyncio.get_running_loop().create_task(self._measure(idle.evaluator if idle else None, work))
             self._busy[task] = work.model
             task.add_done_callback(self._done)
+        self._on_load(len(self._pending), len(self._busy))
 
     def _choose(self, held: set[str]) -> tuple[_Work, _Idle | None]:
         for idle in self._idle:

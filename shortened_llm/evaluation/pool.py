@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
@@ -102,9 +103,16 @@ class _Pool:
     """Cuts models into work and puts the results together. Its methods are coroutines: many trials may wait at once."""
 
     def __init__(
-        self, store: Store, dtype: str, batch_size: int, resources: ResourcesConfig, idle_seconds: float
+        self,
+        experiment: str,
+        store: Store,
+        dtype: str,
+        batch_size: int,
+        resources: ResourcesConfig,
+        idle_seconds: float,
     ) -> None:
         quiet_libraries()
+        self._gauges = Gauges(experiment)
         self._store, self._dtype, self._most = store, dtype, resources.evaluators
         self._scoring: dict[str, asyncio.Future[Score]] = {}
         options = {
@@ -118,7 +126,13 @@ class _Pool:
             most=resources.evaluators,
             idle_seconds=idle_seconds,
             timeout_seconds=resources.evaluation_timeout_seconds,
+            on_load=self._measure_load,
         )
+        self._measure_load(0, 0)
+
+    def _measure_load(self, waiting: int, busy: int) -> None:
+        self._gauges.set(EVALUATION_QUEUE_LENGTH, waiting)
+        self._gauges.set(BUSY_EVALUATORS, busy)
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         on_progress("waiting for an evaluator")
@@ -179,18 +193,19 @@ class EvaluationPool:
 
     @classmethod
     def start(
-        cls, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int, may_idle: bool
+        cls, experiment: str, store: Store, resources: ResourcesConfig, *, dtype: str, batch_size: int, may_idle: bool
     ) -> "EvaluationPool":
         """Create the pool; to be called by the driver, whose end also ends the pool.
 
         Args:
+            experiment: its name in the metrics.
             may_idle: whether evaluators without work may stay for a while. If not, they end within a second or so,
                 so that scoring and training can have their place.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         idle_seconds = IDLE_SECONDS if may_idle else HANDOVER_SECONDS
         pool = _Pool.options(scheduling_strategy=here)  # type: ignore[attr-defined]
-        return cls(pool.remote(store, dtype, batch_size, resources, idle_seconds))
+        return cls(pool.remote(experiment, store, dtype, batch_size, resources, idle_seconds))
 
     def submit(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> "ray.ObjectRef[EvalScores]":
         """Begin to score a model."""

@@ -31,6 +31,7 @@ from shortened_llm.retraining.adapters import check_targets
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.experiment import read_config
+from shortened_llm.search.trackers import check_tracking
 from shortened_llm.storage.store import Store
 
 # Of instruction data, at submission.
@@ -144,6 +145,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
     Raises:
         BadInputError: with the field, the value and what is allowed.
     """
+    check_tracking(config.tracking)
     facts = check_retraining(config, store)
     check_unchanged(config, store)
     _check_tasks_and_metrics(config, facts)

@@ -1,4 +1,4 @@
-"""What is happening anywhere on the cluster, as log lines of the driver."""
+"""What is happening anywhere on the cluster, as log lines and metrics of the driver."""
 
 import threading
 import time
@@ -7,34 +7,16 @@ from types import TracebackType
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from shortened_llm.cluster_metrics import ACCELERATOR_HOURS, TRIALS, Gauges
 from shortened_llm.logs import LOGGER
+from shortened_llm.metrics import TRIAL_STATES, TrialState
+from shortened_llm.search.board import Board, Reading
 
 POLL_SECONDS = 2.0
 # Of one subject; what changes faster is shown by its latest line.
 SECONDS_BETWEEN_LINES = 8.0
 # No minute passes in silence.
 HEARTBEAT_SECONDS = 30.0
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """The latest line of each subject."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, str | None] = {}
-        self._notes: list[str] = []
-
-    def post(self, subject: str, line: str | None) -> None:
-        self._lines[subject] = line
-
-    def lines(self) -> dict[str, str | None]:
-        return dict(self._lines)
-
-    def note(self, subject: str, line: str) -> None:
-        self._notes.append(f"{subject}: {line}")
-
-    def notes(self, first: int) -> list[str]:
-        return self._notes[first:]
 
 
 class Progress:
@@ -51,6 +33,22 @@ class Progress:
         """Post what must not be missed: unlike a line, it is not replaced by the next."""
         self._board.note.remote(self._subject, line)  # type: ignore[attr-defined]
 
+    def wait(self, what: str, limit_seconds: float | None) -> None:
+        """Say how long the subject has been waiting, until the next line.
+
+        Args:
+            limit_seconds: after this long it gives up, or tries another way; None: never.
+        """
+        self._board.wait.remote(self._subject, what, limit_seconds)  # type: ignore[attr-defined]
+
+    def enter(self, state: TrialState) -> None:
+        """The subject is a trial, and this is its state from now on."""
+        self._board.enter.remote(self._subject, state)  # type: ignore[attr-defined]
+
+    def spend(self, run: str, hours: float) -> None:
+        """The accelerator-hours of a training run so far, whatever the subject."""
+        self._board.spend.remote(run, hours)  # type: ignore[attr-defined]
+
     def steps(self, done: int, total: int) -> None:
         """Post a count of equal steps, and how long the rest may take; called in one process after each step."""
         now = time.monotonic()
@@ -66,11 +64,13 @@ class Progress:
 
 
 class ProgressLog:
-    """Writes the board's lines to the driver's log while the context lasts."""
+    """Writes the board's lines to the driver's log, and its counts to the cluster's metrics, while the context
+    lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: str) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+        self._gauges = Gauges(experiment)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -96,18 +96,17 @@ class ProgressLog:
         while not closed:
             closed = self._closed.wait(POLL_SECONDS)  # once more after the end, for the last notes
             try:
-                lines, notes = ray.get(
-                    [self._board.lines.remote(), self._board.notes.remote(noted)], timeout=POLL_SECONDS
-                )
+                reading: Reading = ray.get(self._board.read.remote(noted), timeout=POLL_SECONDS)
             except Exception:  # A cluster that is going away ends the driver elsewhere; the log only waits.
                 continue
-            for note in notes:
+            self._measure(reading)
+            for note in reading.notes:
                 LOGGER.warning("%s", note)
-            noted += len(notes)
+            noted += len(reading.notes)
             if closed:
                 return
             now = time.monotonic()
-            for subject, line in lines.items():
+            for subject, line in reading.lines.items():
                 if line is None:
                     shown.pop(subject, None)
                 elif shown.get(subject) != line and now - since.get(subject, 0) >= SECONDS_BETWEEN_LINES:
@@ -120,3 +119,8 @@ class ProgressLog:
                 for subject, line in shown.items():
                     LOGGER.info("%s: still %s (%.0f s)", subject, line, now - since[subject])
                 last_line = now
+
+    def _measure(self, reading: Reading) -> None:
+        for state in TRIAL_STATES:
+            self._gauges.set(TRIALS, reading.trials[state], state=state)
+        self._gauges.set(ACCELERATOR_HOURS, reading.accelerator_hours)

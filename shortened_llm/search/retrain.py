@@ -13,6 +13,7 @@ from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.prepare import score, start_packing
 from shortened_llm.search.progress import Progress, ProgressLog
 from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrainContext, train_runs
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
@@ -30,7 +31,7 @@ def retrain_plan(
         BadInputError: a driver runs the experiment of this name, or the architecture cannot lose these blocks.
     """
     experiment_url = store.experiment_url(config.experiment)
-    with hold_lease(experiment_url), ProgressLog() as log:
+    with hold_lease(experiment_url), ProgressLog(config.experiment) as log:
         staging = log.about("model")
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
@@ -53,7 +54,9 @@ def retrain_plan(
         )
         for spec in space.trials([plan]):
             on_progress = log.about(spec.name)
-            runs = train_runs(spec, context, train_callbacks=[], on_progress=on_progress)
+            callbacks = watch_callbacks(config.experiment, spec.name, config.resources, on_progress)
+            runs = train_runs(spec, context, train_callbacks=callbacks, on_progress=on_progress)
+            on_progress.enter("done")
             on_progress(None)
             yield spec, runs
 

@@ -23,8 +23,9 @@ from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.search.provenance import publish_cards
 from shortened_llm.search.space import SearchSpace, distinct
+from shortened_llm.search.trackers import check_node
 from shortened_llm.search.trial import TrialContext, read_result
-from shortened_llm.search.tuner import run_trials
+from shortened_llm.search.tuner import TrialLogs, run_trials
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
@@ -47,12 +48,14 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
     """
     experiment_url = store.experiment_url(config.experiment)
     roles = facts.roles
-    with hold_lease(experiment_url), ProgressLog() as log:
+    check_node(config.tracking)
+    with hold_lease(experiment_url), ProgressLog(config.experiment) as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
         staging = log.about("model")
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
         pool = EvaluationPool.start(
+            config.experiment,
             store,
             config.resources,
             dtype=config.model.dtype,
@@ -86,14 +89,19 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
         )
         experiment = planned_experiment(config, dense, baseline, roles, scores, specs)
         write_experiment(store, experiment)
-        tune_url, progress = join(experiment_url, TUNE), log.about("search")
-        failures = run_trials(specs, context, tune_url=tune_url, progress=progress)
+        logs = TrialLogs(
+            experiment=config.experiment,
+            tune_url=join(experiment_url, TUNE),
+            tracking=config.tracking,
+            progress=log.about("search"),
+        )
+        failures = run_trials(specs, context, logs)
         if config.search.equal_seconds:
             results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
             timed = equal_seconds_trials(space, specs, results)
             experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(timed)))
             write_experiment(store, experiment)
-            failures |= run_trials(distinct(timed), context, tune_url=tune_url, progress=progress)
+            failures |= run_trials(distinct(timed), context, logs)
         experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))
         write_experiment(store, experiment)
         report = publish_report(store, experiment)

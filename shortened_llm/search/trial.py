@@ -54,7 +54,7 @@ def run_trial(
     """Score the plan, retrain it, score the result; the record is written last.
 
     Args:
-        train_callbacks: Ray Train callbacks that carry metrics to Tune.
+        train_callbacks: Ray Train callbacks that carry metrics to Tune and to the cluster.
     """
     started = time.monotonic()
     space, selection = context.space, context.space.selection
@@ -64,6 +64,7 @@ def run_trial(
     scores_before = context.pool.submit(space.dense.view(spec.plan.kept_blocks), selection, scoring)
     runs = train_runs(spec, context, train_callbacks=train_callbacks, on_progress=on_progress)
     on_progress("scoring the retrained model")
+    on_progress.enter("scoring")
     after = context.pool.evaluate(runs[-1].model, selection, scoring)
     before = context.pool.result(scores_before)
 

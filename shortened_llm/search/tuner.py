@@ -1,41 +1,51 @@
 """Hand trials to Ray Tune. The only importer of ray.tune."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ray.tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
+from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
-from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
+from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
 from shortened_llm.retraining.export import KIND as RUN_KIND
 from shortened_llm.search.experiment import FAILURES
 from shortened_llm.search.progress import Progress
-from shortened_llm.search.space import waves
+from shortened_llm.search.space import SearchSpace, waves
+from shortened_llm.search.trackers import tracker_callbacks
+from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 
 # Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
+# Tune hands the driver's setting on to trials for some of Ray Train's variables, but not for this one.
+STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
-def run_trials(
-    specs: Sequence[TrialSpec],
-    context: TrialContext,
-    *,
-    tune_url: str,
-    progress: Progress,
-) -> dict[str, TrialFailure]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialLogs:
+    """Where those who watch a search see its trials."""
+
+    experiment: str
+    """Its name in metrics and trackers."""
+    tune_url: str
+    """Directory of Tune's logs and TensorBoard events."""
+    tracking: TrackingConfig
+    progress: Progress
+
+
+def run_trials(specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLogs) -> dict[str, TrialFailure]:
     """Run every trial that has no record yet; results are read from the store.
 
     A fresh Tuner each time: the records say what is done, so nothing is restored from Tune's own state.
-
-    Args:
-        tune_url: directory of Tune's logs and TensorBoard events.
 
     Returns:
         The failures, by trial fingerprint.
@@ -45,9 +55,13 @@ def run_trials(
         context.experiment.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
-    names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in todo}
+    names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in specs}
+    for spec in specs:
+        _about(names[spec.fingerprint], logs).enter("pending" if spec in todo else "done")
+        if spec not in todo and (result := read_result(context.store, spec)):
+            _post_hours(result, spec, context.space, logs.progress)
     first, later = waves(context.space, todo)
-    failures = _run_wave(first, names, context, tune_url, progress)
+    failures = _run_wave(first, names, context, logs)
     ready = []
     for spec in later:
         # Made by a trial of the first wave, unless that failed; two trials must not make it at a time.
@@ -55,55 +69,64 @@ def run_trials(
         if context.store.read(RUN_KIND, begins_with.fingerprint, RetrainedModel) is None:
             cause = f"the {begins_with.recipe.method} run that it begins with failed in another trial"
             failures[spec.fingerprint] = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
+            _about(names[spec.fingerprint], logs).enter("failed")
             LOGGER.error("trial %s failed: %s", names[spec.fingerprint], cause)
         else:
             ready.append(spec)
-    return failures | _run_wave(ready, names, context, tune_url, progress)
+    return failures | _run_wave(ready, names, context, logs)
 
 
 def _run_wave(
     todo: Sequence[TrialSpec],
     names: Mapping[str, str],
     context: TrialContext,
-    tune_url: str,
-    progress: Progress,
+    logs: TrialLogs,
 ) -> dict[str, TrialFailure]:
     """Run trials that share no training run; returns the failures."""
     if not todo:
         return {}
     by_fingerprint = {spec.fingerprint: spec for spec in todo}
+    state_tracking = os.environ.get(STATE_TRACKING, "0")
 
-    def trainable(config: dict[str, str]) -> None:
+    def trainable(config: dict[str, dict[str, str]]) -> None:
         quiet_libraries()
-        spec = by_fingerprint[config["trial"]]
-        on_progress = progress.about(f"trial {names[spec.fingerprint]}")
+        os.environ.setdefault(STATE_TRACKING, state_tracking)
+        spec = by_fingerprint[config["trial"]["fingerprint"]]
+        name = names[spec.fingerprint]
+        on_progress = _about(name, logs)
+        watching = watch_callbacks(logs.experiment, name, context.resources, on_progress)
         try:
-            result = run_trial(spec, context, train_callbacks=[TuneReportCallback()], on_progress=on_progress)
+            callbacks = [TuneReportCallback(), *watching]
+            result = run_trial(spec, context, train_callbacks=callbacks, on_progress=on_progress)
         except Exception as error:
             # Recorded, not raised: Tune would start the trial again, and Train has retried its training already.
             failure = TrialFailure(fingerprint=spec.fingerprint, cause=last_line(error))
             context.experiment.write(FAILURES, spec.fingerprint, failure, identity={})
+            on_progress.enter("failed")
             return
         finally:
             on_progress(None)
+        on_progress.enter("done")
+        _post_hours(result, spec, context.space, on_progress)
         ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(context.driver_demand)),
-        param_space={"trial": ray.tune.grid_search(list(by_fingerprint))},
+        param_space={"trial": ray.tune.grid_search([_describe(spec) for spec in by_fingerprint.values()])},
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=context.max_concurrent_trials,
-            trial_name_creator=lambda trial: str(trial.config["trial"]),
-            trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            trial_name_creator=lambda trial: str(trial.config["trial"]["name"]),
+            trial_dirname_creator=lambda trial: str(trial.config["trial"]["fingerprint"]),
         ),
         run_config=ray.tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=tune_url,
+            storage_path=logs.tune_url,
+            callbacks=tracker_callbacks(logs.tracking, logs.experiment),
             failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
             verbose=0,
         ),
     )
-    results = {result.config["trial"]: result for result in tuner.fit()}
+    results = {result.config["trial"]["fingerprint"]: result for result in tuner.fit()}
     failures = {}
     for spec in todo:
         if read_result(context.store, spec) is None:
@@ -113,5 +136,28 @@ def _run_wave(
                 cause = last_line(lost) if lost else "ended without a result"
                 failure = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
             LOGGER.error("trial %s failed: %s", names[spec.fingerprint], failure.cause)
+            _about(names[spec.fingerprint], logs).enter("failed")
             failures[spec.fingerprint] = failure
     return failures
+
+
+def _about(name: str, logs: TrialLogs) -> Progress:
+    return logs.progress.about(f"trial {name}")
+
+
+def _post_hours(result: TrialResult, spec: TrialSpec, space: SearchSpace, progress: Progress) -> None:
+    for job, run in zip(space.jobs(spec), result.runs, strict=True):
+        progress.spend(job.fingerprint, run.accelerator_seconds / 3600)
+
+
+def _describe(spec: TrialSpec) -> dict[str, object]:
+    """The trial as Tune and trackers show it."""
+    return {
+        "fingerprint": spec.fingerprint,
+        "name": spec.name,
+        "plan": spec.plan.name,
+        "kept_blocks": len(spec.plan.kept_blocks),
+        "method": spec.method,
+        "learning_rate": spec.learning_rate,
+        "seed": spec.seed,
+    }

@@ -38,7 +38,7 @@ def models(dense: ModelRef) -> list[ModelRef]:
 def score(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store, log: ProgressLog, *, together: bool):
     """Scores, and the seconds they took; the evaluators are started before."""
     resources = ResourcesConfig(evaluators=2, cpus_per_evaluator=1)
-    pool = EvaluationPool.start(store, resources, dtype="bfloat16", batch_size=16, may_idle=True)
+    pool = EvaluationPool.start("benchmark", store, resources, dtype="bfloat16", batch_size=16, may_idle=True)
     warm = [TaskUnit(config=unit.config, directory=unit.directory, limit=2) for unit in units]
     for submitted in [pool.submit(ref, warm, log.about("warm-up")) for ref in refs[:2]]:
         pool.result(submitted)
@@ -63,7 +63,7 @@ def main() -> None:
         TaskUnit(config=TaskConfig(task=task), directory=str(ASSETS / "tasks"), limit=flags.limit) for task in TASKS
     ]
     connect_ray()
-    with tempfile.TemporaryDirectory() as temporary, ProgressLog() as log:
+    with tempfile.TemporaryDirectory() as temporary, ProgressLog("benchmark") as log:
         dense = stage_model(
             ModelConfig(path=str(ASSETS / "smollm2-135m-instruct")), Store.at(temporary), on_progress=print
         )

@@ -34,7 +34,11 @@ class Pool:
         self.start_seconds = start_seconds
         self.processes: list[Process] = []
         self.failures: list[str] = []
-        self.dispatcher = Dispatcher(self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
+        self.loads: list[tuple[int, int]] = []
+        self.dispatcher = Dispatcher(
+            self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds,
+            on_load=lambda waiting, busy: self.loads.append((waiting, busy)),
+        )  # fmt: skip
 
     def _start(self) -> Process:
         if self.refusals:
@@ -194,3 +198,16 @@ def test_what_would_come_again_is_not_tried_again(error: type[Exception]) -> Non
     pool = asyncio.run(scenario())
     assert len(pool.processes) == 1
     assert not pool.failures
+
+
+def test_the_load_is_told() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        await asyncio.gather(*(pool.run("a", str(unit)) for unit in range(5)))
+        await asyncio.sleep(0)
+        return pool
+
+    loads = asyncio.run(scenario()).loads
+    assert loads[0] == (3, 2)
+    assert loads[-1] == (0, 0)
+    assert [waiting for waiting, _ in loads] == sorted((waiting for waiting, _ in loads), reverse=True)

@@ -296,5 +296,6 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", always_short)
     with pytest.raises(RuntimeError, match="reached zero"):
         evaluate(
-            tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"), batch_size=4, on_progress=notes.append,
+            tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"),
+            batch_size=4, on_progress=notes.append,
         )  # fmt: skip

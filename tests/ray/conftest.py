@@ -23,10 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
+    directory: Path
+    """Of sessions, with their logs."""
     dashboard_url: str
     environment: dict[str, str]
-    directory: str
-    """Of sessions, with their logs."""
 
 
 @pytest.fixture
@@ -42,7 +42,14 @@ def local_environment(token_environment: dict[str, str]) -> Iterator[dict[str, s
 def cluster(token_environment: dict[str, str], s3_server: S3Server) -> Iterator[Cluster]:
     """A head started as on a user's machine; its processes can use the S3 server."""
     directory = tempfile.mkdtemp(prefix="rt", dir="/tmp")
-    environment = {**token_environment, **s3_server.environment, "SHORTENED_LLM_CACHE": f"{directory}/files"}
+    environment = {
+        **token_environment,
+        **s3_server.environment,
+        "SHORTENED_LLM_CACHE": f"{directory}/files",
+        # `ray start` would replace the loopback address by the host's own, were it to expect other nodes.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_metrics_report_interval_ms": "1000",  # of 10 s: a tiny trial is over in that
+    }
     command = [
         "ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", "6499", "--num-cpus", "2",
         "--object-store-memory", str(256 * 2**20), "--include-dashboard", "true", "--dashboard-host", "127.0.0.1",
@@ -51,6 +58,8 @@ def cluster(token_environment: dict[str, str], s3_server: S3Server) -> Iterator[
     ]  # fmt: skip
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
     url = "http://127.0.0.1:8299"
-    yield Cluster(dashboard_url=url, environment={**environment, "RAY_API_SERVER_ADDRESS": url}, directory=directory)
+    yield Cluster(
+        directory=Path(directory), dashboard_url=url, environment={**environment, "RAY_API_SERVER_ADDRESS": url}
+    )
     end_processes_of(directory)
     shutil.rmtree(directory, ignore_errors=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 import ray
 
 from shortened_llm.config import ResourcesConfig
+from shortened_llm.metrics import TrialState
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.launch import retrain
+from shortened_llm.search.train_callbacks import StartCallback
 from shortened_llm.storage.store import Store
 
 
@@ -33,6 +35,12 @@ class LogFile:
         node = ray.get_runtime_context().get_node_id()
         with self.path.open("a") as stream:
             stream.write(f"{os.getpid()} {node} {line}\n")
+
+    def wait(self, what: str, limit_seconds: float | None) -> None:
+        self(f"waiting for {what}" + ("" if limit_seconds is None else f" (at most {limit_seconds:g} s)"))
+
+    def enter(self, state: TrialState) -> None:
+        self(f"state: {state}")
 
     def read(self) -> list[Said]:
         if not self.path.exists():
@@ -62,7 +70,7 @@ def main() -> None:
         resources=order.resources,
         max_failures=1,
         tokens_before=0,
-        callbacks=[],
+        callbacks=[StartCallback(order.resources, order.log)],
         on_progress=order.log,
         on_note=order.log,
     )

@@ -28,8 +28,8 @@ class Order:
 def main() -> None:
     order: Order = pickle.loads(Path(sys.argv[1]).read_bytes())
     ray.init(log_to_driver=False, logging_level="ERROR")
-    with ProgressLog() as log:
-        pool = EvaluationPool.start(order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
+    with ProgressLog("test") as log:
+        pool = EvaluationPool.start("test", order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
         submitted = [pool.submit(model, order.units, log.about("scores")) for model in order.models]
         for one in submitted:
             sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")

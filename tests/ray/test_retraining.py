@@ -65,4 +65,9 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     (resumed,) = [one for one in said if one.line.startswith("resuming from a checkpoint at step")]
     assert resumed.pid != killed
     assert int(resumed.line.split()[-1]) % 16 == 0
+    told = [one.line for one in said if one.line.startswith(("waiting for", "started", "state"))]
+    assert told == 2 * [
+        "waiting for 2 worker(s) x {CPU: 0.5} (at most 1800 s)", "state: waiting",
+        "started 2 worker(s)", "state: training",
+    ]  # fmt: skip
     assert not list(Path(order.runs_url).iterdir()), "checkpoints of the finished run were left"

@@ -14,15 +14,20 @@ from pathlib import Path
 import pytest
 import s3fs
 import yaml
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.util.tensor_util import make_ndarray
 
-from shortened_llm.records import Experiment, from_json
+from shortened_llm import cluster_metrics, metrics
+from shortened_llm.records import Experiment, ReportedTrial, TrialResult, from_json
 from shortened_llm.retraining.checkpoint import check_complete
 from shortened_llm.retraining.manifest import DamagedCheckpointError
 from tests.ray.conftest import ROOT, Cluster
+from tests.ray.watch import Scraper, get_json, metric_addresses
 from tests.s3_server import S3Server
 
 START = [sys.executable, "-m", "jobs.search"]
 TIMEOUT = 400
+SCALARS = (metrics.TOKENS, metrics.LOSS, metrics.VALIDATION_LOSS, metrics.TOKENS_PER_SECOND, metrics.HELD_OUT_NLL)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen, what: str) -> None:
@@ -128,6 +133,52 @@ def test_killed_and_started_again_it_continues(
     assert not list(storage.glob("experiments/test/train/*/checkpoint_*")), "checkpoints of finished runs were left"
 
 
+def check_metrics(cluster: Cluster, scraped: Scraper, result: TrialResult) -> None:
+    """What Prometheus would have of a search with one good and one failing trial."""
+    assert {address.split(":")[0] for address in metric_addresses(cluster)} == {"127.0.0.1"}
+    unknown_on_cpu = {cluster_metrics.OF_TRIALS[metrics.MFU].exported_name}
+    assert {metric.exported_name for metric in cluster_metrics.ALL} - unknown_on_cpu <= scraped.series.keys()
+    good = {"experiment": "tiny", "trial": "1/2 ppl 25% cpt lr 0.0003 seed 0"}
+    tokens = scraped.of("ray_shortened_llm_tokens", **good)
+    assert tokens == sorted(tokens)
+    assert 1024 <= tokens[-1] <= result.tokens == 32_768
+    losses = {round(point.loss, 4) for run in result.runs for point in run.history}
+    assert {round(loss, 4) for loss in scraped.of("ray_shortened_llm_loss", **good)} <= losses
+    assert min(scraped.of("ray_shortened_llm_tokens_per_second", **good)) > 0
+    assert max(scraped.of("ray_shortened_llm_skipped_steps", experiment="tiny")) > 1
+    for state in metrics.TRIAL_STATES:
+        most = max(scraped.of("ray_shortened_llm_trials", experiment="tiny", state=state))
+        assert most == (2 if state == "pending" else 1), state
+    for state in ("done", "failed"):
+        assert scraped.of("ray_shortened_llm_trials", experiment="tiny", state=state)[-1] == 1
+    hours = scraped.of("ray_shortened_llm_accelerator_hours", experiment="tiny")
+    assert hours == sorted(hours)
+    assert result.accelerator_seconds / 3600 < hours[-1] < 2 * result.accelerator_seconds / 3600
+    assert max(scraped.of("ray_shortened_llm_evaluation_queue_length", experiment="tiny")) >= 1
+    assert max(scraped.of("ray_shortened_llm_busy_evaluators", experiment="tiny")) == 1
+
+
+def check_tensorboard(url: str, good: ReportedTrial) -> None:
+    """TensorBoard's own reader finds the trials on S3."""
+    assert good.result is not None
+    runs = EventMultiplexer().AddRunsFromDirectory(url)
+    runs.Reload()
+    (run,) = [name for name in runs.Runs() if name.endswith(good.spec.fingerprint)]
+    shown = {
+        name: [make_ndarray(event.tensor_proto).item() for event in runs.Tensors(run, f"ray/tune/{name}")]
+        for name in SCALARS
+    }
+    assert all(shown.values())
+    assert shown[metrics.TOKENS][-1] == good.result.tokens
+    assert shown[metrics.HELD_OUT_NLL] == [pytest.approx(good.result.after.mean_nll, rel=1e-5)]
+
+
+def check_dashboard(cluster: Cluster) -> None:
+    """Both training runs are on the Train page."""
+    runs = get_json(cluster, "/api/train/v2/runs/v1")
+    assert [run["status"] for run in runs["train_runs"]] == ["FINISHED"] * 2  # the workers leave the cause, and return
+
+
 @pytest.mark.timeout(900)
 def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: S3Server) -> None:
     """One good and one failing trial: the report is written all the same, and the exit code says that one failed."""
@@ -138,7 +189,10 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
         "--scoring.criteria", '["ppl"]', "--resources.scoring_shards", "3",
         "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
     ]  # fmt: skip
-    ran = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT)
+    with Scraper(cluster) as scraped:
+        ran = subprocess.run(
+            command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
     output = ran.stdout + ran.stderr
     assert ran.returncode == 1, output
     assert "1 of 2 trials failed (NonFiniteLossError: step" in output
@@ -154,6 +208,9 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     assert good.result is not None
     assert good.result.model.url.startswith(url)
     assert b"<html" in fs.cat_file(f"{report}/report.html")
+    check_metrics(cluster, scraped, good.result)
+    check_tensorboard(f"{url}/experiments/tiny/tune", good)
+    check_dashboard(cluster)
     # The same work under another name, stopped as `ray job stop` does, lets the next driver in at once.
     again = [*command[:-2], "--experiment", "again"]
     stopped = subprocess.run(
@@ -185,7 +242,7 @@ def check_no_secret_is_told(cluster: Cluster, s3_server: S3Server) -> None:
     stored = fs.find(s3_server.bucket)
     assert len(stored) > 20
     assert not [path for path in stored if secret in fs.cat_file(path)]
-    logs = [path for path in Path(cluster.directory).glob("session_*/**/*") if path.is_file()]
+    logs = [path for path in cluster.directory.glob("session_*/**/*") if path.is_file()]
     assert any(path.name.startswith("job-driver-") for path in logs)
     assert not [path for path in logs if secret in path.read_bytes()]
     token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
