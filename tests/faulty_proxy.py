@@ -194,7 +194,7 @@ class FaultyProxy:
             upstream_writer.write(_closing(head))
             sending = asyncio.create_task(_pump(reader, upstream_writer))
             if fault is not None and fault.kind == "cut":
-                answer = await upstream_reader.read(BLOCK_BYTES)  # the request has been carried out
+                answer = await _final_answer(upstream_reader, writer)  # the request has been carried out
                 writer.write(answer[: fault.after])
                 await writer.drain()
                 if fault.after:
@@ -240,6 +240,17 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while block := await reader.read(BLOCK_BYTES):
             writer.write(block)
             await writer.drain()
+
+
+async def _final_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """The beginning of the answer itself; `100 Continue`, which asks for the request's body, is passed on."""
+    answer = await reader.read(BLOCK_BYTES)
+    while answer.startswith(b"HTTP/1.1 100"):
+        interim, _, answer = answer.partition(b"\r\n\r\n")
+        writer.write(interim + b"\r\n\r\n")
+        await writer.drain()
+        answer = answer or await reader.read(BLOCK_BYTES)
+    return answer
 
 
 async def _answer_error(
