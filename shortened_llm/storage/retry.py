@@ -93,14 +93,14 @@ def _answered(error: BaseException) -> tuple[set[int], set[str]]:
     """HTTP statuses and codes of the answer that an error stands for; s3fs keeps it as the cause of its own error."""
     statuses: set[int] = set()
     codes: set[str] = set()
+    for name in ("code", "status"):  # of gcsfs, of aiohttp
+        with contextlib.suppress(TypeError, ValueError):
+            statuses.add(int(getattr(error, name)) if hasattr(error, name) else 0)
     for one in (error, error.__cause__):
         answer = getattr(one, "response", None)  # of botocore
         if isinstance(answer, dict):
             statuses.add(int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
             codes.add(str(answer.get("Error", {}).get("Code", "")))
-        for name in ("code", "status"):  # of gcsfs, of aiohttp
-            with contextlib.suppress(TypeError, ValueError):
-                statuses.add(int(getattr(one, name, None)))  # type: ignore[arg-type]
     return statuses - {0}, codes - {""}
 
 
