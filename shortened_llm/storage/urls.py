@@ -4,6 +4,8 @@ import contextlib
 import datetime
 import os
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -164,6 +166,40 @@ def list_names(url: str) -> list[str]:
     below = (entry.rstrip("/") for entry in entries if entry.rstrip("/") != path.rstrip("/"))
     names = (entry.rsplit("/", 1)[-1] for entry in below)
     return sorted(name for name in names if not name.startswith("."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file below a URL."""
+
+    path: str
+    """Relative to the URL."""
+    num_bytes: int
+    modified: datetime.datetime
+    """By the clock of the store; now, where it keeps none."""
+
+
+@retried
+def find_files(url: str) -> list[StoredFile]:
+    """Every file below `url`, at any depth, hidden ones too, by path; empty where there is nothing."""
+    fs, path = filesystem(url)
+    root = path.rstrip("/") + "/"
+    entries = fs.find(path, detail=True)
+    return [
+        StoredFile(path=name.removeprefix(root), num_bytes=entry["size"] or 0, modified=_moment(entry))
+        for name, entry in sorted(entries.items())
+        if name.startswith(root)
+    ]
+
+
+def _moment(entry: Mapping[str, object]) -> datetime.datetime:
+    """When a file was written: local file systems give seconds, S3 a moment under another name, Google's a text."""
+    found = next((entry[name] for name in ("LastModified", "mtime", "updated") if name in entry), None)
+    if isinstance(found, (int, float)):
+        return datetime.datetime.fromtimestamp(found, datetime.UTC)
+    if isinstance(found, str):
+        return datetime.datetime.fromisoformat(found)
+    return found if isinstance(found, datetime.datetime) else datetime.datetime.now(datetime.UTC)
 
 
 @retried
