@@ -587,6 +587,12 @@ class SelectionConfig(Section):
     """Texts; the search minimises the mean of their log-perplexities."""
 
 
+def _file_name(name: str) -> str:
+    if re.search(r"[/\\\x00-\x1f]", name):
+        raise ValueError(f"{name!r} becomes part of a file's name: / and \\ and control characters cannot be in it")
+    return name
+
+
 class GenerationConfig(Section):
     """How a generative task lets the model write."""
 
@@ -601,7 +607,7 @@ class GenerationConfig(Section):
 class TaskConfig(Section):
     """An lm-eval task or group, by its name alone or with settings."""
 
-    task: str = Field(min_length=1)
+    task: Annotated[str, AfterValidator(_file_name)] = Field(min_length=1)
     """Its name in lm-eval, or in evaluation.task_directory."""
     num_fewshot: int | None = Field(None, ge=0)
     """Solved examples in front of each item; the task's own number unless given."""

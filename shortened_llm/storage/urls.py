@@ -53,7 +53,14 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with path components below it."""
+    """`url` with path components below it.
+
+    Raises:
+        BadInputError: a part leads out of `url`.
+    """
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise BadInputError(f"{part!r} is no name of a place below {hidden(url)!r}")
     return "/".join([url.rstrip("/"), *parts])
 
 

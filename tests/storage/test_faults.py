@@ -7,14 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import pyarrow.fs
 import pytest
+import requests
 import s3fs
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.storage.clients import LastingS3FileSystem, ray_storage
 from shortened_llm.storage.payload import download_directory, upload_directory
-from shortened_llm.storage.retry import patience
+from shortened_llm.storage.retry import is_transient, patience
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import (
     content_key,
@@ -187,6 +190,32 @@ def test_no_permission_is_told_at_once(
     with pytest.raises(PermissionError):
         write_bytes(join(faulty_store.url, "file"), b"x")
     assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (EndpointConnectionError(endpoint_url="http://host"), True),
+        (aiohttp.ServerDisconnectedError(), True),
+        (aiohttp.ClientPayloadError(), True),
+        (requests.exceptions.ConnectionError(), True),
+        (ClientError({"Error": {"Code": "503"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "HeadObject"), True),
+        (ClientError({"Error": {"Code": "RequestTimeout"}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "Put"), True),
+        (ClientError({"Error": {"Code": "NoSuchKey"}, "ResponseMetadata": {"HTTPStatusCode": 404}}, "Get"), False),
+        (ClientError({"Error": {"Code": "SignatureDoesNotMatch"}}, "Get"), False),
+        (NoCredentialsError(), False),
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (OSError("the disk is full"), False),
+        (ValueError("code"), False),
+        (KeyboardInterrupt(), False),
+    ],
+    ids=repr,
+)
+def test_what_passes_is_told_from_what_stays(error: BaseException, passes: bool) -> None:
+    assert is_transient(error) == passes
 
 
 def test_an_outage_beyond_patience_is_an_error(faulty_store: Store, proxy: FaultyProxy) -> None:
