@@ -44,7 +44,7 @@ TRANSIENT_CODES = frozenset(
         "ThrottlingException",
         "IncompleteBody",
         "OperationAborted",
-    }  # fmt: skip
+    }
 )
 # Of packages that are there only where their storage is used.
 CONNECTION_ERRORS = (
