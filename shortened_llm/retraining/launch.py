@@ -14,6 +14,7 @@ from shortened_llm.retraining.export import KIND
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.retraining.worker import LASTING, run_worker
+from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join, read_bytes
 from shortened_llm.versions import Installed
@@ -78,7 +79,7 @@ def retrain(
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=job.fingerprint,
-                storage_path=runs_url,
+                **ray_storage(runs_url),
                 failure_config=FailureConfig(max_failures=max_failures, max_preemption_failures=-1),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 callbacks=list(callbacks),

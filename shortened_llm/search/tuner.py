@@ -21,6 +21,7 @@ from shortened_llm.search.space import SearchSpace, waves
 from shortened_llm.search.trackers import tracker_callbacks
 from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
+from shortened_llm.storage.clients import ray_storage
 
 # Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
@@ -120,7 +121,7 @@ def _run_wave(
         ),
         run_config=ray.tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=logs.tune_url,
+            **ray_storage(logs.tune_url),
             callbacks=tracker_callbacks(logs.tracking, logs.experiment),
             failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
             verbose=0,

@@ -3,6 +3,12 @@
 `lease/<number>.json` is created exclusively: whoever creates number n + 1, after the owner of n has released it or
 stopped renewing it, owns the experiment. Expiry is judged by the watcher's own clock, from the last change it saw, so
 clocks need not agree.
+
+An outage of the store stops owner and watcher alike: a watcher counts only the time between answers, so the owner,
+which tries every second once it could not renew, comes first. An owner that alone was cut off, or stood still, loses;
+it looks at the numbers before it renews, so it finds out within about a second of reaching the store again, and its
+driver ends. What its workers wrote until then is harmless: records are the same from both, and a run's list of
+checkpoints is put in order against what lies there whenever it starts.
 """
 
 import contextlib
@@ -18,9 +24,13 @@ from collections.abc import Callable, Iterator
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
+from shortened_llm.storage.retry import patience
 from shortened_llm.storage.urls import create_bytes, delete, join, list_names, modified, read_bytes, write_bytes
 
 EXPIRY_SECONDS = 30.0
+ATTEMPT_SECONDS = 3.0
+"""One attempt to renew takes no longer, or it would come too late to tell."""
+RETRY_SECONDS = 1.0
 
 
 class LeaseLostError(RuntimeError):
@@ -56,21 +66,29 @@ class Lease:
         """Stop renewing and let the next driver in at once."""
         self._released.set()
         self._thread.join()
-        if not self.lost.is_set():
+        if not self.lost.is_set() and not self._is_taken():
             write_bytes(self._object_url(self._number), self._content("released"))
 
     def _renew_until_released(self) -> None:
-        while not self._released.wait(self._expiry_seconds / 4):
+        wait, renewed = self._expiry_seconds / 4, time.monotonic()
+        while not self._released.wait(wait):
+            begun = time.monotonic()
             try:
-                if _numbers(self._url)[-1:] != [self._number]:
-                    LOGGER.error("another driver took over this experiment: stopping")
-                    self.lost.set()
-                    self._on_lost()
-                    return
-                self._renewals += 1
-                write_bytes(self._object_url(self._number), self._content("held"))
+                with patience(ATTEMPT_SECONDS):
+                    if self._is_taken():
+                        LOGGER.error("another driver took over this experiment: stopping")
+                        self.lost.set()
+                        self._on_lost()
+                        return
+                    self._renewals += 1
+                    write_bytes(self._object_url(self._number), self._content("held"))
+                wait, renewed = self._expiry_seconds / 4, begun
             except Exception as error:  # An outage of the store must not end the driver: it renews when it can.
-                LOGGER.warning("lease not renewed (%s); trying again", error)
+                wait = min(RETRY_SECONDS, self._expiry_seconds / 20)
+                LOGGER.warning("lease not renewed for %.0f s (%s); trying again", begun - renewed, error)
+
+    def _is_taken(self) -> bool:
+        return _numbers(self._url)[-1:] != [self._number]
 
     def _content(self, state: str) -> bytes:
         return json.dumps({"owner": self._owner, "state": state, "renewals": self._renewals}).encode()

@@ -1,14 +1,21 @@
 """One driver per experiment, on a directory and on S3."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+import s3fs
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.storage.lease import Lease, LeaseLostError, hold_lease
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import join, list_names
+from shortened_llm.storage.urls import join, list_names, read_bytes
+from tests.faulty_proxy import FaultyProxy
+from tests.s3_server import S3Server
 
 EXPIRY = 2.0
 
@@ -79,3 +86,60 @@ def test_a_race_has_one_winner(store: Store) -> None:
         thread.join()
     assert len(wins) == 1
     wins[0].release()
+
+
+def test_an_outage_of_the_store_does_not_cost_the_lease(faulty_store: Store, proxy: FaultyProxy) -> None:
+    with hold_lease(faulty_store.url, expiry_seconds=EXPIRY) as lease:
+        time.sleep(EXPIRY / 2)
+        with proxy.outage(EXPIRY * 2), pytest.raises(BadInputError, match="another driver"):
+            take(faulty_store.url)  # a watcher that begins in the outage
+        assert not lease.lost.is_set()
+
+
+def test_an_owner_that_was_cut_off_stops_once_it_is_back(
+    s3_server: S3Server, proxy: FaultyProxy, faulty_store: Store
+) -> None:
+    """The owner goes through the proxy, in a process of its own; the watcher does not."""
+    code = f"""
+import sys, time
+from shortened_llm.storage.lease import LeaseLostError, hold_lease
+try:
+    with hold_lease({faulty_store.url!r}, expiry_seconds={EXPIRY}):
+        print("held", flush=True)
+        time.sleep(60)
+except LeaseLostError:
+    print("lost", flush=True)
+"""
+    environment = {**os.environ, **proxy.environment}
+    owner = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        os.environ.update(s3_server.environment)  # undone by the fixture of the proxy
+        s3fs.S3FileSystem.clear_instance_cache()
+        proxy.down()
+        with hold_lease(faulty_store.url, expiry_seconds=EXPIRY) as lease:
+            time.sleep(EXPIRY)
+            assert owner.poll() is None  # it cannot know yet
+            proxy.up()
+            started = time.monotonic()
+            assert owner.stdout.readline() == "lost\n"
+            assert time.monotonic() - started < 5
+            assert not lease.lost.is_set()
+    finally:
+        owner.kill()
+        owner.wait()
+    assert [json.loads(read_bytes(join(faulty_store.url, "lease", "00000002.json")))["state"]] == ["released"]
+
+
+def test_a_renewal_whose_answer_hangs_is_tried_again(faulty_store: Store, proxy: FaultyProxy) -> None:
+    with hold_lease(faulty_store.url, expiry_seconds=EXPIRY * 2) as lease:
+        proxy.delay(60, times=1, methods=("PUT",))  # of the owner: a watcher only reads
+        with pytest.raises(BadInputError, match="another driver"):
+            take(faulty_store.url, EXPIRY * 4)
+        assert not lease.lost.is_set()
+
+
+def take(url: str, expiry_seconds: float = EXPIRY) -> None:
+    with hold_lease(url, expiry_seconds=expiry_seconds):
+        pass

@@ -1,15 +1,16 @@
 """Records: stored once, read back equal, never half there; on a directory and on S3."""
 
+import datetime
 from pathlib import Path
 
 import pytest
 import s3fs
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import BlocksTransform, PerplexityScore
+from shortened_llm.records import BlocksTransform, FileEntry, PerplexityScore
 from shortened_llm.storage.payload import describe_files, local_directory, upload_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import create_bytes, delete, exists, join, list_names, write_bytes
+from shortened_llm.storage.urls import create_bytes, delete, exists, find_files, join, list_names, write_bytes
 from tests.s3_server import S3Server
 
 SCORE = PerplexityScore(source="wiki", protocol="@128", perplexity=12.5, mean_nll=2.5, num_predictions=127)
@@ -103,3 +104,39 @@ def test_a_relative_directory_in_a_submitted_job_is_refused(tmp_path: Path, monk
 def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(BadInputError, match="nosuch"):
         Store.at("nosuch://bucket/results")
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "a/../../b", "/etc/passwd"])
+def test_names_do_not_lead_out_of_a_url(store: Store, name: str) -> None:
+    with pytest.raises(BadInputError, match="no name of a place below"):
+        join(store.url, name)
+    with pytest.raises(BadInputError, match="no name of a place below"):
+        store.experiment_url(name)
+
+
+def test_files_of_a_record_do_not_lead_out_of_their_directory(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHORTENED_LLM_CACHE", str(tmp_path / "cache"))
+    entry = FileEntry(path="../../escaped", num_bytes=1, sha256="0" * 64)
+    with pytest.raises((BadInputError, OSError)):
+        local_directory(store.attempt_url("models", "ab12"), (entry,))
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_files_are_found_at_any_depth(store: Store) -> None:
+    assert find_files(store.url) == []
+    for name, size in (("a/b/c", 3), ("d", 1), (".hidden", 0)):
+        write_bytes(join(store.url, name), b"x" * size)
+    found = {file.path: file for file in find_files(store.url)}
+    assert {path: file.num_bytes for path, file in found.items()} == {"a/b/c": 3, "d": 1, ".hidden": 0}
+    age = datetime.datetime.now(datetime.UTC) - found["d"].modified
+    assert abs(age.total_seconds()) < 60
+
+
+@pytest.mark.parametrize("url", ["s3://me:hidden@bucket/x", "s3://bucket/x?secret_key=hidden"])
+def test_credentials_in_a_url_are_refused(url: str) -> None:
+    with pytest.raises(BadInputError, match="must not hold credentials") as refusal:
+        Store.at(url)
+    assert "=hidden" not in str(refusal.value)
+    assert ":hidden" not in str(refusal.value)

@@ -1,0 +1,212 @@
+"""What no experiment needs goes; what a report or a rerun reads stays."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.clean import main
+from jobs.report import main as report
+from shortened_llm.errors import BadInputError
+from shortened_llm.records import Experiment, ReportedTrial
+from shortened_llm.search.experiment import read_experiment, write_experiment
+from shortened_llm.storage.lease import hold_lease
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import find_files, join, write_bytes
+from tests.reporting.experiments import experiment
+
+NAME = "smollm2-20-40"
+DENSE, OTHER = "d" * 16, "e" * 16
+SCORE = {"value": 1.0}
+
+
+def stored_experiment(store: Store, *, finished: bool = True) -> Experiment:
+    """An experiment with everything that a search leaves: trials, runs with weights, scores, tokens, checkpoints."""
+    plan = replace(experiment(), dense_fingerprint=DENSE)
+    trials = tuple(with_stored_model(store, trial) for trial in plan.trials if trial.result is not None)
+    if not finished:
+        trials = (*trials[:-1], replace(trials[-1], result=None))
+    for trial in trials:
+        if trial.result is not None:
+            store.write("trials", trial.spec.fingerprint, trial.result, identity={})
+    write_experiment(store, replace(plan, trials=tuple(replace(trial, result=None) for trial in trials)))
+    for kind, identity in (
+        ("models", {}),
+        ("scores", {"model": {"files": DENSE, "kept_blocks": None}}),
+        ("measurements", {"model": {"files": DENSE, "kept_blocks": None}}),
+        ("evaluations", {"model": {"files": DENSE, "kept_blocks": [0, 1]}}),
+        ("tokens", {"tokenizer": DENSE}),
+        ("token_shards", {"tokenizer": DENSE}),
+    ):
+        with_payload(store, kind, DENSE if kind == "models" else "1" * 16, identity)
+    own = store.experiment_url(NAME)
+    write_bytes(join(own, "train", "a" * 16, "checkpoint_00000001_ab", "weights"), b"w" * 1000)
+    write_bytes(join(own, "tune", "20261122-130219", "f1", "result.json"), b"{}")
+    with hold_lease(own):
+        pass
+    return read_experiment(own)
+
+
+def with_stored_model(store: Store, trial: ReportedTrial) -> ReportedTrial:
+    if trial.result is None:
+        return trial
+    runs = []
+    for run in trial.result.runs:
+        fingerprint = run.model.fingerprint
+        url = with_payload(store, "retrained", fingerprint, {"model": {"files": DENSE, "kept_blocks": [0]}})
+        runs.append(replace(run, model=replace(run.model, url=url)))
+        about = {"model": {"files": fingerprint, "kept_blocks": None}}
+        store.write("evaluations", f"of-{fingerprint}", SCORE, identity=about)
+    return replace(trial, result=replace(trial.result, runs=tuple(runs)))
+
+
+def with_payload(store: Store, kind: str, fingerprint: str, identity: dict[str, object]) -> str:
+    url = store.attempt_url(kind, fingerprint)
+    write_bytes(join(url, "payload.bin"), b"p" * 100)
+    store.write(kind, fingerprint, {"url": url}, identity=identity)
+    return url
+
+
+def leave_rubbish(store: Store) -> set[str]:
+    """What a killed writer, a removed experiment and a stalled driver leave; returns the paths, below the storage."""
+    killed = store.attempt_url("retrained", "9" * 16)
+    second = store.attempt_url("models", DENSE)  # beside a record that names another attempt
+    for url in (killed, second):
+        write_bytes(join(url, "weights.bin"), b"w" * 5000)
+    with_payload(store, "retrained", "7" * 16, {"model": {"files": OTHER, "kept_blocks": None}})
+    with_payload(store, "models", OTHER, {})
+    store.write("trials", "8" * 16, SCORE, identity={})
+    store.write("evaluations", "6" * 16, SCORE, identity={"model": {"files": "7" * 16, "kept_blocks": None}})
+    store.write("scores", "6" * 16, SCORE, identity={"model": {"files": OTHER, "kept_blocks": None}})
+    write_bytes(join(store.experiment_url(NAME), "lease", "00000000.json"), b"{}")
+    return {
+        *(url.removeprefix(store.url + "/") for url in (killed, second)),
+        *(f"{kind}/{digit * 16}" for kind, digit in (("retrained", "7"), ("trials", "8"), ("evaluations", "6"))),
+        f"models/{OTHER}",
+        f"scores/{'6' * 16}",
+        f"experiments/{NAME}/train",
+        f"experiments/{NAME}/lease/00000000.json",
+    }
+
+
+def paths(store: Store) -> set[str]:
+    return {file.path for file in find_files(store.url)}
+
+
+def below(path: str, places: set[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
+
+
+def test_rubbish_is_shown_then_removed_and_nothing_else(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stored_experiment(store)
+    rubbish = leave_rubbish(store)
+    everything = paths(store)
+    main([store.url, "--min-age", "0"])
+    shown = capsys.readouterr().out
+    assert paths(store) == everything
+    assert "attempts             2     10.0 kB" in shown
+    assert "train runs           1      1.0 kB" in shown
+    main([store.url, "--min-age", "0", "--remove"])
+    assert f"removed {len(rubbish)} things" in capsys.readouterr().out
+    assert paths(store) == {path for path in everything if not below(path, rubbish)}
+    assert read_experiment(store.experiment_url(NAME)) == before
+    report([store.experiment_url(NAME)])
+    capsys.readouterr()
+    main([store.url, "--min-age", "0"])
+    assert capsys.readouterr().out.strip() == "nothing to remove"
+
+
+def test_what_is_young_is_left_alone(local_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    stored_experiment(local_store)
+    leave_rubbish(local_store)
+    everything = paths(local_store)
+    main([local_store.url, "--remove"])
+    assert paths(local_store) == everything
+    attempt = next(Path(local_store.url).glob(f"retrained/{'9' * 16}/attempt-*"))
+    for file in attempt.iterdir():
+        os.utime(file, (0, 0))
+    capsys.readouterr()
+    main([local_store.url, "--remove"])
+    assert "removed 1 things" in capsys.readouterr().out
+    assert paths(local_store) == {path for path in everything if attempt.name not in path}
+
+
+def test_a_live_experiment_is_left_alone(store: Store) -> None:
+    stored_experiment(store)
+    own = store.experiment_url(NAME)
+    write_bytes(join(own, "lease", "00000000.json"), b"{}")
+    with hold_lease(own):
+        # Taking the lease removes older numbers, so that one comes after it.
+        write_bytes(join(own, "lease", "00000000.json"), b"{}")
+        everything = paths(store)
+        main([store.url, "--min-age", "0", "--remove"])
+        assert paths(store) == everything
+
+
+def test_an_unfinished_experiment_keeps_its_checkpoints_and_runs(local_store: Store) -> None:
+    stored_experiment(local_store, finished=False)
+    with_payload(local_store, "retrained", "5" * 16, {"model": {"files": DENSE, "kept_blocks": [0]}})
+    with_payload(local_store, "retrained", "4" * 16, {"model": {"files": "5" * 16, "kept_blocks": None}})
+    everything = paths(local_store)
+    main([local_store.url, "--min-age", "0", "--remove"])
+    assert paths(local_store) == everything
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"trials": []}'])
+def test_an_experiment_without_a_plan_may_need_any_record(local_store: Store, content: bytes | None) -> None:
+    stored_experiment(local_store)
+    rubbish = leave_rubbish(local_store)
+    with hold_lease(local_store.experiment_url("other")):
+        pass
+    if content is not None:
+        write_bytes(join(local_store.experiment_url("other"), "experiment.json"), content)
+    everything = paths(local_store)
+    main([local_store.url, "--min-age", "0", "--remove"])
+    gone = {place for place in rubbish if "attempt-" in place or place.startswith("experiments/")}
+    assert paths(local_store) == {path for path in everything if not below(path, gone)}
+
+
+def test_a_payload_that_another_record_names_stays(local_store: Store) -> None:
+    stored_experiment(local_store)
+    url = local_store.attempt_url("token_shards", "3" * 16)
+    write_bytes(join(url, "tokens-00000.npy"), b"t")
+    name = url.rsplit("/", 1)[-1]
+    local_store.write(
+        "tokens", "2" * 16, {"files": [f"{'3' * 16}/{name}/tokens-00000.npy"]}, identity={"tokenizer": DENSE}
+    )
+    main([local_store.url, "--min-age", "0", "--remove"])
+    assert any(name in path for path in paths(local_store))
+
+
+def test_a_damaged_record_stops_everything(local_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    stored_experiment(local_store)
+    leave_rubbish(local_store)
+    write_bytes(join(local_store.url, "scores", "0" * 16, "record.json"), b"{")
+    everything = paths(local_store)
+    main([local_store.url, "--min-age", "0", "--remove"])
+    assert paths(local_store) == everything
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [(["nowhere"], "STORAGE"), ([".", "--min-age", "-1"], "--min-age"), (["s3://me:secret@bucket/x"], "credentials")],
+)
+def test_bad_arguments_are_refused(arguments: list[str], field: str) -> None:
+    with pytest.raises(BadInputError, match=field) as refusal:
+        main(arguments)
+    assert "secret@" not in str(refusal.value)
+
+
+def test_it_runs_without_torch_and_ray_and_leaves_with_its_exit_code(local_store: Store) -> None:
+    stored_experiment(local_store)
+    command = [sys.executable, "-m", "jobs.clean"]
+    done = subprocess.run([*command, local_store.url], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.strip()) == (0, "nothing to remove")
+    assert subprocess.run([*command, "nowhere"], capture_output=True, timeout=100).returncode == 2
+    assert subprocess.run(command, capture_output=True, timeout=100).returncode == 2
+    code = "import sys, jobs.clean; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert loaded.stdout.strip() == "[]"
