@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-import jobs
-import shortened_llm
 from jobs.cli import DONE, FAILED, INTERRUPTED, make_parser, parse_command, run
 from shortened_llm.config import SearchConfig
 from shortened_llm.errors import BadInputError, last_line
@@ -49,9 +47,9 @@ def submit(client: JobSubmissionClient, config: SearchConfig, values: Mapping[st
     sent with can be read by everybody who sees the dashboard.
     """
     with tempfile.TemporaryDirectory(prefix="shortened_llm_job_") as directory:
-        for package in (jobs, shortened_llm):
-            source = Path(str(package.__file__)).parent
-            shutil.copytree(source, Path(directory) / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("jobs", "shortened_llm"):
+            source = Path(__file__).parents[1] / package
+            shutil.copytree(source, Path(directory) / package, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(directory) / CONFIG).write_text(yaml.safe_dump(dict(values), sort_keys=False))
         return str(
             client.submit_job(

@@ -4,8 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.experiment import TRIAL_KIND
@@ -38,8 +41,12 @@ class TrialContext(TrainContext):
 
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
-    """The trial's result, where it is trained."""
-    return store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
+    """The trial's result, where it is trained. One that cannot be read, such as another version's, is made again."""
+    try:
+        return store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
+    except ValidationError as error:
+        LOGGER.warning("the record of trial %s cannot be read (%d faults)", spec.name, error.error_count())
+        return None
 
 
 def is_done(store: Store, spec: TrialSpec) -> bool:

@@ -18,7 +18,7 @@ from ray.scripts.scripts import start
 
 from jobs.cli import make_parser
 from shortened_llm.config import SearchConfig, parse_config
-from shortened_llm.search.preflight import check_resources
+from shortened_llm.search.capacity import Capacity, Nodes, check_resources, driver_demand
 from tests.cluster.files import (
     CLUSTER,
     CLUSTERS,
@@ -392,9 +392,13 @@ def test_the_job_runs_the_search_of_its_config_map() -> None:
 def test_the_search_fits_the_cluster(name: str) -> None:
     config, types = search_config(), node_types(name)
     resources = config.resources
-    kinds = ("CPU", "GPU")
-    most = {kind: sum(t["max_workers"] * t["resources"].get(kind, 0) for t in types.values()) for kind in kinds}
-    check_resources(resources, most)
+    groups = {key: value for key, value in types.items() if key != "head"}
+    assert [(group.max_nodes, group.cpus, group.gpus, group.labels) for group in resources.node_groups] == [
+        (t["max_workers"], t["resources"]["CPU"], t["resources"].get("GPU", 0), t["labels"]) for t in groups.values()
+    ]
+    empty = Capacity.of([Nodes(resources=types["head"]["resources"])], resources.node_groups)
+    check_resources(resources, empty)
+    assert driver_demand(empty) == {"trial_driver": 1.0}
     training = [types[key] for key in ("gpu-spot", "gpu-on-demand")]
     for node_type in training:  # a trial has a machine to itself
         assert resources.max_workers * resources.gpus_per_worker == node_type["resources"]["GPU"]
