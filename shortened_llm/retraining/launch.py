@@ -4,9 +4,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.records import RetrainedModel
@@ -73,7 +77,7 @@ def retrain(
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.gpus_per_worker else "gloo"),
+            torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
             run_config=RunConfig(
                 name=job.fingerprint,
                 storage_path=runs_url,
@@ -89,6 +93,23 @@ def retrain(
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
     return retrained
+
+
+class _DeviceBackend(_TorchBackend):
+    """Chosen on the workers: the driver's machine need not have what theirs have."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        on_gpu = any(worker_group.execute(torch.cuda.is_available))  # where some lack it, NCCL says which
+        super().on_start(worker_group, replace(backend_config, backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"))
+
+
+@dataclass
+class DeviceTorchConfig(TorchConfig):
+    """NCCL beside gloo where the workers' GPUs are real; a cluster may count GPUs that it has not."""
+
+    @property
+    def backend_cls(self) -> type[_DeviceBackend]:
+        return _DeviceBackend
 
 
 def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
