@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
 from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
+from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.logs import LOGGER, setup_logging
 
@@ -91,18 +92,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except BadInputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hidden(str(error))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if isinstance(cause := getattr(error, "cause", None), BadInputError):  # found by a task on the cluster
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {hidden(str(cause))}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         if os.environ.get("SHORTENED_LLM_TRACEBACK"):
             traceback.print_exc()
-        print(f"failed: {last_line(error)}", file=sys.stderr)
+        print(f"failed: {hidden(last_line(error))}", file=sys.stderr)
         sys.exit(FAILED)
 
 

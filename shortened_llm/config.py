@@ -22,12 +22,14 @@ from pydantic import (
     model_validator,
 )
 
+from shortened_llm.credentials import CREDENTIALS_REFUSED, hidden, holds_credentials
 from shortened_llm.errors import BadInputError
 
 
 def _expand(value: object) -> object:
     if not isinstance(value, str):
         return value
+    _no_credentials(value)  # before a message repeats it
     expanded = os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
     if re.search(r"\$\{?\w", expanded):
         raise ValueError(f"{value!r} names an environment variable that is not set")
@@ -35,8 +37,8 @@ def _expand(value: object) -> object:
 
 
 def _no_credentials(url: str) -> str:
-    if re.match(r"^\w+://[^/]*@", url):
-        raise ValueError("a URL must not hold credentials: set them in the environment or give the node a role")
+    if holds_credentials(url):
+        raise ValueError(CREDENTIALS_REFUSED)
     return url
 
 
@@ -694,7 +696,7 @@ class EvaluationConfig(Section):
     selection: SelectionConfig
     report: ReportConfig = ReportConfig()
     efficiency: EfficiencyConfig = EfficiencyConfig()
-    task_directory: Annotated[str | None, BeforeValidator(_expand)] = None
+    task_directory: Url | None = None
     """Directory of your own lm-eval task files."""
     task_limit: int | None = Field(None, ge=1)
     """Items per task; all unless given. Fewer items rank nothing: 100 have a standard error of 4 to 5 points."""
@@ -970,10 +972,10 @@ def describe_errors(error: ValidationError) -> str:
             lines.append(f"{name}: required")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            hidden = isinstance(fault["input"], Mapping) or "credentials" in message
-            value = "" if hidden else f" (is {fault['input']!r})"
+            unsaid = isinstance(fault["input"], Mapping) or "credentials" in message
+            value = "" if unsaid else f" (is {fault['input']!r})"
             lines.append(f"{name}: {message[:1].lower() + message[1:]}{value}")
-    return "\n".join(lines)
+    return hidden("\n".join(lines))
 
 
 def parse_config(values: Mapping[str, object]) -> SearchConfig:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "metrics": 0, "logs": 0,
+    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0,
     "storage": 1, "models": 2, "data": 2,
     "scoring": 3, "pruning": 3, "retraining": 3, "evaluation": 3, "reporting": 3,
     "search": 4, "jobs": 5,

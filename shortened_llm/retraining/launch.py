@@ -19,6 +19,7 @@ from shortened_llm.retraining.export import KIND
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.retraining.worker import LASTING, run_worker
+from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join, read_bytes
 
@@ -88,7 +89,7 @@ def retrain(
             torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
             run_config=RunConfig(
                 name=job.fingerprint,
-                storage_path=runs_url,
+                **ray_storage(runs_url),
                 failure_config=FailureConfig(
                     max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
                 ),

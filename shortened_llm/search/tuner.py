@@ -16,6 +16,7 @@ from shortened_llm.search.experiment import FAILURES
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import waves
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
+from shortened_llm.storage.clients import ray_storage
 
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
@@ -96,7 +97,7 @@ def _run_wave(
         ),
         run_config=ray.tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=tune_url,
+            **ray_storage(tune_url),
             failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
             verbose=0,
         ),

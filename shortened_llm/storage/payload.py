@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry
-from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join
+from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
 
@@ -29,11 +29,8 @@ def describe_files(directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> tu
 def upload_directory(directory: Path, url: str, patterns: tuple[str, ...] = ALL_FILES) -> tuple[FileEntry, ...]:
     """Copy the matching files of `directory` to `url`; returns what was copied."""
     files = describe_files(directory, patterns)
-    fs, root = filesystem(url)
-    if is_local(url):
-        Path(root).mkdir(parents=True, exist_ok=True)
     for entry in files:
-        fs.put_file(str(directory / entry.path), f"{root}/{entry.path}")
+        upload_file(directory / entry.path, join(url, entry.path))
     return files
 
 

@@ -17,9 +17,12 @@ from pydantic import TypeAdapter
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import canonical
+from shortened_llm.storage.retry import patience
 from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
 
 T = TypeVar("T")
+
+PROBE_SECONDS = 5.0
 
 # In the path of the copy of the working directory that Ray makes for a submitted job.
 SUBMITTED_COPY = "_ray_pkg_"
@@ -83,10 +86,11 @@ class Store:
             BadInputError: when the storage cannot be reached or written.
         """
         try:
-            url = join(self._nearest_directory(), f".probe-{secrets.token_hex(4)}")
-            if not create_bytes(url, b"probe"):
-                raise OSError("a new object already exists")
-            delete(url)
+            with patience(PROBE_SECONDS):  # a user waits for the answer
+                url = join(self._nearest_directory(), f".probe-{secrets.token_hex(4)}")
+                if not create_bytes(url, secrets.token_bytes(8)):
+                    raise OSError("a new object already exists")
+                delete(url)
         except Exception as error:  # Every protocol has its own errors; all mean that this URL cannot be used.
             raise BadInputError(
                 f"storage.url: cannot write to {self.url!r} ({type(error).__name__}: {error}); "

@@ -1,4 +1,4 @@
-"""Directories and URLs alike, through fsspec. Credentials come from the environment or the node's role."""
+"""Directories and URLs alike, through fsspec. Faults that pass by themselves are waited for; see `retry.py`."""
 
 import contextlib
 import datetime
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import fsspec
 
+from shortened_llm.credentials import CREDENTIALS_REFUSED, hidden, holds_credentials
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import file_sha256
+from shortened_llm.storage.clients import fsspec_filesystem
+from shortened_llm.storage.retry import retried
 
 LOCAL_PROTOCOLS = ("file", "local")
 
@@ -23,8 +26,10 @@ def normalise(url: str) -> str:
     """An absolute path for a local directory; any other URL without its trailing slash.
 
     Raises:
-        BadInputError: for a protocol that is unknown or whose package is not installed.
+        BadInputError: for a protocol that is unknown or whose package is not installed, and for credentials in a URL.
     """
+    if holds_credentials(url):
+        raise BadInputError(f"URL {hidden(url)!r}: {CREDENTIALS_REFUSED}")
     if is_local(url):
         return str(Path(url.removeprefix("file://")).expanduser().absolute())
     filesystem(url)
@@ -39,11 +44,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(url):
         return fsspec.filesystem("file", use_listings_cache=False), str(Path(url.removeprefix("file://")).absolute())
     try:
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return fsspec_filesystem(url)
     except (ImportError, ValueError) as error:
         protocol = url.split("://", 1)[0]
-        raise BadInputError(f"URL {url!r}: the protocol {protocol!r} cannot be used ({error})") from None
-    return fs, path
+        raise BadInputError(f"URL {hidden(url)!r}: the protocol {protocol!r} cannot be used ({error})") from None
 
 
 def join(url: str, *parts: str) -> str:
@@ -51,17 +55,28 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+@retried
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    return _type(fs, path) is not None
 
 
+def _type(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """`file`, `directory`, or None where there is nothing. fsspec's own `isfile` takes every fault for nothing."""
+    try:
+        return str(fs.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@retried
 def read_bytes(url: str) -> bytes:
     """The object's content; raises `FileNotFoundError` where there is none."""
     fs, path = filesystem(url)
     return bytes(fs.cat_file(path))
 
 
+@retried
 def write_bytes(url: str, content: bytes) -> None:
     """Replace the object at once: a reader sees the old content or the new, never a part."""
     fs, path = filesystem(url)
@@ -81,11 +96,16 @@ def write_bytes(url: str, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@retried
 def create_bytes(url: str, content: bytes) -> bool:
     """Create the object if there is none, exclusively; returns whether this call did.
 
     Local: a hard link of a complete file, which fails where the name exists. Elsewhere: the store's own conditional
-    write, as fsspec offers it by `mode="create"`.
+    write, as fsspec offers it by `mode="create"`. Its answer may be lost and the write tried again, by a client too: an
+    object that is there already counts as created by this call where it has the same content.
+
+    Args:
+        content: that nobody else would write, such as a name with a random part.
     """
     fs, path = filesystem(url)
     if is_local(url):
@@ -103,15 +123,20 @@ def create_bytes(url: str, content: bytes) -> bool:
     try:
         fs.pipe_file(path, content, mode="create")
     except FileExistsError:
-        return False
+        pass
     except OSError as error:
         # S3 answers a lost race with 412 (precondition) or 409 (conflict); s3fs maps neither to FileExistsError.
-        if "PreconditionFailed" in str(error) or "pre-conditions" in str(error) or "ConditionalRequest" in str(error):
-            return False
-        raise
-    return True
+        if not any(sign in str(error) for sign in ("PreconditionFailed", "pre-conditions", "ConditionalRequest")):
+            raise
+    else:
+        return True
+    try:
+        return bytes(fs.cat_file(path)) == content
+    except FileNotFoundError:  # the conflict was with a write that failed, or a deletion
+        raise ConnectionAbortedError(f"{url} was in conflict with another write") from None
 
 
+@retried
 def delete(url: str) -> None:
     """Delete an object or a whole directory; nothing there is no error."""
     fs, path = filesystem(url)
@@ -119,6 +144,7 @@ def delete(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+@retried
 def modified(url: str) -> datetime.datetime:
     """When an object was last written, by the clock of its store; raises `FileNotFoundError` where there is none."""
     fs, path = filesystem(url)
@@ -126,6 +152,7 @@ def modified(url: str) -> datetime.datetime:
     return moment
 
 
+@retried
 def list_names(url: str) -> list[str]:
     """Names directly below `url`, sorted; empty where there is nothing."""
     fs, path = filesystem(url)
@@ -139,6 +166,7 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
+@retried
 def file_sizes(url: str) -> dict[str, int]:
     """Bytes of each file directly below `url`, hidden ones too; empty where there is nothing."""
     fs, path = filesystem(url)
@@ -149,6 +177,16 @@ def file_sizes(url: str) -> dict[str, int]:
     return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
 
+@retried
+def upload_file(source: Path, url: str) -> None:
+    """Copy one file of this node; remote files above 100 MiB go in parts."""
+    fs, path = filesystem(url)
+    if is_local(url):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    fs.put_file(str(source), path)
+
+
+@retried
 def download_file(url: str, target: Path) -> Path:
     """Copy one file to this node; returns `target`."""
     fs, path = filesystem(url)
@@ -157,20 +195,22 @@ def download_file(url: str, target: Path) -> Path:
     return target
 
 
+@retried
 def expand_glob(url: str) -> list[str]:
     """URLs of the files that a path, URL or glob names, sorted; empty where there are none."""
     fs, path = filesystem(url)
     if not any(character in path for character in "*?["):
-        return [url] if fs.isfile(path) else []
+        return [url] if _type(fs, path) == "file" else []
     names = sorted(str(name) for name in fs.glob(path))
     return names if is_local(url) else [str(fs.unstrip_protocol(name)) for name in names]
 
 
+@retried
 def content_key(url: str) -> str:
     """What pins the content behind a URL: SHA-256 of a local file, the store's own checksum elsewhere."""
     fs, path = filesystem(url)
     if is_local(url):
         return file_sha256(Path(path))
-    if fs.isfile(path):
+    if _type(fs, path) == "file":
         return str(fs.ukey(path))
     return " ".join(f"{name.rsplit('/', 1)[-1]}={fs.ukey(name)}" for name in sorted(fs.ls(path, detail=False)))

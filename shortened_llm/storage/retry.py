@@ -1,0 +1,118 @@
+"""Faults of remote storage that pass by themselves: which they are, and how long they are waited for.
+
+Two layers. The S3 client tries each request again (a part of a large file, not the file), for 40 s or so; gcsfs does
+so too, for 31 s. Around them every operation of `urls.py` is tried again as a whole for `PATIENCE_SECONDS`, with
+back-off and full jitter, so that a thousand workers do not come back at one moment. What is permanent (nothing there,
+no permission, no such bucket) is raised at once.
+"""
+
+import contextlib
+import functools
+import http.client
+import importlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from shortened_llm.logs import LOGGER
+
+PATIENCE_SECONDS = 120.0
+"""How long an operation is tried again after its first failure."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
+"""Upper ends of the random waits between attempts."""
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT_CODES = frozenset(
+    {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException"}
+)
+# Of packages that are there only where their storage is used.
+CONNECTION_ERRORS = (
+    ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"),
+    ("botocore.exceptions", "IncompleteReadError"),
+    ("botocore.parsers", "ResponseParserError"),
+    ("aiohttp", "ClientError"),
+    ("requests", "ConnectionError"),
+    ("requests", "Timeout"),
+    ("requests.exceptions", "ChunkedEncodingError"),
+    ("urllib3.exceptions", "ProtocolError"),
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_patience: ContextVar[float] = ContextVar("patience", default=PATIENCE_SECONDS)
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """For operations of this thread in the context: give up after `seconds` instead; with less than the time that the
+    clients take by themselves, these try once."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def is_patient() -> bool:
+    """Whether clients may try again by themselves."""
+    return _patience.get() >= PATIENCE_SECONDS
+
+
+def retried(operation: Callable[P, R]) -> Callable[P, R]:
+    """`operation`, tried again while it fails for what passes. It must not matter whether a failed attempt was carried
+    out."""
+
+    @functools.wraps(operation)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        attempts = Retrying(
+            retry=retry_if_exception(is_transient),
+            wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
+            stop=stop_before_delay(_patience.get()),
+            before_sleep=functools.partial(_tell, operation.__name__),
+            reraise=True,
+        )
+        return attempts(operation, *args, **kwargs)
+
+    return tried
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    statuses, codes = _answered(error)
+    if statuses or codes:
+        return bool(statuses & TRANSIENT_STATUSES or codes & TRANSIENT_CODES)
+    if isinstance(error, (ConnectionError, TimeoutError, http.client.HTTPException, *_connection_errors())):
+        return True
+    return bool(getattr(error, "retryable", False))  # of google.auth
+
+
+def _answered(error: BaseException) -> tuple[set[int], set[str]]:
+    """HTTP statuses and codes of the answer that an error stands for; s3fs keeps it as the cause of its own error."""
+    statuses: set[int] = set()
+    codes: set[str] = set()
+    for one in (error, error.__cause__):
+        answer = getattr(one, "response", None)  # of botocore
+        if isinstance(answer, dict):
+            statuses.add(int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
+            codes.add(str(answer.get("Error", {}).get("Code", "")))
+        for name in ("code", "status"):  # of gcsfs, of aiohttp
+            with contextlib.suppress(TypeError, ValueError):
+                statuses.add(int(getattr(one, name, None)))  # type: ignore[arg-type]
+    return statuses - {0}, codes - {""}
+
+
+@functools.cache
+def _connection_errors() -> tuple[type[BaseException], ...]:
+    found = []
+    for module, name in CONNECTION_ERRORS:
+        with contextlib.suppress(ImportError):
+            found.append(getattr(importlib.import_module(module), name))
+    return tuple(found)
+
+
+def _tell(operation: str, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    LOGGER.warning("storage: %s failed (%s: %s); trying again", operation, type(error).__name__, error)
