@@ -14,10 +14,13 @@ from pathlib import Path
 import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
+from shortened_llm.config import DRIVER_RESOURCE
 from tests.ray.processes import end_processes_of
 
 PORT = 6599
 START_SECONDS = 90
+HEAD_RESOURCES = {DRIVER_RESOURCE: 4}
+"""Trial drivers stay on the head, as they should where nodes come and go."""
 HEAD_ID = "f" * 51 + "00000"
 """Of a head with an autoscaler: that of the fake node provider."""
 
@@ -86,7 +89,8 @@ class Nodes:
         directory = tempfile.mkdtemp(prefix="h", dir=self.directory)
         return self.start(
             "--head", "--port", str(PORT), "--num-cpus", str(num_cpus), "--include-dashboard", "false",
-            "--ray-client-server-port", "9911", "--temp-dir", directory, *arguments,
+            "--ray-client-server-port", "9911", "--temp-dir", directory,
+            "--resources", json.dumps(HEAD_RESOURCES), *arguments,
             address=self.head_address, settings=settings,
         )  # fmt: skip
 
@@ -147,7 +151,7 @@ def start_autoscaling_head(
     worker: dict[str, int],
     most: int,
     idle_minutes: float,
-    head_cpus: int = 1,
+    head_cpus: int = 0,
     provider: str = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
 ) -> Node:
     """A head whose autoscaler starts nodes on this machine, from none up to `most`, and ends them when idle.
@@ -157,8 +161,13 @@ def start_autoscaling_head(
         provider: what starts the nodes.
     """
     types = {
-        "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
-        "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
+        "ray.head.default": {"resources": {"CPU": head_cpus, **HEAD_RESOURCES}, "node_config": {}, "max_workers": 0},
+        "worker": {
+            "resources": {**worker, "object_store_memory": 128 * 2**20},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": most,
+        },
     }
     config = {
         "cluster_name": "drill",

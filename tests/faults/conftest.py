@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import Experiment
 from tests.faults.cluster import Nodes, cluster
-from tests.faults.searches import Search, drill_values
+from tests.faults.searches import Search, Undisturbed, drill_values
 from tests.faults.table import DRILLS, lines
 from tests.ray.processes import end_processes_of
 
@@ -48,26 +47,36 @@ MakeSearch = Callable[..., Search]
 
 
 @pytest.fixture
-def make_search(tiny_values: dict, tmp_path: Path) -> MakeSearch:
-    """Build the drills' search; sections given are merged into those of the configuration."""
+def make_search(tiny_values: dict, tmp_path: Path) -> Iterator[MakeSearch]:
+    """Build the drills' search; sections given are merged into those of the configuration. None outlives its drill."""
+    made: list[Search] = []
 
     def make(environment: dict[str, str], **sections: object) -> Search:
         values = drill_values(tiny_values)
         for name, section in sections.items():
             values[name] = {**values[name], **section} if isinstance(section, dict) else section
-        return Search(directory=tmp_path, values=values, environment=environment)
+        made.append(Search(directory=tmp_path, values=values, environment=environment))
+        return made[-1]
 
-    return make
+    yield make
+    for search in made:
+        search.kill()
 
 
-UNDISTURBED: list[Experiment] = []
+UNDISTURBED: list[Undisturbed] = []
 
 
 @pytest.fixture
-def undisturbed(make_search: MakeSearch, local_environment: dict[str, str], tmp_path: Path) -> Experiment:
+def undisturbed(
+    make_search: MakeSearch, local_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
     """The drills' search without any fault, run once for the session."""
     if not UNDISTURBED:
-        quiet = make_search(local_environment, experiment="undisturbed", storage={"url": str(tmp_path / "quiet")})
-        quiet.start().end()
-        UNDISTURBED.append(quiet.experiment())
+        directory = tmp_path_factory.mktemp("undisturbed")
+        quiet = make_search(local_environment, experiment="undisturbed", storage={"url": str(directory / "results")})
+        quiet.start().wait_for(quiet.done, "first trial")
+        begun = directory / "begun"
+        shutil.copytree(quiet.storage, begun, ignore=shutil.ignore_patterns(".*", "experiments"))
+        quiet.end()
+        UNDISTURBED.append(Undisturbed(experiment=quiet.experiment(), begun=begun))
     return UNDISTURBED[0]

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +19,7 @@ from shortened_llm.retraining.manifest import DamagedCheckpointError
 from tests.ray.conftest import ROOT
 
 TIMEOUT = 300
-STEPS = 120
+STEPS = 80
 CHECKPOINT_STEPS = 20
 TOKENS_PER_STEP = 8 * 128
 PROGRESS = re.compile(
@@ -28,7 +28,7 @@ PROGRESS = re.compile(
 
 
 def drill_values(tiny_values: dict) -> dict:
-    """Two trials of 120 steps in one worker, a checkpoint every 20 steps."""
+    """Two trials of 80 steps in one worker, a checkpoint every 20 steps."""
     retraining = tiny_values["retraining"] | {
         "tokens": STEPS * TOKENS_PER_STEP,
         "checkpoint_tokens": CHECKPOINT_STEPS * TOKENS_PER_STEP,
@@ -39,6 +39,15 @@ def drill_values(tiny_values: dict) -> dict:
         "search": {"ratios": [0.25, 0.5]},
         "resources": {"workers": 1, "cpus_per_worker": 1, "cpus_per_evaluator": 0.5},
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undisturbed:
+    """The search without any fault."""
+
+    experiment: Experiment
+    begun: Path
+    """A copy of its storage, taken when the first trial was done."""
 
 
 @dataclass(kw_only=True)
@@ -67,6 +76,11 @@ class Search:
     def storage(self) -> Path:
         return Path(self.values["storage"]["url"])
 
+    def begin_with(self, undisturbed: Undisturbed) -> "Search":
+        """Take over what the undisturbed search had done by the end of its first trial."""
+        shutil.copytree(undisturbed.begun, self.storage)
+        return self
+
     def start(self) -> "Search":
         config = self.directory / f"{self.values['experiment']}.yaml"
         config.write_text(yaml.safe_dump(self.values))
@@ -87,9 +101,10 @@ class Search:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        """SIGKILL the driver, if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def end(self, code: int = 0) -> None:
         """Wait for the end, which must have this exit code."""
@@ -168,10 +183,10 @@ def scores(experiment: Experiment) -> list[tuple]:
     return found
 
 
-def check_whole(search: Search, undisturbed: Experiment, *, repeated: int = 0) -> None:
+def check_whole(search: Search, undisturbed: Undisturbed, *, repeated: int = 0) -> None:
     """Both trials are done, none was trained more often than said, and every number is that of a quiet run."""
     experiment = search.experiment()
-    assert scores(experiment) == scores(undisturbed)
+    assert scores(experiment) == scores(undisturbed.experiment)
     for trial in experiment.trials:
         assert trial.result is not None
         steps = [point.step for point in trial.result.runs[-1].history]
