@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-faults lint format type clean
+.PHONY: help setup demo submit test test-unit test-faults lint format type clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Six pruned, retrained versions of a real model against the original: a report in 15 minutes
 	@$(BIN)/python -m jobs.assets demo > /dev/null
 	@$(BIN)/python -m jobs.search jobs/configs/demo.yaml
+
+ADDRESS ?= http://127.0.0.1:8265
+submit: setup  ## Run the search of CONFIG=... on the Ray cluster whose dashboard is ADDRESS=...
+	@$(BIN)/python -m jobs.submit $(CONFIG) --address $(ADDRESS) $(FLAGS)
 
 test: setup  ## All tests, with Ray and a real S3 server
 	$(BIN)/pytest

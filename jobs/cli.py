@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import ValidationError
@@ -18,7 +19,10 @@ from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.logs import LOGGER, setup_logging
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+if TYPE_CHECKING:
+    from shortened_llm.search.capacity import Capacity
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class _Flags(SearchConfig, BaseSettings):
@@ -96,7 +100,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(cause := getattr(error, "cause", None), BadInputError):  # found by a task on the cluster
             print(f"error: {hidden(str(cause))}", file=sys.stderr)
@@ -133,54 +137,26 @@ def connect_ray() -> None:
     signal.signal(signal.SIGTERM, _leave)  # Ray installs a handler of its own, which aborts.
 
 
-def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> bool:
-    """Check that a trial can ever run where it would: on the cluster of RAY_ADDRESS, or on this machine; returns
-    whether Ray is connected now. A dry run starts no Ray.
+def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":
+    """Join or start Ray, and check that a trial can ever run there; returns what the cluster can hold. A dry run
+    starts no Ray.
 
     Raises:
-        BadInputError: see `check_resources`.
+        BadInputError: see `check_resources` and `check_versions`.
     """
-    from shortened_llm.search.preflight import check_resources, local_capacity  # imports torch, which reports need not
+    # These import torch, which reports need not.
+    from shortened_llm.search.capacity import Capacity, check_resources, local_capacity
+    from shortened_llm.search.nodes import check_versions, running_nodes
 
     if dry_run and not os.environ.get("RAY_ADDRESS"):
-        check_resources(resources, local_capacity())
-        return False
-    connect_ray()
-    check_resources(resources, cluster_capacity())
-    check_labels(resources)
-    return True
-
-
-def check_labels(resources: ResourcesConfig) -> None:
-    """Check that some node may run evaluators; on a cluster that starts nodes itself, one may come.
-
-    Raises:
-        BadInputError: no node of a fixed cluster has the labels.
-    """
-    import ray
-    from ray._private.state import state
-
-    wanted = resources.evaluator_labels
-    if not wanted or state.get_max_resources_from_cluster_config():
-        return
-    nodes = [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]]
-    if not any(wanted.items() <= labels.items() for labels in nodes):
-        found = sorted({f"{key}={value}" for labels in nodes for key, value in labels.items()})
-        raise BadInputError(
-            f"resources.evaluator_labels: is {wanted}, but no node of the cluster has these labels; it has "
-            f"{', '.join(found)}"
-        )
+        capacity = local_capacity()
+    else:
+        connect_ray()
+        check_versions()
+        capacity = Capacity.of(running_nodes(), resources.node_groups)
+    check_resources(resources, capacity)
+    return capacity
 
 
 # Stages exchange files, so the object store only carries small messages.
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-
-
-def cluster_capacity() -> dict[str, float]:
-    """The most CPUs and GPUs the connected cluster can hold: with an autoscaler, what its limits allow."""
-    import ray
-    from ray._private.state import state
-
-    now = ray.cluster_resources()
-    limits = state.get_max_resources_from_cluster_config() or {}
-    return {kind: max(now.get(kind, 0.0), float(limits.get(kind, 0.0))) for kind in ("CPU", "GPU")}

@@ -10,19 +10,22 @@ import torch
 
 from jobs.cli import make_parser, parse_command, run
 from shortened_llm.config import ModelConfig
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.models.load import load_config, model_directory
+from shortened_llm.models.files import weight_file_names
+from shortened_llm.models.load import load_config, load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, to_json
-from shortened_llm.search.preflight import check_evaluation
+from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.storage.store import Store
+
+CARD = "pruning.json"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     if flags.efficiency:
         check_lengths(facts.model_config, config.evaluation.efficiency)
     for directory in models:
-        check_model(directory, facts.vocab_size)
+        check_model(directory, facts)
+    if flags.output and flags.output.exists() and not flags.output.is_dir():
+        raise BadInputError(f"--output: {str(flags.output)!r} is a file; give a directory")
     if flags.dry_run:
         print(f"would score {', '.join((config.model.path, *models))}")
         return
@@ -49,9 +54,10 @@ def main(arguments: Sequence[str]) -> None:
     every: list[EvaluatedModel] = []
     for path in (config.model.path, *models):
         ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
-        timing = [
-            EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept_blocks(ref))
-        ] if flags.efficiency else []  # fmt: skip
+        timing: list[Unit] = []
+        if flags.efficiency:
+            kept = kept_blocks(model_directory(ref), ref.num_blocks)
+            timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept))
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
             return evaluate(
@@ -79,24 +85,46 @@ def split_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return found.model, rest
 
 
-def check_model(directory: str, vocab_size: int) -> None:
-    """Raises `BadInputError` where `--model` is no directory of a model with the dense model's vocabulary."""
-    if not Path(directory).is_dir():
+def check_model(directory: str, dense: ScoringFacts) -> None:
+    """Check that `--model` can be loaded and compared.
+
+    Raises:
+        BadInputError: it is no directory of a model with the dense model's tokenizer, or its card is of another.
+    """
+    path = Path(directory)
+    if not path.is_dir():
         raise BadInputError(f"--model: {directory!r} is no directory; give one that from_pretrained loads")
-    found = load_config(Path(directory)).vocab_size
-    if found != vocab_size:
+    try:
+        config, tokenizer = load_config(path), load_tokenizer(path)
+        weight_file_names(path)
+    except BadInputError as error:
+        raise BadInputError(f"--model: {str(error).removeprefix('model.path: ')}") from None
+    if config.vocab_size != dense.vocab_size or tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise BadInputError(
-            f"--model: {directory!r} has a vocabulary of {found}, the dense model one of {vocab_size}; scores of "
-            "different tokenizers cannot be compared"
+            f"--model: {directory!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
+            f"{dense.vocab_size}; scores of different tokenizers cannot be compared"
+        )
+    kept = kept_blocks(path, config.num_hidden_layers)
+    if len(kept) != config.num_hidden_layers or not set(kept) <= set(range(dense.num_blocks)):
+        raise BadInputError(
+            f"--model: {path / CARD} says that blocks {list(kept)} were kept, but the model has "
+            f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
         )
 
 
-def kept_blocks(ref: ModelRef) -> tuple[int, ...]:
-    """The dense model's blocks that a model has, as its card says; without one, the first of as many."""
-    card = model_directory(ref) / "pruning.json"
+def kept_blocks(directory: Path, num_blocks: int) -> tuple[int, ...]:
+    """The dense model's blocks that a model of so many has, as its card says; without one, the first.
+
+    Raises:
+        BadInputError: the card does not say.
+    """
+    card = directory / CARD
     if not card.is_file():
-        return ref.kept_blocks
-    return tuple(json.loads(card.read_text())["kept_blocks"])
+        return tuple(range(num_blocks))
+    try:
+        return tuple(int(block) for block in json.loads(card.read_text())["kept_blocks"])
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise BadInputError(f"--model: {card} does not say which blocks were kept ({last_line(error)})") from None
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(make_parser("search", "Search over pruning plans."), arguments)
     store = Store.at(config.storage.url)
     facts = check_search(config, store)
-    check_placement(config.resources, dry_run=flags.dry_run)
+    capacity = check_placement(config.resources, dry_run=flags.dry_run)
     print(describe_search(config, facts, store), flush=True)
     if not flags.dry_run:
-        print(run_search(config, facts, store))
+        print(run_search(config, facts, store, capacity))
 
 
 if __name__ == "__main__":

@@ -716,6 +716,19 @@ def _ascending(bounds: tuple[int, int]) -> tuple[int, int]:
     return bounds
 
 
+class NodeGroup(Section):
+    """Equal nodes that an autoscaling cluster starts when they are needed."""
+
+    max_nodes: int = Field(ge=1)
+    """At most so many (count), as the cluster's own configuration says."""
+    cpus: float = Field(gt=0)
+    """CPUs of a node, as Ray sees them."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of a node."""
+    labels: dict[str, str] = {}
+    """Ray labels of a node, such as {pool: evaluation}."""
+
+
 class ResourcesConfig(Section):
     """Machines. Nothing here changes a number in the report."""
 
@@ -755,6 +768,9 @@ class ResourcesConfig(Section):
     scoring_memory_gib: float | None = Field(None, gt=0)
     """Memory of a scoring task for hidden states (GiB): what does not fit is walked in several passes over the
     weights. Half of the free memory of its device unless given."""
+    node_groups: tuple[NodeGroup, ...] = ()
+    """Nodes that the cluster starts itself, such as [{max_nodes: 8, cpus: 32, gpus: 4}]. Ray does not tell them, so
+    what needs more than the running nodes and these is refused at the start."""
     node_wait_seconds: float = Field(1800, gt=0)
     """How long a trial waits for its nodes to start (seconds)."""
 
@@ -775,6 +791,8 @@ class ResourcesConfig(Section):
 
 TRIAL_DRIVER_CPUS = 0.1
 """CPUs that Ray reserves for the process that drives a trial, beside its workers; Tune refuses zero."""
+DRIVER_RESOURCE = "trial_driver"
+"""Custom resource of nodes that hold trial drivers instead, one each: nodes that stay, such as the head."""
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, NonFiniteLossError, last_line
 
 # Of one piece of work, each in another process.
 ATTEMPTS = 3
@@ -86,7 +86,7 @@ class Dispatcher:
             on_failure: called with each failed attempt, in words.
 
         Raises:
-            BadInputError: the work's own.
+            BadInputError, NonFiniteLossError: the work's own, which would come again.
             WorkFailedError: the work failed, hung or lost its process in each of several processes.
         """
         loop = asyncio.get_running_loop()
@@ -104,8 +104,7 @@ class Dispatcher:
             if idle is not None:
                 idle.timer.cancel()
                 self._idle.remove(idle)
-            evaluator = idle.evaluator if idle else self._start()
-            task = asyncio.get_running_loop().create_task(self._measure(evaluator, work))
+            task = asyncio.get_running_loop().create_task(self._measure(idle.evaluator if idle else None, work))
             self._busy[task] = work.model
             task.add_done_callback(self._done)
 
@@ -121,20 +120,25 @@ class Dispatcher:
         del self._busy[task]
         self._dispatch()
 
-    async def _measure(self, evaluator: Evaluator, work: _Work) -> None:
+    async def _measure(self, held: Evaluator | None, work: _Work) -> None:
+        evaluator = held
+        limit = asyncio.timeout(None)
         try:
+            evaluator = held or self._start()
             await evaluator.ready()
-            async with asyncio.timeout(self._timeout_seconds):
+            async with limit:
+                limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
                 result = await work.run(evaluator)
-        except BadInputError as error:  # it would be the same anywhere
+        except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
             _settle(work, error=error)
         except Exception as error:
-            hung = isinstance(error, TimeoutError)
-            self._retry(work, f"no result within {self._timeout_seconds:g} s" if hung else last_line(error))
-            evaluator.kill()  # lost, hung, or in a state that nobody knows
+            self._retry(work, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
+            if evaluator is not None:
+                evaluator.kill()  # lost, hung, or in a state that nobody knows
             return
         else:
             _settle(work, value=result)
+        assert evaluator is not None
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append(_Idle(evaluator=evaluator, model=work.model, timer=timer))
 

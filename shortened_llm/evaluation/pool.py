@@ -12,9 +12,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.config import ResourcesConfig
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
 from shortened_llm.evaluation.evaluate import gather_scores
-from shortened_llm.evaluation.measure import LoadedModels, Part, finish_score, measure_part, read_score
+from shortened_llm.evaluation.measure import LoadedModels, Part, finish_score, measure_part, read_score, score_identity
 from shortened_llm.evaluation.units import Score, Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
@@ -85,6 +86,7 @@ class _Pool:
     ) -> None:
         quiet_libraries()
         self._store, self._dtype, self._most = store, dtype, resources.evaluators
+        self._scoring: dict[str, asyncio.Future[Score]] = {}
         options = {
             "num_cpus": resources.cpus_per_evaluator,
             "num_gpus": resources.gpus_per_evaluator,
@@ -99,12 +101,28 @@ class _Pool:
         )
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
+        on_progress("waiting for an evaluator")
         try:
             return gather_scores(await asyncio.gather(*(self._score(ref, unit, on_progress) for unit in units)))
         finally:
             on_progress(None)
 
     async def _score(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score | MissingScore:
+        """Measured once, however many trials ask for it at a time. One that cannot be had costs no other."""
+        key = fingerprint(score_identity(ref, unit, self._dtype))
+        if (scoring := self._scoring.get(key)) is None:
+            scoring = asyncio.ensure_future(self._read_or_measure(ref, unit, on_progress))
+            self._scoring[key] = scoring
+            scoring.add_done_callback(lambda _: self._scoring.pop(key))
+        try:
+            return await asyncio.shield(scoring)
+        except BadInputError:
+            raise
+        except Exception as error:
+            cause = str(error) if isinstance(error, WorkFailedError) else last_line(error)
+            return MissingScore(unit=unit.name, cause=cause)
+
+    async def _read_or_measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
         if stored is not None:
             return stored
@@ -117,9 +135,7 @@ class _Pool:
             for part in range(parts)
         ]
         measured: list[Part] = []
-        for result in await asyncio.gather(*pending, return_exceptions=True):
-            if isinstance(result, WorkFailedError):
-                return MissingScore(unit=unit.name, cause=str(result))
+        for result in await asyncio.gather(*pending, return_exceptions=True):  # or a lost part would leave others
             if isinstance(result, BaseException):
                 raise result
             measured.append(result)

@@ -22,6 +22,7 @@ from shortened_llm.retraining.worker import LASTING, run_worker
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join, read_bytes
+from shortened_llm.versions import Installed
 
 # One to resume from while the next is being uploaded, or where the next turns out damaged.
 CHECKPOINTS_KEPT = 2
@@ -79,6 +80,7 @@ def retrain(
                 "accelerators": resources.gpus_per_worker or 1.0,
                 "tokens_before": tokens_before,
                 "failure_url": failure_url,
+                "installed": Installed.here(uses_gpu=False),
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers if resources.elastic else resources.max_workers,

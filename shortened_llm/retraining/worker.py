@@ -34,6 +34,7 @@ from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, st
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
+from shortened_llm.versions import Installed, check_equal
 
 LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError)
 
@@ -61,6 +62,7 @@ def _train_and_export(config: dict) -> None:
     on_progress: Callable[[str], None] = config["on_progress"] if rank == 0 else _ignore
     on_note: Callable[[str], None] = config["on_note"] if rank == 0 else _ignore
     device = _usable_device(on_note)
+    check_equal([config["installed"], Installed.here(uses_gpu=device.type == "cuda")])  # this node may have come later
     if device.type == "cpu":
         prepare_cpu(config["threads"])
     check_dtype(job.dtype, device)

@@ -1,6 +1,5 @@
 """Answer bad input before anything is spent: every check that needs no accelerator and writes nothing."""
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from shortened_llm.config import (
     TEXTLESS_CRITERIA,
-    TRIAL_DRIVER_CPUS,
     Method,
-    ResourcesConfig,
     SearchConfig,
     changed_keys,
 )
@@ -199,51 +196,6 @@ def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
     return count
 
 
-def check_resources(resources: ResourcesConfig, capacity: dict[str, float]) -> None:
-    """Check that one trial can ever run.
-
-    Args:
-        capacity: the most CPUs and GPUs that the cluster can hold.
-
-    Raises:
-        BadInputError: a trial, an evaluator or a scoring task needs more.
-    """
-    demands = {
-        f"resources.workers: {resources.min_workers} workers and the trial's driver": {
-            "CPU": resources.min_workers * resources.cpus_per_worker + TRIAL_DRIVER_CPUS,
-            "GPU": resources.min_workers * resources.gpus_per_worker,
-        },
-        "resources: an evaluator": {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},
-        "resources: a scoring task": {"CPU": resources.cpus_per_scorer, "GPU": resources.gpus_per_scorer},
-    }
-    for what, demand in demands.items():
-        for kind, needed in demand.items():
-            if needed > capacity.get(kind, 0) + 1e-9:
-                raise BadInputError(
-                    f"{what} need {needed:g} {kind}s, but the cluster can hold {capacity.get(kind, 0):g}; "
-                    "ask for fewer workers or less for each"
-                )
-
-
-def evaluators_may_idle(config: SearchConfig, capacity: dict[str, float]) -> bool:
-    """Whether evaluators without work leave room in `capacity` for a scoring task, and for all trials at a time."""
-    resources, trials = config.resources, config.search.max_concurrent_trials
-    workers = trials * resources.max_workers
-    cpus = max(workers * resources.cpus_per_worker + trials * TRIAL_DRIVER_CPUS, resources.cpus_per_scorer)
-    gpus = max(workers * resources.gpus_per_worker, resources.gpus_per_scorer)
-    return (
-        cpus + resources.evaluators * resources.cpus_per_evaluator <= capacity.get("CPU", 0) + 1e-9
-        and gpus + resources.evaluators * resources.gpus_per_evaluator <= capacity.get("GPU", 0) + 1e-9
-    )
-
-
-def local_capacity() -> dict[str, float]:
-    """What a cluster started on this machine would hold."""
-    import torch
-
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-
-
 def check_unchanged(config: SearchConfig, store: Store) -> None:
     """Raises `BadInputError` where the experiment's name stands for another configuration already."""
     stored = read_config(store, config.experiment)
@@ -281,6 +233,13 @@ def _check_evaluation_texts(config: SearchConfig, facts: ScoringFacts) -> None:
     sources = (*evaluation.selection.perplexity, *evaluation.report.perplexity, *evaluation.report.agreement)
     for documents, source in zip((*roles.selection, *roles.report, *roles.agreement), sources, strict=True):
         field = f"{documents.field_path}.segment_length"
+        positions = getattr(facts.model_config, "max_position_embeddings", None)
+        length = source.segment_length + (source.bos == "each")
+        if positions and length > positions:
+            raise BadInputError(
+                f"{field}: is {source.segment_length}{' and a BOS' if source.bos == 'each' else ''}, but the model's "
+                f"context has {positions} tokens"
+            )
         _check_text(documents, facts.tokenizer, facts.vocab_size, source.segment_length, documents=0, field=field)
         check_bos(documents, source, facts.tokenizer, model_type=facts.model_type)
 

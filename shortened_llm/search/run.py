@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import ray
-
 from shortened_llm.config import SearchConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
@@ -15,11 +13,12 @@ from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.scoring.score import score_blocks
+from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_may_idle
 from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.experiment import TUNE, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
 from shortened_llm.search.planned import planned_experiment, planned_trials
-from shortened_llm.search.preflight import SearchFacts, check_unchanged, evaluators_may_idle
+from shortened_llm.search.preflight import SearchFacts, check_unchanged
 from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.search.provenance import publish_cards
@@ -35,11 +34,12 @@ class TrialsFailedError(RuntimeError):
     """Some trials have no result. The report is written all the same."""
 
 
-def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
+def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity: Capacity) -> str:
     """Run an experiment, or what is left of it, on the connected Ray cluster; returns the report's path or URL.
 
     Args:
         facts: what the checks found, so that a data set cannot change between check and run.
+        capacity: of the cluster, also when it has grown.
 
     Raises:
         BadInputError: another driver runs this experiment.
@@ -57,7 +57,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             config.resources,
             dtype=config.model.dtype,
             batch_size=config.evaluation.batch_size,
-            may_idle=evaluators_may_idle(config, ray.cluster_resources()),
+            may_idle=evaluators_may_idle(config, capacity),
         )
         dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
         packing = start_packing(dense, config, roles, store, log.about("prepare"))
@@ -82,6 +82,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
             resources=config.resources,
             max_failures=config.search.max_failures,
             max_concurrent_trials=config.search.max_concurrent_trials,
+            driver_demand=driver_demand(capacity),
         )
         experiment = planned_experiment(config, dense, baseline, roles, scores, specs)
         write_experiment(store, experiment)

@@ -1,7 +1,7 @@
 """One trial, from plan to scores: the spine of the system."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shortened_llm.config import ResourcesConfig
@@ -33,6 +33,8 @@ class TrialContext(TrainContext):
 
     pool: EvaluationPool
     max_concurrent_trials: int
+    driver_demand: Mapping[str, float]
+    """What Ray reserves for the process that drives a trial."""
 
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:

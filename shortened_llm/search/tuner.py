@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray.tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from shortened_llm import metrics
-from shortened_llm.config import TRIAL_DRIVER_CPUS
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialSpec
@@ -18,6 +18,8 @@ from shortened_llm.search.space import waves
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 from shortened_llm.storage.clients import ray_storage
 
+# Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
+ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
 
@@ -88,7 +90,7 @@ def _run_wave(
         ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": TRIAL_DRIVER_CPUS}),
+        ray.tune.with_resources(trainable, dict(context.driver_demand)),
         param_space={"trial": ray.tune.grid_search(list(by_fingerprint))},
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=context.max_concurrent_trials,

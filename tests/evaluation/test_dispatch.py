@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.dispatch import ATTEMPTS, Dispatcher, WorkFailedError
 
 
@@ -17,22 +17,29 @@ class Process:
     number: int
     measured: list[str] = field(default_factory=list)
     killed: bool = False
+    start_seconds: float = 0.0
 
     async def ready(self) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.start_seconds)
 
     def kill(self) -> None:
         self.killed = True
 
 
 class Pool:
-    def __init__(self, most: int, *, idle_seconds: float = 10.0, timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self, most: int, *, idle_seconds: float = 10.0, timeout_seconds: float = 10.0, start_seconds: float = 0.0
+    ) -> None:
+        self.refusals: list[str] = []
+        self.start_seconds = start_seconds
         self.processes: list[Process] = []
         self.failures: list[str] = []
         self.dispatcher = Dispatcher(self._start, most=most, idle_seconds=idle_seconds, timeout_seconds=timeout_seconds)
 
     def _start(self) -> Process:
-        self.processes.append(Process(len(self.processes)))
+        if self.refusals:
+            raise ValueError(self.refusals.pop())
+        self.processes.append(Process(len(self.processes), start_seconds=self.start_seconds))
         return self.processes[-1]
 
     async def run(self, model: str, name: str, work: Callable[[Process], Awaitable[object]] | None = None) -> object:
@@ -80,6 +87,59 @@ def test_processes_start_on_demand_and_end_when_idle() -> None:
     assert [process.measured for process in pool.processes] == [["a one", "a two"], ["a three"]]
 
 
+def test_a_process_that_works_again_does_not_end_by_the_clock_of_its_idle_time() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1, idle_seconds=0.1)
+
+        async def long(process: Process) -> bool:
+            await asyncio.sleep(0.3)
+            return process.killed
+
+        await pool.run("a", "one")
+        await asyncio.sleep(0.05)
+        assert await pool.run("a", "two", long) is False
+        return pool
+
+    assert len(asyncio.run(scenario()).processes) == 1
+
+
+def test_a_node_that_starts_slowly_is_no_hang() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1, timeout_seconds=0.1, start_seconds=0.4)
+        assert await pool.run("a", "text") == "a text"
+        return pool
+
+    assert not asyncio.run(scenario()).failures
+
+
+def test_a_process_that_cannot_be_started_is_a_failure() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+        pool.refusals = ["bad label"]
+        assert await pool.run("a", "text") == "a text"
+        broken = Pool(1)
+        broken.refusals = ["bad label"] * ATTEMPTS
+        with pytest.raises(WorkFailedError, match="bad label"):
+            await broken.run("b", "text")
+        return pool
+
+    asyncio.run(scenario())
+
+
+def test_a_time_out_of_the_work_itself_keeps_its_cause() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+
+        async def work(process: Process) -> str:
+            raise TimeoutError("the storage does not answer")
+
+        with pytest.raises(WorkFailedError, match="TimeoutError: the storage does not answer"):
+            await pool.run("a", "text", work)
+        return pool
+
+    asyncio.run(scenario())
+
+
 def test_lost_and_hung_work_is_done_by_another_process() -> None:
     async def scenario() -> tuple[Pool, object]:
         pool = Pool(1, timeout_seconds=0.1)
@@ -118,14 +178,15 @@ def test_what_fails_everywhere_names_each_cause_and_spares_the_rest() -> None:
     assert "giving up" in pool.failures[-1]
 
 
-def test_bad_input_is_not_tried_again() -> None:
+@pytest.mark.parametrize("error", [BadInputError, NonFiniteLossError])
+def test_what_would_come_again_is_not_tried_again(error: type[Exception]) -> None:
     async def scenario() -> Pool:
         pool = Pool(1)
 
         async def bad(process: Process) -> str:
-            raise BadInputError("evaluation.report.tasks: no such data")
+            raise error("evaluation.report.tasks: no such data")
 
-        with pytest.raises(BadInputError, match="no such data"):
+        with pytest.raises(error, match="no such data"):
             await pool.run("a", "task", bad)
         assert await pool.run("a", "text") == "a text"
         return pool

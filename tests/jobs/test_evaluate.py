@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,4 +66,34 @@ def test_bad_input_costs_nothing(
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: (path / "model.safetensors").unlink(), ["--model:", "safetensors"]),
+        (lambda path: (path / "tokenizer.json").write_text("{"), ["--model:", "tokenizer"]),
+        (lambda path: (path / "pruning.json").write_text("[]"), ["--model:", "pruning.json", "which blocks"]),
+        (lambda path: (path / "pruning.json").write_text('{"kept_blocks": [0, 1]}'), ["[0, 1]", "6 blocks"]),
+    ],
+)
+def test_a_model_that_cannot_be_scored_costs_nothing(
+    damage: Callable[[Path], object], words: list[str], tiny_model: ModelRef, tiny_values: dict, tmp_path: Path
+) -> None:
+    directory = tmp_path / "pruned"
+    export_view(tiny_model.view((0, 1, 4, 5, 6, 7)), directory, "float32")
+    damage(directory)
+    done = evaluate(tmp_path, tiny_values, "--model", str(directory))
+    assert done.returncode == 2, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_output_that_is_a_file_costs_nothing(tiny_values: dict, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    done = evaluate(tmp_path, tiny_values, "--output", str(tmp_path / "out"))
+    assert done.returncode == 2, done.stderr
+    assert "--output" in done.stderr
     assert not (tmp_path / "results").exists()

@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Cluster:
     dashboard_url: str
     environment: dict[str, str]
+    directory: str
+    """Of sessions, with their logs."""
 
 
 @pytest.fixture
@@ -49,6 +51,6 @@ def cluster(token_environment: dict[str, str], s3_server: S3Server) -> Iterator[
     ]  # fmt: skip
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
     url = "http://127.0.0.1:8299"
-    yield Cluster(dashboard_url=url, environment={**environment, "RAY_API_SERVER_ADDRESS": url})
+    yield Cluster(dashboard_url=url, environment={**environment, "RAY_API_SERVER_ADDRESS": url}, directory=directory)
     end_processes_of(directory)
     shutil.rmtree(directory, ignore_errors=True)

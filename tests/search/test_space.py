@@ -6,7 +6,7 @@ import pytest
 
 from shortened_llm.config import SearchConfig, parse_config
 from shortened_llm.data.sources import text_roles
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import last_line
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import (
     BlockScores,
@@ -20,7 +20,6 @@ from shortened_llm.records import (
     TrialResult,
 )
 from shortened_llm.search.equal_seconds import equal_seconds_trials
-from shortened_llm.search.preflight import check_resources, evaluators_may_idle
 from shortened_llm.search.prepare import selection_units
 from shortened_llm.search.space import SearchSpace, distinct, waves
 
@@ -180,35 +179,6 @@ def test_equal_seconds_scale_the_budget_by_the_speed(
     assert all(trial.equal_seconds for trial in timed)
     assert not {trial.fingerprint for trial in timed} & {spec.fingerprint for spec in specs}
     assert equal_seconds_trials(space, specs, {}) == ()
-
-
-@pytest.mark.parametrize(
-    ("resources", "capacity", "word"),
-    [
-        ({"workers": 4, "cpus_per_worker": 0.5}, {"CPU": 2.0, "GPU": 0.0}, "4 workers"),
-        ({"workers": 2, "gpus_per_worker": 1}, {"CPU": 64.0, "GPU": 1.0}, "2 GPUs"),
-        ({"gpus_per_evaluator": 2}, {"CPU": 64.0, "GPU": 1.0}, "an evaluator"),
-        ({"cpus_per_scorer": 8}, {"CPU": 4.0, "GPU": 0.0}, "a scoring task"),
-    ],
-)
-def test_a_demand_that_can_never_be_met_is_refused(
-    resources: dict, capacity: dict, word: str, tiny_values: dict
-) -> None:
-    config = parse_config(tiny_values | {"resources": resources})
-    with pytest.raises(BadInputError, match=word):
-        check_resources(config.resources, capacity)
-
-
-def test_a_range_of_workers_needs_room_for_the_fewest(tiny_values: dict) -> None:
-    resources = parse_config(tiny_values | {"resources": {"workers": [2, 8]}}).resources
-    check_resources(resources, {"CPU": 2.1})
-    with pytest.raises(BadInputError, match="2 workers"):
-        check_resources(resources, {"CPU": 2.0})
-
-
-@pytest.mark.parametrize(("cpus", "may_idle"), [(1.6, True), (1.5, False), (64.0, True)])
-def test_evaluators_stay_only_where_trials_still_fit(cpus: float, may_idle: bool, tiny_config: SearchConfig) -> None:
-    assert evaluators_may_idle(tiny_config, {"CPU": cpus}) is may_idle
 
 
 def test_the_last_line_of_a_remote_error_is_the_error() -> None:
