@@ -24,10 +24,15 @@ def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def s3_search(
-    make_search: MakeSearch, local_environment: dict[str, str], s3_server: S3Server, proxy: FaultyProxy
+    undisturbed: Undisturbed,
+    make_search: MakeSearch,
+    local_environment: dict[str, str],
+    s3_server: S3Server,
+    proxy: FaultyProxy,
 ) -> Search:
-    """The drills' search with its storage behind the proxy."""
+    """The drills' search, its first trial done, with its storage behind the proxy."""
     url = f"s3://{s3_server.bucket}/drill-{proxy.port}"
+    s3fs.S3FileSystem(skip_instance_cache=True).put(f"{undisturbed.begun}/", url, recursive=True)
     return make_search({**local_environment, **proxy.environment}, storage={"url": url})
 
 
