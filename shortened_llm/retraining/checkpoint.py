@@ -171,8 +171,9 @@ class Checkpointer:
             free, needed = shutil.disk_usage(directory).free, _local_bytes(staged)
             shutil.rmtree(directory, ignore_errors=True)
             if free < needed:  # torch tells of a full disk only in the terms of its file format
+                disk = self._scratch.parent
                 raise CheckpointError(
-                    f"no space left on the disk of {self._scratch.parent}: a checkpoint takes {needed / 2**20:,.0f} MiB there"
+                    f"no space left on the disk of {disk}: a checkpoint takes {needed / 2**20:,.0f} MiB there"
                 ) from error
             raise
 
