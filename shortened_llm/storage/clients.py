@@ -36,6 +36,7 @@ def fsspec_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         config = {"retries": {"mode": "standard", "total_max_attempts": 1}, **timeouts}
     fs, path = fsspec.core.url_to_fs(url, config_kwargs=config, **options)
     fs.retries = S3FS_ATTEMPTS if is_patient() else 1
+    fs.session = fs.session or _s3_session()
     return fs, path
 
 
@@ -49,16 +50,33 @@ def _prepare_s3fs() -> None:
     s3fs.core.set_custom_error_handler(is_transient)
 
 
+def _s3_session() -> Any:
+    """A session whose writes do not ask the server first whether to go on: no time-out covers the answer to that, so
+    that a server that hangs would be waited for for ever."""
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
+
+
 class LastingS3FileSystem(pyarrow.fs.S3FileSystem):
     """An S3 file system that outlasts an outage, also in other processes: pyarrow forgets the retry strategy when it
     pickles."""
 
-    def __init__(self, region: str) -> None:
+    def __init__(self, **options: Any) -> None:
         strategy = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=PYARROW_ATTEMPTS)
-        super().__init__(region=region, retry_strategy=strategy)
+        super().__init__(**options, retry_strategy=strategy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LastingS3FileSystem, (self.region,)
+        return functools.partial(LastingS3FileSystem, **_options(self)), ()
+
+
+def _options(fs: pyarrow.fs.S3FileSystem) -> dict[str, Any]:
+    """What makes the same file system again, as pyarrow pickles it: without keys that came from the environment."""
+    (options,) = pyarrow.fs.S3FileSystem.__reduce__(fs)[1]
+    return dict(options)
 
 
 def ray_storage(url: str) -> dict[str, Any]:
@@ -68,5 +86,5 @@ def ray_storage(url: str) -> dict[str, Any]:
     """
     if not url.startswith("s3://"):
         return {"storage_path": url}
-    plain, path = pyarrow.fs.FileSystem.from_uri(url)  # finds the region of the bucket
-    return {"storage_path": path, "storage_filesystem": LastingS3FileSystem(plain.region)}
+    plain, path = pyarrow.fs.FileSystem.from_uri(url)  # finds region and AWS_ENDPOINT_URL
+    return {"storage_path": path, "storage_filesystem": LastingS3FileSystem(**_options(plain))}

@@ -14,12 +14,23 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_all,
+    stop_before_delay,
+    wait_random_exponential,
+)
+from tenacity.stop import stop_base
 
 from shortened_llm.logs import LOGGER
 
 PATIENCE_SECONDS = 120.0
-"""How long an operation is tried again after its first failure."""
+"""How long an operation is tried again, counted from its beginning."""
+FEWEST_ATTEMPTS = 5
+"""Of an operation that takes long, such as the upload of a large file that was cut off."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
 """Upper ends of the random waits between attempts."""
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -70,13 +81,18 @@ def retried(operation: Callable[P, R]) -> Callable[P, R]:
         attempts = Retrying(
             retry=retry_if_exception(is_transient),
             wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
-            stop=stop_before_delay(_patience.get()),
+            stop=_give_up(),
             before_sleep=functools.partial(_tell, operation.__name__),
             reraise=True,
         )
         return attempts(operation, *args, **kwargs)
 
     return tried
+
+
+def _give_up() -> stop_base:
+    in_time = stop_before_delay(_patience.get())
+    return stop_all(in_time, stop_after_attempt(FEWEST_ATTEMPTS)) if is_patient() else in_time
 
 
 def is_transient(error: BaseException) -> bool:
@@ -93,14 +109,14 @@ def _answered(error: BaseException) -> tuple[set[int], set[str]]:
     """HTTP statuses and codes of the answer that an error stands for; s3fs keeps it as the cause of its own error."""
     statuses: set[int] = set()
     codes: set[str] = set()
+    for name in ("code", "status"):  # of gcsfs, of aiohttp
+        with contextlib.suppress(TypeError, ValueError):
+            statuses.add(int(getattr(error, name)) if hasattr(error, name) else 0)
     for one in (error, error.__cause__):
         answer = getattr(one, "response", None)  # of botocore
         if isinstance(answer, dict):
             statuses.add(int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
             codes.add(str(answer.get("Error", {}).get("Code", "")))
-        for name in ("code", "status"):  # of gcsfs, of aiohttp
-            with contextlib.suppress(TypeError, ValueError):
-                statuses.add(int(getattr(one, name, None)))  # type: ignore[arg-type]
     return statuses - {0}, codes - {""}
 
 

@@ -1,20 +1,14 @@
 """The proxy that other tests rely on does what it says."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import s3fs
 from botocore.exceptions import EndpointConnectionError, HTTPClientError
 
-from tests.faulty_proxy import FaultyProxy, Request, faulty_proxy
+from tests.faulty_proxy import FaultyProxy, Request
 from tests.s3_server import S3Server
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_server) as proxy:
-        yield proxy
 
 
 @pytest.fixture
