@@ -45,7 +45,7 @@ def test_nodes_come_one_is_killed_another_comes_and_all_leave(
     (resumed,) = search.resumed_at()
     search.wait_for(lambda: search.steps()[-1] > resumed, "step after it", SECONDS)
     seconds = time.monotonic() - killed
-    assert 0 <= reached - resumed <= 2 * CHECKPOINT_STEPS
+    assert reached - resumed <= 2 * CHECKPOINT_STEPS
 
     search.end()
     assert "training on CPU" in search.said
