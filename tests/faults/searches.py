@@ -120,9 +120,10 @@ class Search:
             raise AssertionError(f"no end within {TIMEOUT} s:\n{self.said}") from None
         return code
 
-    def steps(self) -> list[int]:
-        """Steps in the log of the last start, in the order of training."""
-        return [int(step) for step in re.findall(rf": step (\d+)/{STEPS}, ", self.said)]
+    def reached(self) -> int:
+        """The step that the log of the last start shows last; 0 before the first."""
+        steps = re.findall(rf": step (\d+)/{STEPS}, ", self.said)
+        return int(steps[-1]) if steps else 0
 
     def resumed_at(self) -> list[int]:
         """Steps of the checkpoints that training went on from, of the last start."""

@@ -38,12 +38,12 @@ def test_nodes_come_one_is_killed_another_comes_and_all_leave(
     search.wait_for(search.checkpoints, "checkpoint of the second trial", SECONDS)
 
     (training,) = growing.training_nodes()
-    reached = search.steps()[-1]
+    reached = search.reached()
     killed = time.monotonic()
     end_tree(training.pid)
-    search.wait_for(lambda: search.resumed_at(), "new start", SECONDS)
+    search.wait_for(search.resumed_at, "new start", SECONDS)
     (resumed,) = search.resumed_at()
-    search.wait_for(lambda: search.steps()[-1] > resumed, "step after it", SECONDS)
+    search.wait_for(lambda: search.reached() > resumed, "step after it", SECONDS)
     seconds = time.monotonic() - killed
     assert reached - resumed <= 2 * CHECKPOINT_STEPS
 

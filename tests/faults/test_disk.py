@@ -50,10 +50,10 @@ def test_a_trial_on_a_full_disk_says_so_and_the_others_go_on(
     """Space returns before the second trial; the same command then does what is left of the first."""
     # Python looks for another directory where a new process finds no space: the first must not be started again.
     search = make_search({**local_environment, "TMPDIR": str(small_disk)}, search={"max_failures": 0}).start()
-    search.wait_for(lambda: search.steps(), "step")
+    search.wait_for(search.reached, "step")
     filler = fill(small_disk)
     full = time.monotonic()
-    search.wait_for(lambda: search.failures(), "failure of the first trial")
+    search.wait_for(search.failures, "failure of the first trial")
     filler.unlink()
     (cause,) = search.failures()
     assert cause.startswith("CheckpointError: no space left on the disk of")
@@ -66,7 +66,7 @@ def test_a_trial_on_a_full_disk_says_so_and_the_others_go_on(
     assert len(finished) == 1
 
     search.start()
-    search.wait_for(lambda: search.steps(), "step after the start")
+    search.wait_for(search.reached, "step after the start")
     seconds = time.monotonic() - full
     search.end()
     assert {name: search.done()[name] for name in finished} == finished

@@ -20,16 +20,16 @@ def test_the_same_command_on_a_new_head_completes(
     finished = search.done()
     search.start()
     search.wait_for(search.checkpoints, "checkpoint of the second trial")
-    reached, killed = search.steps()[-1], time.monotonic()
+    reached, killed = search.reached(), time.monotonic()
     nodes.started[0].crash()
     search.kill()
 
     nodes.start_head()
     nodes.add(2)
     search.start()
-    search.wait_for(lambda: search.resumed_at(), "resumed training")
+    search.wait_for(search.resumed_at, "resumed training")
     (resumed,) = search.resumed_at()
-    search.wait_for(lambda: search.steps()[-1] > resumed, "step after it")
+    search.wait_for(lambda: search.reached() > resumed, "step after it")
     seconds = time.monotonic() - killed
     search.end()
     assert "1 of 2 trials are done already" in search.said
