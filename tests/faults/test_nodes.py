@@ -63,7 +63,7 @@ def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     nodes.add(1)
     nodes.add(1)
-    order = order_of(make_job(tokens=300 * 1024, checkpoint_tokens=20 * 1024), tmp_path, {"workers": 1})
+    order = order_of(make_job(tokens=160 * 1024, checkpoint_tokens=20 * 1024), tmp_path, {"workers": 1})
     driver = start_driver(order, tmp_path, nodes.environment)
     wait_for(lambda: listed(order) == 2, driver, "second checkpoint")
     trains = order.log.read()[-1]
@@ -78,7 +78,7 @@ def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(
     assert lost <= 2 * 20, "the newest checkpoint was not used"
     steps = steps_of(driver, tmp_path)
     assert steps == sorted(set(steps))
-    assert steps[-1] == 300
+    assert steps[-1] == 160
     assert order.log.read()[-1].node != trains.node
     record("a node crashes", tokens_lost=lost * 1024, seconds=seconds)
 

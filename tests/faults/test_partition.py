@@ -41,7 +41,7 @@ def test_a_partitioned_node_is_given_up_and_the_run_goes_on_elsewhere(
     nodes, cables = links
     for link in cables:
         nodes.add(1, address=link.address, prefix=link.inside)
-    order = order_of(make_job(tokens=300 * 1024, checkpoint_tokens=20 * 1024), tmp_path, {"workers": 1})
+    order = order_of(make_job(tokens=160 * 1024, checkpoint_tokens=20 * 1024), tmp_path, {"workers": 1})
     driver = start_driver(order, tmp_path, nodes.environment)
     wait_for(lambda: listed(order) == 2, driver, "second checkpoint")
     trains = order.log.read()[-1]
@@ -57,7 +57,7 @@ def test_a_partitioned_node_is_given_up_and_the_run_goes_on_elsewhere(
     link.up()
     steps = steps_of(driver, tmp_path)
     assert steps == sorted(set(steps))
-    assert steps[-1] == 300
+    assert steps[-1] == 160
     last = order.log.read()[-1]
     assert (last.pid, last.node) != (trains.pid, trains.node)
     record("the network to a node is cut", tokens_lost=lost * 1024, seconds=seconds)
