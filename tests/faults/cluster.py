@@ -21,6 +21,22 @@ PORT = 6599
 START_SECONDS = 90
 HEAD_RESOURCES = {DRIVER_RESOURCE: 4}
 """Trial drivers stay on the head, as they should where nodes come and go."""
+CLOUD_FIELDS: dict[str, object] = {
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
+"""What Ray's schema of an autoscaler's configuration asks for and nodes on this machine do not need."""
 HEAD_ID = "f" * 51 + "00000"
 """Of a head with an autoscaler: that of the fake node provider."""
 
@@ -170,6 +186,7 @@ def start_autoscaling_head(
         },
     }
     config = {
+        **CLOUD_FIELDS,
         "cluster_name": "drill",
         "max_workers": most,
         "idle_timeout_minutes": idle_minutes,
@@ -182,16 +199,6 @@ def start_autoscaling_head(
         },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
-        "head_node": {},
-        "worker_nodes": {},
-        "auth": {},
-        "file_mounts": {},
-        "setup_commands": [],
-        "initialization_commands": [],
-        "head_setup_commands": [],
-        "worker_setup_commands": [],
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
     }
     path = Path(nodes.directory) / "autoscaling.json"
     path.write_text(json.dumps(config))
