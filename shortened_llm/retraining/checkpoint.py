@@ -22,7 +22,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from shortened_llm.config import flatten
 from shortened_llm.fingerprint import canonical
@@ -165,8 +167,14 @@ class Checkpointer:
             if dist.get_rank() == 0:
                 (directory / PROGRESS_NAME).write_text(to_json(saved))
             write_manifest(directory, dist.get_rank())
-        except Exception:
+        except Exception as error:
+            free, needed = shutil.disk_usage(directory).free, _local_bytes(staged)
             shutil.rmtree(directory, ignore_errors=True)
+            if free < needed:  # torch tells of a full disk only in the terms of its file format
+                disk = self._scratch.parent
+                raise CheckpointError(
+                    f"no space left on the disk of {disk}: a checkpoint takes {needed / 2**20:,.0f} MiB there"
+                ) from error
             raise
 
 
@@ -287,6 +295,12 @@ def _ordinary_errors(what: str) -> Iterator[None]:
     except CheckpointException as error:
         causes = "; ".join(f"worker {rank}: {failure[0]!r}" for rank, failure in error.failures.items())
         raise CheckpointError(f"{what} a checkpoint failed: {causes}") from error
+
+
+def _local_bytes(state: Any) -> int:
+    """Of this worker's part of the tensors in a nested state."""
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 
 
 def _trained_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

@@ -4,9 +4,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import torch
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.records import RetrainedModel
@@ -24,6 +29,10 @@ CHECKPOINTS_KEPT = 2
 # A report is a barrier that Ray drains at the first interval: at its default of 2 s each report costs about that. The
 # second is how long an announced loss of a node may go unnoticed, of the half minute that spot machines give at least.
 INTERVALS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+
+
+class NodesMissingError(RuntimeError):
+    """The cluster had no room for the workers for as long as the user would wait."""
 
 
 def retrain(
@@ -47,6 +56,9 @@ def retrain(
         callbacks: Ray Train callbacks of the caller, for metrics.
         on_progress: called with a line that the next may replace.
         on_note: called with what the user should not miss, such as a damaged checkpoint.
+
+    Raises:
+        NodesMissingError: there is no room for the workers.
     """
     if store.read(KIND, job.fingerprint, RetrainedModel) is None:
         for name, value in INTERVALS.items():
@@ -76,22 +88,66 @@ def retrain(
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
             ),
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.gpus_per_worker else "gloo"),
+            torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
             run_config=RunConfig(
                 name=job.fingerprint,
                 **ray_storage(runs_url),
-                failure_config=FailureConfig(max_failures=max_failures, max_preemption_failures=-1),
+                failure_config=FailureConfig(
+                    max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
+                ),
                 checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 callbacks=list(callbacks),
             ),
         )
-        trainer.fit()
+        _fit(trainer, resources, max_failures)
         _raise_failure(failure_url)
     retrained = store.read(KIND, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
     return retrained
+
+
+def _fit(trainer: TorchTrainer, resources: ResourcesConfig, max_failures: int) -> None:
+    """Train; wait once for nodes, where Ray alone would begin to wait anew without end.
+
+    Workers that are lost while they start are tried again as often as those that are lost later.
+    """
+    failures = 0
+    while True:
+        try:
+            trainer.fit()
+            return
+        except ControllerError as error:
+            failure = error.controller_failure
+            if isinstance(failure, WorkerGroupStartupTimeoutError):
+                if failure.num_workers > resources.min_workers:
+                    continue  # a range of workers takes what there is by now
+                needs = ", ".join(f"{amount:g} {kind}" for kind, amount in worker_resources(resources).items())
+                raise NodesMissingError(
+                    f"no room for {failure.num_workers} worker(s) of {needs} came within resources.node_wait_seconds "
+                    f"({resources.node_wait_seconds:g} s)"
+                ) from None
+            failures += 1
+            if failures > max_failures or not isinstance(failure, WorkerGroupStartupFailedError):
+                raise
+
+
+class _DeviceBackend(_TorchBackend):
+    """Chosen on the workers: the driver's machine need not have what theirs have."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        on_gpu = any(worker_group.execute(torch.cuda.is_available))  # where some lack it, NCCL says which
+        super().on_start(worker_group, replace(backend_config, backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo"))
+
+
+@dataclass
+class DeviceTorchConfig(TorchConfig):
+    """NCCL beside gloo where the workers' GPUs are real; a cluster may count GPUs that it has not."""
+
+    @property
+    def backend_cls(self) -> type[_DeviceBackend]:
+        return _DeviceBackend
 
 
 def worker_resources(resources: ResourcesConfig) -> dict[str, float]:

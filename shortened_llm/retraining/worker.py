@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray.train
+import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
@@ -60,7 +61,7 @@ def _train_and_export(config: dict) -> None:
     rank = context.get_world_rank()
     on_progress: Callable[[str], None] = config["on_progress"] if rank == 0 else _ignore
     on_note: Callable[[str], None] = config["on_note"] if rank == 0 else _ignore
-    device = get_device()
+    device = _usable_device(on_note)
     check_equal([config["installed"], Installed.here(uses_gpu=device.type == "cuda")])  # this node may have come later
     if device.type == "cpu":
         prepare_cpu(config["threads"])
@@ -90,6 +91,15 @@ def _train_and_export(config: dict) -> None:
     if exported is not None:
         record = retrained_record(exported, progress)
         store.write(KIND, job.fingerprint, record, identity=job.identity)
+
+
+def _usable_device(on_note: Callable[[str], None]) -> torch.device:
+    """This worker's GPU, or the CPU where it has none; a cluster may count GPUs that it has not."""
+    device = get_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        on_note("GPUs are reserved, but CUDA finds none: training on CPU")
+        return torch.device("cpu")
+    return device
 
 
 class RayHost:
