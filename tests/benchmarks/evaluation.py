@@ -1,7 +1,7 @@
 """One evaluator against two, of one thread each, on the demo's models: `python -m tests.benchmarks.evaluation`.
 
-Both score the same models on the same tasks, from a warm start. The one has them one after the other, so that the
-second never has work; the two have them at once.
+Both score the same models on the same tasks, from a warm start: the one in this process, as `jobs.evaluate` does, the
+two on Ray, which share each task.
 """
 
 import argparse
@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from jobs.cli import connect_ray
 from shortened_llm.config import ModelConfig, ResourcesConfig, TaskConfig
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.evaluation.units import TaskUnit
+from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, ModelRef
 from shortened_llm.search.progress import ProgressLog
@@ -35,22 +36,33 @@ def models(dense: ModelRef) -> list[ModelRef]:
     return [dense.view(tuple(b for b in range(dense.num_blocks) if b not in removed)) for removed in lacking]
 
 
-def score(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store, log: ProgressLog, *, together: bool):
-    """Scores, and the seconds they took; the evaluators are started before."""
+def score_here(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store) -> tuple[list[EvalScores], float]:
+    """Scores by this process, and the seconds they took."""
+    prepare_cpu(1)
+    loaded = LoadedModels("bfloat16", "cpu")
+    evaluate(refs[0], _warm(units), store, loaded, batch_size=16, on_progress=print)
+    started = time.perf_counter()
+    scores = [evaluate(ref, units, store, loaded, batch_size=16, on_progress=print) for ref in refs]
+    return scores, time.perf_counter() - started
+
+
+def score_on_ray(
+    refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store, log: ProgressLog
+) -> tuple[list[EvalScores], float]:
+    """Scores by two evaluators that have been started, and the seconds they took."""
     resources = ResourcesConfig(evaluators=2, cpus_per_evaluator=1)
-    pool = EvaluationPool.start("benchmark", store, resources, dtype="bfloat16", batch_size=16, may_idle=True)
-    warm = [TaskUnit(config=unit.config, directory=unit.directory, limit=2) for unit in units]
-    for submitted in [pool.submit(ref, warm, log.about("warm-up")) for ref in refs[:2]]:
+    pool = EvaluationPool.start(
+        "benchmark", store, resources, dtype="bfloat16", batch_size=16, may_idle=True
+    )  # fmt: skip
+    for submitted in [pool.submit(ref, _warm(units), log.about("warm-up")) for ref in refs[:2]]:
         pool.result(submitted)
     started = time.perf_counter()
-    if together:
-        scores = [pool.result(one) for one in [pool.submit(ref, units, log.about("two")) for ref in refs]]
-    else:
-        scores = []
-        for ref in refs:
-            found = [pool.evaluate(ref, (unit,), log.about("one")) for unit in units]
-            scores.append(EvalScores(tasks=tuple(task for one in found for task in one.tasks)))
+    scores = [pool.result(one) for one in [pool.submit(ref, units, log.about("two")) for ref in refs]]
     return scores, time.perf_counter() - started
+
+
+def _warm(units: Sequence[TaskUnit]) -> list[TaskUnit]:
+    return [TaskUnit(config=unit.config, directory=unit.directory, limit=2) for unit in units]
 
 
 def main() -> None:
@@ -68,13 +80,13 @@ def main() -> None:
             ModelConfig(path=str(ASSETS / "smollm2-135m-instruct")), Store.at(temporary), on_progress=print
         )
         refs = models(dense)
-        one, seconds_of_one = score(refs, units, Store.at(f"{temporary}/one"), log, together=False)
-        two, seconds_of_two = score(refs, units, Store.at(f"{temporary}/two"), log, together=True)
+        two, seconds_of_two = score_on_ray(refs, units, Store.at(f"{temporary}/two"), log)
+        one, seconds_of_one = score_here(refs, units, Store.at(f"{temporary}/one"))
     equal = [[task.item_values for task in scores.tasks] for scores in one] == [
         [task.item_values for task in scores.tasks] for scores in two
     ]
     ratio = seconds_of_one / seconds_of_two
-    print(f"{len(refs)} models, {len(units)} tasks of {flags.limit} items, {torch.get_num_threads()} cores")
+    print(f"{len(refs)} models, {len(units)} tasks of {flags.limit} items, {os.cpu_count()} cores")
     print(f"one evaluator   {seconds_of_one:7.1f} s")
     print(f"two evaluators  {seconds_of_two:7.1f} s   {ratio:.2f}x, {'equal' if equal else 'DIFFERENT'} results")
     if flags.json:
