@@ -59,7 +59,14 @@ def tracker_callbacks(tracking: TrackingConfig, experiment: str) -> list[object]
 
 
 def _wandb_callback(project: str, entity: str | None, experiment: str) -> object:
-    from ray.air.integrations.wandb import WandbLoggerCallback
+    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+    class FlushingActor(_WandbLoggingActor):
+        """Ray's own is killed as soon as it returns, when the last of a run may not be written yet."""
+
+        def run(self) -> None:
+            super().run()
+            self._wandb.teardown()
 
     class KeylessCallback(WandbLoggerCallback):
         """Ray's own would put the key into the runtime environment of its actors, where the state API shows it."""
@@ -70,7 +77,7 @@ def _wandb_callback(project: str, entity: str | None, experiment: str) -> object
             if not self._remote_logger_class:
                 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
                 make = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
-                self._remote_logger_class = make(self._logger_actor_cls)
+                self._remote_logger_class = make(FlushingActor)
             super()._start_logging_actor(*arguments, **options)
 
     return KeylessCallback(project=project, group=experiment, entity=entity)
