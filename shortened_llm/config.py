@@ -755,6 +755,8 @@ class ResourcesConfig(Section):
     """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of each training process: 0 trains on CPU."""
+    worker_labels: dict[str, str] = {}
+    """Labels of the nodes that training processes run on, such as {pool: training}; any node unless given."""
     evaluators: int = Field(1, ge=1)
     """Evaluation processes, at most; started on demand, ended when idle."""
     cpus_per_evaluator: float = Field(0.5, gt=0)

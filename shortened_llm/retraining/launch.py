@@ -87,6 +87,7 @@ def retrain(
                 elastic_resize_monitor_interval_s=resources.resize_seconds,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=worker_resources(resources),
+                label_selector=resources.worker_labels or None,
             ),
             torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
             run_config=RunConfig(

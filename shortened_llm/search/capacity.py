@@ -87,7 +87,7 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
         if needed > capacity.total(kind) + TOLERANCE:
             _refuse(trial, f"need {needed:g} {kind}s, but it can hold {capacity.total(kind):g}", capacity)
     for what, demand, count, labels in (
-        ("resources.workers: training workers", worker, workers, {}),
+        ("resources.workers: training workers", worker, workers, resources.worker_labels),
         (
             "resources.evaluators: an evaluator",
             {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},

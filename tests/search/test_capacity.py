@@ -22,6 +22,7 @@ def one_node(**amounts: float) -> Capacity:
         ({"workers": 2, "gpus_per_worker": 1}, one_node(CPU=64, GPU=1), ["2 workers", "2 GPUs"]),
         ({"gpus_per_evaluator": 2}, one_node(CPU=64, GPU=1), ["resources.evaluators", "2 GPU"]),
         ({"evaluator_labels": {"pool": "best"}}, Capacity(nodes=(SMALL,)), ["'pool': 'best'", "pool=evaluation"]),
+        ({"worker_labels": {"pool": "training"}}, Capacity(nodes=(SMALL,)), ["training workers", "'pool': 'training'"]),
         ({"cpus_per_scorer": 8}, one_node(CPU=4), ["a scoring task", "8 CPU"]),
         # Enough in all, but no node has two GPUs.
         ({"gpus_per_worker": 2}, Capacity(nodes=(SMALL, SMALL)), ["1 CPU and 2 GPU each", "room for 0"]),
