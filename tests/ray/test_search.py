@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import s3fs
 import yaml
@@ -50,6 +51,14 @@ def check_report(experiment: Experiment) -> None:
                 assert (untrained.source, untrained.protocol) == (retrained.source, retrained.protocol)
         assert trial.result.after.mean_nll < trial.result.before.mean_nll
         assert trial.after.mean_nll < trial.before.mean_nll
+
+
+def check_loopback(driver: subprocess.Popen) -> None:
+    """No other machine reaches what a search starts on this one; training workers meet on a port that torch opens."""
+    ours = [p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" not in p.name()]
+    listening = [c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
+    assert len(listening) >= 3
+    assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
 
 
 def complete_checkpoints(storage: Path) -> list[Path]:
@@ -93,6 +102,7 @@ def test_killed_and_started_again_it_continues(
         first = subprocess.Popen([*START, str(config)], cwd=ROOT, env=environment, stdout=log, stderr=log)
     wait_for(lambda: list(storage.glob("trials/*/record.json")), first, "first trial's record")
     (done,) = storage.glob("trials/*/record.json")
+    check_loopback(first)
     second = subprocess.run(
         [*START, str(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
