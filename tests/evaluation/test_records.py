@@ -25,11 +25,13 @@ def strict(text: str) -> dict:
 
 
 @pytest.fixture
-def hopeless() -> PerplexityScore:
+def hopeless(tmp_path: Path) -> PerplexityScore:
     """Of a model that gives each token a probability too small for the inverse to be a number."""
-    source = PerplexitySource(path="text.jsonl")
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "hope"}\n')
+    source = PerplexitySource(path=str(text))
     documents = Documents(
-        source=source, purpose="report", shared_with=(), files=("text.jsonl",), commit=None, field_path="x"
+        source=source, purpose="report", shared_with=(), files=(str(text),), commit=None, field_path="x"
     )
     part = TextPart(nll=np.full(3, 800.0, np.float32), documents=np.zeros(3, np.int64))
     return perplexity_score([part], documents, source)
