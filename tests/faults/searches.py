@@ -76,9 +76,11 @@ class Search:
     def storage(self) -> Path:
         return Path(self.values["storage"]["url"])
 
-    def begin_with(self, undisturbed: Undisturbed) -> "Search":
-        """Take over what the undisturbed search had done by the end of its first trial."""
+    def begin_with(self, undisturbed: Undisturbed, *, trial: bool = True) -> "Search":
+        """Take over what the undisturbed search had done by the end of its first trial, or all of it but the trial."""
         shutil.copytree(undisturbed.begun, self.storage)
+        for kind in () if trial else ("trials", "retrained"):
+            shutil.rmtree(self.storage / kind)
         return self
 
     def start(self) -> "Search":

@@ -49,7 +49,8 @@ def test_a_trial_on_a_full_disk_says_so_and_the_others_go_on(
 ) -> None:
     """Space returns before the second trial; the same command then does what is left of the first."""
     # Python looks for another directory where a new process finds no space: the first must not be started again.
-    search = make_search({**local_environment, "TMPDIR": str(small_disk)}, search={"max_failures": 0}).start()
+    search = make_search({**local_environment, "TMPDIR": str(small_disk)}, search={"max_failures": 0})
+    search.begin_with(undisturbed, trial=False).start()
     search.wait_for(search.reached, "step")
     filler = fill(small_disk)
     full = time.monotonic()

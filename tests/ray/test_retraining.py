@@ -41,7 +41,8 @@ def steps_of(driver: subprocess.Popen, directory: Path) -> list[int]:
     """Steps in the history of the finished run."""
     output, _ = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, (directory / "errors.log").read_text()
-    return [int(step) for step in output.splitlines()[-1].split()]  # Ray prints before it
+    *_, steps = (line for line in output.splitlines() if line.replace(" ", "").isdigit())  # Ray prints around it
+    return [int(step) for step in steps.split()]
 
 
 def listed(order: Order) -> int:
