@@ -74,7 +74,7 @@ def main() -> None:
         on_progress=order.log,
         on_note=order.log,
     )
-    sys.stdout.write("\n" + " ".join(str(point.step) for point in retrained.history))
+    sys.stdout.write("\n" + " ".join(str(point.step) for point in retrained.history) + "\n")
 
 
 if __name__ == "__main__":
