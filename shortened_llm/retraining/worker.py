@@ -3,6 +3,7 @@
 import contextlib
 import json
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,10 +95,16 @@ def _train_and_export(config: dict) -> None:
 
 
 def _usable_device(on_note: Callable[[str], None]) -> torch.device:
-    """This worker's GPU, or the CPU where it has none; a cluster may count GPUs that it has not."""
+    """This worker's GPU; the CPU where torch knows no GPUs, on a cluster that only counts them.
+
+    Raises:
+        RuntimeError: torch could use a GPU, but finds none.
+    """
     device = get_device()
     if device.type == "cuda" and not torch.cuda.is_available():
-        on_note("GPUs are reserved, but CUDA finds none: training on CPU")
+        if torch.backends.cuda.is_built():
+            raise RuntimeError(f"node {socket.gethostname()}: a GPU is reserved, but CUDA finds none; check its driver")
+        on_note("GPUs are reserved, but torch is built without CUDA: training on CPU")
         return torch.device("cpu")
     return device
 
