@@ -2,6 +2,7 @@
 
 import asyncio
 import glob
+import logging
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--address", required=True, metavar="URL", help="the dashboard, such as http://127.0.0.1:8265")
     parser.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
     config, flags = parse_command(parser, arguments)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells when the log ends
     here = urlsplit(flags.address).hostname in THIS_MACHINE
     values = with_absolute_paths(config.model_dump(mode="json", exclude_unset=True), here=here)
     client = _connect(flags.address)

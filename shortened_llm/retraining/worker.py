@@ -82,7 +82,7 @@ def _train_and_export(config: dict) -> None:
     with contextlib.ExitStack() as local_copy:
         resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts, on_note=on_note))
         if resume_from is not None:
-            on_progress(f"resuming from a checkpoint at step {check_complete(str(resume_from))[0].progress.step}")
+            on_note(f"resuming from a checkpoint at step {check_complete(str(resume_from))[0].progress.step}")
         model, progress = train(
             job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"],
             accelerators_per_worker=config["accelerators"], on_loaded=local_copy.close,

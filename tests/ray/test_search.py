@@ -207,7 +207,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     assert ran.returncode == 1, output
     assert "1 of 2 trials failed (NonFiniteLossError: step" in output
     assert f"report: {url}/experiments/tiny/report/report.html" in output
-    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     report = f"{s3_server.bucket}/submitted/experiments/tiny/report"
     experiment = from_json(Experiment, fs.cat_file(f"{report}/trials.json"))
     good, failed = sorted(experiment.trials, key=lambda trial: trial.spec.learning_rate)

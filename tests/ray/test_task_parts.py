@@ -7,6 +7,7 @@ import pytest
 
 from shortened_llm.config import ResourcesConfig, TaskConfig
 from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.store import Store
@@ -35,8 +36,8 @@ def test_evaluators_share_a_task_without_changing_a_digit(
     found, _ = run_driver(order, tmp_path, cluster)
     for ref, scores in zip(order.models, found, strict=True):
         alone = evaluate(
-            ref, units, Store.at(str(tmp_path / "alone")), dtype="float32", batch_size=2, device="cpu",
-            on_progress=print,
+            ref, units, Store.at(str(tmp_path / "alone")), LoadedModels("float32", "cpu"),
+            batch_size=2, on_progress=print,
         )  # fmt: skip
         assert not scores.missing
         assert [replace(score, results_url=None) for score in scores.tasks] == [
