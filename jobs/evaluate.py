@@ -22,11 +22,10 @@ from shortened_llm.models.files import weight_file_names
 from shortened_llm.models.load import load_config, load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, to_json
+from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.storage.store import Store
-
-CARD = "pruning.json"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -108,7 +107,7 @@ def check_model(directory: str, dense: ScoringFacts) -> None:
     kept = kept_blocks(path, config.num_hidden_layers)
     if len(kept) != config.num_hidden_layers or not set(kept) <= set(range(dense.num_blocks)):
         raise BadInputError(
-            f"--model: {path / CARD} says that blocks {list(kept)} were kept, but the model has "
+            f"--model: {path / PRUNING} says that blocks {list(kept)} were kept, but the model has "
             f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
         )
 
@@ -119,7 +118,7 @@ def kept_blocks(directory: Path, num_blocks: int) -> tuple[int, ...]:
     Raises:
         BadInputError: the card does not say.
     """
-    card = directory / CARD
+    card = directory / PRUNING
     if not card.is_file():
         return tuple(range(num_blocks))
     try:

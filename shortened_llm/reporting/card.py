@@ -13,6 +13,7 @@ from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_mea
 from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
 
+PRUNING = "pruning.json"
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 
@@ -27,7 +28,7 @@ def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> d
     columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
     return {
         "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
-        "pruning.json": pruning_json(row.plan, experiment.model, row.trial),
+        PRUNING: pruning_json(row.plan, experiment.model, row.trial),
     }
 
 
@@ -35,7 +36,7 @@ def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[
     """The files of the card of a model that was pruned and not retrained."""
     return {
         "README.md": _render(plan, num_blocks, provenance, None, {}, []),
-        "pruning.json": pruning_json(plan, provenance.base_model),
+        PRUNING: pruning_json(plan, provenance.base_model),
     }
 
 

@@ -15,7 +15,7 @@ from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFa
 from shortened_llm.reporting.write import write_report
 from shortened_llm.storage.lease import is_held
 from shortened_llm.storage.payload import upload_directory
-from shortened_llm.storage.store import Store
+from shortened_llm.storage.store import EXPERIMENTS, Store
 from shortened_llm.storage.urls import join, list_names, normalise, read_bytes, write_bytes
 
 RECORD = "experiment.json"
@@ -69,7 +69,7 @@ def read_experiment(url: str) -> Experiment:
         found = _with_report_scores(planned, reported)
     parent, _, name = directory.rpartition("/")
     storage, _, kind = parent.rpartition("/")
-    return filled_in(found, Store(storage), directory) if kind == "experiments" and name else found
+    return filled_in(found, Store(storage), directory) if kind == EXPERIMENTS and name else found
 
 
 def experiment_directory(url: str) -> str:

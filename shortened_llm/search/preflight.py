@@ -8,12 +8,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import (
-    TEXTLESS_CRITERIA,
-    Method,
-    SearchConfig,
-    changed_keys,
-)
+from shortened_llm.config import TEXTLESS_CRITERIA, Method, SearchConfig, changed_keys
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles, text_roles

@@ -16,29 +16,29 @@ import datetime
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.logs import LOGGER
 from shortened_llm.search.experiment import RECORD, REPORT, TRIAL_KIND, TRIALS
+from shortened_llm.storage.inventory import StoredRecord, read_records
 from shortened_llm.storage.lease import is_held
-from shortened_llm.storage.store import Store
+from shortened_llm.storage.store import EXPERIMENTS, Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
-EXPERIMENTS = "experiments"
-RECORD_NAME = "record.json"
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
+RUN_KIND, MODEL_KIND = "retrained", "models"
 # Where the identity of a record says which model's files, or whose tokenizer, it is about; see the stages.
 MODEL_OF = {
     "scores": ("model", "files"),
     "measurements": ("model", "files"),
     "evaluations": ("model", "files"),
-    "retrained": ("model", "files"),
+    RUN_KIND: ("model", "files"),
     "tokens": ("tokenizer",),
     "token_shards": ("tokenizer",),
 }
-RUN_KIND, MODEL_KIND = "retrained", "models"
+
+Group = list[StoredFile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +49,6 @@ class Unneeded:
     path: str
     """Below the storage: of a directory, or of one file."""
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Record:
-    kind: str
-    fingerprint: str
-    text: str
-    identity: dict[str, object]
-
-    @property
-    def model(self) -> str | None:
-        """Fingerprint of the model that it is about."""
-        found: object = self.identity
-        for key in MODEL_OF.get(self.kind, ()):
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,66 +64,42 @@ class _Experiment:
     def planned(self) -> bool:
         return self.dense is not None
 
+    def is_finished(self, done: Collection[str]) -> bool:
+        return self.planned and not self.held and self.trials <= set(done)
+
 
 def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded]:
-    """What may be removed from a storage, by kind and path."""
+    """What may be removed from a storage, by kind and path.
+
+    Raises:
+        BadInputError: a record cannot be read, so that what it needs is not known.
+    """
     files = find_files(store.url)
-    now = datetime.datetime.now(datetime.UTC)
-    old = {file.path for file in files if now - file.modified >= min_age}
-    experiments = _experiments(store, files)
-    records = _records(store, files)
-    if records is None:
-        return []
-    groups: dict[str, list[StoredFile]] = defaultdict(list)
-    for file in files:
-        parts = file.path.split("/")
-        if parts[0] == EXPERIMENTS:
-            if len(parts) > 3 and parts[2] == "train":
-                groups[f"{EXPERIMENTS}/{parts[1]}/train"].append(file)
-        elif len(parts) > 2:
-            groups["/".join(parts[:2])].append(file)
-
-    def unneeded(kind: str, path: str, members: Iterable[StoredFile]) -> list[Unneeded]:
-        """Nothing, where any of its files is young."""
-        members = list(members)
-        young = any(file.path not in old for file in members)
-        return [] if young or not members else [
-            Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
-        ]  # fmt: skip
-
-    found: list[Unneeded] = []
-    needed = _needed_records(records, experiments)
-    kept = [record for record in records if (record.kind, record.fingerprint) in needed]
-    gone: set[str] = set()
-    named = set(ATTEMPT.findall("".join([*(record.text for record in kept), *(one.text for one in experiments)])))
-    for record in records:
-        place = f"{record.kind}/{record.fingerprint}"
-        mentioned = {name for file in groups[place] if (name := _attempt(file)) in named}
-        if (record.kind, record.fingerprint) not in needed and not mentioned:
-            removable = unneeded(record.kind, place, groups[place])
-            found += removable
-            gone |= {one.path for one in removable}
-    named |= set(ATTEMPT.findall("".join(record.text for record in records)))
-    for place, members in groups.items():
-        if place in gone or place.startswith(f"{EXPERIMENTS}/"):
-            continue
-        attempts: dict[str, list[StoredFile]] = defaultdict(list)
-        for file in members:
-            if (attempt := _attempt(file)) is not None and attempt not in named:
-                attempts[attempt].append(file)
-        for attempt, of_attempt in attempts.items():
-            found += unneeded("attempts", f"{place}/{attempt}", of_attempt)
+    experiments, records = _experiments(store, files), read_records(store, files)
+    is_needed = _needed_records(records, experiments)
+    kept = [record.text for record in records if is_needed(record)]
+    given_up = [record for record in records if not is_needed(record)]
+    places = _by_directory((file for file in files if not file.path.startswith(f"{EXPERIMENTS}/")), depth=2)
+    named = _attempts_in([*kept, *(one.text for one in experiments)])
+    groups: dict[tuple[str, str], Group] = {}
+    for record in given_up:
+        if not named & _by_attempt(places[record.path]).keys():
+            groups[record.kind, record.path] = places.pop(record.path)
+    named |= _attempts_in(record.text for record in given_up)
+    for place, members in places.items():
+        for attempt, of_attempt in _by_attempt(members).items():
+            if attempt not in named:
+                groups["attempts", f"{place}/{attempt}"] = of_attempt
     done = {record.fingerprint for record in records if record.kind == TRIAL_KIND}
     for one in experiments:
-        if one.held:
-            continue
-        if one.planned and one.trials <= done:
-            train = f"{EXPERIMENTS}/{one.name}/train"
-            found += unneeded("train runs", train, groups.get(train, []))
-        leases = sorted(file.path for file in files if file.path.startswith(f"{EXPERIMENTS}/{one.name}/lease/"))
-        for file in files:
-            if file.path in leases[:-1]:  # the newest number stays: the next driver counts on from it
-                found += unneeded("leases", file.path, [file])
+        own = [file for file in files if file.path.startswith(f"{EXPERIMENTS}/{one.name}/")]
+        groups |= _left_by(one, own, done)
+    newest = datetime.datetime.now(datetime.UTC) - min_age
+    found = [
+        Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
+        for (kind, path), members in groups.items()
+        if all(file.modified <= newest for file in members)
+    ]
     return sorted(found, key=lambda one: (one.kind, one.path))
 
 
@@ -151,51 +111,78 @@ def remove(store: Store, things: Sequence[Unneeded]) -> None:
         delete(join(store.url, thing.path))
 
 
-def _attempt(file: StoredFile) -> str | None:
-    """Name of the payload attempt that a file of `<kind>/<fingerprint>/` belongs to."""
-    parts = file.path.split("/")
-    return parts[2] if len(parts) > 3 and ATTEMPT.fullmatch(parts[2]) else None
+def _needed_records(
+    records: Sequence[StoredRecord], experiments: Sequence[_Experiment]
+) -> Callable[[StoredRecord], bool]:
+    if unplanned := ", ".join(one.name for one in experiments if not one.planned):
+        LOGGER.warning("no record is given up, since these may need any: %s (no %s)", unplanned, RECORD)
+        return lambda record: True
+    trials = {fingerprint for one in experiments for fingerprint in one.trials}
+    dense = {one.dense for one in experiments if one.dense is not None}
+    runs = _needed_runs(records, experiments)
+    results, models = {TRIAL_KIND: trials, RUN_KIND: runs, MODEL_KIND: dense}, {None, *dense, *runs}
+
+    def is_needed(record: StoredRecord) -> bool:
+        if record.kind in results:
+            return record.fingerprint in results[record.kind]
+        return record.kind not in MODEL_OF or _model_of(record) in models
+
+    return is_needed
 
 
-def _needed_records(records: Sequence[_Record], experiments: Sequence[_Experiment]) -> set[tuple[str, str]]:
-    if not all(one.planned for one in experiments):
-        names = ", ".join(one.name for one in experiments if not one.planned)
-        LOGGER.warning("no record is given up, since these may need any: %s (no %s)", names, RECORD)
-        return {(record.kind, record.fingerprint) for record in records}
-    planned = {fingerprint for one in experiments for fingerprint in one.trials}
-    trials = {record.fingerprint: record for record in records if record.kind == TRIAL_KIND}
+def _needed_runs(records: Sequence[StoredRecord], experiments: Sequence[_Experiment]) -> set[str]:
+    """Runs that a trial names, and all that began with the dense model of an unfinished experiment."""
     runs = {record.fingerprint: record for record in records if record.kind == RUN_KIND}
-    dense = {one.dense for one in experiments}
-    unfinished = {one.dense for one in experiments if one.held or not one.trials <= trials.keys()}
-    texts = [trials[fingerprint].text for fingerprint in planned & trials.keys()]
-    needed_runs = {fingerprint for fingerprint in runs if any(f'"{fingerprint}"' in text for text in texts)}
-    grown = True
-    while grown:  # a run may begin with the model of another
-        more = {
-            fingerprint
-            for fingerprint, run in runs.items()
-            if fingerprint not in needed_runs and (run.model is None or run.model in unfinished)
-        }
-        unfinished |= more
-        needed_runs |= more
-        grown = bool(more)
-    models = dense | needed_runs
-    needed = set()
-    for record in records:
-        match record.kind:
-            case "trials":
-                keep = record.fingerprint in planned
-            case "retrained":
-                keep = record.fingerprint in needed_runs
-            case "models":
-                keep = record.fingerprint in dense
-            case kind if kind in MODEL_OF:
-                keep = record.model is None or record.model in models
-            case _:
-                keep = True
-        if keep:
-            needed.add((record.kind, record.fingerprint))
+    trials = {record.fingerprint: record.text for record in records if record.kind == TRIAL_KIND}
+    texts = [trials[fingerprint] for one in experiments for fingerprint in one.trials & trials.keys()]
+    needed = {fingerprint for fingerprint in runs if any(f'"{fingerprint}"' in text for text in texts)}
+    origins: set[str | None] = {None, *(one.dense for one in experiments if not one.is_finished(trials.keys()))}
+    while more := {key for key, run in runs.items() if key not in needed and _model_of(run) in origins}:
+        needed |= more
+        origins |= more  # a run may begin with the model of another
     return needed
+
+
+def _model_of(record: StoredRecord) -> str | None:
+    """Fingerprint of the model that a record is about, where it says so."""
+    found: object = record.identity
+    for key in MODEL_OF.get(record.kind, ()):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _left_by(experiment: _Experiment, own: Sequence[StoredFile], done: Collection[str]) -> dict[tuple[str, str], Group]:
+    """Among its own files: checkpoints once it is finished, and all leases but the newest."""
+    if experiment.held:
+        return {}
+    place = f"{EXPERIMENTS}/{experiment.name}"
+    groups: dict[tuple[str, str], Group] = {}
+    training = [file for file in own if file.path.startswith(f"{place}/train/")]
+    if training and experiment.is_finished(done):
+        groups["train runs", f"{place}/train"] = training
+    leases = sorted((file for file in own if file.path.startswith(f"{place}/lease/")), key=lambda file: file.path)
+    for lease in leases[:-1]:  # the newest number stays: the next driver counts on from it
+        groups["leases", lease.path] = [lease]
+    return groups
+
+
+def _by_directory(files: Iterable[StoredFile], *, depth: int) -> dict[str, Group]:
+    groups: dict[str, Group] = defaultdict(list)
+    for file in files:
+        parts = file.path.split("/")
+        if len(parts) > depth:
+            groups["/".join(parts[:depth])].append(file)
+    return groups
+
+
+def _by_attempt(files: Iterable[StoredFile]) -> dict[str, Group]:
+    """Payload files of `<kind>/<fingerprint>/`, by the name of their attempt."""
+    groups = _by_directory(files, depth=3)
+    return {name: members for path, members in groups.items() if ATTEMPT.fullmatch(name := path.split("/")[2])}
+
+
+def _attempts_in(texts: Iterable[str]) -> set[str]:
+    return set(ATTEMPT.findall("".join(texts)))
 
 
 def _experiments(store: Store, files: Sequence[StoredFile]) -> list[_Experiment]:
@@ -217,28 +204,6 @@ def _experiments(store: Store, files: Sequence[StoredFile]) -> list[_Experiment]
             except (ValueError, KeyError, TypeError):
                 dense = None
                 break
-        held = is_held(join(store.url, EXPERIMENTS, name))
+        held = is_held(store.experiment_url(name))
         found.append(_Experiment(name=name, held=held, text="".join(texts), dense=dense, trials=frozenset(trials)))
     return found
-
-
-def _records(store: Store, files: Sequence[StoredFile]) -> list[_Record] | None:
-    """Every record of the storage; None, after a warning, where one cannot be read."""
-    paths = [
-        file.path
-        for file in files
-        if file.path.count("/") == 2 and file.path.endswith(f"/{RECORD_NAME}") and not file.path.startswith(EXPERIMENTS)
-    ]
-
-    def read(path: str) -> _Record | None:
-        kind, fingerprint, _ = path.split("/")
-        text = read_bytes(join(store.url, path)).decode()
-        try:
-            return _Record(kind=kind, fingerprint=fingerprint, text=text, identity=json.loads(text)["identity"])
-        except (ValueError, KeyError, TypeError):
-            LOGGER.warning("nothing is given up, since %s is no record; look at it and remove it first", path)
-            return None
-
-    with ThreadPoolExecutor(8) as threads:
-        records = list(threads.map(read, paths))
-    return None if None in records else [record for record in records if record is not None]

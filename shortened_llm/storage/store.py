@@ -23,6 +23,9 @@ from shortened_llm.storage.urls import create_bytes, delete, is_local, join, nor
 
 T = TypeVar("T")
 
+EXPERIMENTS = "experiments"
+"""Directory with one directory for each experiment; every other one beside it is a kind of results."""
+RECORD_NAME = "record.json"
 PROBE_SECONDS = 5.0
 
 # In the path of the copy of the working directory that Ray makes for a submitted job.
@@ -51,7 +54,7 @@ class Store:
 
     def experiment_url(self, name: str) -> str:
         """Directory of what belongs to one experiment alone."""
-        return join(self.url, "experiments", name)
+        return join(self.url, EXPERIMENTS, name)
 
     def attempt_url(self, kind: str, fingerprint: str) -> str:
         """A new place for the payload of one attempt at a result."""
@@ -110,4 +113,4 @@ class Store:
         return str(directory)
 
     def _record_url(self, kind: str, fingerprint: str) -> str:
-        return join(self.url, kind, fingerprint, "record.json")
+        return join(self.url, kind, fingerprint, RECORD_NAME)

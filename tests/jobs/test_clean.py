@@ -181,12 +181,13 @@ def test_a_payload_that_another_record_names_stays(local_store: Store) -> None:
     assert any(name in path for path in paths(local_store))
 
 
-def test_a_damaged_record_stops_everything(local_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_stops_everything(local_store: Store) -> None:
     stored_experiment(local_store)
     leave_rubbish(local_store)
     write_bytes(join(local_store.url, "scores", "0" * 16, "record.json"), b"{")
     everything = paths(local_store)
-    main([local_store.url, "--min-age", "0", "--remove"])
+    with pytest.raises(BadInputError, match=f"scores/{'0' * 16}/record.json is no record; look at it"):
+        main([local_store.url, "--min-age", "0", "--remove"])
     assert paths(local_store) == everything
 
 
