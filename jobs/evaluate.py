@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.measure import LoadedModels
+from shortened_llm.evaluation.serving import measure_serving, vllm_command
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
@@ -33,12 +35,17 @@ def main(arguments: Sequence[str]) -> None:
     models, rest = split_models(arguments)
     parser = make_parser("evaluate", "Score models beside the dense one: --model DIR, once for each.")
     parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
+    parser.add_argument("--vllm", action="store_true", help="also measure speed behind vLLM, where that is installed")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
     config, flags = parse_command(parser, rest)
     store = Store.at(config.storage.url)
     facts = check_evaluation(config, store)
-    if flags.efficiency:
+    if flags.efficiency or flags.vllm:
         check_lengths(facts.model_config, config.evaluation.efficiency)
+    if flags.vllm:
+        vllm_command()
+        if not models:
+            raise BadInputError("--vllm: compares a model with the dense one; give --model DIR too")
     for directory in models:
         check_model(directory, facts)
     if flags.output and flags.output.exists() and not flags.output.is_dir():
@@ -66,9 +73,15 @@ def main(arguments: Sequence[str]) -> None:
                 on_progress=lambda line: LOGGER.info("%s: %s", path, line),
             )  # fmt: skip
 
-        every.append(
-            EvaluatedModel(model=path, ref=ref, selection=scores(selection), report=scores([*report, *timing]))
-        )
+        found = EvaluatedModel(model=path, ref=ref, selection=scores(selection), report=scores([*report, *timing]))
+        if flags.vllm and every:
+            loaded.hold()  # the accelerator is for the servers
+            served = measure_serving(
+                model_directory(dense), model_directory(ref), config.evaluation.efficiency,
+                dtype=config.model.dtype, on_progress=LOGGER.info,
+            )  # fmt: skip
+            found = replace(found, serving=served)
+        every.append(found)
         print(to_json(every[-1], indent=None), flush=True)
     print(comparison_table(every), file=sys.stderr)
     if flags.output:

@@ -321,7 +321,7 @@ class MetricScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationPoint:
+class GenerationSpeed:
     """Speed of generating from one shape of input; times in seconds, mean over the runs."""
 
     batch_size: int
@@ -335,6 +335,12 @@ class GenerationPoint:
     """Prefill and the first token."""
     throughput: float
     """Generated tokens of the batch per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationPoint(GenerationSpeed):
+    """Speed and memory of generating in our own process."""
+
     peak_memory_bytes: int
     """The weights, and the most that the GPU's allocator, or on CPU the process, held beyond what it held before the
     generation."""
@@ -369,6 +375,20 @@ class EfficiencyScore:
     speed_ups: tuple[float, ...]
     """For each point, measured: dense latency / latency, the median over the turns, so that what disturbs a run of one
     model does not count. The ratio of the mean latencies may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingScore:
+    """Speed of one model behind an inference server, measured in turns with a server of the dense model."""
+
+    protocol: str
+    """Server, its version, dtype, prompt and runs, in words."""
+    points: tuple[GenerationSpeed, ...]
+    """By output length, then batch size."""
+    dense_points: tuple[GenerationSpeed, ...]
+    """Of the dense model, from the same turns and in the same order."""
+    speed_ups: tuple[float, ...]
+    """For each point: dense latency / latency, the median over the turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -587,6 +607,7 @@ class EvaluatedModel:
     ref: ModelRef
     selection: EvalScores
     report: EvalScores
+    serving: ServingScore | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """What a model costs to run, beside the dense model: speed, memory, arithmetic."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import mean, median, stdev
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.footprint import gpu_utilisation, kv_bytes_per_token, memory_growth, weight_bytes
-from shortened_llm.evaluation.generation import Shape, Timing, make_generation, only_greedy, prompt_tokens
+from shortened_llm.evaluation.generation import (
+    Shape,
+    Timing,
+    in_turns,
+    make_generation,
+    only_greedy,
+    prompt_tokens,
+    speed_of,
+    speed_up,
+)
 from shortened_llm.evaluation.shares import TimeShares, time_shares
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
@@ -180,18 +188,7 @@ def _measure(
         _point(model, generate, runs, shape, settings)
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
-    speed_up = median(of_dense.latency / own.latency for of_dense, own in zip(*timings, strict=True))
-    return _Measured(dense=dense, model=model, speed_up=speed_up, shares=shares)
-
-
-def in_turns(generations: Sequence[Callable[[], T]], turns: int) -> list[list[T]]:
-    """Each of them `turns` times, one after another, in every other turn backwards; the results of each."""
-    results: list[list[T]] = [[] for _ in generations]
-    for turn in range(turns):
-        order = range(len(generations))
-        for index in order if turn % 2 == 0 else reversed(order):
-            results[index].append(generations[index]())
-    return results
+    return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
 
 
 def _point(
@@ -201,15 +198,9 @@ def _point(
     shape: Shape,
     settings: EfficiencyConfig,
 ) -> GenerationPoint:
-    latencies = [run.latency for run in runs]
+    speed = speed_of(runs, shape, settings.prompt_length)
     return GenerationPoint(
-        batch_size=shape.batch_size,
-        prompt_tokens=settings.prompt_length,
-        output_tokens=shape.output_tokens,
-        latency=mean(latencies),
-        latency_deviation=stdev(latencies) if len(latencies) > 1 else 0.0,
-        time_to_first_token=mean(run.time_to_first_token for run in runs),
-        throughput=shape.batch_size * shape.output_tokens / mean(latencies),
+        **asdict(speed),
         peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
         gpu_utilisation=gpu_utilisation(generate, model.device),
     )

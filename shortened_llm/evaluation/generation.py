@@ -1,8 +1,10 @@
 """One timed generation: a fixed prompt, a forced number of new tokens."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean, median, stdev
+from typing import TypeVar
 
 import torch
 from transformers import (
@@ -15,6 +17,9 @@ from transformers import (
 )
 
 from shortened_llm.config import EfficiencyConfig
+from shortened_llm.records import GenerationSpeed
+
+T = TypeVar("T")
 
 PROMPT = "The old lighthouse keeper walked down to the harbour early every morning because he wanted"
 
@@ -105,6 +110,35 @@ def make_generation(
         return Timing(latency=latency, time_to_first_token=first_token.time - started)
 
     return generate
+
+
+def in_turns(generations: Sequence[Callable[[], T]], turns: int) -> list[list[T]]:
+    """Each of them `turns` times, one after another, in every other turn backwards; the results of each."""
+    results: list[list[T]] = [[] for _ in generations]
+    for turn in range(turns):
+        order = range(len(generations))
+        for index in order if turn % 2 == 0 else reversed(order):
+            results[index].append(generations[index]())
+    return results
+
+
+def speed_of(runs: Sequence[Timing], shape: Shape, prompt_length: int) -> GenerationSpeed:
+    """Means over runs of one shape."""
+    latencies = [run.latency for run in runs]
+    return GenerationSpeed(
+        batch_size=shape.batch_size,
+        prompt_tokens=prompt_length,
+        output_tokens=shape.output_tokens,
+        latency=mean(latencies),
+        latency_deviation=stdev(latencies) if len(latencies) > 1 else 0.0,
+        time_to_first_token=mean(run.time_to_first_token for run in runs),
+        throughput=shape.batch_size * shape.output_tokens / mean(latencies),
+    )
+
+
+def speed_up(dense: Sequence[Timing], own: Sequence[Timing]) -> float:
+    """Of latencies in turns: the median, so that what disturbs a run of one model does not count."""
+    return median(of_dense.latency / of_own.latency for of_dense, of_own in zip(dense, own, strict=True))
 
 
 def synchronise(device: torch.device) -> None:

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel
+from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel, GenerationSpeed, ServingScore
+
+SPEED_TITLES = f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9}"
 
 
 def comparison_table(models: Sequence[EvaluatedModel]) -> str:
@@ -27,6 +29,8 @@ def comparison_table(models: Sequence[EvaluatedModel]) -> str:
     for model, name in zip(models, names, strict=True):
         if model.report.efficiency:
             lines += ["", f"{name}: {model.report.efficiency.protocol}", *_speeds(model.report.efficiency)]
+        if model.serving:
+            lines += ["", f"{name}: {model.serving.protocol}", *_served(model.serving)]
     return "\n".join(lines)
 
 
@@ -60,13 +64,23 @@ def _speeds(score: EfficiencyScore) -> list[str]:
     lines = [
         f"weights {score.weight_bytes / 2**20:,.0f} MiB, cache {score.kv_bytes_per_token:,} bytes a token, "
         f"{score.flops_per_token / 1e6:,.0f} MFLOPs a token",
-        f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9} {'memory MiB':>10} "
-        f"{'speed-up':>8} {'ideal':>6}",
+        f"{SPEED_TITLES} {'memory MiB':>10} {'speed-up':>8} {'ideal':>6}",
     ]
     for point, speed_up, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True):
-        lines.append(
-            f"{point.batch_size:>5} {point.output_tokens:>5} {point.latency:>10.4f} ±{point.latency_deviation:.4f} "
-            f"{point.time_to_first_token:>13.4f} {point.throughput:>9.1f} {point.peak_memory_bytes / 2**20:>10,.0f} "
-            f"{speed_up:>8.3f} {ideal:>6.3f}"
-        )
+        memory = point.peak_memory_bytes / 2**20
+        lines.append(f"{_speed(point)} {memory:>10,.0f} {speed_up:>8.3f} {ideal:>6.3f}")
     return lines
+
+
+def _served(score: ServingScore) -> list[str]:
+    return [
+        f"{SPEED_TITLES} {'speed-up':>8}",
+        *(f"{_speed(point)} {speed_up:>8.3f}" for point, speed_up in zip(score.points, score.speed_ups, strict=True)),
+    ]
+
+
+def _speed(point: GenerationSpeed) -> str:
+    return (
+        f"{point.batch_size:>5} {point.output_tokens:>5} {point.latency:>10.4f} ±{point.latency_deviation:.4f} "
+        f"{point.time_to_first_token:>13.4f} {point.throughput:>9.1f}"
+    )
