@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 
 from shortened_llm.config import TaylorConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
@@ -57,14 +58,10 @@ def measure_taylor(
     inputs = _block_inputs(walk, tokens, lambda done: on_progress(done, 3 * num_blocks))
     num_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
     gradient = _last_gradient(walk, inputs[-1], tokens, 1 / num_predictions)
+    release_freed_memory()  # of the head's chunks
     scores = [math.nan] * num_blocks
     for done, (index, block) in enumerate(streamed.read_blocks(range(num_blocks - 1, -1, -1)), start=1):
-        weights = list(scored_weights(block))
-        for weight in weights:
-            weight.requires_grad_(True)
-        _backward_in_place(walk, index, block, inputs[index], gradient)
-        products = (_take_product(weight) for weight in weights)
-        scores[index] = block_score(products, options)
+        scores[index] = _backward_and_score(walk, index, block, inputs[index], gradient, options)
         if not math.isfinite(scores[index]):
             raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
         on_progress(num_blocks + 2 * done, 3 * num_blocks)
@@ -99,8 +96,20 @@ def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor,
     return of_finished
 
 
+def _backward_and_score(
+    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, options: TaylorConfig
+) -> float:
+    """The block's score; `gradient`, of its output, becomes that of its input. Nothing holds the weights afterwards:
+    the block after the next is read once the next is asked for."""
+    weights = list(scored_weights(block))
+    for weight in weights:
+        weight.requires_grad_(True)
+    _backward_in_place(walk, index, block, inputs, gradient)
+    return block_score((_take_product(weight) for weight in weights), options)
+
+
 def _backward_in_place(
-    walk: BlockWalk, index: int, block: torch.nn.Module, inputs: torch.Tensor, gradient: torch.Tensor
+    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor
 ) -> None:
     """Add to the gradients of the block's weights; `gradient`, of its output, becomes that of its input."""
     size = max(1, walk.sequences_per_call // FORWARD_CALLS_PER_BACKWARD)
