@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+import psutil
 import torch
 
 from shortened_llm.config import EfficiencyConfig
@@ -73,7 +74,6 @@ def measure_serving(
         ServerError: with the end of the server's log.
     """
     command = vllm_command()
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=300).stdout
     prompt = prompt_tokens(load_tokenizer(dense), settings.prompt_length)[0].tolist()
     points, dense_points, speed_ups = [], [], []
     with contextlib.ExitStack() as servers:
@@ -81,6 +81,8 @@ def measure_serving(
         for directory in (dense, model):
             on_progress(f"starting vLLM with {directory}")
             urls.append(servers.enter_context(vllm_server(command, directory, settings, dtype=dtype)))
+        with urllib.request.urlopen(f"{urls[0]}/version", timeout=REQUEST_SECONDS) as answer:
+            version = json.load(answer)["version"]
         for length in sorted(set(settings.output_lengths)):
             for batch_size in sorted(set(settings.batch_sizes)):
                 shape = Shape(batch_size=batch_size, output_tokens=length)
@@ -93,7 +95,7 @@ def measure_serving(
                 speed_ups.append(speed_up(of_dense, of_model))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     protocol = (
-        f"vLLM {version.split()[-1]} over HTTP, {device}, {dtype}, the same prompt of {settings.prompt_length} tokens "
+        f"vLLM {version} over HTTP, {device}, {dtype}, the same prompt of {settings.prompt_length} tokens "
         f"in each sequence, {settings.runs} runs after {settings.warmups} warm-ups, in turns with the dense model"
     )
     return ServingScore(
@@ -172,12 +174,16 @@ def _wait_until_ready(url: str, process: subprocess.Popen, log: IO[bytes]) -> No
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Its own processes too."""
+    """It and its own processes; returns when none is left."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server = psutil.Process(process.pid)
+        family = [server, *server.children(recursive=True)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
+        family = psutil.wait_procs(family, STOP_SECONDS)[1]
+    process.poll()
 
 
 def _free_port() -> int:
