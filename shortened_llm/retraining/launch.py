@@ -110,9 +110,10 @@ def retrain(
 
 
 def _fit(trainer: TorchTrainer, resources: ResourcesConfig, max_failures: int) -> None:
-    """Train; wait once for nodes, where Ray alone would begin to wait anew without end.
+    """Train; wait once for the fewest workers, where Ray alone would begin to wait anew without end.
 
-    Workers that are lost while they start are tried again as often as those that are lost later.
+    Workers that are lost while they start are tried again as often as those that are lost later, and so is a range of
+    workers of which more than the fewest were awaited: the next attempt takes what there is by then.
     """
     failures = 0
     while True:
@@ -121,16 +122,15 @@ def _fit(trainer: TorchTrainer, resources: ResourcesConfig, max_failures: int) -
             return
         except ControllerError as error:
             failure = error.controller_failure
-            if isinstance(failure, WorkerGroupStartupTimeoutError):
-                if failure.num_workers > resources.min_workers:
-                    continue  # a range of workers takes what there is by now
-                needs = ", ".join(f"{amount:g} {kind}" for kind, amount in worker_resources(resources).items())
-                raise NodesMissingError(
-                    f"no room for {failure.num_workers} worker(s) of {needs} came within resources.node_wait_seconds "
-                    f"({resources.node_wait_seconds:g} s)"
-                ) from None
             failures += 1
-            if failures > max_failures or not isinstance(failure, WorkerGroupStartupFailedError):
+            if isinstance(failure, WorkerGroupStartupTimeoutError):
+                if failures > max_failures or failure.num_workers <= resources.min_workers:
+                    needs = ", ".join(f"{amount:g} {kind}" for kind, amount in worker_resources(resources).items())
+                    raise NodesMissingError(
+                        f"no room for {failure.num_workers} worker(s) of {needs} came within "
+                        f"resources.node_wait_seconds ({resources.node_wait_seconds:g} s)"
+                    ) from None
+            elif failures > max_failures or not isinstance(failure, WorkerGroupStartupFailedError):
                 raise
 
 

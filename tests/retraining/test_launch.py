@@ -1,0 +1,64 @@
+"""Which failures to start are tried again, and how often."""
+
+from collections.abc import Iterable
+
+import pytest
+from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import (
+    CheckpointManagerInitializationError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
+
+from shortened_llm.config import ResourcesConfig
+from shortened_llm.retraining.launch import NodesMissingError, _fit
+
+LOST = WorkerGroupStartupFailedError("a node died")
+
+
+class Attempts:
+    """A trainer whose attempts fail in turn, then succeed."""
+
+    def __init__(self, failures: Iterable[Exception]) -> None:
+        self._failures = iter(failures)
+        self.made = 0
+
+    def fit(self) -> None:
+        self.made += 1
+        if (failure := next(self._failures, None)) is not None:
+            raise ControllerError(failure)
+
+
+def missing(num_workers: int) -> Exception:
+    return WorkerGroupStartupTimeoutError(num_workers=num_workers)
+
+
+def fit(failures: Iterable[Exception], *, workers: tuple[int, int] = (2, 2), max_failures: int = 2) -> int:
+    """Attempts until one succeeded."""
+    attempts = Attempts(failures)
+    _fit(attempts, ResourcesConfig(workers=workers), max_failures)  # type: ignore[arg-type]
+    return attempts.made
+
+
+def test_workers_lost_while_they_start_are_tried_again_so_often() -> None:
+    assert fit([LOST, LOST]) == 3
+    with pytest.raises(ControllerError, match="a node died"):
+        fit([LOST, LOST, LOST])
+
+
+def test_nodes_are_awaited_once() -> None:
+    with pytest.raises(NodesMissingError, match=r"no room for 2 worker\(s\) of 1 CPU .*node_wait_seconds"):
+        fit([missing(2)])
+
+
+def test_a_range_of_workers_takes_what_there_is_by_then() -> None:
+    assert fit([missing(4), missing(3)], workers=(2, 4)) == 3
+    with pytest.raises(NodesMissingError, match="for 2 worker"):
+        fit([missing(4), missing(2)], workers=(2, 4))
+    with pytest.raises(NodesMissingError, match="for 4 worker"):
+        fit([missing(4)] * 3, workers=(2, 4))
+
+
+def test_what_would_only_fail_again_is_not_tried_again() -> None:
+    with pytest.raises(ControllerError, match="no such storage"):
+        fit([CheckpointManagerInitializationError("no such storage")])
