@@ -147,11 +147,14 @@ class Search:
         return lost * TOKENS_PER_STEP
 
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints of the runs that are not finished."""
+        """Steps of the complete checkpoints that Ray has listed, of the runs that are not finished."""
         runs = self.storage / "experiments" / self.values["experiment"] / "train"
+        listed = "".join(path.read_text() for path in runs.glob("*/checkpoint_manager_snapshot.json"))
         found = []
         for path in runs.glob("*/checkpoint_0*"):
-            with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):  # being written, or just deleted
+            if f'"{path.name}"' not in listed:
+                continue
+            with contextlib.suppress(DamagedCheckpointError, FileNotFoundError):  # just deleted
                 check_complete(str(path))
                 found.append(int(path.name.split("_")[1]))
         return sorted(found)
