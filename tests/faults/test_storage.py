@@ -111,8 +111,9 @@ def test_a_driver_killed_while_it_writes_the_report_writes_it_again(
     s3_search: Search, proxy: FaultyProxy, undisturbed: Undisturbed
 ) -> None:
     s3_search.start()
+    wait_for_request(s3_search, proxy, "PUT", "/trials/")
+    proxy.delay(1.0, methods=("PUT",))  # else the whole report is written between two looks
     wait_for_request(s3_search, proxy, "PUT", "/report/")
-    proxy.delay(1.0)
     wait_for_request(s3_search, proxy, "PUT", "/report/")
     s3_search.kill()
     killed = time.monotonic()
