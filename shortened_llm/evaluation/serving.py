@@ -7,6 +7,7 @@ virtual environment.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,12 +31,15 @@ from shortened_llm.records import ServingScore
 
 HOST = "127.0.0.1"
 MODEL_NAME = "model"
-GPU_SHARE = 0.45
-"""Of the GPU's memory, for each of the two servers."""
+MEMORY_SHARES = {"cuda": 0.45, "cpu": 0.3}
+"""Of the device's memory, for each of the two servers. A CPU's is not theirs alone."""
 START_SECONDS = 900.0
 """A first start compiles."""
 REQUEST_SECONDS = 600.0
 STOP_SECONDS = 20.0
+
+
+ERROR_LINE = re.compile(r"\b[A-Z]\w*Error: ")
 
 
 class ServerError(RuntimeError):
@@ -71,7 +75,7 @@ def measure_serving(
 
     Raises:
         BadInputError: as `vllm_command`.
-        ServerError: with the end of the server's log.
+        ServerError: with the cause from the server's log.
     """
     command = vllm_command()
     prompt = prompt_tokens(load_tokenizer(dense), settings.prompt_length)[0].tolist()
@@ -107,10 +111,11 @@ def measure_serving(
 def vllm_server(command: str, directory: Path, settings: EfficiencyConfig, *, dtype: str) -> Iterator[str]:
     """URL of a server on the loopback interface, ready for requests; it ends with the context."""
     port = _free_port()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = [
         *(command, "serve", str(directory.absolute()), "--served-model-name", MODEL_NAME),
         *("--host", HOST, "--port", str(port), "--dtype", dtype, "--no-enable-prefix-caching"),
-        *("--gpu-memory-utilization", str(GPU_SHARE), "--max-num-seqs", str(max(settings.batch_sizes))),
+        *("--gpu-memory-utilization", str(MEMORY_SHARES[device]), "--max-num-seqs", str(max(settings.batch_sizes))),
         *("--max-model-len", str(settings.prompt_length + max(settings.output_lengths))),
     ]
     with tempfile.TemporaryFile() as log:
@@ -168,9 +173,10 @@ def _wait_until_ready(url: str, process: subprocess.Popen, log: IO[bytes]) -> No
             return
         time.sleep(0.5)
     log.seek(0)
-    end = log.read().decode(errors="replace").strip().splitlines()[-15:]
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    causes = [line for line in lines if ERROR_LINE.search(line)] or lines[-1:] or ["no word"]
     state = f"was not ready in {START_SECONDS:g} s" if process.poll() is None else f"ended with {process.returncode}"
-    raise ServerError("\n".join([f"vLLM {state}:", *end]))
+    raise ServerError(f"vLLM {state}: {causes[0]}")  # the first is the cause of the others
 
 
 def _end(process: subprocess.Popen) -> None:

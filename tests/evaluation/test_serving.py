@@ -83,10 +83,11 @@ def executable(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_a_server_that_ends_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
-    command = executable(tmp_path / "vllm", "echo no room for $2; exit 3")
+@pytest.mark.parametrize("more", ["", "; echo RuntimeError: something failed, see above"])
+def test_a_server_that_ends_is_an_error_with_its_cause(tmp_path: Path, more: str) -> None:
+    command = executable(tmp_path / "vllm", f"echo starting; echo ValueError: no room for $2{more}; exit 3")
     with (
-        pytest.raises(ServerError, match=rf"ended with 3:\nno room for {tmp_path}$"),
+        pytest.raises(ServerError, match=rf"ended with 3: ValueError: no room for {tmp_path}$"),
         vllm_server(command, tmp_path, SETTINGS, dtype="float32"),
     ):
         pass
