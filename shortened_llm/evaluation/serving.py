@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -44,6 +45,14 @@ ERROR_LINE = re.compile(r"\b[A-Z]\w*Error: ")
 
 class ServerError(RuntimeError):
     """The server did not start, or did not do what it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running server."""
+
+    url: str
+    process_group: int
 
 
 def vllm_command() -> str:
@@ -81,17 +90,17 @@ def measure_serving(
     prompt = prompt_tokens(load_tokenizer(dense), settings.prompt_length)[0].tolist()
     points, dense_points, speed_ups = [], [], []
     with contextlib.ExitStack() as servers:
-        urls = []
+        started: list[Server] = []
         for directory in (dense, model):
             on_progress(f"starting vLLM with {directory}")
-            urls.append(servers.enter_context(vllm_server(command, directory, settings, dtype=dtype)))
-        with urllib.request.urlopen(f"{urls[0]}/version", timeout=REQUEST_SECONDS) as answer:
+            started.append(servers.enter_context(vllm_server(command, directory, settings, dtype=dtype)))
+        with urllib.request.urlopen(f"{started[0].url}/version", timeout=REQUEST_SECONDS) as answer:
             version = json.load(answer)["version"]
         for length in sorted(set(settings.output_lengths)):
             for batch_size in sorted(set(settings.batch_sizes)):
                 shape = Shape(batch_size=batch_size, output_tokens=length)
                 on_progress(f"vLLM: generating {shape}")
-                requests = [partial(timed_request, url, prompt, shape) for url in urls]
+                requests = [partial(_ask_alone, server, started, prompt, shape) for server in started]
                 in_turns(requests, settings.warmups)
                 of_dense, of_model = in_turns(requests, settings.runs)
                 dense_points.append(speed_of(of_dense, shape, settings.prompt_length))
@@ -108,8 +117,8 @@ def measure_serving(
 
 
 @contextlib.contextmanager
-def vllm_server(command: str, directory: Path, settings: EfficiencyConfig, *, dtype: str) -> Iterator[str]:
-    """URL of a server on the loopback interface, ready for requests; it ends with the context."""
+def vllm_server(command: str, directory: Path, settings: EfficiencyConfig, *, dtype: str) -> Iterator[Server]:
+    """A server on the loopback interface, ready for requests; it ends with the context."""
     port = _free_port()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = [
@@ -126,9 +135,21 @@ def vllm_server(command: str, directory: Path, settings: EfficiencyConfig, *, dt
         try:
             url = f"http://{HOST}:{port}"
             _wait_until_ready(url, process, log)
-            yield url
+            yield Server(url=url, process_group=process.pid)
         finally:
             _end(process)
+
+
+def _ask_alone(server: Server, servers: Sequence[Server], prompt: list[int], shape: Shape) -> Timing:
+    """A timed request. On a CPU the other servers are halted meanwhile: waiting, their threads would take its cores."""
+    others = [] if torch.cuda.is_available() else [other for other in servers if other != server]
+    for other in others:
+        os.killpg(other.process_group, signal.SIGSTOP)
+    try:
+        return timed_request(server.url, prompt, shape)
+    finally:
+        for other in others:
+            os.killpg(other.process_group, signal.SIGCONT)
 
 
 def timed_request(url: str, prompt: list[int], shape: Shape) -> Timing:
