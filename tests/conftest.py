@@ -64,8 +64,10 @@ def token_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     """Environment of every process that uses Ray: token authentication with a token of this session."""
     token = tmp_path_factory.mktemp("ray-token") / "token"
     token.write_text("0123456789abcdef" * 4)
+    # What importing `jobs` sets here for a Ray of its own is not for clusters of several nodes.
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     return {
-        **os.environ,
+        **inherited,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",

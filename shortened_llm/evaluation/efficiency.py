@@ -19,6 +19,7 @@ from shortened_llm.evaluation.generation import (
     make_generation,
     only_greedy,
     prompt_tokens,
+    shapes,
     speed_of,
     speed_up,
 )
@@ -146,19 +147,17 @@ def _measure_shapes(
     """
     measured: list[_Measured] = []
     left_out: list[Shape] = []
-    for length in sorted(set(settings.output_lengths)):
-        for batch_size in sorted(set(settings.batch_sizes)):
-            shape = Shape(batch_size=batch_size, output_tokens=length)
-            if any(batch_size >= other.batch_size for other in left_out):
-                left_out.append(shape)
-                continue
-            on_progress(f"generating {shape}")
-            found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings))
-            if found is None:
-                left_out.append(shape)
-                on_progress(f"{shape} does not fit into memory: left out, with larger batches")
-            else:
-                measured.append(found)
+    for shape in shapes(settings):
+        if any(shape.batch_size >= other.batch_size for other in left_out):
+            left_out.append(shape)
+            continue
+        on_progress(f"generating {shape}")
+        found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings))
+        if found is None:
+            left_out.append(shape)
+            on_progress(f"{shape} does not fit into memory: left out, with larger batches")
+        else:
+            measured.append(found)
     return measured, left_out
 
 

@@ -43,6 +43,12 @@ class Timing:
     time_to_first_token: float
 
 
+def shapes(settings: EfficiencyConfig) -> list[Shape]:
+    """Every size, by output length, then batch size, ascending."""
+    lengths, sizes = sorted(set(settings.output_lengths)), sorted(set(settings.batch_sizes))
+    return [Shape(batch_size=size, output_tokens=length) for length in lengths for size in sizes]
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
     """Token ids of `PROMPT`, repeated or cut to `length`, [1, length], with the special tokens that the tokenizer puts
     in front."""

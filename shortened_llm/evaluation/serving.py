@@ -26,7 +26,7 @@ import torch
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.generation import Shape, Timing, in_turns, prompt_tokens, speed_of, speed_up
+from shortened_llm.evaluation.generation import Shape, Timing, in_turns, prompt_tokens, shapes, speed_of, speed_up
 from shortened_llm.models.load import load_tokenizer
 from shortened_llm.records import ServingScore
 
@@ -96,16 +96,14 @@ def measure_serving(
             started.append(servers.enter_context(vllm_server(command, directory, settings, dtype=dtype)))
         with urllib.request.urlopen(f"{started[0].url}/version", timeout=REQUEST_SECONDS) as answer:
             version = json.load(answer)["version"]
-        for length in sorted(set(settings.output_lengths)):
-            for batch_size in sorted(set(settings.batch_sizes)):
-                shape = Shape(batch_size=batch_size, output_tokens=length)
-                on_progress(f"vLLM: generating {shape}")
-                requests = [partial(_ask_alone, server, started, prompt, shape) for server in started]
-                in_turns(requests, settings.warmups)
-                of_dense, of_model = in_turns(requests, settings.runs)
-                dense_points.append(speed_of(of_dense, shape, settings.prompt_length))
-                points.append(speed_of(of_model, shape, settings.prompt_length))
-                speed_ups.append(speed_up(of_dense, of_model))
+        for shape in shapes(settings):
+            on_progress(f"vLLM: generating {shape}")
+            requests = [partial(_ask_alone, server, started, prompt, shape) for server in started]
+            in_turns(requests, settings.warmups)
+            of_dense, of_model = in_turns(requests, settings.runs)
+            dense_points.append(speed_of(of_dense, shape, settings.prompt_length))
+            points.append(speed_of(of_model, shape, settings.prompt_length))
+            speed_ups.append(speed_up(of_dense, of_model))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     protocol = (
         f"vLLM {version} over HTTP, {device}, {dtype}, the same prompt of {settings.prompt_length} tokens "

@@ -147,7 +147,6 @@ def cluster(environment: dict[str, str], head_address: str = "127.0.0.1") -> Ite
     directory = tempfile.mkdtemp(prefix="rf", dir="/tmp")
     nodes = Nodes(environment=dict(environment), directory=directory, head_address=head_address)
     nodes.environment["RAY_ADDRESS"] = nodes.address
-    nodes.environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # of a cluster with one node
     try:
         yield nodes
     finally:
