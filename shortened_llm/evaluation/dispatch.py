@@ -1,7 +1,11 @@
 """Which process measures what, and what happens when one is lost: asyncio alone, whatever a process is.
 
-A process keeps the model of its last work. So a free one takes, in this order: work on the model it holds, the oldest
-work on a model that none holds, the oldest work at all. Processes are started on demand and ended when idle.
+A process keeps the model of its last work. So a free one takes, in this order: work without a model, which is short;
+work on the model it holds; the oldest work on a model that none holds; the oldest work at all. Processes are started on
+demand and ended when idle.
+
+Work is cut into parts only where too little is left to occupy all processes: each part is set up anew, and its model
+loaded by one process more.
 """
 
 import asyncio
@@ -27,18 +31,32 @@ class Evaluator(Protocol):
 
 @dataclass(eq=False)
 class _Work:
-    model: str
+    model: str | None
     name: str
-    run: Callable[[Any], Coroutine[Any, Any, Any]]
+    run: Callable[[Any, int, int], Coroutine[Any, Any, Any]]
+    is_divisible: bool
     on_failure: Callable[[str], None]
+    results: "asyncio.Future[list[asyncio.Future[Any]]]"
+    """Of its parts, once it has been cut."""
+
+
+@dataclass(eq=False)
+class _Part:
+    work: _Work
+    number: int
+    of: int
     result: asyncio.Future[Any]
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> str | None:
+        return self.work.model
 
 
 @dataclass(eq=False)
 class _Idle:
     evaluator: Evaluator
-    model: str
+    model: str | None
     timer: asyncio.TimerHandle
 
 
@@ -64,28 +82,31 @@ class Dispatcher:
             most: processes at a time.
             idle_seconds: after this long without work a process ends.
             timeout_seconds: after this long a piece of work counts as hung, counted from when its process is ready.
-            on_load: called with the pieces of work that wait and the busy processes, whenever they change.
+            on_load: called with the work and parts of work that wait and the busy processes, whenever they change.
         """
         self._start, self._most = start, most
         self._on_load = on_load
         self._idle_seconds, self._timeout_seconds = idle_seconds, timeout_seconds
-        self._pending: list[_Work] = []
+        self._waiting: list[_Work] = []
+        self._parts: list[_Part] = []
         self._idle: list[_Idle] = []
-        self._busy: dict[asyncio.Task[None], str] = {}
+        self._busy: dict[asyncio.Task[None], str | None] = {}
 
     async def run(
         self,
-        model: str,
+        model: str | None,
         name: str,
-        work: Callable[[Any], Coroutine[Any, Any, Any]],
+        work: Callable[[Any, int, int], Coroutine[Any, Any, Any]],
         *,
+        is_divisible: bool,
         on_failure: Callable[[str], None],
-    ) -> Any:
-        """The result of `work(evaluator)`, in some evaluator.
+    ) -> list[Any]:
+        """The results of `work(evaluator, part, parts)` for every part, each in some evaluator.
 
         Args:
-            model: equal for work on the same model.
+            model: equal for work on the same model; None for short work that needs none.
             name: of the work, for messages.
+            is_divisible: whether it may be cut into parts; else it is one part.
             on_failure: called with each failed attempt, in words.
 
         Raises:
@@ -93,38 +114,60 @@ class Dispatcher:
             WorkFailedError: the work failed, hung or lost its process in each of several processes.
         """
         loop = asyncio.get_running_loop()
-        result = loop.create_future()
-        item = _Work(model=model, name=name, run=work, on_failure=on_failure, result=result)
-        self._pending.append(item)
+        one = _Work(
+            model=model, name=name, run=work, is_divisible=is_divisible, on_failure=on_failure,
+            results=loop.create_future(),
+        )  # fmt: skip
+        self._waiting.append(one)
         loop.call_soon(self._dispatch)  # after all that is asked for at this moment
-        return await result
+        # All parts end before one's error is raised: none is left to itself.
+        ended = await asyncio.gather(*await one.results, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, BaseException):
+                raise result
+        return ended
 
     def _dispatch(self) -> None:
-        while self._pending and (self._idle or len(self._busy) < self._most):
-            held = {idle.model for idle in self._idle} | set(self._busy.values())
-            work, idle = self._choose(held)
-            self._pending.remove(work)
+        while (self._parts or self._waiting) and (self._idle or len(self._busy) < self._most):
+            chosen, idle = self._choose()
+            part = self._cut(chosen) if isinstance(chosen, _Work) else chosen
+            self._parts.remove(part)
             if idle is not None:
                 idle.timer.cancel()
                 self._idle.remove(idle)
-            task = asyncio.get_running_loop().create_task(self._measure(idle.evaluator if idle else None, work))
-            self._busy[task] = work.model
+            model = part.model or (idle.model if idle else None)
+            task = asyncio.get_running_loop().create_task(self._measure(idle.evaluator if idle else None, model, part))
+            self._busy[task] = model
             task.add_done_callback(self._done)
-        self._on_load(len(self._pending), len(self._busy))
+        self._on_load(len(self._parts) + len(self._waiting), len(self._busy))
 
-    def _choose(self, held: set[str]) -> tuple[_Work, _Idle | None]:
+    def _choose(self) -> tuple[_Work | _Part, _Idle | None]:
+        every: list[_Work | _Part] = [*self._parts, *self._waiting]
+        choice = sorted(every, key=lambda work: work.model is not None)
         for idle in self._idle:
-            for work in self._pending:
-                if work.model == idle.model:
+            for work in choice:
+                if work.model in (None, idle.model):
                     return work, idle
-        work = next((work for work in self._pending if work.model not in held), self._pending[0])
+        held = {idle.model for idle in self._idle} | set(self._busy.values())
+        work = next((work for work in choice if work.model not in held), choice[0])
         return work, self._idle[0] if self._idle else None
+
+    def _cut(self, work: _Work) -> _Part:
+        """The first part of work whose turn has come; the others are left to the other processes."""
+        self._waiting.remove(work)
+        left = len(self._parts) + len(self._waiting)
+        number = self._most if work.is_divisible and left < self._most else 1
+        loop = asyncio.get_running_loop()
+        parts = [_Part(work=work, number=part, of=number, result=loop.create_future()) for part in range(number)]
+        self._parts += parts
+        work.results.set_result([part.result for part in parts])
+        return parts[0]
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._busy[task]
         self._dispatch()
 
-    async def _measure(self, held: Evaluator | None, work: _Work) -> None:
+    async def _measure(self, held: Evaluator | None, model: str | None, part: _Part) -> None:
         evaluator = held
         limit = asyncio.timeout(None)
         try:
@@ -132,38 +175,39 @@ class Dispatcher:
             await evaluator.ready()
             async with limit:
                 limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
-                result = await work.run(evaluator)
+                result = await part.work.run(evaluator, part.number, part.of)
         except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
-            _settle(work, error=error)
+            _settle(part, error=error)
         except Exception as error:
-            self._retry(work, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
+            self._retry(part, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
             if evaluator is not None:
                 evaluator.kill()  # lost, hung, or in a state that nobody knows
             return
         else:
-            _settle(work, value=result)
+            _settle(part, value=result)
         assert evaluator is not None
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
-        self._idle.append(_Idle(evaluator=evaluator, model=work.model, timer=timer))
+        self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
 
-    def _retry(self, work: _Work, cause: str) -> None:
-        work.failures.append(cause)
-        left = ATTEMPTS - len(work.failures)
-        work.on_failure(f"{work.name} failed ({cause}); " + (f"{left} more attempts" if left else "giving up"))
+    def _retry(self, part: _Part, cause: str) -> None:
+        part.failures.append(cause)
+        left = ATTEMPTS - len(part.failures)
+        said = f"{part.work.name} failed ({cause}); " + (f"{left} more attempts" if left else "giving up")
+        part.work.on_failure(said)
         if left:
-            self._pending.append(work)
+            self._parts.append(part)
         else:
-            _settle(work, error=WorkFailedError("; ".join(dict.fromkeys(work.failures))))
+            _settle(part, error=WorkFailedError("; ".join(dict.fromkeys(part.failures))))
 
     def _end(self, evaluator: Evaluator) -> None:
         self._idle = [idle for idle in self._idle if idle.evaluator is not evaluator]
         evaluator.kill()
 
 
-def _settle(work: _Work, *, value: object = None, error: Exception | None = None) -> None:
-    if work.result.done():  # nobody waits for it any more
+def _settle(part: _Part, *, value: object = None, error: Exception | None = None) -> None:
+    if part.result.done():  # nobody waits for it any more
         return
     if error is None:
-        work.result.set_result(value)
+        part.result.set_result(value)
     else:
-        work.result.set_exception(error)
+        part.result.set_exception(error)

@@ -5,7 +5,7 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -113,7 +113,7 @@ class _Pool:
     ) -> None:
         quiet_libraries()
         self._gauges = Gauges(experiment)
-        self._store, self._dtype, self._most = store, dtype, resources.evaluators
+        self._store, self._dtype = store, dtype
         self._scoring: dict[str, asyncio.Future[Score]] = {}
         options = {
             "num_cpus": resources.cpus_per_evaluator,
@@ -160,29 +160,22 @@ class _Pool:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
         if stored is not None:
             return stored
-        parts = self._most if unit.is_divisible else 1
 
-        async def measured_by(*work: Callable[[_Remote], Coroutine[Any, Any, Part]]) -> list[Part]:
-            model, on_failure = fingerprint(ref.identity), on_progress.note
-            pending = [self._dispatcher.run(model, unit.name, one, on_failure=on_failure) for one in work]
-            found: list[Part] = []
-            for result in await asyncio.gather(*pending, return_exceptions=True):  # or a lost part would leave others
-                if isinstance(result, BaseException):
-                    raise result
-                found.append(result)
-            return found
+        def measure(evaluator: _Remote, part: int, parts: int) -> Coroutine[Any, Any, Part]:
+            return evaluator.measure(ref, unit, part, parts, on_progress)
 
-        measured = await measured_by(*(_work(ref, unit, part, parts, on_progress) for part in range(parts)))
-        if isinstance(unit, TaskUnit) and parts > 1:
-            answers = [part for part in measured if isinstance(part, TaskPart)]
-            measured = await measured_by(lambda evaluator: evaluator.join(ref, unit, answers, on_progress))
+        measured = await self._dispatcher.run(
+            fingerprint(ref.identity), unit.name, measure, is_divisible=unit.is_divisible, on_failure=on_progress.note
+        )
+        if isinstance(unit, TaskUnit) and any(isinstance(part, TaskPart) for part in measured):
+
+            def join(evaluator: _Remote, *_: int) -> Coroutine[Any, Any, Part]:
+                return evaluator.join(ref, unit, measured, on_progress)
+
+            measured = await self._dispatcher.run(
+                None, unit.name, join, is_divisible=False, on_failure=on_progress.note
+            )
         return await asyncio.to_thread(finish_score, ref, unit, measured, self._store, self._dtype)
-
-
-def _work(
-    ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress
-) -> Callable[[_Remote], Coroutine[Any, Any, Part]]:
-    return lambda evaluator: evaluator.measure(ref, unit, part, parts, on_progress)
 
 
 class EvaluationPool:

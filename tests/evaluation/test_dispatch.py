@@ -46,15 +46,31 @@ class Pool:
         self.processes.append(Process(len(self.processes), start_seconds=self.start_seconds))
         return self.processes[-1]
 
-    async def run(self, model: str, name: str, work: Callable[[Process], Awaitable[object]] | None = None) -> object:
-        async def measure(process: Process) -> object:
+    async def run(
+        self, model: str | None, name: str, work: Callable[[Process], Awaitable[object]] | None = None
+    ) -> object:
+        async def measure(process: Process, part: int, parts: int) -> object:
+            assert (part, parts) == (0, 1)
             process.measured.append(f"{model} {name}")
             if work is None:
                 await asyncio.sleep(0.01)
                 return f"{model} {name}"
             return await work(process)
 
-        return await self.dispatcher.run(model, name, measure, on_failure=self.failures.append)
+        (result,) = await self.dispatcher.run(model, name, measure, is_divisible=False, on_failure=self.failures.append)
+        return result
+
+    async def share(self, model: str, name: str, fails: int | None = None) -> list[object]:
+        """Work that may be cut into parts; the part with number `fails` fails everywhere."""
+
+        async def measure(process: Process, part: int, parts: int) -> object:
+            process.measured.append(f"{model} {name} {part}/{parts}")
+            await asyncio.sleep(0.01)
+            if part == fails:
+                raise RuntimeError("broken")
+            return part
+
+        return await self.dispatcher.run(model, name, measure, is_divisible=True, on_failure=self.failures.append)
 
 
 def test_a_process_keeps_to_its_model_and_helps_when_it_is_done() -> None:
@@ -73,6 +89,54 @@ def test_a_process_keeps_to_its_model_and_helps_when_it_is_done() -> None:
     assert sorted(first[4:] + second[4:]) == [f"c {unit}" for unit in range(4)]
     assert len(first) > 4  # both took part
     assert len(second) > 4
+
+
+def test_work_is_cut_only_where_too_little_is_left_for_all_processes() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(3)
+        found = await asyncio.gather(*(pool.share("a", str(unit)) for unit in range(5)))
+        assert found == [[0], [0], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+        return pool
+
+    pool = asyncio.run(scenario())
+    measured = [one for process in pool.processes for one in process.measured]
+    assert sorted(measured) == [
+        "a 0 0/1", "a 1 0/1", *(f"a {unit} {part}/3" for unit in (2, 3, 4) for part in range(3)),
+    ]  # fmt: skip
+    assert all(len(process.measured) >= 3 for process in pool.processes)
+
+
+def test_a_process_alone_gets_work_whole() -> None:
+    async def scenario() -> None:
+        assert await Pool(1).share("a", "text") == [0]
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_part_is_the_works_error_once_all_parts_have_ended() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        with pytest.raises(WorkFailedError, match="broken"):
+            await pool.share("a", "text", fails=0)
+        assert await pool.run("a", "task") == "a task"
+        return pool
+
+    pool = asyncio.run(scenario())
+    measured = [one for process in pool.processes for one in process.measured]
+    assert sorted(measured) == ["a task", *["a text 0/2"] * ATTEMPTS, "a text 1/2"]
+
+
+def test_work_without_a_model_goes_first_and_costs_no_process_its_model() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+        first = asyncio.ensure_future(pool.run("a", "one"))
+        await asyncio.sleep(0)
+        rest = [pool.run("b", "one"), pool.run("a", "two"), pool.run(None, "join")]
+        await asyncio.gather(first, *rest)
+        return pool
+
+    (process,) = asyncio.run(scenario()).processes
+    assert process.measured == ["a one", "None join", "a two", "b one"]
 
 
 def test_processes_start_on_demand_and_end_when_idle() -> None:
