@@ -66,9 +66,20 @@ def answer_requests(
         batch_size: by which chunks are cut; the same for all parts.
     """
     answers: dict[int, Any] = {}
-    for chunk in request_chunks(kind, requests, batch_size)[part::parts]:
+    for chunk in _share(request_chunks(kind, requests, batch_size), requests, parts)[part]:
         answers.update(zip(chunk, ask([requests[number] for number in chunk]), strict=True))
     return answers
+
+
+def _share(chunks: list[list[int]], requests: Sequence[Request], parts: int) -> list[list[list[int]]]:
+    """The chunks of each part: one after the other to whom has the least to read."""
+    shares: list[list[list[int]]] = [[] for _ in range(parts)]
+    lengths = [0] * parts
+    for chunk in chunks:
+        least = lengths.index(min(lengths))
+        shares[least].append(chunk)
+        lengths[least] += sum(_length(requests[number]) for number in chunk)
+    return shares
 
 
 def requests_digest(requests: Sequence[Request]) -> str:

@@ -1,7 +1,7 @@
 """One evaluator against two, of one thread each, on the demo's models: `python -m tests.benchmarks.evaluation`.
 
 Both score the same models on the same tasks, from a warm start: the one in this process, as `jobs.evaluate` does, the
-two on Ray, which share each task.
+two on Ray, which share the last tasks.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lm_eval
 import pytest
@@ -19,7 +20,7 @@ from shortened_llm.evaluation.measure import (
     measure_part,
     read_score,
 )
-from shortened_llm.evaluation.task_requests import TaskPart
+from shortened_llm.evaluation.task_requests import TaskPart, answer_requests
 from shortened_llm.evaluation.tasks import measure_task_part
 from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
@@ -253,3 +254,17 @@ def test_a_part_without_room_takes_smaller_batches_of_the_same_requests(
     finish_score(model, unit, [score], local_store, "float32")
     stored = read_score(model, unit, local_store, "float32")
     assert stored == score
+
+
+def test_parts_have_as_much_to_read_as_each_other() -> None:
+    lengths = [900, 20, 870, 30, 860, 500, 490, 40, 10, 600]
+    requests = [
+        SimpleNamespace(task_name="t", doc_id=number, request_type="loglikelihood", args=("x" * length, ""))
+        for number, length in enumerate(lengths)
+    ]
+    asked: list[int] = []
+    for part in range(2):
+        found = answer_requests("loglikelihood", requests, lambda some: some, batch_size=0, part=part, parts=2)
+        asked.append(sum(lengths[number] for number in found))
+    assert sum(asked) == sum(lengths)
+    assert max(asked) < 1.1 * min(asked)  # 1.16 where they are dealt out in turns

@@ -11,7 +11,7 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.records import ModelRef, to_json
-from shortened_llm.search.progress import ProgressLog
+from shortened_llm.search.progress import Progress, ProgressLog
 from shortened_llm.storage.store import Store
 
 
@@ -25,12 +25,26 @@ class Order:
     resources: ResourcesConfig
 
 
+class EveryLine:
+    """Progress of which no line is replaced by the next."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, line: str | None) -> None:
+        if line is not None:
+            self._progress.note(line)
+
+    def note(self, line: str) -> None:
+        self._progress.note(line)
+
+
 def main() -> None:
     order: Order = pickle.loads(Path(sys.argv[1]).read_bytes())
     ray.init(log_to_driver=False, logging_level="ERROR")
     with ProgressLog("test") as log:
         pool = EvaluationPool.start("test", order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
-        submitted = [pool.submit(model, order.units, log.about("scores")) for model in order.models]
+        submitted = [pool.submit(model, order.units, EveryLine(log.about("scores"))) for model in order.models]
         for one in submitted:
             sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")
 

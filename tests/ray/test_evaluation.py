@@ -1,6 +1,7 @@
 """Evaluators on a real cluster: shared work, and what is lost when one dies, hangs or cannot do it."""
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     texts = (text_unit(stories, 16), text_unit(stories, 32))
     order = Order(
         models=(tiny_model, tiny_model.view((0, 1, 2, 7))),
-        units=(*texts, *(MetricUnit(path=path) for path in paths)),
+        units=(*(MetricUnit(path=path) for path in paths), *texts),
         store=Store.at(str(tmp_path / "results")),
         resources=ResourcesConfig(evaluators=2, cpus_per_evaluator=0.5, evaluation_timeout_seconds=15),
     )
@@ -97,7 +98,8 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
         assert "always_fails" in missing.unit
         assert "this measure is broken" in missing.cause
     assert "no result within 15 s" in said
-    # Two processes shared each text, and one scores it alone here: not a digit differs.
+    # Two processes shared a text, of the last work, and one scores it alone here: not a digit differs.
+    assert re.search(r"stories.*, part 2 of 2", said)
     for ref, scores in zip(order.models, (dense, pruned), strict=True):
         alone = evaluate(
             ref, texts, Store.at(str(tmp_path / "alone")), LoadedModels("float32", "cpu"), batch_size=2,

@@ -1,5 +1,6 @@
 """A task that evaluators of a real cluster share."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def test_evaluators_share_a_task_without_changing_a_digit(
         store=Store.at(str(tmp_path / "results")),
         resources=ResourcesConfig(evaluators=2, cpus_per_evaluator=0.5, evaluation_timeout_seconds=120),
     )
-    found, _ = run_driver(order, tmp_path, cluster)
+    found, said = run_driver(order, tmp_path, cluster)
+    assert re.search(r"local, part 2 of 2", said)
     for ref, scores in zip(order.models, found, strict=True):
         alone = evaluate(
             ref, units, Store.at(str(tmp_path / "alone")), LoadedModels("float32", "cpu"),
