@@ -4,8 +4,8 @@ A process keeps the model of its last work. So a free one takes, in this order: 
 work on the model it holds; the oldest work on a model that none holds; the oldest work at all. Processes are started on
 demand and ended when idle.
 
-Work is cut into parts only where too little is left to occupy all processes: each part is set up anew, and its model
-loaded by one process more.
+One that finds no work that waits helps with what another does, where that can be shared. That comes last, since the
+work is set up once more, and its model loaded.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ from shortened_llm.errors import BadInputError, NonFiniteLossError, last_line
 
 # Of one piece of work, each in another process.
 ATTEMPTS = 3
+# What is asked for within this time is looked at together, or all would help with what comes first.
+GATHER_SECONDS = 0.05
 
 
 class Evaluator(Protocol):
@@ -33,19 +35,23 @@ class Evaluator(Protocol):
 class _Work:
     model: str | None
     name: str
-    run: Callable[[Any, int, int], Coroutine[Any, Any, Any]]
-    is_divisible: bool
+    run: Callable[[Any], Coroutine[Any, Any, Any]]
+    needs_help: Callable[[], bool]
     on_failure: Callable[[str], None]
-    results: "asyncio.Future[list[asyncio.Future[Any]]]"
-    """Of its parts, once it has been cut."""
+    ended: "asyncio.Future[list[Any]]"
+    """The results of its parts."""
+    results: list[Any] = field(default_factory=list)
+    open_parts: "set[_Part]" = field(default_factory=set)
+    """The first, and help that has begun."""
+    num_helpers: int = 0
 
 
 @dataclass(eq=False)
 class _Part:
+    """What one process does of some work."""
+
     work: _Work
-    number: int
-    of: int
-    result: asyncio.Future[Any]
+    is_help: bool
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -82,13 +88,13 @@ class Dispatcher:
             most: processes at a time.
             idle_seconds: after this long without work a process ends.
             timeout_seconds: after this long a piece of work counts as hung, counted from when its process is ready.
-            on_load: called with the work and parts of work that wait and the busy processes, whenever they change.
+            on_load: called with the work that waits and the busy processes, whenever they change.
         """
         self._start, self._most = start, most
         self._on_load = on_load
         self._idle_seconds, self._timeout_seconds = idle_seconds, timeout_seconds
-        self._waiting: list[_Work] = []
-        self._parts: list[_Part] = []
+        self._waiting: list[_Part] = []
+        self._begun: list[_Work] = []
         self._idle: list[_Idle] = []
         self._busy: dict[asyncio.Task[None], str | None] = {}
 
@@ -96,17 +102,17 @@ class Dispatcher:
         self,
         model: str | None,
         name: str,
-        work: Callable[[Any, int, int], Coroutine[Any, Any, Any]],
+        work: Callable[[Any], Coroutine[Any, Any, Any]],
         *,
-        is_divisible: bool,
+        needs_help: Callable[[], bool] = lambda: False,
         on_failure: Callable[[str], None],
     ) -> list[Any]:
-        """The results of `work(evaluator, part, parts)` for every part, each in some evaluator.
+        """The results of `work(evaluator)` in some evaluator, and in those that helped.
 
         Args:
             model: equal for work on the same model; None for short work that needs none.
             name: of the work, for messages.
-            is_divisible: whether it may be cut into parts; else it is one part.
+            needs_help: whether another process would now find a share of it to do.
             on_failure: called with each failed attempt, in words.
 
         Raises:
@@ -115,23 +121,22 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         one = _Work(
-            model=model, name=name, run=work, is_divisible=is_divisible, on_failure=on_failure,
-            results=loop.create_future(),
-        )  # fmt: skip
-        self._waiting.append(one)
-        loop.call_soon(self._dispatch)  # after all that is asked for at this moment
-        # All parts end before one's error is raised: none is left to itself.
-        ended = await asyncio.gather(*await one.results, return_exceptions=True)
-        for result in ended:
-            if isinstance(result, BaseException):
-                raise result
-        return ended
+            model=model, name=name, run=work, needs_help=needs_help, on_failure=on_failure, ended=loop.create_future()
+        )
+        first = _Part(work=one, is_help=False)
+        one.open_parts.add(first)
+        self._waiting.append(first)
+        self._begun.append(one)
+        loop.call_later(GATHER_SECONDS, self._dispatch)
+        return await one.ended
 
     def _dispatch(self) -> None:
-        while (self._parts or self._waiting) and (self._idle or len(self._busy) < self._most):
-            chosen, idle = self._choose()
-            part = self._cut(chosen) if isinstance(chosen, _Work) else chosen
-            self._parts.remove(part)
+        self._begun = [work for work in self._begun if not work.ended.done()]
+        while self._idle or len(self._busy) < self._most:
+            chosen = self._choose_waiting() if self._waiting else self._choose_help()
+            if chosen is None:
+                break
+            part, idle = chosen
             if idle is not None:
                 idle.timer.cancel()
                 self._idle.remove(idle)
@@ -139,52 +144,50 @@ class Dispatcher:
             task = asyncio.get_running_loop().create_task(self._measure(idle.evaluator if idle else None, model, part))
             self._busy[task] = model
             task.add_done_callback(self._done)
-        self._on_load(len(self._parts) + len(self._waiting), len(self._busy))
+        self._on_load(len(self._waiting), len(self._busy))
 
-    def _choose(self) -> tuple[_Work | _Part, _Idle | None]:
-        every: list[_Work | _Part] = [*self._parts, *self._waiting]
-        choice = sorted(every, key=lambda work: work.model is not None)
-        for idle in self._idle:
-            for work in choice:
-                if work.model in (None, idle.model):
-                    return work, idle
+    def _choose_waiting(self) -> tuple[_Part, _Idle | None]:
+        choice = sorted(self._waiting, key=lambda part: part.model is not None)
         held = {idle.model for idle in self._idle} | set(self._busy.values())
-        work = next((work for work in choice if work.model not in held), choice[0])
-        return work, self._idle[0] if self._idle else None
+        fitting = ((part, idle) for idle in self._idle for part in choice if part.model in (None, idle.model))
+        other = next((part for part in choice if part.model not in held), choice[0])
+        part, idle = next(fitting, (other, self._idle[0] if self._idle else None))
+        self._waiting.remove(part)
+        return part, idle
 
-    def _cut(self, work: _Work) -> _Part:
-        """The first part of work whose turn has come; the others are left to the other processes."""
-        self._waiting.remove(work)
-        left = len(self._parts) + len(self._waiting)
-        number = self._most if work.is_divisible and left < self._most else 1
-        loop = asyncio.get_running_loop()
-        parts = [_Part(work=work, number=part, of=number, result=loop.create_future()) for part in range(number)]
-        self._parts += parts
-        work.results.set_result([part.result for part in parts])
-        return parts[0]
+    def _choose_help(self) -> tuple[_Part, _Idle | None] | None:
+        idle = self._idle[0] if self._idle else None
+        choice = [work for work in self._begun if work.needs_help()]
+        if not choice:
+            return None
+        work = min(choice, key=lambda work: (work.num_helpers, idle is None or idle.model != work.model))
+        work.num_helpers += 1
+        return _Part(work=work, is_help=True), idle
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._busy[task]
         self._dispatch()
 
     async def _measure(self, held: Evaluator | None, model: str | None, part: _Part) -> None:
-        evaluator = held
+        evaluator, work = held, part.work
         limit = asyncio.timeout(None)
         try:
             evaluator = held or self._start()
             await evaluator.ready()
-            async with limit:
-                limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
-                result = await part.work.run(evaluator, part.number, part.of)
+            if not work.ended.done() and (work.needs_help() or not part.is_help):
+                work.open_parts.add(part)
+                async with limit:
+                    limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
+                    work.results.append(await work.run(evaluator))
         except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
-            _settle(part, error=error)
+            _end(part, error)
         except Exception as error:
             self._retry(part, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
             if evaluator is not None:
                 evaluator.kill()  # lost, hung, or in a state that nobody knows
             return
         else:
-            _settle(part, value=result)
+            _end(part)
         assert evaluator is not None
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
@@ -195,19 +198,22 @@ class Dispatcher:
         said = f"{part.work.name} failed ({cause}); " + (f"{left} more attempts" if left else "giving up")
         part.work.on_failure(said)
         if left:
-            self._parts.append(part)
+            self._waiting.append(part)
         else:
-            _settle(part, error=WorkFailedError("; ".join(dict.fromkeys(part.failures))))
+            _end(part, WorkFailedError("; ".join(dict.fromkeys(part.failures))))
 
     def _end(self, evaluator: Evaluator) -> None:
         self._idle = [idle for idle in self._idle if idle.evaluator is not evaluator]
         evaluator.kill()
 
 
-def _settle(part: _Part, *, value: object = None, error: Exception | None = None) -> None:
-    if part.result.done():  # nobody waits for it any more
+def _end(part: _Part, error: Exception | None = None) -> None:
+    """A part has ended, and with the last one the work."""
+    work = part.work
+    work.open_parts.discard(part)
+    if work.ended.done():  # by an error, or nobody waits for it any more
         return
-    if error is None:
-        part.result.set_result(value)
-    else:
-        part.result.set_exception(error)
+    if error is not None:
+        work.ended.set_exception(error)
+    elif not work.open_parts:
+        work.ended.set_result(work.results)

@@ -12,11 +12,12 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.agreement import measure_agreement
+from shortened_llm.evaluation.chunks import Take, Taker
 from shortened_llm.evaluation.efficiency import measure_efficiency
 from shortened_llm.evaluation.own_metric import measure_metric
 from shortened_llm.evaluation.perplexity import TextPart, measure_text, perplexity_score, text_segments
-from shortened_llm.evaluation.task_requests import RequestsDifferError, TaskPart
-from shortened_llm.evaluation.tasks import join_task, measure_task, measure_task_part
+from shortened_llm.evaluation.task_requests import TaskPart
+from shortened_llm.evaluation.tasks import join_task, measure_task
 from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.cut import cut_config
@@ -28,7 +29,7 @@ from shortened_llm.storage.urls import join
 
 KIND = "evaluations"
 Part = TextPart | TaskPart | Score
-"""Of a text, the losses of some segments; of a task in several parts, some answers; else the score itself."""
+"""Of a text, the losses of some chunks; of a task that was shared, some answers; else the score itself."""
 
 
 class LoadedModels:
@@ -76,17 +77,20 @@ def measure_part(
     store: Store,
     *,
     batch_size: int,
-    part: int = 0,
-    parts: int = 1,
+    take: Take | None = None,
     on_note: Callable[[str], None],
 ) -> Part:
-    """One of several parts of a measurement. A batch that memory does not hold is halved, which is noted.
+    """Measure a unit, or some chunks of it. A batch that memory does not hold is halved, which is noted.
+
+    Args:
+        take: takes the chunks to measure; all of them unless given.
 
     Raises:
         BadInputError: the unit cannot be measured with this model's tokenizer, or its data cannot be reached.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     tokenizer = load_tokenizer(model_directory(ref))
+    taker = Taker(take)
     match unit:
         case EfficiencyUnit():
             loaded.hold()  # it loads both models itself
@@ -111,26 +115,19 @@ def measure_part(
             case TextUnit():
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 (model,) = loaded.hold(ref)
-                return measure_text(
-                    model, segments, batch_size=size, cut_size=batch_size, part=part, parts=parts
-                )  # fmt: skip
+                return measure_text(model, segments, batch_size=size, cut_size=batch_size, taker=taker)
             case AgreementUnit():
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 model, dense = loaded.hold(ref, unit.dense)
                 return measure_agreement(model, dense, segments, unit.documents, unit.source, batch_size=size)
             case TaskUnit():
                 (model,) = loaded.hold(ref)
-                if parts > 1:
-                    return measure_task_part(
+                with _task_files(ref, unit, store, loaded.dtype) as (output, finished):
+                    found = measure_task(
                         model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
-                        cut_size=batch_size, part=part, parts=parts,
+                        cut_size=batch_size, taker=taker, output=output,
                     )  # fmt: skip
-                with _task_files(ref, unit, store, loaded.dtype) as (output, url):
-                    score = measure_task(
-                        model, tokenizer, unit.config, directory=unit.directory, limit=unit.limit, batch_size=size,
-                        cut_size=batch_size, output=output,
-                    )  # fmt: skip
-                return replace(score, results_url=url)
+                    return found if isinstance(found, TaskPart) else finished(found)
 
     measured: Part = find_executable_batch_size(
         measure, starting_batch_size=batch_size, reduce_batch_size_fn=_halving(batch_size)
@@ -151,53 +148,48 @@ def _halving(batch_size: int) -> Callable[[], int]:
 
 
 @contextmanager
-def _task_files(ref: ModelRef, unit: TaskUnit, store: Store, dtype: str) -> Iterator[tuple[Path, str]]:
-    """A directory for lm-eval's files, which are stored at the end, and the URL that its results.json then has."""
+def _task_files(
+    ref: ModelRef, unit: TaskUnit, store: Store, dtype: str
+) -> Iterator[tuple[Path, Callable[[TaskScore], TaskScore]]]:
+    """A directory for lm-eval's files, and what stores them and gives the score their URL."""
     url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, dtype)))
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as output:
-        yield Path(output), join(url, "results.json")
-        upload_directory(Path(output), url)
+
+    def finished(score: TaskScore) -> TaskScore:
+        upload_directory(output, url)
+        return replace(score, results_url=join(url, "results.json"))
+
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as temporary:
+        output = Path(temporary)
+        yield output, finished
 
 
-def join_task_parts(
-    ref: ModelRef,
-    unit: TaskUnit,
-    parts: Sequence[TaskPart],
-    loaded: LoadedModels,
-    store: Store,
-    *,
-    batch_size: int,
-    on_note: Callable[[str], None],
-) -> Part:
-    """The score of a task that was measured in parts. It sets the task up once more, so it is work for an evaluator.
-
-    A task that asks other things each time that it is set up is measured whole instead, which is noted.
+def join_task_parts(ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], store: Store, dtype: str) -> TaskScore:
+    """The score of a task that several processes measured. It sets the task up once more, so it is work for an
+    evaluator.
 
     Raises:
+        RequestsDifferError: the task asks other things each time that it is set up.
         BadInputError, NonFiniteLossError: as `measure_part`.
     """
     directory = model_directory(ref)
     # lm-eval wants a model to describe in its results, and asks it nothing.
-    model = empty_model(cut_config(load_config(directory), ref.kept_blocks), loaded.dtype)
-    try:
-        with _task_files(ref, unit, store, loaded.dtype) as (output, url):
-            score = join_task(
+    model = empty_model(cut_config(load_config(directory), ref.kept_blocks), dtype)
+    with _task_files(ref, unit, store, dtype) as (output, finished):
+        return finished(
+            join_task(
                 model, load_tokenizer(directory), unit.config, parts, directory=unit.directory, limit=unit.limit,
                 output=output,
-            )  # fmt: skip
-        return replace(score, results_url=url)
-    except RequestsDifferError:
-        on_note(f"{unit.name}: it asks other things each time that it is set up; measuring it in one process")
-        return measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_note)
+            )
+        )  # fmt: skip
 
 
 def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
-    """The score of all parts, in order; stored. Those of a task are joined before, by `join_task_parts`."""
+    """The score of all parts; stored. Those of a task are joined before, by `join_task_parts`."""
     if isinstance(unit, TextUnit):
         texts = [part for part in parts if isinstance(part, TextPart)]
         score: Score = perplexity_score(texts, unit.documents, unit.source)
     else:
-        (score,) = parts  # type: ignore[assignment]
+        score = parts[0]  # type: ignore[assignment]  # all are whole: of a task that asks other things each time
     identity = score_identity(ref, unit, dtype)
     store.write(KIND, fingerprint(identity), score, identity=identity)
     return score

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.families import needs_bos
@@ -171,58 +172,71 @@ def protocol(documents: Documents, source: PerplexitySource) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextPart:
+class TextChunk:
     """The losses of some segments, in their order."""
 
     nll: np.ndarray
     """Of each prediction, in nats, float32 [predictions]."""
     documents: np.ndarray
     """Which document each prediction lies in, [predictions]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextPart:
+    """The chunks of a text that one process measured."""
+
+    chunks: dict[int, TextChunk]
+    """By their number in the text."""
+    num_chunks: int
+    """Of the whole text."""
     notes: tuple[str, ...] = ()
     """As in `records.PerplexityScore`."""
 
 
-def batches_of_part(num_segments: int, batch_size: int, part: int, parts: int) -> slice:
-    """Segments of part `part` out of `parts`: whole batches, so that no batch depends on the number of parts."""
-    batches = -(-num_segments // batch_size)
-    first, last = (batches * cut // parts * batch_size for cut in (part, part + 1))
-    return slice(first, min(last, num_segments))
-
-
 @torch.inference_mode()
 def measure_text(
-    model: PreTrainedModel, segments: Segments, *, batch_size: int, cut_size: int, part: int = 0, parts: int = 1
+    model: PreTrainedModel, segments: Segments, *, batch_size: int, cut_size: int, taker: Taker
 ) -> TextPart:
-    """The losses of all predictions in one of `parts` parts of the text.
+    """The losses of all predictions in the chunks that `taker` takes.
 
     Args:
         segments: from `text_segments`.
         batch_size: segments per forward pass.
-        cut_size: batch size by which parts are cut; equal for all of them, whatever memory holds.
+        cut_size: batch size by which the text is cut into chunks; equal for all processes, whatever memory holds.
     """
-    chosen = batches_of_part(len(segments.tokens), cut_size, part, parts)
+    starts = range(0, len(segments.tokens), cut_size)
+    return TextPart(
+        chunks={
+            number: _measure_chunk(model, segments, slice(starts[number], starts[number] + starts.step), batch_size)
+            for number in taker.chunks("segments", len(starts))
+        },
+        num_chunks=len(starts),
+    )
+
+
+def _measure_chunk(model: PreTrainedModel, segments: Segments, chosen: slice, batch_size: int) -> TextChunk:
     tokens = segments.tokens[chosen]
-    if not len(tokens):
-        return TextPart(nll=np.empty(0, np.float32), documents=np.empty(0, np.int64))
     places = torch.arange(1, tokens.shape[1])
     predicted = places >= torch.tensor(segments.first_new[chosen])[:, None]
     batches = tokens.to(model.device).split(batch_size)
     nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
-    return TextPart(nll=nll[predicted].numpy(), documents=segments.documents[chosen, 1:][predicted].numpy())
+    return TextChunk(nll=nll[predicted].numpy(), documents=segments.documents[chosen, 1:][predicted].numpy())
 
 
 def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: PerplexitySource) -> PerplexityScore:
     """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
 
     Args:
-        parts: all of the text, in order; how it was cut does not change a digit.
+        parts: all chunks of the text; who measured which does not change a digit.
 
     Raises:
         NonFiniteLossError: the mean loss is NaN or infinite.
     """
     parts = list(parts)
-    nll = np.concatenate([part.nll for part in parts]).astype(np.float64)
-    owners = np.concatenate([part.documents for part in parts])
+    of_text = {number: chunk for part in parts for number, chunk in part.chunks.items()}
+    chunks = [of_text[number] for number in range(parts[0].num_chunks)]
+    nll = np.concatenate([chunk.nll for chunk in chunks]).astype(np.float64)
+    owners = np.concatenate([chunk.documents for chunk in chunks])
     mean = float(nll.sum() / nll.size)
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"perplexity on {source.label}: mean loss is {mean}")

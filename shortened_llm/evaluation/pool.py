@@ -5,7 +5,9 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
+import uuid
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -14,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.evaluation.chunks import Chunks
 from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
 from shortened_llm.evaluation.evaluate import gather_scores
 from shortened_llm.evaluation.measure import (
@@ -65,18 +68,29 @@ class _Evaluator:
     def ready(self) -> None:
         """Returns once the process runs."""
 
-    def measure(self, ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress) -> Part:
-        on_progress(unit.name if parts == 1 else f"{unit.name}, part {part + 1} of {parts}")
+    def measure(self, ref: ModelRef, unit: Unit, chunks: "_RemoteChunks", on_progress: Progress) -> Part:
+        on_progress(unit.name)
         return measure_part(
             ref, unit, self._loaded, self._store,
-            batch_size=self._batch_size, part=part, parts=parts, on_note=on_progress.note,
+            batch_size=self._batch_size, take=chunks.take, on_note=on_progress.note,
         )  # fmt: skip
 
     def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
         on_progress(f"{unit.name}, joining {len(parts)} parts")
-        return join_task_parts(
-            ref, unit, parts, self._loaded, self._store, batch_size=self._batch_size, on_note=on_progress.note
-        )
+        return join_task_parts(ref, unit, parts, self._store, self._loaded.dtype)
+
+
+@dataclass(frozen=True)
+class _RemoteChunks:
+    """A unit's chunks, of which an evaluator takes some from the pool."""
+
+    pool: Any
+    unit: str
+    taker: int
+
+    def take(self, kind: str, count: int) -> int | None:
+        number: int | None = ray.get(self.pool.take.remote(self.unit, self.taker, kind, count))
+        return number
 
 
 class _Remote:
@@ -88,8 +102,8 @@ class _Remote:
     async def ready(self) -> None:
         await self._actor.ready.remote()  # type: ignore[attr-defined]
 
-    async def measure(self, ref: ModelRef, unit: Unit, part: int, parts: int, on_progress: Progress) -> Part:
-        return await self._actor.measure.remote(ref, unit, part, parts, on_progress)  # type: ignore[attr-defined]
+    async def measure(self, ref: ModelRef, unit: Unit, chunks: _RemoteChunks, on_progress: Progress) -> Part:
+        return await self._actor.measure.remote(ref, unit, chunks, on_progress)  # type: ignore[attr-defined]
 
     async def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
         return await self._actor.join.remote(ref, unit, parts, on_progress)  # type: ignore[attr-defined]
@@ -98,9 +112,10 @@ class _Remote:
         ray.kill(self._actor)
 
 
-@ray.remote(num_cpus=0, max_concurrency=MOST_CALLS)
+@ray.remote(num_cpus=0, max_concurrency=MOST_CALLS, concurrency_groups={"chunks": MOST_CALLS})
 class _Pool:
-    """Cuts models into work and puts the results together. Its methods are coroutines: many trials may wait at once."""
+    """Hands out the work on models and puts the results together. Its methods are coroutines: many trials may wait at
+    once, without keeping evaluators from their chunks."""
 
     def __init__(
         self,
@@ -115,6 +130,7 @@ class _Pool:
         self._gauges = Gauges(experiment)
         self._store, self._dtype = store, dtype
         self._scoring: dict[str, asyncio.Future[Score]] = {}
+        self._chunks: dict[str, Chunks] = {}
         options = {
             "num_cpus": resources.cpus_per_evaluator,
             "num_gpus": resources.gpus_per_evaluator,
@@ -133,6 +149,12 @@ class _Pool:
     def _measure_load(self, waiting: int, busy: int) -> None:
         self._gauges.set(EVALUATION_QUEUE_LENGTH, waiting)
         self._gauges.set(BUSY_EVALUATORS, busy)
+
+    @ray.method(concurrency_group="chunks")
+    async def take(self, unit: str, taker: int, kind: str, count: int) -> int | None:
+        """As `Chunks.take`; None also when the unit's score is known."""
+        chunks = self._chunks.get(unit)
+        return None if chunks is None else chunks.take(taker, kind, count)
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         on_progress("waiting for an evaluator")
@@ -160,22 +182,38 @@ class _Pool:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
         if stored is not None:
             return stored
+        measured = await self._measure(ref, unit, on_progress)
+        answers = [part for part in measured if isinstance(part, TaskPart)]
+        whole = [part for part in measured if not isinstance(part, TaskPart)]
+        if isinstance(unit, TaskUnit) and not whole:
 
-        def measure(evaluator: _Remote, part: int, parts: int) -> Coroutine[Any, Any, Part]:
-            return evaluator.measure(ref, unit, part, parts, on_progress)
+            def join(evaluator: _Remote) -> Coroutine[Any, Any, Part]:
+                return evaluator.join(ref, unit, answers, on_progress)
 
-        measured = await self._dispatcher.run(
-            fingerprint(ref.identity), unit.name, measure, is_divisible=unit.is_divisible, on_failure=on_progress.note
-        )
-        if isinstance(unit, TaskUnit) and any(isinstance(part, TaskPart) for part in measured):
+            whole = await self._dispatcher.run(None, unit.name, join, on_failure=on_progress.note)
+        return await asyncio.to_thread(finish_score, ref, unit, whole, self._store, self._dtype)
 
-            def join(evaluator: _Remote, *_: int) -> Coroutine[Any, Any, Part]:
-                return evaluator.join(ref, unit, measured, on_progress)
+    async def _measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> list[Part]:
+        chunks = Chunks()
+        key = uuid.uuid4().hex
+        here = ray.get_runtime_context().current_actor
 
-            measured = await self._dispatcher.run(
-                None, unit.name, join, is_divisible=False, on_failure=on_progress.note
-            )
-        return await asyncio.to_thread(finish_score, ref, unit, measured, self._store, self._dtype)
+        async def measure(evaluator: _Remote) -> Part:
+            taker = chunks.enter()
+            try:
+                return await evaluator.measure(ref, unit, _RemoteChunks(here, key, taker), on_progress)
+            except BaseException:
+                chunks.give_back(taker)
+                raise
+
+        self._chunks[key] = chunks
+        try:
+            return await self._dispatcher.run(
+                fingerprint(ref.identity), unit.name, measure,
+                needs_help=lambda: unit.is_divisible and chunks.are_left, on_failure=on_progress.note,
+            )  # fmt: skip
+        finally:
+            del self._chunks[key]
 
 
 class EvaluationPool:

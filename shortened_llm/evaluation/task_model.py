@@ -1,13 +1,18 @@
 """lm-eval's model with its answers in our hands. Importing lm-eval takes 4 s, so this module is imported late."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch.utils.collect_env
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.evaluation.task_requests import Ask, Request
+
+# lm-eval describes the machine in each task's results, and asks pip, the driver and others each time: 0.5 s and more.
+torch.utils.collect_env.get_pretty_env_info = functools.cache(torch.utils.collect_env.get_pretty_env_info)
 
 Answer = Callable[[str, list[Request], Ask], list[Any]]
 """Called with the kind of the requests, all requests of that kind, and the way to ask the model."""

@@ -1,8 +1,7 @@
 """The requests of a task to a model, cut into chunks that several processes can share.
 
 Every process builds all requests as lm-eval does, since examples are drawn for one document after another, and answers
-some chunks of them. Only what lies in one chunk shares a batch, and chunks do not depend on the number of parts: so
-neither do the answers, to the digit.
+some chunks of them. Only what lies in one chunk shares a batch.
 """
 
 import hashlib
@@ -11,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+
+from shortened_llm.evaluation.chunks import Taker
 
 Request = Any
 """lm-eval's `Instance`."""
@@ -34,7 +35,10 @@ class TaskPart:
 
 
 class RequestsDifferError(RuntimeError):
-    """A task that asked other things when it was set up again, so that its parts do not make a whole."""
+    """A task asked other things when it was set up again, so that its parts do not make a whole."""
+
+    def __init__(self) -> None:
+        super().__init__("the task asks other things each time that it is set up")
 
 
 def request_chunks(kind: str, requests: Sequence[Request], batch_size: int) -> list[list[int]]:
@@ -58,35 +62,29 @@ def request_chunks(kind: str, requests: Sequence[Request], batch_size: int) -> l
 
 
 def answer_requests(
-    kind: str, requests: Sequence[Request], ask: Ask, *, batch_size: int, part: int = 0, parts: int = 1
+    kind: str, requests: Sequence[Request], ask: Ask, *, digest: str, batch_size: int, taker: Taker
 ) -> dict[int, Any]:
-    """The answers to one of `parts` parts of the requests, by their number.
+    """The answers to the chunks that `taker` takes, by the request's number.
 
     Args:
-        batch_size: by which chunks are cut; the same for all parts.
+        digest: of the requests. Chunks are of these very ones: with a task that asks other things each time that it is
+            set up, nobody can help.
+        batch_size: by which chunks are cut; equal for all processes.
     """
     answers: dict[int, Any] = {}
-    for chunk in _share(request_chunks(kind, requests, batch_size), requests, parts)[part]:
-        answers.update(zip(chunk, ask([requests[number] for number in chunk]), strict=True))
+    chunks = request_chunks(kind, requests, batch_size)
+    for number in taker.chunks(digest, len(chunks)):
+        chunk = chunks[number]
+        answers.update(zip(chunk, ask([requests[request] for request in chunk]), strict=True))
     return answers
-
-
-def _share(chunks: list[list[int]], requests: Sequence[Request], parts: int) -> list[list[list[int]]]:
-    """The chunks of each part: one after the other to whom has the least to read."""
-    shares: list[list[list[int]]] = [[] for _ in range(parts)]
-    lengths = [0] * parts
-    for chunk in chunks:
-        least = lengths.index(min(lengths))
-        shares[least].append(chunk)
-        lengths[least] += sum(_length(requests[number]) for number in chunk)
-    return shares
 
 
 def requests_digest(requests: Sequence[Request]) -> str:
     """SHA-256 of what is asked, as hex digits."""
     digest = hashlib.sha256()
     for request in requests:
-        digest.update(json.dumps([request.task_name, request.doc_id, request.args], default=str).encode())
+        asked = [request.request_type, request.task_name, request.doc_id, request.args]
+        digest.update(json.dumps(asked, default=str).encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
 from shortened_llm.evaluation.task_items import Items, join, task_items
 from shortened_llm.evaluation.task_requests import (
@@ -46,16 +46,21 @@ def measure_task(
     limit: int | None,
     batch_size: int,
     cut_size: int,
+    taker: Taker,
     output: Path,
-) -> TaskScore:
+) -> TaskScore | TaskPart:
     """One model on one task or group, 0 shots unless the task or its settings say otherwise.
 
     Args:
         directory: the user's own task files.
         limit: items of each task; all unless given.
         batch_size: requests per forward pass.
-        cut_size: batch size by which the requests are cut into chunks; equal to what parts are measured with.
+        cut_size: batch size by which the requests are cut into chunks; equal for all processes.
+        taker: takes the chunks to answer.
         output: directory for lm-eval's results.json, and for samples_<task>.jsonl with every sample of each task.
+
+    Returns:
+        The answers, for `join_task`, where others took some of the chunks.
 
     Raises:
         BadInputError: as `check_tasks` and `load_task`.
@@ -63,44 +68,25 @@ def measure_task(
     """
     from shortened_llm.evaluation.task_model import TaskModel
 
-    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
-        answers = answer_requests(kind, requests, ask, batch_size=cut_size)
-        return [answers[number] for number in range(len(requests))]
-
-    lm = TaskModel(model, tokenizer, batch_size=batch_size, answer=answer)
-    return _score(lm, tokenizer, task, directory=directory, limit=limit, output=output)
-
-
-def measure_task_part(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskConfig,
-    *,
-    directory: str | None,
-    limit: int | None,
-    batch_size: int,
-    cut_size: int,
-    part: int,
-    parts: int,
-) -> TaskPart:
-    """The model's answers to one of `parts` parts of the task's requests; arguments and errors as of `measure_task`."""
-    from shortened_llm.evaluation.task_model import TaskModel
-
     answers: dict[str, dict[int, Any]] = {}
     digests: dict[str, str] = {}
+    shared: list[str] = []
     loader = _Loader(task, directory, tokenizer)
 
     def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
-        answers[kind] = answer_requests(kind, requests, ask, batch_size=cut_size, part=part, parts=parts)
         digests[kind] = requests_digest(requests)
-        if answers.keys() == loader.kinds_of_requests:
-            raise _AnsweredError
-        return [None] * len(requests)
+        answers[kind] = answer_requests(kind, requests, ask, digest=digests[kind], batch_size=cut_size, taker=taker)
+        if len(answers[kind]) < len(requests):
+            shared.append(kind)
+        if shared and answers.keys() == loader.kinds_of_requests:
+            raise _SharedError
+        return [answers[kind].get(number) for number in range(len(requests))]
 
     lm = TaskModel(model, tokenizer, batch_size=batch_size, answer=answer)
-    with suppress(_AnsweredError):  # lm-eval has no way to stop before it makes scores of the answers
-        _evaluate(lm, task, loader, limit, tracker=None)
-    return TaskPart(answers=answers, requests=digests)
+    try:
+        return _score(lm, task, loader, limit, output)
+    except _SharedError:  # lm-eval has no way to stop before it makes scores of the answers
+        return TaskPart(answers=answers, requests=digests)
 
 
 def join_task(
@@ -113,7 +99,7 @@ def join_task(
     limit: int | None,
     output: Path,
 ) -> TaskScore:
-    """What `measure_task` gives, from the answers of all parts: lm-eval runs as if it had asked the model.
+    """The score of a task, from the answers of all parts: lm-eval runs as if it had asked the model.
 
     Args:
         model: asked nothing; it may be without weights.
@@ -132,12 +118,12 @@ def join_task(
         return [joined.answers[kind][number] for number in range(len(requests))]
 
     lm = TaskModel(model, tokenizer, batch_size=1, answer=answer)
-    score = _score(lm, tokenizer, task, directory=directory, limit=limit, output=output)
+    score = _score(lm, task, _Loader(task, directory, tokenizer), limit, output)
     return replace(score, notes=joined.notes)
 
 
-class _AnsweredError(Exception):
-    """All requests of a part have been answered."""
+class _SharedError(Exception):
+    """Other processes answered some of the requests."""
 
 
 class _Loader:
@@ -178,19 +164,10 @@ def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tra
     return results
 
 
-def _score(
-    lm: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskConfig,
-    *,
-    directory: str | None,
-    limit: int | None,
-    output: Path,
-) -> TaskScore:
+def _score(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, output: Path) -> TaskScore:
     from lm_eval.loggers import EvaluationTracker
 
     name = task.task
-    loader = _Loader(task, directory, tokenizer)
     tracker = EvaluationTracker(output_path=str(output / "results.json"))
     results = _evaluate(lm, task, loader, limit, tracker)
     group = loader.loaded["groups"].get(name)

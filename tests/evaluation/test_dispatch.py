@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.evaluation.chunks import Chunks
 from shortened_llm.evaluation.dispatch import ATTEMPTS, Dispatcher, WorkFailedError
 
 
@@ -49,28 +50,43 @@ class Pool:
     async def run(
         self, model: str | None, name: str, work: Callable[[Process], Awaitable[object]] | None = None
     ) -> object:
-        async def measure(process: Process, part: int, parts: int) -> object:
-            assert (part, parts) == (0, 1)
+        async def measure(process: Process) -> object:
             process.measured.append(f"{model} {name}")
             if work is None:
                 await asyncio.sleep(0.01)
                 return f"{model} {name}"
             return await work(process)
 
-        (result,) = await self.dispatcher.run(model, name, measure, is_divisible=False, on_failure=self.failures.append)
+        (result,) = await self.dispatcher.run(model, name, measure, on_failure=self.failures.append)
         return result
 
-    async def share(self, model: str, name: str, fails: int | None = None) -> list[object]:
-        """Work that may be cut into parts; the part with number `fails` fails everywhere."""
+    async def share(
+        self,
+        model: str,
+        count: int,
+        on_chunk: Callable[[Process, int], None] = lambda *_: None,
+    ) -> list[int]:
+        """Work in chunks of 0.01 s, which processes can share; returns the chunks that were measured."""
+        chunks = Chunks()
 
-        async def measure(process: Process, part: int, parts: int) -> object:
-            process.measured.append(f"{model} {name} {part}/{parts}")
-            await asyncio.sleep(0.01)
-            if part == fails:
-                raise RuntimeError("broken")
-            return part
+        async def measure(process: Process) -> list[int]:
+            taker = chunks.enter()
+            found = []
+            try:
+                while (chunk := chunks.take(taker, "chunks", count)) is not None:
+                    on_chunk(process, chunk)
+                    await asyncio.sleep(0.01)
+                    process.measured.append(f"{model} {chunk}")
+                    found.append(chunk)
+            except BaseException:
+                chunks.give_back(taker)
+                raise
+            return found
 
-        return await self.dispatcher.run(model, name, measure, is_divisible=True, on_failure=self.failures.append)
+        results = await self.dispatcher.run(
+            model, model, measure, needs_help=lambda: chunks.are_left, on_failure=self.failures.append
+        )
+        return sorted(chunk for result in results for chunk in result)
 
 
 def test_a_process_keeps_to_its_model_and_helps_when_it_is_done() -> None:
@@ -91,46 +107,109 @@ def test_a_process_keeps_to_its_model_and_helps_when_it_is_done() -> None:
     assert len(second) > 4
 
 
-def test_work_is_cut_only_where_too_little_is_left_for_all_processes() -> None:
+def test_who_is_free_helps_with_what_another_does() -> None:
     async def scenario() -> Pool:
         pool = Pool(3)
-        found = await asyncio.gather(*(pool.share("a", str(unit)) for unit in range(5)))
-        assert found == [[0], [0], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+        assert await asyncio.gather(pool.share("a", 20), pool.share("b", 4)) == [list(range(20)), list(range(4))]
         return pool
 
     pool = asyncio.run(scenario())
-    measured = [one for process in pool.processes for one in process.measured]
-    assert sorted(measured) == [
-        "a 0 0/1", "a 1 0/1", *(f"a {unit} {part}/3" for unit in (2, 3, 4) for part in range(3)),
-    ]  # fmt: skip
-    assert all(len(process.measured) >= 3 for process in pool.processes)
+    first, second, third = (process.measured for process in pool.processes)
+    assert [one[0] for one in first] == ["a"] * len(first)
+    assert second[0] == "b 1" or second[0] == "b 0"
+    assert second[-1][0] == "a"
+    assert all(len(measured) >= 6 for measured in (first, second, third))  # 8 of 24 each
 
 
-def test_a_process_alone_gets_work_whole() -> None:
-    async def scenario() -> None:
-        assert await Pool(1).share("a", "text") == [0]
-
-    asyncio.run(scenario())
-
-
-def test_a_broken_part_is_the_works_error_once_all_parts_have_ended() -> None:
+def test_work_that_waits_goes_before_help() -> None:
     async def scenario() -> Pool:
         pool = Pool(2)
+        await asyncio.gather(pool.share("a", 8), pool.run("b", "one"), pool.run("b", "two"), pool.run("b", "three"))
+        return pool
+
+    first, second = (process.measured for process in asyncio.run(scenario()).processes)
+    assert {one[0] for one in first} == {"a"}
+    assert second[:3] == ["b one", "b two", "b three"]
+    assert second[3][0] == "a"
+
+
+def test_a_process_alone_does_all() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+        assert await pool.share("a", 3) == [0, 1, 2]
+        return pool
+
+    assert len(asyncio.run(scenario()).processes) == 1
+
+
+def test_help_that_comes_late_is_not_waited_for() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        await pool.run("a", "one")
+        pool.start_seconds = 30.0  # a node has to start
+        async with asyncio.timeout(5):
+            assert await pool.share("a", 3) == [0, 1, 2]
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert len(pool.processes) == 2
+    assert not pool.processes[1].measured
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_a_lost_process_took_is_done_by_others(lost: int) -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+
+        def lose(process: Process, _: int) -> None:
+            if process.number == lost and len(process.measured) == 2:
+                raise ConnectionError("the process is gone")
+
+        assert await pool.share("a", 10, lose) == list(range(10))
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert pool.processes[lost].killed
+    assert len(pool.processes) == 3
+    assert len(pool.failures) == 1
+
+
+def test_what_the_last_process_took_and_lost_is_done_again() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+
+        def lose(process: Process, chunk: int) -> None:
+            if process.number == 0 and chunk == 4:
+                raise ConnectionError("the process is gone")
+
+        assert await pool.share("a", 5, lose) == list(range(5))
+        return pool
+
+    assert [len(process.measured) for process in asyncio.run(scenario()).processes] == [4, 5]
+
+
+def test_a_chunk_that_fails_everywhere_is_the_works_error() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+
+        def fail(_: Process, chunk: int) -> None:
+            if chunk == 1:
+                raise RuntimeError("broken")
+
         with pytest.raises(WorkFailedError, match="broken"):
-            await pool.share("a", "text", fails=0)
+            await pool.share("a", 4, fail)
         assert await pool.run("a", "task") == "a task"
         return pool
 
-    pool = asyncio.run(scenario())
-    measured = [one for process in pool.processes for one in process.measured]
-    assert sorted(measured) == ["a task", *["a text 0/2"] * ATTEMPTS, "a text 1/2"]
+    assert ATTEMPTS <= len(asyncio.run(scenario()).failures) <= 2 * ATTEMPTS
 
 
 def test_work_without_a_model_goes_first_and_costs_no_process_its_model() -> None:
     async def scenario() -> Pool:
         pool = Pool(1)
         first = asyncio.ensure_future(pool.run("a", "one"))
-        await asyncio.sleep(0)
+        while not pool.processes:
+            await asyncio.sleep(0.001)
         rest = [pool.run("b", "one"), pool.run("a", "two"), pool.run(None, "join")]
         await asyncio.gather(first, *rest)
         return pool
@@ -141,12 +220,12 @@ def test_work_without_a_model_goes_first_and_costs_no_process_its_model() -> Non
 
 def test_processes_start_on_demand_and_end_when_idle() -> None:
     async def scenario() -> Pool:
-        pool = Pool(8, idle_seconds=0.05)
+        pool = Pool(8, idle_seconds=0.2)
         await pool.run("a", "one")
         await pool.run("a", "two")
         assert len(pool.processes) == 1
         assert not pool.processes[0].killed
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         assert pool.processes[0].killed
         await pool.run("a", "three")
         return pool
@@ -157,10 +236,10 @@ def test_processes_start_on_demand_and_end_when_idle() -> None:
 
 def test_a_process_that_works_again_does_not_end_by_the_clock_of_its_idle_time() -> None:
     async def scenario() -> Pool:
-        pool = Pool(1, idle_seconds=0.1)
+        pool = Pool(1, idle_seconds=0.3)
 
         async def long(process: Process) -> bool:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
             return process.killed
 
         await pool.run("a", "one")

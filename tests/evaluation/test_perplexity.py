@@ -14,6 +14,7 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.agreement import measure_agreement
+from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
@@ -21,6 +22,7 @@ from shortened_llm.evaluation.units import AgreementUnit, TextUnit
 from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
+from tests.evaluation.dealing import dealt
 
 TEXTS = ["Once there was a cat.", "", "It sat on a mat, and it was happy with the mat it had."]
 
@@ -47,7 +49,7 @@ def unit(tmp_path: Path):
 
 def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int, parts: int = 1):
     measured = [
-        measure_text(model, segments, batch_size=batch_size, cut_size=batch_size, part=part, parts=parts)
+        measure_text(model, segments, batch_size=batch_size, cut_size=batch_size, taker=Taker(dealt(part, parts)))
         for part in range(parts)
     ]
     return perplexity_score(measured, text.documents, text.source)
@@ -101,7 +103,7 @@ def test_a_part_that_halves_its_batches_predicts_the_same_tokens(unit, tiny_mode
     segments = text_segments(text.documents, text.source, tokenizer)
     whole = measure(model, segments, text, batch_size=4)
     parts = [
-        measure_text(model, segments, batch_size=size, cut_size=4, part=part, parts=3)
+        measure_text(model, segments, batch_size=size, cut_size=4, taker=Taker(dealt(part, 3)))
         for part, size in enumerate((4, 1, 2))
     ]
     halved = perplexity_score(parts, text.documents, text.source)

@@ -6,7 +6,7 @@ import numpy as np
 
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.perplexity import TextPart, perplexity_score
+from shortened_llm.evaluation.perplexity import TextChunk, TextPart, perplexity_score
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, PerplexityScore
 
@@ -44,8 +44,8 @@ def test_a_score_names_its_documents_wherever_they_lie(tmp_path: Path) -> None:
         documents = Documents(
             source=source, purpose="report", shared_with=(), files=(str(path),), commit=None, field_path="evaluation"
         )
-        part = TextPart(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-        return perplexity_score([part], documents, source).documents
+        chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
+        return perplexity_score([TextPart(chunks={0: chunk}, num_chunks=1)], documents, source).documents
 
     first, other, moved = measured("a.txt", "one"), measured("b.txt", "two"), measured("c.txt", "one")
     assert first == moved != other

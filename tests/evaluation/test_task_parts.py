@@ -2,17 +2,18 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import lm_eval
 import pytest
 import yaml
+from lm_eval.models.huggingface import HFLM
 
-import shortened_llm.evaluation.measure as measure_module
 from shortened_llm.config import GenerationConfig, TaskConfig
+from shortened_llm.evaluation.chunks import Chunks
 from shortened_llm.evaluation.measure import (
     LoadedModels,
     finish_score,
@@ -20,15 +21,16 @@ from shortened_llm.evaluation.measure import (
     measure_part,
     read_score,
 )
-from shortened_llm.evaluation.task_requests import TaskPart, answer_requests
-from shortened_llm.evaluation.tasks import measure_task_part
+from shortened_llm.evaluation.task_requests import CHUNK_BATCHES, RequestsDifferError, TaskPart
 from shortened_llm.evaluation.units import TaskUnit
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
 from shortened_llm.records import ModelRef, TaskScore
 from shortened_llm.storage.store import Store
-from tests.evaluation.local_tasks import CONTEXTS, ENDINGS, WORDS, accuracy, write_tasks
+from tests.evaluation.dealing import dealt
+from tests.evaluation.local_tasks import ENDINGS, accuracy, write_tasks
 
 BATCH_SIZE = 2
+SAMPLED = TaskConfig(task="words_local")
+"""One chunk: nobody can help."""
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 UTILS = """
 import secrets
@@ -117,13 +119,15 @@ def measure(unit: TaskUnit, model: ModelRef, store: Store, loaded: LoadedModels,
     measured = [
         # As Ray hands it on.
         pickle.loads(pickle.dumps(measure_part(
-            model, unit, loaded, store, batch_size=BATCH_SIZE, part=part, parts=parts, on_note=notes.append
+            model, unit, loaded, store, batch_size=BATCH_SIZE, take=dealt(part, parts), on_note=notes.append
         )))
         for part in range(parts)
     ]  # fmt: skip
-    if parts > 1:
-        measured = [join_task_parts(model, unit, measured, loaded, store, batch_size=BATCH_SIZE, on_note=notes.append)]
-    score = finish_score(model, unit, measured, store, loaded.dtype)
+    whole = [part for part in measured if not isinstance(part, TaskPart)]
+    assert len(whole) == (parts == 1 or unit.config == SAMPLED)
+    if not whole:
+        whole = [join_task_parts(model, unit, measured, store, loaded.dtype)]
+    score = finish_score(model, unit, whole, store, loaded.dtype)
     assert isinstance(score, TaskScore)
     assert not notes
     assert read_score(model, unit, store, loaded.dtype) == score
@@ -175,6 +179,7 @@ def test_parts_do_not_change_a_digit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Of 100,000 samples, those of f1 take minutes.
+    monkeypatch.setitem(CHUNK_BATCHES, "loglikelihood", 1)
     monkeypatch.setattr(lm_eval, "simple_evaluate", partial(lm_eval.simple_evaluate, bootstrap_iters=200))
     unit = TaskUnit(config=TaskConfig(**task), directory=str(directory), limit=limit)
     whole = measure(unit, model, Store.at(str(tmp_path / "1")), loaded, parts=1)
@@ -184,87 +189,107 @@ def test_parts_do_not_change_a_digit(
         assert files_of(divided) == files_of(whole)
 
 
-def parts_of(task: str, directory: Path, model: ModelRef, parts: int) -> list[TaskPart]:
-    loaded = load_model(model, "float32")
-    tokenizer = load_tokenizer(model_directory(model))
-    return [
-        measure_task_part(
-            loaded, tokenizer, TaskConfig(task=task), directory=str(directory), limit=None, batch_size=BATCH_SIZE,
-            cut_size=BATCH_SIZE, part=part, parts=parts,
+def parts_of(unit: TaskUnit, model: ModelRef, store: Store, loaded: LoadedModels, parts: int) -> list[TaskPart]:
+    measured = [
+        measure_part(
+            model, unit, loaded, store, batch_size=BATCH_SIZE, take=dealt(part, parts), on_note=pytest.fail
         )
         for part in range(parts)
     ]  # fmt: skip
+    return [part for part in measured if isinstance(part, TaskPart)]
 
 
-def test_each_request_is_answered_once_and_documents_stay_together(directory: Path, model: ModelRef) -> None:
-    parts = [part.answers["loglikelihood"] for part in parts_of("shots_local", directory, model, 3)]
+@pytest.fixture
+def parts(
+    directory: Path, model: ModelRef, local_store: Store, loaded: LoadedModels
+) -> Callable[[str, int], list[TaskPart]]:
+    """What processes that share a task of `directory` found."""
+
+    def parts(task: str, number: int) -> list[TaskPart]:
+        unit = TaskUnit(config=TaskConfig(task=task), directory=str(directory), limit=None)
+        return parts_of(unit, model, local_store, loaded, number)
+
+    return parts
+
+
+def test_each_request_is_answered_once_and_documents_stay_together(
+    parts: Callable[[str, int], list[TaskPart]],
+) -> None:
+    found = [part.answers["loglikelihood"] for part in parts("shots_local", 3)]
     choices = [len(row["choices"]) for row in ENDINGS[:3]] * 4
-    assert all(parts)  # each has some of them
-    assert sorted(number for part in parts for number in part) == list(range(sum(choices)))
+    assert all(found)  # each has some of them
+    assert sorted(number for part in found for number in part) == list(range(sum(choices)))
     for document, count in enumerate(choices):
         first = sum(choices[:document])
-        assert sum(not part.keys().isdisjoint(range(first, first + count)) for part in parts) == 1
+        assert sum(not part.keys().isdisjoint(range(first, first + count)) for part in found) == 1
 
 
-def test_what_is_sampled_is_not_divided(directory: Path, model: ModelRef) -> None:
-    first, second = parts_of("words_local", directory, model, 2)
-    assert len(first.answers["generate_until"]) == len(WORDS)
-    assert not second.answers["generate_until"]
-    greedy = parts_of("whole_corpus_local", directory, model, 2)
+def test_what_is_sampled_is_one_chunk(parts: Callable[[str, int], list[TaskPart]]) -> None:
+    (nothing,) = parts("words_local", 2)  # the other process has the score
+    assert nothing.answers == {"generate_until": {}}
+    greedy = parts("whole_corpus_local", 2)
     assert [len(part.answers["generate_until"]) for part in greedy] == [2, 2]
 
 
-def test_a_task_that_asks_other_things_each_time_is_measured_whole(
+def test_nobody_can_help_with_a_task_that_asks_other_things_each_time(
     directory: Path, model: ModelRef, local_store: Store, loaded: LoadedModels
 ) -> None:
     unit = TaskUnit(config=TaskConfig(task="fickle_local"), directory=str(directory), limit=None)
-    notes: list[str] = []
-    parts = [
+    chunks = Chunks()
+    scores = [
         measure_part(
-            model, unit, loaded, local_store, batch_size=BATCH_SIZE, part=part, parts=2, on_note=notes.append
+            model, unit, loaded, local_store, batch_size=BATCH_SIZE, take=partial(chunks.take, chunks.enter()),
+            on_note=pytest.fail,
         )
-        for part in range(2)
+        for _ in range(2)
     ]  # fmt: skip
-    score = join_task_parts(model, unit, parts, loaded, local_store, batch_size=BATCH_SIZE, on_note=notes.append)  # type: ignore[arg-type]
-    assert isinstance(score, TaskScore)
-    assert score.num_items == len(ENDINGS)
-    assert len(score.item_bits_per_byte) == len(ENDINGS)
-    assert "each time" in notes[0]
+    for score in scores:
+        assert isinstance(score, TaskScore)
+        assert score.num_items == len(ENDINGS)
+    first, second = (dict(files_of(score)) for score in scores)  # type: ignore[arg-type]
+    assert first["samples_fickle_local.jsonl"] != second["samples_fickle_local.jsonl"]
+    assert finish_score(model, unit, scores, local_store, loaded.dtype) == scores[0]
 
 
-def test_a_part_without_room_takes_smaller_batches_of_the_same_requests(
+def test_answers_to_other_requests_are_not_joined(
+    parts: Callable[[str, int], list[TaskPart]],
+    directory: Path,
+    model: ModelRef,
+    local_store: Store,
+    loaded: LoadedModels,
+) -> None:
+    first, second = parts("endings_local", 2)
+    unit = TaskUnit(config=TaskConfig(task="endings_local"), directory=str(directory), limit=3)
+    with pytest.raises(RequestsDifferError, match="other things"):
+        join_task_parts(model, unit, [first, second], local_store, loaded.dtype)
+    (other, _) = parts("shots_local", 2)
+    with pytest.raises(RequestsDifferError):
+        join_task_parts(model, unit, [first, other], local_store, loaded.dtype)
+
+
+def test_a_part_without_room_takes_smaller_batches_of_the_same_chunks(
     directory: Path, model: ModelRef, local_store: Store, loaded: LoadedModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short_of_memory(*arguments: object, batch_size: int, part: int, **options: object) -> object:
-        if part == 1 and batch_size > 2:
+    ask, sizes = HFLM.loglikelihood, []
+
+    def short_of_memory(model: HFLM, *arguments: object, **options: object) -> object:
+        sizes.append(model.batch_size)
+        if sizes == [2, 2]:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return measure_task_part(*arguments, batch_size=batch_size, part=part, **options)  # type: ignore[arg-type]
+        return ask(model, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measure_module, "measure_task_part", short_of_memory)
-    unit = TaskUnit(config=TaskConfig(task="contexts_local"), directory=str(directory), limit=None)
+    unit = TaskUnit(config=TaskConfig(task="shots_local"), directory=str(directory), limit=None)
+    (first, _) = parts_of(unit, model, local_store, loaded, 2)
     said: list[str] = []
-    parts = [
-        measure_part(model, unit, loaded, local_store, batch_size=4, part=part, parts=2, on_note=said.append)
-        for part in range(2)
-    ]
-    score = join_task_parts(model, unit, parts, loaded, local_store, batch_size=4, on_note=said.append)  # type: ignore[arg-type]
-    assert isinstance(score, TaskScore)
-    assert score.notes == ("batch of 4 did not fit in memory: halved to 2",)
-    assert score.num_items == len(CONTEXTS)
+    monkeypatch.setattr(HFLM, "loglikelihood", short_of_memory)
+    second = measure_part(
+        model, unit, loaded, local_store, batch_size=BATCH_SIZE, take=dealt(1, 2), on_note=said.append
+    )
+    assert isinstance(second, TaskPart)
+    score = join_task_parts(model, unit, [first, second], local_store, "float32")
+    assert sizes == [2, 2, 1, 1]
+    assert "trying 1" in said[0]
+    assert score.notes == ("batch of 2 did not fit in memory: halved to 1",)
+    assert score.num_items == len(ENDINGS[:3]) * 4
     finish_score(model, unit, [score], local_store, "float32")
-    stored = read_score(model, unit, local_store, "float32")
-    assert stored == score
-
-
-def test_parts_have_as_much_to_read_as_each_other() -> None:
-    lengths = [900, 20, 870, 30, 860, 500, 490, 40, 10, 600]
-    requests = [
-        SimpleNamespace(task_name="t", doc_id=number, request_type="loglikelihood", args=("x" * length, ""))
-        for number, length in enumerate(lengths)
-    ]
-    asked: list[int] = []
-    for part in range(2):
-        found = answer_requests("loglikelihood", requests, lambda some: some, batch_size=0, part=part, parts=2)
-        asked.append(sum(lengths[number] for number in found))
-    assert sum(asked) == sum(lengths)
-    assert max(asked) < 1.1 * min(asked)  # 1.16 where they are dealt out in turns
+    assert read_score(model, unit, local_store, "float32") == score

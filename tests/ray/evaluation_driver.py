@@ -1,5 +1,6 @@
 """A pool that scores models on a running cluster: `python -m tests.ray.evaluation_driver ORDER.pickle`."""
 
+import itertools
 import pickle
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Order:
     units: tuple[Unit, ...]
     store: Store
     resources: ResourcesConfig
+    one_by_one: bool = False
+    """Each unit of a model when those before it have been measured."""
 
 
 class EveryLine:
@@ -44,7 +47,11 @@ def main() -> None:
     ray.init(log_to_driver=False, logging_level="ERROR")
     with ProgressLog("test") as log:
         pool = EvaluationPool.start("test", order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
-        submitted = [pool.submit(model, order.units, EveryLine(log.about("scores"))) for model in order.models]
+        progress = EveryLine(log.about("scores"))
+        if order.one_by_one:
+            for model, unit in itertools.product(order.models, order.units):
+                pool.evaluate(model, [unit], progress)
+        submitted = [pool.submit(model, order.units, progress) for model in order.models]
         for one in submitted:
             sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")
 
