@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from shortened_llm.errors import BadInputError, NonFiniteLossError, last_line
 
-# Of one piece of work, each in another process.
+# Of one piece of work, each in another process; as many processes may fail to help with it.
 ATTEMPTS = 3
 # What is asked for within this time is looked at together, or all would help with what comes first.
 GATHER_SECONDS = 0.05
@@ -42,8 +42,12 @@ class _Work:
     """The results of its parts."""
     results: list[Any] = field(default_factory=list)
     open_parts: "set[_Part]" = field(default_factory=set)
-    """The first, and help that has begun."""
+    """The attempt, which may still wait, and help that has begun."""
+    causes: list[str] = field(default_factory=list)
+    """Of each failure."""
+    attempts: int = 0
     num_helpers: int = 0
+    lost_helpers: int = 0
 
 
 @dataclass(eq=False)
@@ -52,7 +56,6 @@ class _Part:
 
     work: _Work
     is_help: bool
-    failures: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> str | None:
@@ -123,12 +126,16 @@ class Dispatcher:
         one = _Work(
             model=model, name=name, run=work, needs_help=needs_help, on_failure=on_failure, ended=loop.create_future()
         )
-        first = _Part(work=one, is_help=False)
-        one.open_parts.add(first)
-        self._waiting.append(first)
         self._begun.append(one)
+        self._attempt(one)
         loop.call_later(GATHER_SECONDS, self._dispatch)
         return await one.ended
+
+    def _attempt(self, work: _Work) -> None:
+        work.attempts += 1
+        part = _Part(work=work, is_help=False)
+        work.open_parts.add(part)
+        self._waiting.append(part)
 
     def _dispatch(self) -> None:
         self._begun = [work for work in self._begun if not work.ended.done()]
@@ -157,7 +164,7 @@ class Dispatcher:
 
     def _choose_help(self) -> tuple[_Part, _Idle | None] | None:
         idle = self._idle[0] if self._idle else None
-        choice = [work for work in self._begun if work.needs_help()]
+        choice = [work for work in self._begun if work.lost_helpers < ATTEMPTS and work.needs_help()]
         if not choice:
             return None
         work = min(choice, key=lambda work: (work.num_helpers, idle is None or idle.model != work.model))
@@ -180,40 +187,49 @@ class Dispatcher:
                     limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
                     work.results.append(await work.run(evaluator))
         except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
-            _end(part, error)
+            if not work.ended.done():
+                work.ended.set_exception(error)
         except Exception as error:
-            self._retry(part, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
+            self._lost(part, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
             if evaluator is not None:
                 evaluator.kill()  # lost, hung, or in a state that nobody knows
             return
-        else:
-            _end(part)
+        self._ended(part)
         assert evaluator is not None
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
 
-    def _retry(self, part: _Part, cause: str) -> None:
-        part.failures.append(cause)
-        left = ATTEMPTS - len(part.failures)
-        said = f"{part.work.name} failed ({cause}); " + (f"{left} more attempts" if left else "giving up")
-        part.work.on_failure(said)
-        if left:
-            self._waiting.append(part)
+    def _ended(self, part: _Part) -> None:
+        work = part.work
+        work.open_parts.discard(part)
+        if work.open_parts or work.ended.done():
+            return
+        if work.causes and work.needs_help():  # what a lost process gave back when the others were done
+            self._again(work)
         else:
-            _end(part, WorkFailedError("; ".join(dict.fromkeys(part.failures))))
+            work.ended.set_result(work.results)
+
+    def _lost(self, part: _Part, cause: str) -> None:
+        work = part.work
+        work.open_parts.discard(part)
+        work.causes.append(cause)
+        work.lost_helpers += part.is_help
+        if work.ended.done():
+            return
+        if work.open_parts:
+            work.on_failure(f"{work.name} failed in one process ({cause}); others go on")
+        else:
+            self._again(work)
+
+    def _again(self, work: _Work) -> None:
+        left = ATTEMPTS - work.attempts
+        then = f"{left} more attempts" if left else "giving up"
+        work.on_failure(f"{work.name} failed ({work.causes[-1]}); {then}")
+        if left:
+            self._attempt(work)
+        else:
+            work.ended.set_exception(WorkFailedError("; ".join(dict.fromkeys(work.causes))))
 
     def _end(self, evaluator: Evaluator) -> None:
         self._idle = [idle for idle in self._idle if idle.evaluator is not evaluator]
         evaluator.kill()
-
-
-def _end(part: _Part, error: Exception | None = None) -> None:
-    """A part has ended, and with the last one the work."""
-    work = part.work
-    work.open_parts.discard(part)
-    if work.ended.done():  # by an error, or nobody waits for it any more
-        return
-    if error is not None:
-        work.ended.set_exception(error)
-    elif not work.open_parts:
-        work.ended.set_result(work.results)
