@@ -766,7 +766,8 @@ class ResourcesConfig(Section):
     evaluator_labels: dict[str, str] = {}
     """Labels of the nodes that evaluation processes run on, such as {pool: evaluation}; any node unless given."""
     evaluation_timeout_seconds: float = Field(7200, gt=0)
-    """After this long (seconds) one score counts as hung: its process is replaced, and it is tried again."""
+    """After this long (seconds) without progress one score counts as hung: its process is replaced, and it is tried
+    again."""
     cpus_per_scorer: float = Field(1, gt=0)
     """CPUs that Ray reserves for each scoring task."""
     gpus_per_scorer: float = Field(0, ge=0)

@@ -4,7 +4,7 @@ A process keeps the model of its last work. So a free one takes, in this order: 
 work on the model it holds; the oldest work on a model that none holds; the oldest work at all. Processes are started on
 demand and ended when idle.
 
-One that finds no work that waits helps with what another does, where that can be shared. That comes last, since the
+One that finds no work that waits helps with what another does, where that is in chunks. That comes last, since the
 work is set up once more, and its model loaded.
 """
 
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shortened_llm.errors import BadInputError, NonFiniteLossError, last_line
+from shortened_llm.evaluation.chunks import Chunks
 
-# Of one piece of work, each in another process; as many processes may fail to help with it.
+# Of one piece of work, each in another process. After as many losses of help, no more is sent.
 ATTEMPTS = 3
 # What is asked for within this time is looked at together, or all would help with what comes first.
 GATHER_SECONDS = 0.05
@@ -35,18 +36,22 @@ class Evaluator(Protocol):
 class _Work:
     model: str | None
     name: str
-    run: Callable[[Any], Coroutine[Any, Any, Any]]
-    needs_help: Callable[[], bool]
+    run: Callable[[Any, int], Coroutine[Any, Any, Any]]
+    chunks: Chunks
+    is_divisible: bool
     on_failure: Callable[[str], None]
     ended: "asyncio.Future[list[Any]]"
     """The results of its parts."""
     results: list[Any] = field(default_factory=list)
     open_parts: "set[_Part]" = field(default_factory=set)
-    """The attempt, which may still wait, and help that has begun."""
+    """Those that run."""
+    has_attempt: bool = False
+    """Whether one waits, starts or runs."""
     causes: list[str] = field(default_factory=list)
     """Of each failure."""
-    attempts: int = 0
-    num_helpers: int = 0
+    lost_attempts: int = 0
+    helpers: int = 0
+    """Sent, whether or not they came."""
     lost_helpers: int = 0
 
 
@@ -90,7 +95,7 @@ class Dispatcher:
             start: starts another process; returns at once.
             most: processes at a time.
             idle_seconds: after this long without work a process ends.
-            timeout_seconds: after this long a piece of work counts as hung, counted from when its process is ready.
+            timeout_seconds: work counts as hung after this long without taking a chunk, from when its process is ready.
             on_load: called with the work that waits and the busy processes, whenever they change.
         """
         self._start, self._most = start, most
@@ -105,17 +110,19 @@ class Dispatcher:
         self,
         model: str | None,
         name: str,
-        work: Callable[[Any], Coroutine[Any, Any, Any]],
+        work: Callable[[Any, int], Coroutine[Any, Any, Any]],
         *,
-        needs_help: Callable[[], bool] = lambda: False,
+        chunks: Chunks | None = None,
+        is_divisible: bool = False,
         on_failure: Callable[[str], None],
     ) -> list[Any]:
-        """The results of `work(evaluator)` in some evaluator, and in those that helped.
+        """The results of `work(evaluator, taker)` in some evaluator, and in those that helped.
 
         Args:
             model: equal for work on the same model; None for short work that needs none.
             name: of the work, for messages.
-            needs_help: whether another process would now find a share of it to do.
+            chunks: of the work, which its takers take; none unless given.
+            is_divisible: whether others may help.
             on_failure: called with each failed attempt, in words.
 
         Raises:
@@ -124,21 +131,22 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         one = _Work(
-            model=model, name=name, run=work, needs_help=needs_help, on_failure=on_failure, ended=loop.create_future()
-        )
+            model=model, name=name, run=work, chunks=chunks or Chunks(), is_divisible=is_divisible,
+            on_failure=on_failure, ended=loop.create_future(),
+        )  # fmt: skip
         self._begun.append(one)
         self._attempt(one)
-        loop.call_later(GATHER_SECONDS, self._dispatch)
+        loop.call_later(GATHER_SECONDS, self.dispatch)
         return await one.ended
 
     def _attempt(self, work: _Work) -> None:
-        work.attempts += 1
-        part = _Part(work=work, is_help=False)
-        work.open_parts.add(part)
-        self._waiting.append(part)
+        work.has_attempt = True
+        self._waiting.append(_Part(work=work, is_help=False))
 
-    def _dispatch(self) -> None:
+    def dispatch(self) -> None:
+        """Look whether free processes can do something; to be called when there is more to help with."""
         self._begun = [work for work in self._begun if not work.ended.done()]
+        self._waiting = [part for part in self._waiting if not part.work.ended.done()]
         while self._idle or len(self._busy) < self._most:
             chosen = self._choose_waiting() if self._waiting else self._choose_help()
             if chosen is None:
@@ -164,33 +172,38 @@ class Dispatcher:
 
     def _choose_help(self) -> tuple[_Part, _Idle | None] | None:
         idle = self._idle[0] if self._idle else None
-        choice = [work for work in self._begun if work.lost_helpers < ATTEMPTS and work.needs_help()]
+        choice = [work for work in self._begun if self._can_be_helped(work, by_new=idle is None)]
         if not choice:
             return None
-        work = min(choice, key=lambda work: (work.num_helpers, idle is None or idle.model != work.model))
-        work.num_helpers += 1
+        work = min(choice, key=lambda work: (work.helpers, idle is None or idle.model != work.model))
+        work.helpers += 1
         return _Part(work=work, is_help=True), idle
+
+    def _can_be_helped(self, work: _Work, *, by_new: bool) -> bool:
+        if not work.is_divisible or work.lost_helpers >= ATTEMPTS or not work.chunks.can_be_helped:
+            return False
+        # A process, and perhaps a node, is started only for what is known to be there.
+        return not by_new or work.chunks.num_left > work.helpers
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._busy[task]
-        self._dispatch()
+        self.dispatch()
 
     async def _measure(self, held: Evaluator | None, model: str | None, part: _Part) -> None:
         evaluator, work = held, part.work
-        limit = asyncio.timeout(None)
         try:
             evaluator = held or self._start()
-            await evaluator.ready()
-            if not work.ended.done() and (work.needs_help() or not part.is_help):
+            if held is None and not await _is_ready(evaluator, work):
+                evaluator.kill()
+                return
+            if not work.ended.done() and (work.chunks.can_be_helped or not part.is_help):
                 work.open_parts.add(part)
-                async with limit:
-                    limit.reschedule(asyncio.get_running_loop().time() + self._timeout_seconds)
-                    work.results.append(await work.run(evaluator))
+                work.results.append(await self._run(work, evaluator))
         except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
             if not work.ended.done():
                 work.ended.set_exception(error)
         except Exception as error:
-            self._lost(part, f"no result within {self._timeout_seconds:g} s" if limit.expired() else last_line(error))
+            self._lost(part, last_line(error))
             if evaluator is not None:
                 evaluator.kill()  # lost, hung, or in a state that nobody knows
             return
@@ -199,37 +212,65 @@ class Dispatcher:
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
 
+    async def _run(self, work: _Work, evaluator: Evaluator) -> Any:
+        taker, taken = work.chunks.enter(), 0
+        running = asyncio.ensure_future(work.run(evaluator, taker))
+        try:
+            while not (await asyncio.wait({running}, timeout=self._timeout_seconds))[0]:
+                if work.chunks.num_taken(taker) == taken:
+                    raise TimeoutError(f"no result within {self._timeout_seconds:g} s")
+                taken = work.chunks.num_taken(taker)
+            result = running.result()
+        except BaseException:
+            running.cancel()
+            work.chunks.give_back(taker)
+            raise
+        work.chunks.finish(taker)
+        return result
+
     def _ended(self, part: _Part) -> None:
         work = part.work
         work.open_parts.discard(part)
-        if work.open_parts or work.ended.done():
+        work.has_attempt &= part.is_help
+        if work.ended.done():
             return
-        if work.causes and work.needs_help():  # what a lost process gave back when the others were done
-            self._again(work)
-        else:
-            work.ended.set_result(work.results)
+        # Whoever still runs without a chunk is not waited for, nor is an attempt that has not begun.
+        if work.chunks.are_answered or not (work.open_parts or work.has_attempt or work.chunks.num_left):
+            work.ended.set_result(list(work.results))
+        elif not work.open_parts and not work.has_attempt:
+            self._attempt(work)  # with what a process took that was lost when the others were done
 
     def _lost(self, part: _Part, cause: str) -> None:
         work = part.work
         work.open_parts.discard(part)
-        work.causes.append(cause)
-        work.lost_helpers += part.is_help
+        work.has_attempt &= part.is_help
         if work.ended.done():
             return
-        if work.open_parts:
+        work.causes.append(cause)
+        work.lost_helpers += part.is_help
+        work.lost_attempts += not part.is_help
+        left = ATTEMPTS - work.lost_attempts
+        if work.open_parts or work.has_attempt:
             work.on_failure(f"{work.name} failed in one process ({cause}); others go on")
-        else:
-            self._again(work)
-
-    def _again(self, work: _Work) -> None:
-        left = ATTEMPTS - work.attempts
-        then = f"{left} more attempts" if left else "giving up"
-        work.on_failure(f"{work.name} failed ({work.causes[-1]}); {then}")
-        if left:
+        elif left:
+            work.on_failure(f"{work.name} failed ({cause}); {left} more attempts")
             self._attempt(work)
         else:
+            work.on_failure(f"{work.name} failed ({cause}); giving up")
             work.ended.set_exception(WorkFailedError("; ".join(dict.fromkeys(work.causes))))
 
     def _end(self, evaluator: Evaluator) -> None:
         self._idle = [idle for idle in self._idle if idle.evaluator is not evaluator]
         evaluator.kill()
+
+
+async def _is_ready(evaluator: Evaluator, work: _Work) -> bool:
+    """Waits for a new process; False if the work ends before."""
+    ready = asyncio.ensure_future(evaluator.ready())
+    first: set[asyncio.Future[Any]] = {ready, work.ended}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        ready.cancel()
+        return False
+    await ready
+    return True

@@ -16,7 +16,7 @@ from shortened_llm.evaluation.chunks import Take, Taker
 from shortened_llm.evaluation.efficiency import measure_efficiency
 from shortened_llm.evaluation.own_metric import measure_metric
 from shortened_llm.evaluation.perplexity import TextPart, measure_text, perplexity_score, text_segments
-from shortened_llm.evaluation.task_requests import TaskPart
+from shortened_llm.evaluation.task_requests import RequestsDifferError, TaskPart
 from shortened_llm.evaluation.tasks import join_task, measure_task
 from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
 from shortened_llm.fingerprint import fingerprint
@@ -163,24 +163,30 @@ def _task_files(
         yield output, finished
 
 
-def join_task_parts(ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], store: Store, dtype: str) -> TaskScore:
+def join_task_parts(
+    ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], store: Store, dtype: str
+) -> TaskScore | None:
     """The score of a task that several processes measured. It sets the task up once more, so it is work for an
     evaluator.
 
+    Returns:
+        None where the task asks other things each time that it is set up: then one process has to measure it all.
+
     Raises:
-        RequestsDifferError: the task asks other things each time that it is set up.
         BadInputError, NonFiniteLossError: as `measure_part`.
     """
     directory = model_directory(ref)
     # lm-eval wants a model to describe in its results, and asks it nothing.
     model = empty_model(cut_config(load_config(directory), ref.kept_blocks), dtype)
     with _task_files(ref, unit, store, dtype) as (output, finished):
-        return finished(
-            join_task(
+        try:
+            score = join_task(
                 model, load_tokenizer(directory), unit.config, parts, directory=unit.directory, limit=unit.limit,
                 output=output,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        except RequestsDifferError:
+            return None
+        return finished(score)
 
 
 def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
@@ -189,7 +195,7 @@ def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store,
         texts = [part for part in parts if isinstance(part, TextPart)]
         score: Score = perplexity_score(texts, unit.documents, unit.source)
     else:
-        score = parts[0]  # type: ignore[assignment]  # all are whole: of a task that asks other things each time
+        (score,) = parts  # type: ignore[assignment]
     identity = score_identity(ref, unit, dtype)
     store.write(KIND, fingerprint(identity), score, identity=identity)
     return score

@@ -208,7 +208,7 @@ def measure_text(
     return TextPart(
         chunks={
             number: _measure_chunk(model, segments, slice(starts[number], starts[number] + starts.step), batch_size)
-            for number in taker.chunks("segments", len(starts))
+            for number in taker.chunks("segments", "", len(starts))
         },
         num_chunks=len(starts),
     )

@@ -33,7 +33,7 @@ from shortened_llm.evaluation.units import Score, TaskUnit, Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.records import EvalScores, MissingScore, ModelRef
+from shortened_llm.records import EvalScores, MissingScore, ModelRef, TaskScore
 from shortened_llm.storage.store import Store
 
 
@@ -75,7 +75,7 @@ class _Evaluator:
             batch_size=self._batch_size, take=chunks.take, on_note=on_progress.note,
         )  # fmt: skip
 
-    def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
+    def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> TaskScore | None:
         on_progress(f"{unit.name}, joining {len(parts)} parts")
         return join_task_parts(ref, unit, parts, self._store, self._loaded.dtype)
 
@@ -88,8 +88,8 @@ class _RemoteChunks:
     unit: str
     taker: int
 
-    def take(self, kind: str, count: int) -> int | None:
-        number: int | None = ray.get(self.pool.take.remote(self.unit, self.taker, kind, count))
+    def take(self, kind: str, digest: str, count: int) -> int | None:
+        number: int | None = ray.get(self.pool.take.remote(self.unit, self.taker, kind, digest, count))
         return number
 
 
@@ -105,7 +105,9 @@ class _Remote:
     async def measure(self, ref: ModelRef, unit: Unit, chunks: _RemoteChunks, on_progress: Progress) -> Part:
         return await self._actor.measure.remote(ref, unit, chunks, on_progress)  # type: ignore[attr-defined]
 
-    async def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> Part:
+    async def join(
+        self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress
+    ) -> TaskScore | None:
         return await self._actor.join.remote(ref, unit, parts, on_progress)  # type: ignore[attr-defined]
 
     def kill(self) -> None:
@@ -151,10 +153,10 @@ class _Pool:
         self._gauges.set(BUSY_EVALUATORS, busy)
 
     @ray.method(concurrency_group="chunks")
-    async def take(self, unit: str, taker: int, kind: str, count: int) -> int | None:
-        """As `Chunks.take`; None also when the unit's score is known."""
+    async def take(self, unit: str, taker: int, kind: str, digest: str, count: int) -> int | None:
+        """As `Chunks.take`; None also when the unit has been measured, or has failed."""
         chunks = self._chunks.get(unit)
-        return None if chunks is None else chunks.take(taker, kind, count)
+        return None if chunks is None else chunks.take(taker, kind, digest, count)
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         on_progress("waiting for an evaluator")
@@ -184,36 +186,42 @@ class _Pool:
             return stored
         measured = await self._measure(ref, unit, on_progress)
         answers = [part for part in measured if isinstance(part, TaskPart)]
-        whole = [part for part in measured if not isinstance(part, TaskPart)]
+        whole: list[Part] = [part for part in measured if not isinstance(part, TaskPart)]
         if isinstance(unit, TaskUnit) and not whole:
-
-            def join(evaluator: _Remote) -> Coroutine[Any, Any, Part]:
-                return evaluator.join(ref, unit, answers, on_progress)
-
-            whole = await self._dispatcher.run(None, unit.name, join, on_failure=on_progress.note)
+            whole = await self._join(ref, unit, answers, on_progress)
         return await asyncio.to_thread(finish_score, ref, unit, whole, self._store, self._dtype)
 
-    async def _measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> list[Part]:
-        chunks = Chunks()
+    async def _measure(
+        self, ref: ModelRef, unit: Unit, on_progress: Progress, *, may_be_shared: bool = True
+    ) -> list[Part]:
+        loop = asyncio.get_running_loop()
+        chunks = Chunks(on_open=lambda: loop.call_soon_threadsafe(self._dispatcher.dispatch))
         key = uuid.uuid4().hex
         here = ray.get_runtime_context().current_actor
 
-        async def measure(evaluator: _Remote) -> Part:
-            taker = chunks.enter()
-            try:
-                return await evaluator.measure(ref, unit, _RemoteChunks(here, key, taker), on_progress)
-            except BaseException:
-                chunks.give_back(taker)
-                raise
+        def measure(evaluator: _Remote, taker: int) -> Coroutine[Any, Any, Part]:
+            return evaluator.measure(ref, unit, _RemoteChunks(here, key, taker), on_progress)
 
         self._chunks[key] = chunks
         try:
             return await self._dispatcher.run(
                 fingerprint(ref.identity), unit.name, measure,
-                needs_help=lambda: unit.is_divisible and chunks.are_left, on_failure=on_progress.note,
+                chunks=chunks, is_divisible=unit.is_divisible and may_be_shared, on_failure=on_progress.note,
             )  # fmt: skip
         finally:
             del self._chunks[key]
+
+    async def _join(
+        self, ref: ModelRef, unit: TaskUnit, answers: Sequence[TaskPart], on_progress: Progress
+    ) -> list[Part]:
+        def join(evaluator: _Remote, _: int) -> Coroutine[Any, Any, TaskScore | None]:
+            return evaluator.join(ref, unit, answers, on_progress)
+
+        (score,) = await self._dispatcher.run(None, unit.name, join, on_failure=on_progress.note)
+        if score is not None:
+            return [score]
+        on_progress.note(f"{unit.name}: it asks other things each time that it is set up; measuring it in one process")
+        return await self._measure(ref, unit, on_progress, may_be_shared=False)
 
 
 class EvaluationPool:

@@ -37,9 +37,6 @@ class TaskPart:
 class RequestsDifferError(RuntimeError):
     """A task asked other things when it was set up again, so that its parts do not make a whole."""
 
-    def __init__(self) -> None:
-        super().__init__("the task asks other things each time that it is set up")
-
 
 def request_chunks(kind: str, requests: Sequence[Request], batch_size: int) -> list[list[int]]:
     """Numbers of the requests in each chunk, the longest ones first; all requests of a document lie in one chunk.
@@ -67,13 +64,12 @@ def answer_requests(
     """The answers to the chunks that `taker` takes, by the request's number.
 
     Args:
-        digest: of the requests. Chunks are of these very ones: with a task that asks other things each time that it is
-            set up, nobody can help.
+        digest: of the requests.
         batch_size: by which chunks are cut; equal for all processes.
     """
     answers: dict[int, Any] = {}
     chunks = request_chunks(kind, requests, batch_size)
-    for number in taker.chunks(digest, len(chunks)):
+    for number in taker.chunks(kind, digest, len(chunks)):
         chunk = chunks[number]
         answers.update(zip(chunk, ask([requests[request] for request in chunk]), strict=True))
     return answers
@@ -83,8 +79,7 @@ def requests_digest(requests: Sequence[Request]) -> str:
     """SHA-256 of what is asked, as hex digits."""
     digest = hashlib.sha256()
     for request in requests:
-        asked = [request.request_type, request.task_name, request.doc_id, request.args]
-        digest.update(json.dumps(asked, default=str).encode())
+        digest.update(json.dumps([request.task_name, request.doc_id, request.args], default=str).encode())
     return digest.hexdigest()
 
 

@@ -50,7 +50,7 @@ class Pool:
     async def run(
         self, model: str | None, name: str, work: Callable[[Process], Awaitable[object]] | None = None
     ) -> object:
-        async def measure(process: Process) -> object:
+        async def measure(process: Process, _: int) -> object:
             process.measured.append(f"{model} {name}")
             if work is None:
                 await asyncio.sleep(0.01)
@@ -65,26 +65,26 @@ class Pool:
         model: str,
         count: int,
         on_chunk: Callable[[Process, int], None] = lambda *_: None,
+        *,
+        digest: Callable[[], str] = lambda: "",
+        set_up: Callable[[Process], float] = lambda _: 0.0,
     ) -> list[int]:
-        """Work in chunks of 0.01 s, which processes can share; returns the chunks that were measured."""
-        chunks = Chunks()
+        """Work in chunks of 0.01 s, which processes can share, each after some seconds; returns what was measured."""
+        chunks = Chunks(on_open=lambda: asyncio.get_running_loop().call_soon(self.dispatcher.dispatch))
 
-        async def measure(process: Process) -> list[int]:
-            taker = chunks.enter()
+        async def measure(process: Process, taker: int) -> list[int]:
             found = []
-            try:
-                while (chunk := chunks.take(taker, "chunks", count)) is not None:
-                    on_chunk(process, chunk)
-                    await asyncio.sleep(0.01)
-                    process.measured.append(f"{model} {chunk}")
-                    found.append(chunk)
-            except BaseException:
-                chunks.give_back(taker)
-                raise
+            asks = digest()
+            await asyncio.sleep(set_up(process))
+            while (chunk := chunks.take(taker, "chunks", asks, count)) is not None:
+                on_chunk(process, chunk)
+                await asyncio.sleep(0.01)
+                process.measured.append(f"{model} {chunk}")
+                found.append(chunk)
             return found
 
         results = await self.dispatcher.run(
-            model, model, measure, needs_help=lambda: chunks.are_left, on_failure=self.failures.append
+            model, model, measure, chunks=chunks, is_divisible=True, on_failure=self.failures.append
         )
         return sorted(chunk for result in results for chunk in result)
 
@@ -206,32 +206,114 @@ def test_help_that_fails_again_and_again_leaves_the_work_to_who_began_it() -> No
 def test_what_a_helper_lost_when_the_others_were_done_is_done_again() -> None:
     async def scenario() -> Pool:
         pool = Pool(2)
-        chunks = Chunks()
-        helped = asyncio.Event()
+        chunks = Chunks(on_open=lambda: asyncio.get_running_loop().call_soon(pool.dispatcher.dispatch))
+        helped, others_done = asyncio.Event(), asyncio.Event()
 
-        async def measure(process: Process) -> list[int]:
-            taker = chunks.enter()
-            if taker == 0:
-                await helped.wait()
+        async def measure(process: Process, taker: int) -> list[int]:
             found = []
-            while (chunk := chunks.take(taker, "chunks", 3)) is not None:
-                if taker == 1:
+            while (chunk := chunks.take(taker, "chunks", "", 3)) is not None:
+                if process.number == 1:
                     helped.set()
-                    await asyncio.sleep(0.1)
-                    chunks.give_back(taker)
+                    await others_done.wait()
+                    await asyncio.sleep(0.05)
                     raise ConnectionError("the process is gone")
                 found.append(chunk)
+                await helped.wait()
+            others_done.set()
             return found
 
         results = await pool.dispatcher.run(
-            "a", "a", measure, needs_help=lambda: chunks.are_left, on_failure=pool.failures.append
+            "a", "a", measure, chunks=chunks, is_divisible=True, on_failure=pool.failures.append
         )
-        assert sorted(results) == [[0], [1, 2]]
+        assert results == [[0, 2], [1]]
         return pool
 
-    assert asyncio.run(scenario()).failures == [
-        f"a failed (ConnectionError: the process is gone); {ATTEMPTS - 1} more attempts"
-    ]
+    assert asyncio.run(scenario()).failures == ["a failed (ConnectionError: the process is gone); 3 more attempts"]
+
+
+def test_who_holds_nothing_is_not_waited_for() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        async with asyncio.timeout(5):
+            found = await pool.share("a", 20, set_up=lambda process: 30.0 * process.number)
+        assert found == list(range(20))
+        return pool
+
+    assert len(asyncio.run(scenario()).processes) == 2
+
+
+def test_work_that_others_did_does_not_wait_for_its_own_process() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        await pool.run("a", "one")
+        pool.start_seconds = 30.0  # a node has to start, for the second work
+        async with asyncio.timeout(5):
+            first, second = await asyncio.gather(pool.share("a", 5), pool.share("b", 5))
+            assert first == second == list(range(5))
+            assert await pool.run("a", "two") == "a two"
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert [process.killed for process in pool.processes] == [False, True]
+
+
+def test_nobody_can_help_with_what_asks_other_things_each_time() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(3)
+        asked = iter(range(100))
+        async with asyncio.timeout(5):
+            found = await pool.share(
+                "a", 20, digest=lambda: str(next(asked)), set_up=lambda process: 0.05 * process.number
+            )
+        assert found == list(range(20))
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert [len(process.measured) for process in pool.processes] == [20, 0, 0][: len(pool.processes)]
+
+
+def test_what_asks_other_things_each_time_and_is_lost_is_done_anew() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        asked = iter(range(100))
+
+        def lose(process: Process, chunk: int) -> None:
+            if process.number == 0 and chunk == 3:
+                raise ConnectionError("the process is gone")
+
+        assert await pool.share("a", 6, lose, digest=lambda: str(next(asked))) == list(range(6))
+        return pool
+
+    assert len(asyncio.run(scenario()).failures) == 1
+
+
+def test_a_process_is_started_only_for_chunks_that_are_known() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(6)
+        await pool.share("a", 1)
+        return pool
+
+    assert len(asyncio.run(scenario()).processes) == 1
+
+
+def test_each_chunk_is_a_sign_of_life() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1, timeout_seconds=0.1)
+        assert await pool.share("a", 40) == list(range(40))
+        return pool
+
+    assert not asyncio.run(scenario()).failures
+
+
+def test_a_process_that_takes_no_more_chunks_is_hung() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1, timeout_seconds=0.1)
+        assert await pool.share("a", 3, set_up=lambda process: 0.0 if process.number else 30.0) == [0, 1, 2]
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert [process.killed for process in pool.processes] == [True, False]
+    assert "no result within 0.1 s" in pool.failures[0]
 
 
 def test_what_the_last_process_took_and_lost_is_done_again() -> None:
