@@ -24,8 +24,8 @@ class Order:
     units: tuple[Unit, ...]
     store: Store
     resources: ResourcesConfig
-    one_by_one: bool = False
-    """Each unit of a model when those before it have been measured."""
+    rounds: tuple[tuple[Unit, ...], ...] = ()
+    """Measured before, one round after another."""
 
 
 class EveryLine:
@@ -48,9 +48,8 @@ def main() -> None:
     with ProgressLog("test") as log:
         pool = EvaluationPool.start("test", order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
         progress = EveryLine(log.about("scores"))
-        if order.one_by_one:
-            for model, unit in itertools.product(order.models, order.units):
-                pool.evaluate(model, [unit], progress)
+        for model, units in itertools.product(order.models, order.rounds):
+            pool.evaluate(model, units, progress)
         submitted = [pool.submit(model, order.units, progress) for model in order.models]
         for one in submitted:
             sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")
