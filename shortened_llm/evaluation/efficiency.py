@@ -28,7 +28,8 @@ from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
+ALIGNMENT = 64
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
 
@@ -75,7 +76,7 @@ def measure_efficiency(
     kept = _kept_blocks(dense, model, kept_blocks)
     check_lengths(load_config(model_directory(dense)), settings)
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
-    models = [only_greedy(load_model(ref, dtype, device=device)) for ref in (dense, model)]
+    models = [only_greedy(aligned(load_model(ref, dtype, device=device))) for ref in (dense, model)]
     measured, left_out = _measure_shapes(models, prompt, settings, on_progress)
     removed = tuple(block for block in range(dense.num_blocks) if block not in kept)
     dense_model, own_model = models
@@ -94,6 +95,18 @@ def measure_efficiency(
         ideal_speed_ups=tuple(one.shares.ideal_speed_up(removed) for one in measured),
         speed_ups=tuple(one.speed_up for one in measured),
     )
+
+
+def aligned(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with all weights at multiples of 64 bytes, where torch itself puts them.
+
+    Those of a file lie where its header happens to end, and a CPU reads vectors across cache lines 3 to 5 % slower: as
+    much as a block or two of a small model.
+    """
+    for weight in model.parameters():
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
+    return model
 
 
 def check_lengths(config: PretrainedConfig, settings: EfficiencyConfig) -> None:

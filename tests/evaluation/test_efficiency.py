@@ -13,7 +13,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.efficiency import measure_efficiency
+from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, measure_efficiency
 from shortened_llm.evaluation.footprint import kv_bytes_per_token, memory_growth, weight_bytes
 from shortened_llm.evaluation.generation import Shape, in_turns, make_generation, only_greedy, prompt_tokens
 from shortened_llm.evaluation.shares import time_shares
@@ -252,6 +252,21 @@ def test_memory_growth_is_what_the_work_holds_at_its_peak() -> None:
     held = torch.ones(200 * 2**20, dtype=torch.uint8)
     assert memory_growth(work, CPU) == pytest.approx(100 * 2**20, rel=0.1)
     assert len(held) == 200 * 2**20
+
+
+def test_weights_are_moved_to_where_a_cpu_reads_them_fast(tiny_model: ModelRef) -> None:
+    model, plain = (load_model(tiny_model, "float32") for _ in range(2))
+    assert isinstance(model, PreTrainedModel)
+    for weight in model.parameters():  # as a file's header may leave them
+        elsewhere = torch.empty(weight.numel() + ALIGNMENT)[1:][: weight.numel()].view(weight.shape)
+        weight.data = elsewhere.copy_(weight.data)
+        assert weight.data_ptr() % ALIGNMENT
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    aligned(model)
+    for weight, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert weight.data_ptr() % ALIGNMENT == 0
+        assert torch.equal(weight, expected)
+    assert tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
 def test_turns_alternate() -> None:
