@@ -6,6 +6,7 @@ How a unit is cut into chunks does not depend on who takes them: so neither do i
 import heapq
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Chunks:
         self._kinds: dict[str, _Kind] = {}
         self._taken: dict[int, list[tuple[str, int]]] = {}
         """By taker: what it has not answered yet."""
+        self._calls: Counter[int] = Counter()
         self._takers = itertools.count()
         self._asks_other_things = False
 
@@ -58,10 +60,16 @@ class Chunks:
             self._taken[taker] = []
             return taker
 
-    def num_taken(self, taker: int) -> int:
-        """How many it holds."""
+    @property
+    def asks_other_things(self) -> bool:
+        """Whether some taker would ask other things than those before it."""
         with self._lock:
-            return len(self._taken[taker])
+            return self._asks_other_things
+
+    def num_calls(self, taker: int) -> int:
+        """How often it asked for a chunk: a sign of life."""
+        with self._lock:
+            return self._calls[taker]
 
     def take(self, taker: int, kind: str, digest: str, count: int) -> int | None:
         """The next chunk, which is this taker's from now on; None when there is none for it.
@@ -72,6 +80,7 @@ class Chunks:
             count: how many chunks there are of this kind: 0 to count - 1.
         """
         with self._lock:
+            self._calls[taker] += 1
             if taker not in self._taken:  # it was given up, and may not know
                 return None
             known = self._kinds.get(kind)
@@ -98,16 +107,13 @@ class Chunks:
         """All that a taker took, because it will not answer."""
         with self._lock:
             for kind, number in self._taken.pop(taker):
-                known = self._kinds[kind]
-                heapq.heappush(known.left, number)
-                if len(known.left) == known.count:  # nobody answered any: the next one may ask other things
-                    del self._kinds[kind]
+                heapq.heappush(self._kinds[kind].left, number)
 
     def _num_left(self) -> int:
         return sum(len(kind.left) for kind in self._kinds.values())
 
     def _forget(self, taker: int, kind: str, known: _Kind) -> bool:
-        """Begin a kind anew, if nobody but this taker has any of it."""
+        """Begin a kind anew, if nobody but this taker took any of it, or all that others took is lost."""
         others = [one for one in self._taken[taker] if one[0] != kind]
         if len(known.left) + len(self._taken[taker]) - len(others) < known.count:
             return False

@@ -213,13 +213,13 @@ class Dispatcher:
         self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
 
     async def _run(self, work: _Work, evaluator: Evaluator) -> Any:
-        taker, taken = work.chunks.enter(), 0
+        taker, calls = work.chunks.enter(), 0
         running = asyncio.ensure_future(work.run(evaluator, taker))
         try:
             while not (await asyncio.wait({running}, timeout=self._timeout_seconds))[0]:
-                if work.chunks.num_taken(taker) == taken:
+                if work.chunks.num_calls(taker) == calls:
                     raise TimeoutError(f"no result within {self._timeout_seconds:g} s")
-                taken = work.chunks.num_taken(taker)
+                calls = work.chunks.num_calls(taker)
             result = running.result()
         except BaseException:
             running.cancel()
@@ -234,10 +234,13 @@ class Dispatcher:
         work.has_attempt &= part.is_help
         if work.ended.done():
             return
-        # Whoever still runs without a chunk is not waited for, nor is an attempt that has not begun.
-        if work.chunks.are_answered or not (work.open_parts or work.has_attempt or work.chunks.num_left):
+        was_last = not work.open_parts and not work.has_attempt
+        # Whoever still runs without a chunk is not waited for, nor is an attempt that has not begun. What is left where
+        # others ask other things is nothing that another attempt could take.
+        is_done = work.chunks.asks_other_things or not work.chunks.num_left
+        if work.chunks.are_answered or (was_last and is_done):
             work.ended.set_result(list(work.results))
-        elif not work.open_parts and not work.has_attempt:
+        elif was_last:
             self._attempt(work)  # with what a process took that was lost when the others were done
 
     def _lost(self, part: _Part, cause: str) -> None:
@@ -252,7 +255,7 @@ class Dispatcher:
         left = ATTEMPTS - work.lost_attempts
         if work.open_parts or work.has_attempt:
             work.on_failure(f"{work.name} failed in one process ({cause}); others go on")
-        elif left:
+        elif left > 0:
             work.on_failure(f"{work.name} failed ({cause}); {left} more attempts")
             self._attempt(work)
         else:

@@ -113,7 +113,7 @@ def join_task(
     joined = join_answers(parts)
 
     def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
-        if joined.requests.get(kind) != requests_digest(requests):
+        if joined.requests.get(kind) != requests_digest(requests) or len(joined.answers[kind]) < len(requests):
             raise RequestsDifferError
         return [joined.answers[kind][number] for number in range(len(requests))]
 

@@ -231,6 +231,95 @@ def test_what_a_helper_lost_when_the_others_were_done_is_done_again() -> None:
     assert asyncio.run(scenario()).failures == ["a failed (ConnectionError: the process is gone); 3 more attempts"]
 
 
+def test_a_kind_that_was_lost_whole_is_done_again() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        chunks = Chunks(on_open=lambda: asyncio.get_running_loop().call_soon(pool.dispatcher.dispatch))
+        helped, lost = asyncio.Event(), asyncio.Event()
+
+        async def measure(process: Process, taker: int) -> list[str]:
+            found = []
+            if taker == 0:
+                found.append(f"many {chunks.take(taker, 'many', '', 3)}")
+                await helped.wait()  # the other has all there is of one kind
+            while (chunk := chunks.take(taker, "one", "", 1)) is not None:
+                if process.number == 1:
+                    helped.set()
+                    await asyncio.sleep(0.02)
+                    lost.set()
+                    raise ConnectionError("the process is gone")
+                found.append(f"one {chunk}")
+            if taker == 0:
+                pool.start_seconds = 0.2  # help that comes again comes too late
+                await lost.wait()
+            while (chunk := chunks.take(taker, "many", "", 3)) is not None:
+                found.append(f"many {chunk}")
+            return found
+
+        results = await pool.dispatcher.run(
+            "a", "a", measure, chunks=chunks, is_divisible=True, on_failure=pool.failures.append
+        )
+        assert sorted(one for result in results for one in result) == ["many 0", "many 1", "many 2", "one 0"]
+        return pool
+
+    asyncio.run(scenario())
+
+
+def test_what_another_attempt_could_not_take_ends_the_work() -> None:
+    """A prompt with the date in it, at midnight."""
+
+    async def scenario() -> None:
+        pool = Pool(1)
+        days = iter(["monday", "tuesday", "tuesday", "tuesday"])
+        chunks = Chunks()
+        early = chunks.enter()
+        assert chunks.take(early, "chunks", "monday", 3) == 0
+        chunks.finish(early)  # one is answered
+
+        async def measure(process: Process, taker: int) -> list[int]:
+            asks = next(days)
+            found = []
+            while (chunk := chunks.take(taker, "chunks", asks, 3)) is not None:
+                if asks == "monday":
+                    raise ConnectionError("the process is gone")
+                found.append(chunk)
+            return found
+
+        async with asyncio.timeout(5):
+            results = await pool.dispatcher.run(
+                "a", "a", measure, chunks=chunks, is_divisible=True, on_failure=pool.failures.append
+            )
+        assert results == [[]]  # whoever joins them sees what is missing
+
+    asyncio.run(scenario())
+
+
+def test_a_chunk_that_kills_each_process_ends_the_work() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(2)
+        chunks = Chunks(on_open=lambda: asyncio.get_running_loop().call_soon(pool.dispatcher.dispatch))
+
+        async def measure(process: Process, taker: int) -> list[int]:
+            deadly = chunks.take(taker, "deadly", "", 1) is not None
+            await asyncio.sleep(0.01)
+            if deadly:
+                raise ConnectionError("the process is gone")
+            while chunks.take(taker, "harmless", "", 30) is not None:
+                await asyncio.sleep(0.01)
+            return []
+
+        async with asyncio.timeout(20):
+            with pytest.raises(WorkFailedError):
+                await pool.dispatcher.run(
+                    "a", "a", measure, chunks=chunks, is_divisible=True, on_failure=pool.failures.append
+                )
+        return pool
+
+    pool = asyncio.run(scenario())
+    assert "giving up" in pool.failures[-1]
+    assert not any("-" in failure for failure in pool.failures)
+
+
 def test_who_holds_nothing_is_not_waited_for() -> None:
     async def scenario() -> Pool:
         pool = Pool(2)
