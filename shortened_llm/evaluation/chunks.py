@@ -53,18 +53,18 @@ class Chunks:
         with self._lock:
             return bool(self._kinds) and not self._num_left() and not any(self._taken.values())
 
+    @property
+    def asks_other_things(self) -> bool:
+        """Whether some taker would ask other things than those before it."""
+        with self._lock:
+            return self._asks_other_things
+
     def enter(self) -> int:
         """A new taker."""
         with self._lock:
             taker = next(self._takers)
             self._taken[taker] = []
             return taker
-
-    @property
-    def asks_other_things(self) -> bool:
-        """Whether some taker would ask other things than those before it."""
-        with self._lock:
-            return self._asks_other_things
 
     def num_calls(self, taker: int) -> int:
         """How often it asked for a chunk: a sign of life."""
@@ -113,7 +113,7 @@ class Chunks:
         return sum(len(kind.left) for kind in self._kinds.values())
 
     def _forget(self, taker: int, kind: str, known: _Kind) -> bool:
-        """Begin a kind anew, if nobody but this taker took any of it, or all that others took is lost."""
+        """Let this taker begin a kind anew, if nobody else holds or has answered any of it."""
         others = [one for one in self._taken[taker] if one[0] != kind]
         if len(known.left) + len(self._taken[taker]) - len(others) < known.count:
             return False

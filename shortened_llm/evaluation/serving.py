@@ -38,8 +38,6 @@ START_SECONDS = 900.0
 """A first start compiles."""
 REQUEST_SECONDS = 600.0
 STOP_SECONDS = 20.0
-
-
 ERROR_LINE = re.compile(r"\b[A-Z]\w*Error: ")
 
 

@@ -1,6 +1,6 @@
 """What can be measured of a model: one unit each, with the identity that its score is stored under.
 
-A divisible unit may be measured in parts, by several processes at a time.
+Of a divisible unit, several processes may measure some chunks each.
 """
 
 import importlib.metadata
