@@ -104,6 +104,8 @@ def _backward_and_score(
     weights = list(scored_weights(block))
     for weight in weights:
         weight.requires_grad_(True)
+        # Each gradient comes as a tensor beside the sum so far, and the heap does not fill the gaps that it leaves.
+        weight.register_post_accumulate_grad_hook(lambda _: release_freed_memory())
     _backward_in_place(walk, index, block, inputs, gradient)
     return block_score((_take_product(weight) for weight in weights), options)
 
