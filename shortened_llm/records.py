@@ -396,7 +396,7 @@ class MissingScore:
     """A score that could not be had."""
 
     unit: str
-    """What was to be measured: `perplexity on wiki`, `task piqa`."""
+    """What was to be measured: `perplexity on wiki @128 bos-first, report part`, `task piqa`."""
     cause: str
 
 

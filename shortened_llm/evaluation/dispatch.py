@@ -241,7 +241,7 @@ class Dispatcher:
         if work.chunks.are_answered or (was_last and is_done):
             work.ended.set_result(list(work.results))
         elif was_last:
-            self._attempt(work)  # with what a process took that was lost when the others were done
+            self._attempt_again(work)  # with what a process took that was lost when the others were done
 
     def _lost(self, part: _Part, cause: str) -> None:
         work = part.work
@@ -252,14 +252,17 @@ class Dispatcher:
         work.causes.append(cause)
         work.lost_helpers += part.is_help
         work.lost_attempts += not part.is_help
-        left = ATTEMPTS - work.lost_attempts
         if work.open_parts or work.has_attempt:
             work.on_failure(f"{work.name} failed in one process ({cause}); others go on")
-        elif left > 0:
-            work.on_failure(f"{work.name} failed ({cause}); {left} more attempts")
+        else:
+            self._attempt_again(work)
+
+    def _attempt_again(self, work: _Work) -> None:
+        if left := ATTEMPTS - work.lost_attempts:
+            work.on_failure(f"{work.name} failed ({work.causes[-1]}); {left} more attempts")
             self._attempt(work)
         else:
-            work.on_failure(f"{work.name} failed ({cause}); giving up")
+            work.on_failure(f"{work.name} failed ({work.causes[-1]}); giving up")
             work.ended.set_exception(WorkFailedError("; ".join(dict.fromkeys(work.causes))))
 
     def _end(self, evaluator: Evaluator) -> None:

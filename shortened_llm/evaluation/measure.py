@@ -27,6 +27,8 @@ from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
+STAGE_VERSION = 2
+"""Of what all scores have in common; each unit has one of its own."""
 KIND = "evaluations"
 Part = TextPart | TaskPart | Score
 """Of a text, the losses of some chunks; of a task that was shared, some answers; else the score itself."""
@@ -55,6 +57,7 @@ class LoadedModels:
 def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:
     """What a score depends on."""
     return {
+        "stage": STAGE_VERSION,
         "model": ref.identity,
         "unit": unit.identity,
         "dtype": dtype,
@@ -190,12 +193,15 @@ def join_task_parts(
 
 
 def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
-    """The score of all parts; stored. Those of a task are joined before, by `join_task_parts`."""
+    """The score of all parts, its protocol with the dtype; stored. Those of a task are joined before, by
+    `join_task_parts`."""
     if isinstance(unit, TextUnit):
         texts = [part for part in parts if isinstance(part, TextPart)]
         score: Score = perplexity_score(texts, unit.documents, unit.source)
     else:
         (score,) = parts  # type: ignore[assignment]
+    if not isinstance(unit, EfficiencyUnit):  # whose protocol begins with it
+        score = replace(score, protocol=f"{score.protocol}, {dtype}")
     identity = score_identity(ref, unit, dtype)
     store.write(KIND, fingerprint(identity), score, identity=identity)
     return score

@@ -25,7 +25,7 @@ class TextUnit:
 
     @property
     def name(self) -> str:
-        return f"perplexity on {self.source.label}"
+        return f"perplexity on {self.source.label} {perplexity.protocol(self.documents, self.source)}"
 
     @property
     def identity(self) -> dict[str, object]:
@@ -81,7 +81,7 @@ class AgreementUnit:
 
     @property
     def name(self) -> str:
-        return f"agreement on {self.source.label}"
+        return f"agreement on {self.source.label} {perplexity.protocol(self.documents, self.source)}"
 
     @property
     def identity(self) -> dict[str, object]:

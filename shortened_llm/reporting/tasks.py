@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.paired import Difference, TaskDifference, mean_difference, task_difference
@@ -68,7 +69,8 @@ def task_columns(columns: Iterable[ScoreColumn]) -> tuple[ScoreColumn, ...]:
 def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> tuple[TaskSet, ...]:
     """The sets of tasks that a plain mean is taken over: each largest set that one model was measured on.
 
-    Tasks of a measure that is no share of items, or that is better lower, are left out.
+    Tasks of a measure that is no share of items, or that is better lower, are left out. No mean counts a task twice:
+    the first column of each task is in one set, the second, such as of other shots, in another.
 
     Args:
         models: of the trials; the dense model's, where there are none.
@@ -78,8 +80,18 @@ def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> t
         for column in tasks
         if column.higher_is_better and all(0 <= found[column].value <= 1 for found in models if column in found)
     ]
-    measured = dict.fromkeys(tuple(column for column in shares if column in found) for found in models)
+    measured = dict.fromkeys(
+        own for found in models for own in _without_repetition(column for column in shares if column in found)
+    )
     return tuple(own for own in measured if own and not any(set(own) < set(other) for other in measured))
+
+
+def _without_repetition(columns: Iterable[ScoreColumn]) -> list[TaskSet]:
+    of_task: dict[str, list[ScoreColumn]] = {}
+    for column in columns:
+        of_task.setdefault(column.source, []).append(column)
+    by_place = zip_longest(*of_task.values())
+    return [tuple(column for column in own if column is not None) for own in by_place]
 
 
 def set_titles(sets: Sequence[TaskSet]) -> tuple[str, ...]:

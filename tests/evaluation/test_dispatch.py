@@ -297,30 +297,37 @@ def test_what_another_attempt_could_not_take_ends_the_work() -> None:
     asyncio.run(scenario())
 
 
-def test_a_chunk_that_kills_each_process_ends_the_work() -> None:
-    async def scenario() -> Pool:
-        pool = Pool(2)
+def test_a_chunk_that_kills_each_process_ends_the_work_however_much_others_do() -> None:
+    async def scenario() -> tuple[Pool, int]:
+        pool, deaths, running = Pool(2), 0, 0
         chunks = pool.chunks()
 
         async def measure(process: Process, taker: int) -> list[int]:
-            deadly = chunks.take(taker, "deadly", "", 1) is not None
-            await asyncio.sleep(0.01)
-            if deadly:
-                raise ConnectionError("the process is gone")
-            while chunks.take(taker, "harmless", "", 30) is not None:
+            nonlocal deaths, running
+            kind, is_alone = f"harmless {deaths}", not running  # each attempt finds more, and somebody to help
+            running += 1
+            try:
+                chunks.take(taker, kind, "", 10)
                 await asyncio.sleep(0.01)
-            return []
+                if is_alone and chunks.take(taker, "deadly", "", 1) is not None:
+                    deaths += 1
+                    raise ConnectionError("the process is gone")
+                while chunks.take(taker, kind, "", 10) is not None:
+                    await asyncio.sleep(0.01)
+                return []
+            finally:
+                running -= 1
 
         async with asyncio.timeout(20):
             with pytest.raises(WorkFailedError):
                 await pool.dispatcher.run(
                     "a", "a", measure, chunks=chunks, is_divisible=True, on_failure=pool.failures.append
                 )
-        return pool
+        return pool, deaths
 
-    pool = asyncio.run(scenario())
+    pool, deaths = asyncio.run(scenario())
+    assert deaths == ATTEMPTS
     assert "giving up" in pool.failures[-1]
-    assert not any("-" in failure for failure in pool.failures)
 
 
 def test_who_holds_nothing_is_not_waited_for() -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.measure import read_score, score_identity
-from shortened_llm.evaluation.perplexity import protocol
+from shortened_llm.evaluation.measure import finish_score, read_score, score_identity
+from shortened_llm.evaluation.perplexity import TextChunk, TextPart, protocol
 from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import EfficiencyScore, ModelRef
@@ -77,6 +78,22 @@ def test_the_split_and_commit_of_a_hub_text_are_stamped(text: TextUnit) -> None:
 
 def test_model_and_dtype_count(text: TextUnit) -> None:
     assert len({key(text), key(text, MODEL.view((0, 1))), key(text, dtype="bfloat16")}) == 3
+
+
+def test_the_dtype_is_in_the_protocol(text: TextUnit, local_store: Store) -> None:
+    chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
+    part = TextPart(chunks={0: chunk}, num_chunks=1)
+    of_text = protocol(text.documents, text.source)
+    for dtype in ("float32", "bfloat16"):
+        assert finish_score(MODEL, text, [part], local_store, dtype).protocol == f"{of_text}, {dtype}"
+        stored = read_score(MODEL, text, local_store, dtype)
+        assert stored is not None
+        assert stored.protocol == f"{of_text}, {dtype}"
+
+
+def test_texts_of_one_name_are_told_apart(text: TextUnit, tmp_path: Path) -> None:
+    names = {unit_of(tmp_path / "text.jsonl", "one", segment_length=length).name for length in (64, 128)}
+    assert len(names) == 2
 
 
 def test_the_dense_model_of_an_agreement_counts(text: TextUnit) -> None:

@@ -282,10 +282,11 @@ def test_a_part_without_room_takes_smaller_batches_of_the_same_chunks(
         model, unit, loaded, local_store, batch_size=BATCH_SIZE, take=dealt(1, 2), on_note=said.append
     )
     assert isinstance(second, TaskPart)
-    score = join_task_parts(model, unit, [first, second], local_store, "float32")
+    joined = join_task_parts(model, unit, [first, second], local_store, "float32")
     assert sizes == [2, 2, 1, 1]
     assert "trying 1" in said[0]
+    score = finish_score(model, unit, [joined], local_store, "float32")
+    assert isinstance(score, TaskScore)
     assert score.notes == ("batch of 2 did not fit in memory: halved to 1",)
     assert score.num_items == len(ENDINGS[:3]) * 4
-    finish_score(model, unit, [score], local_store, "float32")
     assert read_score(model, unit, local_store, "float32") == score

@@ -91,6 +91,20 @@ def test_other_protocols_have_columns_and_means_of_their_own() -> None:
                for line in found.lines[1:])  # fmt: skip
 
 
+def test_no_mean_counts_a_task_twice() -> None:
+    own = tuple(
+        task_score(task, "acc", share, seed=1, protocol=protocol)
+        for task, protocol, share in (
+            ("piqa", "0 shots", 0.6), ("boolq", "0 shots", 0.8), ("piqa", "5 shots", 0.7), ("arc", "0 shots", 0.5),
+        )
+    )  # fmt: skip
+    found = section(searched(own, with_tasks("a", *own)))
+    assert [[(column.source, column.protocol) for column in columns] for columns in found.sets] == [
+        [("piqa", "0 shots"), ("boolq", "0 shots"), ("arc", "0 shots")], [("piqa", "5 shots")],
+    ]  # fmt: skip
+    assert found.set_titles == ("mean of 3 tasks", "piqa acc, 5 shots")
+
+
 def test_a_measure_that_is_no_share_of_items_enters_no_mean() -> None:
     bleu = replace(task_score("wmt", "bleu", 0.5, seed=1), value=27.0, item_values=())
     loss = replace(task_score("lambada", "ppl", 0.5, seed=1), value=0.9, higher_is_better=False)
