@@ -65,5 +65,4 @@ def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:
         f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, sequences "
         f"of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
     )
-    notes.append(f"Selection and report scores are computed in {config.model.dtype}.")
     return tuple(notes)
