@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from jobs.cli import make_parser, parse_command, run
-from shortened_llm.config import ModelConfig
+from shortened_llm.config import ModelConfig, SearchConfig
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.measure import LoadedModels
-from shortened_llm.evaluation.serving import measure_serving, vllm_command
+from shortened_llm.evaluation.serving import ServerError, measure_serving, vllm_command
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
@@ -23,7 +23,7 @@ from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.files import weight_file_names
 from shortened_llm.models.load import load_config, load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
-from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, to_json
+from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, to_json
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     for path in (config.model.path, *models):
         ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
         timing: list[Unit] = []
-        if flags.efficiency:
+        # The dense model is timed in the same turns as each other one; by itself only where there is no other.
+        if flags.efficiency and (every or not models):
             kept = kept_blocks(model_directory(ref), ref.num_blocks)
             timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept))
 
@@ -76,17 +77,28 @@ def main(arguments: Sequence[str]) -> None:
         found = EvaluatedModel(model=path, ref=ref, selection=scores(selection), report=scores([*report, *timing]))
         if flags.vllm and every:
             loaded.hold()  # the accelerator is for the servers
-            served = measure_serving(
-                model_directory(dense), model_directory(ref), config.evaluation.efficiency,
-                dtype=config.model.dtype, on_progress=LOGGER.info,
-            )  # fmt: skip
-            found = replace(found, serving=served)
+            found = with_serving(found, dense, config)
         every.append(found)
         print(to_json(every[-1], indent=None), flush=True)
+        if flags.output:
+            flags.output.mkdir(parents=True, exist_ok=True)
+            (flags.output / "scores.json").write_text(f"[{', '.join(to_json(one, indent=None) for one in every)}]\n")
     print(comparison_table(every), file=sys.stderr)
-    if flags.output:
-        flags.output.mkdir(parents=True, exist_ok=True)
-        (flags.output / "scores.json").write_text(f"[{', '.join(to_json(one, indent=None) for one in every)}]\n")
+    if missing := [one for model in every for one in (*model.selection.missing, *model.report.missing)]:
+        raise RuntimeError(f"{len(missing)} missing: " + "; ".join(f"{one.unit}: {one.cause}" for one in missing))
+
+
+def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -> EvaluatedModel:
+    """The model with its speed behind servers, or with the cause why there is none."""
+    try:
+        served = measure_serving(
+            model_directory(dense), model_directory(found.ref), config.evaluation.efficiency,
+            dtype=config.model.dtype, on_progress=LOGGER.info,
+        )  # fmt: skip
+    except ServerError as error:
+        lost = MissingScore(unit="speed behind vLLM", cause=last_line(error))
+        return replace(found, report=replace(found.report, missing=(*found.report.missing, lost)))
+    return replace(found, serving=served)
 
 
 def split_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -625,6 +625,8 @@ class TaskConfig(Section):
 
 
 # The seven zero-shot tasks of the paper.
+LOCAL_SUFFIX = "_local"
+"""Of the name of a task's copy with data of one's own."""
 TASK_SETS = {
     "zero_shot": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
 }
@@ -781,7 +783,7 @@ class ResourcesConfig(Section):
     """Nodes that the cluster starts itself, such as [{max_nodes: 8, cpus: 32, gpus: 4}]. Ray does not tell them, so
     what needs more than the running nodes and these is refused at the start."""
     node_wait_seconds: float = Field(1800, gt=0)
-    """How long a trial waits for its nodes to start (seconds)."""
+    """How long a trial waits for its nodes to start, and an evaluator for one that could hold it (seconds)."""
 
     @property
     def min_workers(self) -> int:

@@ -11,6 +11,10 @@ class BadInputError(ValueError):
     """
 
 
+class UnreachableError(BadInputError):
+    """Data that cannot be read here and now: bad input when a job is checked, a fault that may pass later on."""
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss or score is NaN or infinite; the message says where."""
 

@@ -398,6 +398,8 @@ class MissingScore:
     unit: str
     """What was to be measured: `perplexity on wiki @128 bos-first, report part`, `task piqa`."""
     cause: str
+    is_bad_input: bool = False
+    """Whether what was asked for cannot work, rather than that processes failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

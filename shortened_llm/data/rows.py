@@ -8,7 +8,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from shortened_llm.config import DataSource
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, UnreachableError
+from shortened_llm.storage.retry import is_transient
 from shortened_llm.storage.urls import content_key, expand_glob, filesystem, is_local
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -94,7 +95,8 @@ class Rows:
 
     def _unreadable(self, error: Exception) -> BadInputError:
         lines = str(error.__cause__ or error).strip().splitlines()
-        return BadInputError(
+        passes = is_transient(error) or (error.__cause__ is not None and is_transient(error.__cause__))
+        return (UnreachableError if passes else BadInputError)(
             f"{self.field_path}.path: {self.source.path!r} cannot be read as documents "
             f"({type(error).__name__}: {lines[0] if lines else 'no reason given'}); give a JSONL, Parquet or text "
             "file, or the id of a hub data set that needs no code of its own"

@@ -31,7 +31,7 @@ class Chunks:
         self._kinds: dict[str, _Kind] = {}
         self._taken: dict[int, list[tuple[str, int]]] = {}
         """By taker: what it has not answered yet."""
-        self._calls: Counter[int] = Counter()
+        self._signs: Counter[int] = Counter()
         self._takers = itertools.count()
         self._asks_other_things = False
 
@@ -66,10 +66,15 @@ class Chunks:
             self._taken[taker] = []
             return taker
 
-    def num_calls(self, taker: int) -> int:
-        """How often it asked for a chunk: a sign of life."""
+    def sign_of_life(self, taker: int) -> None:
+        """It does something; asking for a chunk says so too."""
         with self._lock:
-            return self._calls[taker]
+            self._signs[taker] += 1
+
+    def signs_of_life(self, taker: int) -> int:
+        """How many there were."""
+        with self._lock:
+            return self._signs[taker]
 
     def take(self, taker: int, kind: str, digest: str, count: int) -> int | None:
         """The next chunk, which is this taker's from now on; None when there is none for it.
@@ -80,7 +85,7 @@ class Chunks:
             count: how many chunks there are of this kind: 0 to count - 1.
         """
         with self._lock:
-            self._calls[taker] += 1
+            self._signs[taker] += 1
             if taker not in self._taken:  # it was given up, and may not know
                 return None
             known = self._kinds.get(kind)
@@ -128,11 +133,13 @@ Take = Callable[[str, str, int], int | None]
 class Taker:
     """Takes chunks for one measurement, which may begin again with the same ones."""
 
-    def __init__(self, take: Take | None = None) -> None:
+    def __init__(self, take: Take | None = None, sign_of_life: Callable[[], None] = lambda: None) -> None:
         """
         Args:
             take: takes all chunks unless given.
+            sign_of_life: to be called now and then by work that takes no chunks for long.
         """
+        self.sign_of_life = sign_of_life
         if take is None:
             chunks = Chunks()
             alone = chunks.enter()
@@ -144,7 +151,9 @@ class Taker:
     def chunks(self, kind: str, digest: str, count: int) -> Iterator[int]:
         """Numbers of chunks until none is left, those first that were taken before."""
         taken = self._taken.setdefault((kind, digest), [])
-        yield from tuple(taken)
+        for again in tuple(taken):
+            self.sign_of_life()
+            yield again
         while (number := self._take(kind, digest, count)) is not None:
             taken.append(number)
             yield number

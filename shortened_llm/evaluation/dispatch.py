@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shortened_llm.errors import BadInputError, NonFiniteLossError, last_line
+from shortened_llm.errors import BadInputError, NonFiniteLossError, UnreachableError, last_line
 from shortened_llm.evaluation.chunks import Chunks
 
 # Of one piece of work, each in another process. After as many losses of help, no more is sent.
@@ -26,7 +26,7 @@ class Evaluator(Protocol):
     """A process that measures one thing at a time."""
 
     async def ready(self) -> None:
-        """Returns when the process runs: a node may have to start for it."""
+        """Returns when the process runs: a node may have to start for it. Raises where it can never run."""
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -95,7 +95,7 @@ class Dispatcher:
             start: starts another process; returns at once.
             most: processes at a time.
             idle_seconds: after this long without work a process ends.
-            timeout_seconds: work counts as hung after this long without taking a chunk, from when its process is ready.
+            timeout_seconds: work counts as hung after this long without a sign of life, from when its process is ready.
             on_load: called with the work that waits and the busy processes, whenever they change.
         """
         self._start, self._most = start, most
@@ -199,27 +199,27 @@ class Dispatcher:
             if not work.ended.done() and (work.chunks.can_be_helped or not part.is_help):
                 work.open_parts.add(part)
                 work.results.append(await self._run(work, evaluator))
-        except (BadInputError, NonFiniteLossError) as error:  # it would be the same anywhere
+        except Exception as error:
+            if not _is_the_same_anywhere(error):
+                self._lost(part, last_line(error))
+                if evaluator is not None:
+                    evaluator.kill()  # lost, hung, or in a state that nobody knows
+                return
             if not work.ended.done():
                 work.ended.set_exception(error)
-        except Exception as error:
-            self._lost(part, last_line(error))
-            if evaluator is not None:
-                evaluator.kill()  # lost, hung, or in a state that nobody knows
-            return
         self._ended(part)
         assert evaluator is not None
         timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end, evaluator)
         self._idle.append(_Idle(evaluator=evaluator, model=model, timer=timer))
 
     async def _run(self, work: _Work, evaluator: Evaluator) -> Any:
-        taker, calls = work.chunks.enter(), 0
+        taker, signs = work.chunks.enter(), 0
         running = asyncio.ensure_future(work.run(evaluator, taker))
         try:
             while not (await asyncio.wait({running}, timeout=self._timeout_seconds))[0]:
-                if work.chunks.num_calls(taker) == calls:
-                    raise TimeoutError(f"no result within {self._timeout_seconds:g} s")
-                calls = work.chunks.num_calls(taker)
+                if work.chunks.signs_of_life(taker) == signs:
+                    raise TimeoutError(f"no sign of life within {self._timeout_seconds:g} s")
+                signs = work.chunks.signs_of_life(taker)
             result = running.result()
         except BaseException:
             running.cancel()
@@ -268,6 +268,10 @@ class Dispatcher:
     def _end(self, evaluator: Evaluator) -> None:
         self._idle = [idle for idle in self._idle if idle.evaluator is not evaluator]
         evaluator.kill()
+
+
+def _is_the_same_anywhere(error: Exception) -> bool:
+    return isinstance(error, (BadInputError, NonFiniteLossError)) and not isinstance(error, UnreachableError)
 
 
 async def _is_ready(evaluator: Evaluator, work: _Work) -> bool:

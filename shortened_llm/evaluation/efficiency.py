@@ -56,6 +56,7 @@ def measure_efficiency(
     dtype: str,
     device: str,
     on_progress: Callable[[str], None],
+    on_run: Callable[[], None] = lambda: None,
     kept_blocks: tuple[int, ...] | None = None,
 ) -> EfficiencyScore:
     """Generate with both models in turns, in one process, so that whatever drifts or disturbs meets both.
@@ -67,6 +68,7 @@ def measure_efficiency(
 
     Args:
         dense: the whole model.
+        on_run: called before each generation.
         kept_blocks: the dense model's blocks that `model` has, where its own files do not say: a retrained model's.
 
     Raises:
@@ -77,7 +79,7 @@ def measure_efficiency(
     check_lengths(load_config(model_directory(dense)), settings)
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
     models = [only_greedy(aligned(load_model(ref, dtype, device=device))) for ref in (dense, model)]
-    measured, left_out = _measure_shapes(models, prompt, settings, on_progress)
+    measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
     removed = tuple(block for block in range(dense.num_blocks) if block not in kept)
     dense_model, own_model = models
     return EfficiencyScore(
@@ -152,6 +154,7 @@ def _measure_shapes(
     prompt: torch.Tensor,
     settings: EfficiencyConfig,
     on_progress: Callable[[str], None],
+    on_run: Callable[[], None],
 ) -> tuple[list[_Measured], list[Shape]]:
     """Every shape that fits, and those that do not.
 
@@ -165,7 +168,7 @@ def _measure_shapes(
             left_out.append(shape)
             continue
         on_progress(f"generating {shape}")
-        found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings))
+        found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
         if found is None:
             left_out.append(shape)
             on_progress(f"{shape} does not fit into memory: left out, with larger batches")
@@ -187,13 +190,18 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 
 def _measure(
-    models: Sequence[PreTrainedModel], prompt: torch.Tensor, shape: Shape, settings: EfficiencyConfig
+    models: Sequence[PreTrainedModel],
+    prompt: torch.Tensor,
+    shape: Shape,
+    settings: EfficiencyConfig,
+    on_run: Callable[[], None],
 ) -> _Measured:
     if settings.compile:
         torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
     generations = [make_generation(model, prompt, shape, settings) for model in models]
-    in_turns(generations, settings.warmups)
-    timings = in_turns(generations, settings.runs)
+    announced = [_announced(generate, on_run) for generate in generations]
+    in_turns(announced, settings.warmups)
+    timings = in_turns(announced, settings.runs)
     uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
     shares = time_shares(models[0], uncompiled, min(PROFILED_RUNS, settings.runs))
     dense, model = (
@@ -201,6 +209,14 @@ def _measure(
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
+
+
+def _announced(generate: Callable[[], Timing], on_run: Callable[[], None]) -> Callable[[], Timing]:
+    def announced() -> Timing:
+        on_run()
+        return generate()
+
+    return announced
 
 
 def _point(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.measure import LoadedModels, finish_score, measure_part, read_score
 from shortened_llm.evaluation.units import Score, Unit
 from shortened_llm.records import (
@@ -26,14 +27,24 @@ def evaluate(
     batch_size: int,
     on_progress: Callable[[str], None],
 ) -> EvalScores:
-    """All scores of one model; raises as `measure_part`."""
-    scores: list[Score] = []
+    """All scores of one model. One that fails is missing, with its cause, and costs no other.
+
+    Raises:
+        BadInputError: as `measure_part`.
+    """
+    scores: list[Score | MissingScore] = []
     for unit in units:
         score = read_score(ref, unit, store, loaded.dtype)
         if score is None:
             on_progress(unit.name)
-            part = measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_progress)
-            score = finish_score(ref, unit, [part], store, loaded.dtype)
+            try:
+                part = measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_progress)
+                score = finish_score(ref, unit, [part], store, loaded.dtype)
+            except BadInputError:
+                raise
+            except Exception as error:  # whatever a task, a measure or a model's numbers do
+                scores.append(MissingScore(unit=unit.name, cause=last_line(error)))
+                continue
         scores.append(score)
     return gather_scores(scores)
 

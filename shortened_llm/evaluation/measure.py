@@ -81,25 +81,28 @@ def measure_part(
     *,
     batch_size: int,
     take: Take | None = None,
+    sign_of_life: Callable[[], None] = lambda: None,
     on_note: Callable[[str], None],
 ) -> Part:
     """Measure a unit, or some chunks of it. A batch that memory does not hold is halved, which is noted.
 
     Args:
         take: takes the chunks to measure; all of them unless given.
+        sign_of_life: called now and then where no chunks are taken.
 
     Raises:
         BadInputError: the unit cannot be measured with this model's tokenizer, or its data cannot be reached.
         NonFiniteLossError: a loss is NaN or infinite.
     """
     tokenizer = load_tokenizer(model_directory(ref))
-    taker = Taker(take)
+    taker = Taker(take, sign_of_life)
     match unit:
         case EfficiencyUnit():
             loaded.hold()  # it loads both models itself
             return measure_efficiency(
                 unit.dense, ref, unit.settings,
-                dtype=loaded.dtype, device=loaded.device, on_progress=on_note, kept_blocks=unit.kept_blocks,
+                dtype=loaded.dtype, device=loaded.device, on_progress=on_note, on_run=sign_of_life,
+                kept_blocks=unit.kept_blocks,
             )  # fmt: skip
         case MetricUnit():
             (model,) = loaded.hold(ref)
@@ -122,7 +125,9 @@ def measure_part(
             case AgreementUnit():
                 segments = text_segments(unit.documents, unit.source, tokenizer)
                 model, dense = loaded.hold(ref, unit.dense)
-                return measure_agreement(model, dense, segments, unit.documents, unit.source, batch_size=size)
+                return measure_agreement(
+                    model, dense, segments, unit.documents, unit.source, batch_size=size, on_batch=sign_of_life
+                )
             case TaskUnit():
                 (model,) = loaded.hold(ref)
                 with _task_files(ref, unit, store, loaded.dtype) as (output, finished):

@@ -5,6 +5,7 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
+import time
 import uuid
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Progress(Protocol):
 IDLE_SECONDS = 300.0
 # Long enough for a task's parts to be joined by a process that measured one.
 HANDOVER_SECONDS = 1.0
+NODE_POLL_SECONDS = 10.0
 # Models being scored or waiting for it; more are queued by Ray.
 MOST_CALLS = 1000
 
@@ -72,7 +74,7 @@ class _Evaluator:
         on_progress(unit.name)
         return measure_part(
             ref, unit, self._loaded, self._store,
-            batch_size=self._batch_size, take=chunks.take, on_note=on_progress.note,
+            batch_size=self._batch_size, take=chunks.take, sign_of_life=chunks.sign_of_life, on_note=on_progress.note,
         )  # fmt: skip
 
     def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> TaskScore | None:
@@ -92,15 +94,55 @@ class _RemoteChunks:
         number: int | None = ray.get(self.pool.take.remote(self.unit, self.taker, kind, digest, count))
         return number
 
+    def sign_of_life(self) -> None:
+        self.pool.sign_of_life.remote(self.unit, self.taker)
+
+
+class NoNodeError(RuntimeError):
+    """There is no node on which an evaluator could run."""
+
+
+def _demand(resources: ResourcesConfig) -> dict[str, float]:
+    return {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator}
+
+
+def _some_node_holds(resources: ResourcesConfig) -> bool:
+    """Whether an evaluator has its place on some running node, be it taken or free."""
+    return any(
+        node["Alive"]
+        and resources.evaluator_labels.items() <= node["Labels"].items()
+        and all(node["Resources"].get(kind, 0) >= needed for kind, needed in _demand(resources).items())
+        for node in ray.nodes()
+    )
+
 
 class _Remote:
     """An evaluator as the dispatcher knows it."""
 
-    def __init__(self, actor: object) -> None:
-        self._actor = actor
+    def __init__(self, actor: object, resources: ResourcesConfig) -> None:
+        self._actor, self._resources = actor, resources
 
     async def ready(self) -> None:
-        await self._actor.ready.remote()  # type: ignore[attr-defined]
+        """Returns once the process runs. As long as some node could hold it, others may use that one: it waits.
+
+        Raises:
+            NoNodeError: no running node could hold it for `resources.node_wait_seconds`.
+        """
+        ready = asyncio.wrap_future(self._actor.ready.remote().future())  # type: ignore[attr-defined]
+        limit = self._resources.node_wait_seconds
+        missing_since: float | None = None
+        while not (await asyncio.wait({ready}, timeout=min(NODE_POLL_SECONDS, limit)))[0]:
+            now = time.monotonic()
+            if await asyncio.to_thread(_some_node_holds, self._resources):
+                missing_since = None
+            elif missing_since is None:
+                missing_since = now
+            elif now - missing_since >= limit:
+                raise NoNodeError(
+                    f"no node for an evaluator of {_demand(self._resources)} within resources.node_wait_seconds "
+                    f"({limit:g} s)"
+                )
+        ready.result()
 
     async def measure(self, ref: ModelRef, unit: Unit, chunks: _RemoteChunks, on_progress: Progress) -> Part:
         return await self._actor.measure.remote(ref, unit, chunks, on_progress)  # type: ignore[attr-defined]
@@ -140,7 +182,7 @@ class _Pool:
         }
         arguments = (store, dtype, batch_size, resources.evaluators)
         self._dispatcher = Dispatcher(
-            lambda: _Remote(_Evaluator.options(**options).remote(*arguments)),  # type: ignore[attr-defined]
+            lambda: _Remote(_Evaluator.options(**options).remote(*arguments), resources),  # type: ignore[attr-defined]
             most=resources.evaluators,
             idle_seconds=idle_seconds,
             timeout_seconds=resources.evaluation_timeout_seconds,
@@ -158,6 +200,12 @@ class _Pool:
         chunks = self._chunks.get(unit)
         return None if chunks is None else chunks.take(taker, kind, digest, count)
 
+    @ray.method(concurrency_group="chunks")
+    async def sign_of_life(self, unit: str, taker: int) -> None:
+        """As `Chunks.sign_of_life`."""
+        if unit in self._chunks:
+            self._chunks[unit].sign_of_life(taker)
+
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         on_progress("waiting for an evaluator")
         try:
@@ -174,8 +222,8 @@ class _Pool:
             scoring.add_done_callback(lambda _: self._scoring.pop(key))
         try:
             return await asyncio.shield(scoring)
-        except BadInputError:
-            raise
+        except BadInputError as error:
+            return MissingScore(unit=unit.name, cause=str(getattr(error, "cause", error)), is_bad_input=True)
         except Exception as error:
             cause = str(error) if isinstance(error, WorkFailedError) else last_line(error)
             return MissingScore(unit=unit.name, cause=cause)

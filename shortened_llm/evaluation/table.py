@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel, GenerationSpeed, ServingScore
 
+LONGEST_NAME = 24
 SPEED_TITLES = f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9}"
 
 
 def comparison_table(models: Sequence[EvaluatedModel]) -> str:
     """One line per score, one column per model; numbers stand side by side only under one protocol, and of one text."""
-    names = [model.model.rstrip("/").rsplit("/", 1)[-1][-24:] for model in models]
+    names = _short_names([model.model for model in models])
     rows: dict[tuple[str, str, str, int], list[str]] = {}
     for index, model in enumerate(models):
         seen: Counter[tuple[str, str, str]] = Counter()
@@ -27,11 +28,23 @@ def comparison_table(models: Sequence[EvaluatedModel]) -> str:
         cells = "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
         lines.append(f"{name:<{label}}{cells}  {protocol}")
     for model, name in zip(models, names, strict=True):
+        missing = (*model.selection.missing, *model.report.missing)
+        lines += [f"{name}: {one.unit} is missing: {one.cause}" for one in missing]
         if model.report.efficiency:
             lines += ["", f"{name}: {model.report.efficiency.protocol}", *_speeds(model.report.efficiency)]
         if model.serving:
             lines += ["", f"{name}: {model.serving.protocol}", *_served(model.serving)]
     return "\n".join(lines)
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The end of each path that tells it from the others."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-count:])[-LONGEST_NAME:] for own in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
 
 
 def _labels(names: Sequence[tuple[str, str]]) -> list[str]:
@@ -62,21 +75,29 @@ def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str, str]]:
 
 def _speeds(score: EfficiencyScore) -> list[str]:
     lines = [
-        f"weights {score.weight_bytes / 2**20:,.0f} MiB, cache {score.kv_bytes_per_token:,} bytes a token, "
-        f"{score.flops_per_token / 1e6:,.0f} MFLOPs a token",
-        f"{SPEED_TITLES} {'memory MiB':>10} {'speed-up':>8} {'ideal':>6}",
+        _footprint("dense", score.dense_weight_bytes, score.dense_kv_bytes_per_token, score.dense_flops_per_token),
+        _footprint("model", score.weight_bytes, score.kv_bytes_per_token, score.flops_per_token),
+        f"{'':>5} {SPEED_TITLES} {'memory MiB':>10} {'blocks':>6} {'head':>6} {'speed-up':>8} {'ideal':>6}",
     ]
-    for point, speed_up, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True):
-        memory = point.peak_memory_bytes / 2**20
-        lines.append(f"{_speed(point)} {memory:>10,.0f} {speed_up:>8.3f} {ideal:>6.3f}")
+    for index, (dense, own) in enumerate(zip(score.dense_points, score.points, strict=True)):
+        shares = f"{score.block_shares[index]:>6.1%} {score.head_shares[index]:>6.1%}"
+        gains = f"{score.speed_ups[index]:>8.3f} {score.ideal_speed_ups[index]:>6.3f}"
+        lines.append(f"dense {_speed(dense)} {dense.peak_memory_bytes / 2**20:>10,.0f} {shares}")
+        lines.append(f"model {_speed(own)} {own.peak_memory_bytes / 2**20:>10,.0f} {'':>13} {gains}")
     return lines
 
 
+def _footprint(model: str, weights: int, cache: int, flops: float) -> str:
+    return (
+        f"{model} weights {weights / 2**20:,.0f} MiB, cache {cache:,} bytes a token, {flops / 1e6:,.0f} MFLOPs a token"
+    )
+
+
 def _served(score: ServingScore) -> list[str]:
-    return [
-        f"{SPEED_TITLES} {'speed-up':>8}",
-        *(f"{_speed(point)} {speed_up:>8.3f}" for point, speed_up in zip(score.points, score.speed_ups, strict=True)),
-    ]
+    lines = [f"{'':>5} {SPEED_TITLES} {'speed-up':>8}"]
+    for dense, own, speed_up in zip(score.dense_points, score.points, score.speed_ups, strict=True):
+        lines += [f"dense {_speed(dense)}", f"model {_speed(own)} {speed_up:>8.3f}"]
+    return lines
 
 
 def _speed(point: GenerationSpeed) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.config import TaskConfig
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, UnreachableError
 
 FIELD = "evaluation.report.tasks"
 NAMES_SHOWN = 8
@@ -53,7 +53,8 @@ def load_task(name: str, directory: str | None) -> Any:
         directory: the user's own task files.
 
     Raises:
-        BadInputError: the data cannot be reached, or the task's own code fails.
+        UnreachableError: the data cannot be read.
+        BadInputError: the task's own code fails.
     """
     from datasets.exceptions import DatasetsError
 
@@ -64,7 +65,7 @@ def load_task(name: str, directory: str | None) -> Any:
         raise BadInputError(f"{FIELD}: {name!r} needs a package that is not installed: {error}") from error
     except (OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
         paths = sorted({leaf["dataset_path"] for leaf in _leaves(name, manager.task_index) if leaf.get("dataset_path")})
-        raise BadInputError(
+        raise UnreachableError(
             f"{FIELD}: the data of {name!r} cannot be read, data set {_some(paths)} ({error}). To give it locally, put "
             "a task file into evaluation.task_directory, a copy of lm-eval's with another name and with "
             "dataset_path: json and dataset_kwargs: {data_files: {validation: /absolute/path.jsonl}}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.config import GenerationConfig, TaskConfig
+from shortened_llm.config import LOCAL_SUFFIX, GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
@@ -217,7 +217,7 @@ def _quoted_metric(name: str, values: dict[str, object]) -> tuple[str, str]:
     available = [(metric, filter_name) for metric, filter_name in keys if not metric.endswith("_stderr")]
     if not available:
         raise BadInputError(f"{FIELD}: {name!r} has no metric (it has {', '.join(values)})")
-    for wanted in (QUOTED_METRIC.get(name.removesuffix("_local")), "acc_norm", "acc", available[0][0]):
+    for wanted in (QUOTED_METRIC.get(name.removesuffix(LOCAL_SUFFIX)), "acc_norm", "acc", available[0][0]):
         filters = [filter_name for metric, filter_name in available if metric == wanted]
         if wanted is not None and filters:
             return wanted, "none" if "none" in filters else filters[0]

@@ -56,7 +56,8 @@ class TaskUnit:
 
     @property
     def name(self) -> str:
-        return f"task {self.config.task}"
+        shots = self.config.num_fewshot
+        return f"task {self.config.task}" + ("" if shots is None else f", {shots} shots")
 
     @property
     def identity(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import BLOCK_NAME, model_size, open_tensor_files, renumbered
 from shortened_llm.records import ModelRef, ModelSize
@@ -20,8 +20,18 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def model_directory(ref: ModelRef) -> Path:
-    """The model's files on this node."""
-    return local_directory(ref.url, ref.files)
+    """The model's files on this node.
+
+    Raises:
+        BadInputError: one is gone.
+    """
+    try:
+        return local_directory(ref.url, ref.files)
+    except FileNotFoundError as error:
+        raise BadInputError(
+            f"model {ref.url}: its files are gone ({last_line(error)}); put them back, or run the search again, which "
+            "retrains a model without files"
+        ) from None
 
 
 def size_of(ref: ModelRef) -> ModelSize:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pydantic import TypeAdapter
 
 from shortened_llm.config import TEXTLESS_CRITERIA
-from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial
+from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial, SourceFacts
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
@@ -28,7 +28,7 @@ def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> d
     columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
     return {
         "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
-        PRUNING: pruning_json(row.plan, experiment.model, row.trial),
+        PRUNING: _pruning_json(row.plan, experiment.model, experiment.provenance, row.trial),
     }
 
 
@@ -36,13 +36,20 @@ def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[
     """The files of the card of a model that was pruned and not retrained."""
     return {
         "README.md": _render(plan, num_blocks, provenance, None, {}, []),
-        PRUNING: pruning_json(plan, provenance.base_model),
+        PRUNING: _pruning_json(plan, provenance.base_model, provenance),
     }
 
 
-def pruning_json(plan: PrunePlan, base_model: str, trial: ReportedTrial | None = None) -> str:
-    """What was removed and how the model was retrained, for programs."""
-    facts: dict[str, object] = {"base_model": base_model, **asdict(plan)}
+def _pruning_json(
+    plan: PrunePlan, base_model: str, provenance: Provenance | None, trial: ReportedTrial | None = None
+) -> str:
+    """What was removed, how the model was retrained, and the licences of what it was made of, for programs."""
+    facts: dict[str, object] = {
+        "base_model": base_model,
+        **asdict(plan),
+        "base_license": provenance.base_license if provenance else None,
+        "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
+    }
     if trial is not None and trial.result is not None:
         facts |= {
             "method": trial.spec.method,
@@ -58,6 +65,18 @@ def is_non_commercial(license: str | None) -> bool:
     return bool(license and NON_COMMERCIAL.search(license.replace("-", " ").replace("_", " ")))
 
 
+def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTrial | None) -> list[SourceFacts]:
+    """The data that this model was made with."""
+    roles = {
+        "training" if recipe.train_on == "corpus" else "instructions"
+        for recipe in (trial.spec.recipes if trial else ())
+        if recipe.num_steps
+    }
+    if any(label.criterion not in (*TEXTLESS_CRITERIA, "dense") for label in plan.labels):
+        roles.add("calibration")
+    return [source for source in provenance.sources if source.role in roles] if provenance else []
+
+
 def _render(
     plan: PrunePlan,
     num_blocks: int,
@@ -66,14 +85,7 @@ def _render(
     dense: Measurements,
     columns: Sequence[ScoreColumn],
 ) -> str:
-    roles = {
-        "training" if recipe.train_on == "corpus" else "instructions"
-        for recipe in (row.trial.spec.recipes if row else ())
-        if recipe.num_steps
-    }
-    if any(label.criterion not in (*TEXTLESS_CRITERIA, "dense") for label in plan.labels):
-        roles.add("calibration")
-    used = [source for source in provenance.sources if source.role in roles] if provenance else []
+    used = _sources(plan, provenance, row.trial if row else None)
     licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
     return (
         environment()

@@ -21,13 +21,18 @@ class EfficiencyLine:
     speed_up: float | None = None
     """Dense latency / its latency, the median over the turns; None for the dense model."""
     ideal_speed_up: float | None = None
+    block_share: float | None = None
+    """Of the dense model's time, 0 to 1: what its blocks take. None for other models."""
+    head_share: float | None = None
+    """The same of its head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FootprintLine:
     """What a model weighs, whatever the shape of input."""
 
-    row: TrialRow
+    row: TrialRow | None
+    """None for the dense model."""
     weight_bytes: int
     kv_bytes_per_token: int
     flops_per_token: float
@@ -41,6 +46,7 @@ class EfficiencyTable:
     shapes: tuple[tuple[EfficiencyLine, ...], ...]
     """Lines of each shape, the smallest first."""
     footprints: tuple[FootprintLine, ...]
+    """Dense first."""
 
 
 def shape(point: GenerationPoint) -> Shape:
@@ -105,12 +111,13 @@ def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
         of_models = [lines_of(score, by_number[number]) for number, score in scores.items()]
         shapes = tuple(
             (
-                EfficiencyLine(row=None, point=dense_point(list(scores.values()), of)),
+                _dense_line(list(scores.values()), of),
                 *(lines[of] for lines in of_models if of in lines),
             )
             for of in shapes_of(list(scores.values()))
         )
-        footprints = tuple(
+        footprints = [_dense_footprint(next(iter(scores.values())))]
+        footprints += [
             FootprintLine(
                 row=by_number[number],
                 weight_bytes=score.weight_bytes,
@@ -118,6 +125,25 @@ def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
                 flops_per_token=score.flops_per_token,
             )
             for number, score in scores.items()
-        )
-        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=footprints))
+        ]
+        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=tuple(footprints)))
     return tuple(tables)
+
+
+def _dense_line(scores: Sequence[EfficiencyScore], of: Shape) -> EfficiencyLine:
+    places = [(score, index) for score in scores for index, point in enumerate(score.points) if shape(point) == of]
+    return EfficiencyLine(
+        row=None,
+        point=dense_point(scores, of),
+        block_share=sum(score.block_shares[index] for score, index in places) / len(places),
+        head_share=sum(score.head_shares[index] for score, index in places) / len(places),
+    )
+
+
+def _dense_footprint(score: EfficiencyScore) -> FootprintLine:
+    return FootprintLine(
+        row=None,
+        weight_bytes=score.dense_weight_bytes,
+        kv_bytes_per_token=score.dense_kv_bytes_per_token,
+        flops_per_token=score.dense_flops_per_token,
+    )

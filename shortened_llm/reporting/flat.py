@@ -24,7 +24,9 @@ Columns, always in this order:
 - per set of tasks `report_after_task_mean:<tasks>` and `report_dense_task_mean:<tasks>`, plain means;
 - per shape of input `report_<stage>_<measure>:<shape>:<protocol>`, where stage is dense (from the same turns) or after,
   and measure is `latency` (s), `latency_deviation`, `time_to_first_token` (s), `throughput` (tokens/s),
-  `peak_memory_bytes`; with `report_speed_up:…` and `report_ideal_speed_up:…`.
+  `peak_memory_bytes`, `gpu_utilisation` (0 to 1); with `report_speed_up:…`, `report_ideal_speed_up:…`, and the shares
+  of the dense model's time (0 to 1) `report_block_share:…` and `report_head_share:…`;
+- `report_<stage>_<measure>:<protocol>`, where measure is `weight_bytes`, `kv_bytes_per_token`, `flops_per_token`.
 """
 
 import csv
@@ -126,7 +128,10 @@ def task_cells(row: TrialRow, columns: Sequence[ScoreColumn], dense: Measurement
     return cells
 
 
-MEASURES = ("latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes")
+MEASURES = (
+    "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
+)  # fmt: skip
+FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
 
 
 def efficiency_cells(row: TrialRow) -> Cells:
@@ -142,6 +147,13 @@ def efficiency_cells(row: TrialRow) -> Cells:
             cells[f"report_after_{measure}:{name}"] = getattr(line.point, measure)
         cells[f"report_speed_up:{name}"] = line.speed_up
         cells[f"report_ideal_speed_up:{name}"] = line.ideal_speed_up
+    for point, of_blocks, of_head in zip(score.points, score.block_shares, score.head_shares, strict=True):
+        name = f"{shape_name(shape(point))}:{score.protocol}"
+        cells[f"report_block_share:{name}"] = of_blocks
+        cells[f"report_head_share:{name}"] = of_head
+    for measure in FOOTPRINT:
+        cells[f"report_dense_{measure}:{score.protocol}"] = getattr(score, f"dense_{measure}")
+        cells[f"report_after_{measure}:{score.protocol}"] = getattr(score, measure)
     return cells
 
 

@@ -231,13 +231,17 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
                 first.spec.plan, labels=tuple(dict.fromkeys((*first.spec.plan.labels, *second.spec.plan.labels)))
             ),
         ),
-        result=first.result or second.result,
+        result=min(filter(None, (first.result, second.result)), key=_num_missing, default=None),
         failure=first.failure or second.failure,
         running=first.running or second.running,
         before=_union(first.before, second.before),
         after=_union(first.after, second.after),
         experiments=(*first.experiments, *second.experiments),
     )
+
+
+def _num_missing(result: TrialResult) -> int:
+    return len(result.before.missing) + len(result.after.missing)
 
 
 def _union(first: EvalScores, second: EvalScores) -> EvalScores:
@@ -250,14 +254,26 @@ def _union(first: EvalScores, second: EvalScores) -> EvalScores:
     def in_order(found: dict, firsts: tuple) -> tuple:
         return (*firsts, *(score for score in found.values() if score not in firsts))
 
-    return EvalScores(
+    union = EvalScores(
         perplexity=in_order(perplexity, first.perplexity),
         tasks=in_order(tasks, first.tasks),
         agreement=in_order(agreement, first.agreement),
         metrics=in_order(metrics, first.metrics),
         efficiency=first.efficiency or second.efficiency,
-        missing=tuple(dict.fromkeys((*first.missing, *second.missing))),
     )
+    missing = dict.fromkeys((*first.missing, *second.missing))
+    return replace(union, missing=tuple(one for one in missing if not _is_answered(one.unit, union)))
+
+
+def _is_answered(unit: str, scores: EvalScores) -> bool:
+    """Whether what one experiment could not measure (`units.py` has the names) was measured in another."""
+    texts = (("perplexity", scores.perplexity), ("agreement", scores.agreement))
+    found = {f"{kind} on {x.source} {x.protocol.rpartition(', ')[0]}" for kind, all_of in texts for x in all_of}
+    found |= {f"metric {metric.name}" for metric in scores.metrics}
+    found |= {"speed and memory"} if scores.efficiency else set()
+    tasks = {(f"task {task.task}", task.protocol) for task in scores.tasks}
+    name, _, shots = unit.partition(", ")
+    return unit in found or any(name == task and (not shots or f" {shots}" in protocol) for task, protocol in tasks)
 
 
 def _distinct_scores(first: tuple[BlockScores, ...], second: tuple[BlockScores, ...]) -> tuple[BlockScores, ...]:

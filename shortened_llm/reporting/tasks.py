@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from shortened_llm.config import LOCAL_SUFFIX, TASK_SETS
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.paired import Difference, TaskDifference, mean_difference, task_difference
 from shortened_llm.reporting.rows import TrialRow
@@ -70,7 +71,8 @@ def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> t
     """The sets of tasks that a plain mean is taken over: each largest set that one model was measured on.
 
     Tasks of a measure that is no share of items, or that is better lower, are left out. No mean counts a task twice:
-    the first column of each task is in one set, the second, such as of other shots, in another.
+    the first column of each task is in one set, the second, such as of other shots, in another. The tasks of a
+    published mean (`config.TASK_SETS`) are a set apart from all others.
 
     Args:
         models: of the trials; the dense model's, where there are none.
@@ -91,7 +93,16 @@ def _without_repetition(columns: Iterable[ScoreColumn]) -> list[TaskSet]:
     for column in columns:
         of_task.setdefault(column.source, []).append(column)
     by_place = zip_longest(*of_task.values())
-    return [tuple(column for column in own if column is not None) for own in by_place]
+    return [part for own in by_place for part in _published_apart([column for column in own if column is not None])]
+
+
+def _published_apart(columns: Sequence[ScoreColumn]) -> list[TaskSet]:
+    names = {column.source.removesuffix(LOCAL_SUFFIX) for column in columns}
+    for published in TASK_SETS.values():
+        if names > set(published):
+            apart = tuple(column for column in columns if column.source.removesuffix(LOCAL_SUFFIX) in published)
+            return [apart, *_published_apart([column for column in columns if column not in apart])]
+    return [tuple(columns)]
 
 
 def set_titles(sets: Sequence[TaskSet]) -> tuple[str, ...]:

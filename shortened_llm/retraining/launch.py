@@ -20,6 +20,7 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.retraining.worker import LASTING, run_worker
 from shortened_llm.storage.clients import ray_storage
+from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join, read_bytes
 from shortened_llm.versions import Installed
@@ -60,7 +61,12 @@ def retrain(
     Raises:
         NodesMissingError: there is no room for the workers.
     """
-    if store.read(KIND, job.fingerprint, RetrainedModel) is None:
+    known = store.read(KIND, job.fingerprint, RetrainedModel)
+    if known is not None and not has_files(known.model.url, known.model.files):
+        on_note(f"the retrained model is gone from {known.model.url}: it is trained again")
+        store.remove(KIND, job.fingerprint)
+        known = None
+    if known is None:
         for name, value in INTERVALS.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))

@@ -7,7 +7,7 @@ import ray
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
-from shortened_llm.errors import last_line
+from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
@@ -50,6 +50,8 @@ def submit_dense(
     def wait() -> DenseScores:
         scores = DenseScores(selection=pool.result(selection), report=pool.result(report))
         for missing in (*scores.selection.missing, *scores.report.missing):
+            if missing.is_bad_input:
+                raise BadInputError(missing.cause)
             raise ScoresMissingError(f"{missing.unit} of the dense model: {missing.cause}")
         return scores
 

@@ -14,6 +14,7 @@ from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.experiment import TRIAL_KIND
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace
+from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
@@ -41,12 +42,17 @@ class TrialContext(TrainContext):
 
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
-    """The trial's result, where it is trained. One that cannot be read, such as another version's, is made again."""
+    """The trial's result, where it is trained. One that cannot be read, such as another version's, or whose model is
+    gone, is made again."""
     try:
-        return store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
+        result = store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
     except ValidationError as error:
         LOGGER.warning("the record of trial %s cannot be read (%d faults)", spec.name, error.error_count())
         return None
+    if result is not None and not has_files(result.model.url, result.model.files):
+        LOGGER.warning("the model of trial %s is gone from %s", spec.name, result.model.url)
+        return None
+    return result
 
 
 def is_done(store: Store, spec: TrialSpec) -> bool:

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry
-from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
+from shortened_llm.storage.urls import download_file, exists, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
 
@@ -75,6 +75,11 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
                 raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
         partial.rename(final)
     return final
+
+
+def has_files(url: str, files: tuple[FileEntry, ...]) -> bool:
+    """Whether the largest of `files` is still in `url`: a payload comes and goes as a whole."""
+    return not files or exists(join(url, max(files, key=lambda entry: entry.num_bytes).path))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -33,7 +33,7 @@ def test_all_is_answered_when_nobody_holds_anything() -> None:
     assert [chunks.take(one, "a", "", 2), chunks.take(two, "a", "", 2)] == [0, 1]
     chunks.finish(one)
     assert not chunks.are_answered
-    assert (chunks.num_calls(two), chunks.num_left) == (1, 0)
+    assert (chunks.signs_of_life(two), chunks.num_left) == (1, 0)
     chunks.finish(two)
     chunks.enter()  # holds nothing
     assert chunks.are_answered

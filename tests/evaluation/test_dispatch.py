@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.errors import BadInputError, NonFiniteLossError, UnreachableError
 from shortened_llm.evaluation.chunks import Chunks
 from shortened_llm.evaluation.dispatch import ATTEMPTS, Dispatcher, WorkFailedError
 
@@ -404,6 +404,25 @@ def test_each_chunk_is_a_sign_of_life() -> None:
     assert not asyncio.run(scenario()).failures
 
 
+def test_work_without_chunks_gives_signs_of_life() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1, timeout_seconds=0.1)
+        chunks = pool.chunks()
+
+        async def measure(process: Process, taker: int) -> str:
+            for _ in range(10):
+                await asyncio.sleep(0.04)
+                chunks.sign_of_life(taker)
+            return "measured"
+
+        assert await pool.dispatcher.run("a", "a", measure, chunks=chunks, on_failure=pool.failures.append) == [
+            "measured"
+        ]
+        return pool
+
+    assert not asyncio.run(scenario()).failures
+
+
 def test_a_process_that_takes_no_more_chunks_is_hung() -> None:
     async def scenario() -> Pool:
         pool = Pool(1, timeout_seconds=0.1)
@@ -412,7 +431,7 @@ def test_a_process_that_takes_no_more_chunks_is_hung() -> None:
 
     pool = asyncio.run(scenario())
     assert [process.killed for process in pool.processes] == [True, False]
-    assert "no result within 0.1 s" in pool.failures[0]
+    assert "no sign of life within 0.1 s" in pool.failures[0]
 
 
 def test_what_the_last_process_took_and_lost_is_done_again() -> None:
@@ -564,6 +583,21 @@ def test_what_fails_everywhere_names_each_cause_and_spares_the_rest() -> None:
     pool = asyncio.run(scenario())
     assert len(pool.failures) == ATTEMPTS
     assert "giving up" in pool.failures[-1]
+
+
+def test_data_that_cannot_be_read_for_a_while_is_tried_again() -> None:
+    async def scenario() -> Pool:
+        pool = Pool(1)
+
+        async def read(process: Process) -> str:
+            if process.number == 0:
+                raise UnreachableError("evaluation.report.tasks: the data cannot be read")
+            return "measured"
+
+        assert await pool.run("a", "task", read) == "measured"
+        return pool
+
+    assert "2 more attempts" in asyncio.run(scenario()).failures[0]
 
 
 @pytest.mark.parametrize("error", [BadInputError, NonFiniteLossError])

@@ -1,5 +1,6 @@
 """Scores of several models in the terminal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.perplexity import TextChunk, TextPart, perplexity_score
 from shortened_llm.evaluation.table import comparison_table
-from shortened_llm.records import EvalScores, EvaluatedModel, ModelRef, PerplexityScore
+from shortened_llm.records import (
+    EfficiencyScore,
+    EvalScores,
+    EvaluatedModel,
+    GenerationPoint,
+    MissingScore,
+    ModelRef,
+    PerplexityScore,
+)
 
 
 def model(name: str, **perplexities: float) -> EvaluatedModel:
@@ -34,6 +43,37 @@ def test_two_texts_of_one_name_have_a_line_each() -> None:
 def test_one_text_of_two_models_has_one_line() -> None:
     (line,) = comparison_table([model("dense", a=25.0), model("pruned", a=26.0)]).splitlines()[1:]
     assert line.split()[3:] == ["25.0000", "26.0000", "@128"]
+
+
+def test_models_of_one_directory_name_are_told_apart() -> None:
+    first, *_ = comparison_table([model("base"), model("runs/1/model"), model("runs/2/model/")]).splitlines()
+    assert first.split() == ["base", "1/model", "2/model"]
+
+
+def test_what_is_missing_is_said() -> None:
+    one = model("pruned", a=25.0)
+    missing = EvalScores(missing=(MissingScore(unit="task piqa", cause="lost"),))
+    assert "pruned: task piqa is missing: lost" in comparison_table([replace(one, selection=missing)])
+
+
+def test_speeds_stand_beside_those_of_the_same_turns() -> None:
+    def point(latency: float) -> GenerationPoint:
+        return GenerationPoint(
+            batch_size=1, prompt_tokens=12, output_tokens=32, latency=latency, latency_deviation=0.01,
+            time_to_first_token=0.1, throughput=32 / latency, peak_memory_bytes=2**20,
+        )  # fmt: skip
+
+    speeds = EfficiencyScore(
+        protocol="CPU", points=(point(0.5),), dense_points=(point(0.8),), weight_bytes=2 * 2**20,
+        dense_weight_bytes=3 * 2**20, kv_bytes_per_token=20, dense_kv_bytes_per_token=30, flops_per_token=2e6,
+        dense_flops_per_token=3e6, block_shares=(0.75,), head_shares=(0.2,), ideal_speed_ups=(1.5,), speed_ups=(1.6,),
+    )  # fmt: skip
+    one = model("pruned")
+    lines = comparison_table([replace(one, report=EvalScores(efficiency=speeds))]).splitlines()
+    assert lines[-5].startswith("dense weights 3 MiB, cache 30 bytes a token, 3 MFLOPs a token")
+    assert lines[-4].startswith("model weights 2 MiB")
+    assert lines[-2].split() == ["dense", "1", "32", "0.8000", "±0.0100", "0.1000", "40.0", "1", "75.0%", "20.0%"]
+    assert lines[-1].split() == ["model", "1", "32", "0.5000", "±0.0100", "0.1000", "64.0", "1", "1.600", "1.500"]
 
 
 def test_a_score_names_its_documents_wherever_they_lie(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ def hangs_once(model, tokenizer):
 
 def always_fails(model, tokenizer):
     raise RuntimeError("this measure is broken")
+
+
+def says_no_number(model, tokenizer):
+    return "good"
 """
 
 
@@ -76,7 +80,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
 ) -> None:
     stories = tiny_assets / "texts/stories.jsonl"
     (tmp_path / "own_measures.py").write_text(OWN_MEASURES)
-    paths = [f"own_measures:{name}" for name in ("dies_once", "hangs_once", "always_fails")]
+    paths = [f"own_measures:{name}" for name in ("dies_once", "hangs_once", "always_fails", "says_no_number")]
     texts = (text_unit(stories, 16), text_unit(stories, 32))
     order = Order(
         models=(tiny_model, tiny_model.view((0, 1, 2, 7))),
@@ -93,10 +97,12 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     assert {metric.value for metric in (*dense.metrics, *pruned.metrics)} > {2.0}
     assert dense.metrics[0].value > pruned.metrics[0].value
     for scores in (dense, pruned):
-        (missing,) = scores.missing
-        assert "always_fails" in missing.unit
-        assert "this measure is broken" in missing.cause
-    assert "no result within 15 s" in said
+        failed, wrong = scores.missing
+        assert "always_fails" in failed.unit
+        assert "this measure is broken" in failed.cause
+        assert wrong.is_bad_input
+        assert wrong.cause.startswith("evaluation.report.metrics: 'own_measures:says_no_number' returned 'good'")
+    assert "no sign of life within 15 s" in said
     # One process scores the texts alone here: not a digit differs.
     for ref, scores in zip(order.models, (dense, pruned), strict=True):
         alone = evaluate(

@@ -68,6 +68,23 @@ def test_a_heading_sorts_and_a_second_click_turns_it_round(page: Path) -> None:
     assert None not in first[: len(known)]
 
 
+def test_every_numeric_heading_sorts_each_part_of_its_table(page: Path) -> None:
+    tables = ask(
+        page,
+        "[...page.document.querySelectorAll('table')].filter(t => t.tHead && t.tHead.querySelector('button')).map("
+        "table => [...table.tHead.querySelectorAll('th.n')].filter(th => th.querySelector('button')).map(heading => {"
+        " heading.querySelector('button').click();"
+        " return [...table.tBodies].map(body => [...body.rows].map("
+        "row => row.cells[heading.cellIndex]?.dataset.value ?? null)); }))",
+    )
+    assert isinstance(tables, list)
+    assert len(tables) >= 8
+    for headings in tables:
+        known = [[float(value) for value in part if value is not None] for parts in headings for part in parts]
+        assert any(len(values) > 1 for values in known)
+        assert all(values == sorted(values) for values in known)
+
+
 def test_a_link_unfolds_the_details_of_its_trial(page: Path) -> None:
     opened = "[...page.document.querySelectorAll('details.trial[open]')].map(fold => fold.id)"
     assert ask(page, opened) == []

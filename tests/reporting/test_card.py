@@ -58,6 +58,12 @@ def test_data_for_non_commercial_use_is_stamped() -> None:
     assert "Not for commercial use" in card["README.md"]
     assert "cc-by-nc-4.0 (non-commercial)" in card["README.md"]
     assert "allenai/c4" not in card["README.md"]
+    # The hub shows what the front matter says.
+    front = ModelCard(card["README.md"]).data
+    assert (front.license, front.license_name) == ("other", "non-commercial-sources")
+    for_programs = json.loads(card["pruning.json"])
+    assert for_programs["base_license"] == PROVENANCE.base_license
+    assert "cc-by-nc-4.0" in [source["license"] for source in for_programs["sources"]]
 
 
 HOSTILE = "a|b <script>x</script>"

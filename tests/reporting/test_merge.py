@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import AgreementScore, EvalScores, Experiment
+from shortened_llm.records import AgreementScore, EvalScores, Experiment, MissingScore
 from shortened_llm.reporting.merge import merge_experiments
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.write import write_report
@@ -17,6 +17,7 @@ from tests.reporting.experiments import (
     compared,
     experiment,
     plan,
+    task_score,
     text,
     texts,
     trial,
@@ -54,6 +55,28 @@ def test_a_result_that_one_of_them_has_is_shown() -> None:
     merged = merge_experiments([unfinished, FIRST])
     assert [one.result is not None for one in merged.trials] == [one.result is not None for one in FIRST.trials]
     assert merged.trials[0].after == FIRST.trials[0].after
+
+
+def test_a_score_that_one_of_them_has_is_not_missing() -> None:
+    asked = {
+        "perplexity on wiki @128 bos-first, report part": text("wiki", 20.0, "@128 bos-first, report part, float32"),
+        "task piqa": task_score("piqa", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 0 shots, all 9 items, float32"),
+        "task boolq, 5 shots": task_score("boolq", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 5 shots, float32"),
+    }
+    others = ("perplexity on wiki @2048 bos-first, report part", "task boolq, 25 shots", "metric own:measure")
+    lacking = EvalScores(missing=tuple(MissingScore(unit=unit, cause="lost") for unit in (*asked, *others)))
+    having = EvalScores(
+        perplexity=(asked["perplexity on wiki @128 bos-first, report part"],),  # type: ignore[arg-type]
+        tasks=(asked["task piqa"], asked["task boolq, 5 shots"]),  # type: ignore[arg-type]
+    )
+    one, two = (
+        replace(FIRST, name=name, trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=scores),))
+        for name, scores in (("one", lacking), ("two", having))
+    )
+    for order in ([one, two], [two, one]):
+        (merged,) = merge_experiments(order).trials
+        assert [missing.unit for missing in merged.after.missing] == list(others)
+        assert len(merged.after.tasks) == 2
 
 
 def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:

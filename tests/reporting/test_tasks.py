@@ -105,6 +105,16 @@ def test_no_mean_counts_a_task_twice() -> None:
     assert found.set_titles == ("mean of 3 tasks", "piqa acc, 5 shots")
 
 
+def test_the_published_mean_stands_apart_from_other_tasks() -> None:
+    seven = ("boolq", "piqa_local", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+    own = tuple(task_score(task, "acc", 0.5, seed=1) for task in (*seven[:3], "gsm8k", *seven[3:], "mmlu"))
+    found = section(searched(own, with_tasks("a", *own)))
+    assert [[column.source for column in columns] for columns in found.sets] == [list(seven), ["gsm8k", "mmlu"]]
+    assert found.set_titles == ("mean of 7 tasks", "mean of 2 tasks")
+    only = section(searched(own[:4], with_tasks("a", *own[:4])))
+    assert only.set_titles == ("mean of 4 tasks",)
+
+
 def test_a_measure_that_is_no_share_of_items_enters_no_mean() -> None:
     bleu = replace(task_score("wmt", "bleu", 0.5, seed=1), value=27.0, item_values=())
     loss = replace(task_score("lambada", "ppl", 0.5, seed=1), value=0.9, higher_is_better=False)
@@ -129,6 +139,13 @@ def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns
     (table,) = efficiency_tables(view.rows)
     dense, *models = table.shapes[0]
     assert dense.point.latency == pytest.approx(1.5 * first.dense_points[0].latency)
+    assert (dense.block_share, dense.head_share) == (
+        pytest.approx((first.block_shares[0] + second.block_shares[0]) / 2),
+        pytest.approx((first.head_shares[0] + second.head_shares[0]) / 2),
+    )
+    assert [line.weight_bytes for line in table.footprints] == [
+        first.dense_weight_bytes, *sorted((first.weight_bytes, second.weight_bytes), reverse=True),
+    ]  # fmt: skip
     by_size = {len(line.row.plan.kept_blocks): line for line in models if line.row}
     assert by_size[24].speed_up == pytest.approx(first.dense_points[0].latency / first.points[0].latency)
     assert by_size[18].speed_up == pytest.approx(2 * second.dense_points[0].latency / second.points[0].latency)
