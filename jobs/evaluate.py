@@ -145,6 +145,7 @@ def kept_blocks(directory: Path, num_blocks: int) -> tuple[int, ...]:
     """
     card = directory / PRUNING
     if not card.is_file():
+        LOGGER.warning("%s is missing: ideal speed-ups are of the dense model's first %d blocks", card, num_blocks)
         return tuple(range(num_blocks))
     try:
         return tuple(int(block) for block in json.loads(card.read_text())["kept_blocks"])

@@ -8,7 +8,17 @@ from dataclasses import asdict
 from pydantic import TypeAdapter
 
 from shortened_llm.config import TEXTLESS_CRITERIA
-from shortened_llm.records import Experiment, Provenance, PrunePlan, ReportedTrial, SourceFacts
+from shortened_llm.records import (
+    EvalScores,
+    Experiment,
+    Provenance,
+    PrunePlan,
+    ReportedTrial,
+    RetrainedModel,
+    SourceFacts,
+    TrialResult,
+    TrialSpec,
+)
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
@@ -29,6 +39,20 @@ def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> d
     return {
         "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
         PRUNING: _pruning_json(row.plan, experiment.model, experiment.provenance, row.trial),
+    }
+
+
+def trained_card(
+    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, provenance: Provenance
+) -> dict[str, str]:
+    """The files of the card of a model that was retrained, and is not scored yet."""
+    unscored = EvalScores()
+    result = TrialResult(fingerprint=spec.fingerprint, runs=runs, before=unscored, after=unscored, seconds=0)
+    trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
+    row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
+    return {
+        "README.md": _render(spec.plan, num_blocks, provenance, row, {}, []),
+        PRUNING: _pruning_json(spec.plan, provenance.base_model, provenance, trial),
     }
 
 

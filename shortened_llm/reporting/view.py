@@ -117,7 +117,7 @@ class ReportView:
         return tuple(column for column in self.columns if column.kind in kinds)
 
     def other_lines(self, kind: Kind) -> tuple[OtherLine, ...]:
-        """Every model that has a score of a kind; the dense model has no agreement with itself."""
+        """Every model that has a score of a kind, the dense model first."""
         columns = self.of_kind(kind)
         lines = (OtherLine(row=None, found=self.dense), *(OtherLine(row=row, found=row.after) for row in self.rows))
         return tuple(line for line in lines if any(column in line.found for column in columns))

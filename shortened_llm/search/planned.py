@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.load import size_of
-from shortened_llm.records import BlockScores, EvalScores, Experiment, ModelRef, ReportedTrial, TrialSpec
+from shortened_llm.records import BlockScores, EvalScores, Experiment, ModelRef, Provenance, ReportedTrial, TrialSpec
 from shortened_llm.search.finish import DenseScores
-from shortened_llm.search.provenance import provenance
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
 
 def planned_experiment(
     config: SearchConfig,
+    origin: Provenance,
     dense: ModelRef,
     dense_scores: DenseScores,
     roles: TextRoles,
@@ -36,7 +36,7 @@ def planned_experiment(
         unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
         notes=_notes(config, roles),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
-        provenance=provenance(config),
+        provenance=origin,
     )
 
 

@@ -1,14 +1,15 @@
 """Where the models of an experiment come from, and the cards that tell it."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from shortened_llm.config import DataSource, SearchConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.license import data_license, is_hub_id, model_license
-from shortened_llm.records import Experiment, Provenance, SourceFacts
-from shortened_llm.reporting.card import trial_cards
-from shortened_llm.storage.urls import join, write_bytes
+from shortened_llm.records import Experiment, Provenance, RetrainedModel, SourceFacts, TrialSpec
+from shortened_llm.reporting.card import PRUNING, trained_card, trial_cards
+from shortened_llm.storage.urls import exists, join, write_bytes
 
 Role = Literal["calibration", "training", "instructions"]
 
@@ -37,8 +38,23 @@ def provenance(config: SearchConfig) -> Provenance:
 def publish_cards(experiment: Experiment) -> None:
     """Write each exported model's card beside its weights; a place that cannot be written is logged and passed over."""
     for url, files in trial_cards(experiment).items():
-        try:
-            for name, text in files.items():
-                write_bytes(join(url, name), text.encode())
-        except Exception as error:  # every protocol has its own errors
-            LOGGER.error("the model card at %s cannot be written: %s", url, last_line(error))
+        _write_card(url, files)
+
+
+def publish_trained_card(
+    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, origin: Provenance
+) -> None:
+    """As `publish_cards`, of a model that was just exported: nobody should find it without its licences. One that has a
+    card keeps it."""
+    model = runs[-1].model
+    is_export = model.transform is None  # else a view of the dense model's own files
+    if is_export and not exists(join(model.url, PRUNING)):
+        _write_card(model.url, trained_card(spec, runs, num_blocks, origin))
+
+
+def _write_card(url: str, files: Mapping[str, str]) -> None:
+    try:
+        for name, text in files.items():
+            write_bytes(join(url, name), text.encode())
+    except Exception as error:  # every protocol has its own errors
+        LOGGER.error("the model card at %s cannot be written: %s", url, last_line(error))

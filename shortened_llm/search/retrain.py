@@ -12,6 +12,7 @@ from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.prepare import score, start_packing
 from shortened_llm.search.progress import Progress, ProgressLog
+from shortened_llm.search.provenance import provenance
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrainContext, train_runs
@@ -51,6 +52,7 @@ def retrain_plan(
             experiment=Store(experiment_url),
             resources=config.resources,
             max_failures=config.search.max_failures,
+            provenance=provenance(config),
         )
         for spec in space.trials([plan]):
             on_progress = log.about(spec.name)

@@ -21,7 +21,7 @@ from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
 from shortened_llm.search.prepare import score, selection_units, start_packing
 from shortened_llm.search.progress import ProgressLog
-from shortened_llm.search.provenance import publish_cards
+from shortened_llm.search.provenance import provenance, publish_cards
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.trackers import check_node
 from shortened_llm.search.trial import TrialContext, read_result
@@ -84,10 +84,11 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             pool=pool,
             resources=config.resources,
             max_failures=config.search.max_failures,
+            provenance=provenance(config),
             max_concurrent_trials=config.search.max_concurrent_trials,
             driver_demand=driver_demand(capacity),
         )
-        experiment = planned_experiment(config, dense, baseline, roles, scores, specs)
+        experiment = planned_experiment(config, context.provenance, dense, baseline, roles, scores, specs)
         write_experiment(store, experiment)
         logs = TrialLogs(
             experiment=config.experiment,

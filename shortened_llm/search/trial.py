@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.records import RetrainedModel, TrialResult, TrialSpec
+from shortened_llm.records import Provenance, RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.experiment import TRIAL_KIND
 from shortened_llm.search.progress import Progress
+from shortened_llm.search.provenance import publish_trained_card
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
@@ -29,6 +30,7 @@ class TrainContext:
     """What belongs to this experiment alone: its Train runs and its failures."""
     resources: ResourcesConfig
     max_failures: int
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,4 +116,5 @@ def train_runs(
                 on_note=on_progress.note,
             )
         )
+    publish_trained_card(spec, tuple(runs), context.space.dense.num_blocks, context.provenance)
     return tuple(runs)

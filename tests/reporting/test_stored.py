@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import EvalScores, Experiment, TrialFailure
+from shortened_llm.records import EvalScores, Experiment, ModelRef, Provenance, SourceFacts, TrialFailure
 from shortened_llm.reporting.view import report_view
 from shortened_llm.search.experiment import read_experiment, write_experiment
-from shortened_llm.search.provenance import publish_cards
+from shortened_llm.search.provenance import publish_cards, publish_trained_card
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import experiment
 
@@ -57,6 +57,29 @@ def test_a_damaged_record_of_a_failure_is_a_failure_too(local_store: Store) -> N
     (found,) = (trial for trial in read_experiment(directory).trials if trial.spec.fingerprint == "f5")
     assert found.failure is not None
     assert "JSONDecodeError" in found.failure
+
+
+def test_a_model_has_a_card_from_its_export_on(tmp_path: Path) -> None:
+    origin = Provenance(
+        base_model="base", base_license="mit",
+        sources=(SourceFacts(name="c4", path="allenai/c4", role="training", license="cc-by-nc-4.0"),),
+    )  # fmt: skip
+    one = experiment().trials[0]
+    assert one.result is not None
+    last = one.result.runs[-1]
+    export, view = tmp_path / "export", tmp_path / "view"
+    for directory in (export, view):
+        directory.mkdir()
+    exported = replace(last, model=replace(last.model, url=str(export)))
+    publish_trained_card(one.spec, (exported,), 30, origin)
+    assert "Not for commercial use" in (export / "README.md").read_text()
+    assert json.loads((export / "pruning.json").read_text())["kept_blocks"] == list(one.spec.plan.kept_blocks)
+    (export / "README.md").write_text("with scores")
+    publish_trained_card(one.spec, (exported,), 30, origin)
+    assert (export / "README.md").read_text() == "with scores"
+    of_dense = replace(last, model=ModelRef(url=str(view), fingerprint="d", files=(), num_blocks=30).view((0, 1)))
+    publish_trained_card(one.spec, (of_dense,), 30, origin)
+    assert not list(view.iterdir())
 
 
 def test_a_card_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
