@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         # The dense model is timed in the same turns as each other one; by itself only where there is no other.
         if flags.efficiency and (every or not models):
             kept = kept_blocks(model_directory(ref), ref.num_blocks)
+            if every and not (model_directory(ref) / PRUNING).is_file():
+                LOGGER.warning("%s has no %s: the ideal speed-up is of the first %d blocks", path, PRUNING, len(kept))
             timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept))
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
@@ -95,7 +98,7 @@ def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -
             model_directory(dense), model_directory(found.ref), config.evaluation.efficiency,
             dtype=config.model.dtype, on_progress=LOGGER.info,
         )  # fmt: skip
-    except ServerError as error:
+    except (ServerError, OSError, ValueError, HTTPException) as error:  # what a server that dies or errs leads to
         lost = MissingScore(unit="speed behind vLLM", cause=last_line(error))
         return replace(found, report=replace(found.report, missing=(*found.report.missing, lost)))
     return replace(found, serving=served)
@@ -145,7 +148,6 @@ def kept_blocks(directory: Path, num_blocks: int) -> tuple[int, ...]:
     """
     card = directory / PRUNING
     if not card.is_file():
-        LOGGER.warning("%s is missing: ideal speed-ups are of the dense model's first %d blocks", card, num_blocks)
         return tuple(range(num_blocks))
     try:
         return tuple(int(block) for block in json.loads(card.read_text())["kept_blocks"])

@@ -14,7 +14,7 @@ from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.head import CHUNK_TOKENS, final_hidden, head_logits
 from shortened_llm.records import AgreementScore
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @torch.inference_mode()

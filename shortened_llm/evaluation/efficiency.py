@@ -68,7 +68,7 @@ def measure_efficiency(
 
     Args:
         dense: the whole model.
-        on_run: called before each generation.
+        on_run: called now and then, not while something is timed.
         kept_blocks: the dense model's blocks that `model` has, where its own files do not say: a retrained model's.
 
     Raises:
@@ -203,9 +203,9 @@ def _measure(
     in_turns(announced, settings.warmups)
     timings = in_turns(announced, settings.runs)
     uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
-    shares = time_shares(models[0], uncompiled, min(PROFILED_RUNS, settings.runs))
+    shares = time_shares(models[0], _announced(uncompiled, on_run), min(PROFILED_RUNS, settings.runs))
     dense, model = (
-        _point(model, generate, runs, shape, settings)
+        _point(model, generate, runs, shape, settings, on_run)
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
@@ -225,10 +225,14 @@ def _point(
     runs: Sequence[Timing],
     shape: Shape,
     settings: EfficiencyConfig,
+    on_run: Callable[[], None],
 ) -> GenerationPoint:
     speed = speed_of(runs, shape, settings.prompt_length)
+    on_run()
+    peak = weight_bytes(model) + memory_growth(generate, model.device)
+    on_run()
     return GenerationPoint(
         **asdict(speed),
-        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
+        peak_memory_bytes=peak,
         gpu_utilisation=gpu_utilisation(generate, model.device),
     )

@@ -27,8 +27,6 @@ from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
-STAGE_VERSION = 2
-"""Of what all scores have in common; each unit has one of its own."""
 KIND = "evaluations"
 Part = TextPart | TaskPart | Score
 """Of a text, the losses of some chunks; of a task that was shared, some answers; else the score itself."""
@@ -57,7 +55,6 @@ class LoadedModels:
 def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:
     """What a score depends on."""
     return {
-        "stage": STAGE_VERSION,
         "model": ref.identity,
         "unit": unit.identity,
         "dtype": dtype,

@@ -13,7 +13,7 @@ from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.records import MetricScore
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 FIELD = "evaluation.report.metrics"
 
 

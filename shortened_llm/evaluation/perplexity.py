@@ -19,7 +19,7 @@ from shortened_llm.models.families import needs_bos
 from shortened_llm.models.head import next_token_labels, token_nll
 from shortened_llm.records import PerplexityScore
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 # More than any vocabulary needs on average: a text cut there still has the tokens asked for.
 CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"

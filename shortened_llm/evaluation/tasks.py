@@ -24,7 +24,7 @@ from shortened_llm.evaluation.task_requests import (
 )
 from shortened_llm.records import TaskScore
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 # The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
 QUOTED_METRIC = {
     "boolq": "acc",

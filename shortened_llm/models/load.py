@@ -23,12 +23,12 @@ def model_directory(ref: ModelRef) -> Path:
     """The model's files on this node.
 
     Raises:
-        BadInputError: one is gone.
+        FileNotFoundError: one is gone.
     """
     try:
         return local_directory(ref.url, ref.files)
     except FileNotFoundError as error:
-        raise BadInputError(
+        raise FileNotFoundError(
             f"model {ref.url}: its files are gone ({last_line(error)}); put them back, or run the search again, which "
             "retrains a model without files"
         ) from None

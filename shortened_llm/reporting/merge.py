@@ -1,7 +1,7 @@
 """Several experiments on one dense model as one: what both have appears once, what differs stays apart."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -94,7 +94,9 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
     trials = {trial.spec.fingerprint: trial for trial in merged.trials}
     for trial in named.trials:
         own = trials.get(trial.spec.fingerprint)
-        trials[trial.spec.fingerprint] = trial if own is None else _once(own, trial)
+        trials[trial.spec.fingerprint] = (
+            trial if own is None else _once(own, trial, (merged.dense_report, named.dense_report))
+        )
     texts = (merged.unseen_texts, named.unseen_texts)
     return replace(
         merged,
@@ -221,8 +223,12 @@ def _renamed_text(score: OfText, names: Names) -> OfText:
     return replace(score, source=source, documents=documents)
 
 
-def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
-    """One trial that two experiments have: whoever has a result, and every report score of both."""
+def _once(first: ReportedTrial, second: ReportedTrial, dense: tuple[EvalScores, EvalScores]) -> ReportedTrial:
+    """One trial that two experiments have: whoever has a result, and every report score of both.
+
+    Args:
+        dense: report scores of the dense model in each.
+    """
     return replace(
         first,
         spec=replace(
@@ -234,8 +240,8 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
         result=min(filter(None, (first.result, second.result)), key=_num_missing, default=None),
         failure=first.failure or second.failure,
         running=first.running or second.running,
-        before=_union(first.before, second.before),
-        after=_union(first.after, second.after),
+        before=_union(first.before, second.before, dense),
+        after=_union(first.after, second.after, dense),
         experiments=(*first.experiments, *second.experiments),
     )
 
@@ -244,8 +250,12 @@ def _num_missing(result: TrialResult) -> int:
     return len(result.before.missing) + len(result.after.missing)
 
 
-def _union(first: EvalScores, second: EvalScores) -> EvalScores:
-    """Every score once, the first's where both have it."""
+def _union(first: EvalScores, second: EvalScores, dense: tuple[EvalScores, EvalScores] | None = None) -> EvalScores:
+    """Every score once, the first's where both have it. What one lacks and the other has is not missing.
+
+    Args:
+        dense: scores of the dense model in each experiment, which say what it asked for; of the dense model, its own.
+    """
     perplexity = {(x.source, x.protocol, x.documents): x for x in (*second.perplexity, *first.perplexity)}
     tasks = {(x.task, x.metric, x.protocol): x for x in (*second.tasks, *first.tasks)}
     agreement = {(x.source, x.protocol, x.documents): x for x in (*second.agreement, *first.agreement)}
@@ -261,19 +271,33 @@ def _union(first: EvalScores, second: EvalScores) -> EvalScores:
         metrics=in_order(metrics, first.metrics),
         efficiency=first.efficiency or second.efficiency,
     )
-    missing = dict.fromkeys((*first.missing, *second.missing))
-    return replace(union, missing=tuple(one for one in missing if not _is_answered(one.unit, union)))
+    asked = zip((first, second), dense or (first, second), strict=True)
+    missing = [one for scores, by in asked for one in scores.missing if not _is_answered(one.unit, by, union)]
+    return replace(union, missing=tuple(dict.fromkeys(missing)))
 
 
-def _is_answered(unit: str, scores: EvalScores) -> bool:
-    """Whether what one experiment could not measure (`units.py` has the names) was measured in another."""
-    texts = (("perplexity", scores.perplexity), ("agreement", scores.agreement))
-    found = {f"{kind} on {x.source} {x.protocol.rpartition(', ')[0]}" for kind, all_of in texts for x in all_of}
-    found |= {f"metric {metric.name}" for metric in scores.metrics}
-    found |= {"speed and memory"} if scores.efficiency else set()
-    tasks = {(f"task {task.task}", task.protocol) for task in scores.tasks}
-    name, _, shots = unit.partition(", ")
-    return unit in found or any(name == task and (not shots or f" {shots}" in protocol) for task, protocol in tasks)
+def _is_answered(unit: str, dense: EvalScores, scores: EvalScores) -> bool:
+    """Whether `scores` has what the dense model was measured on as `unit`."""
+    if unit == "speed and memory":
+        return scores.efficiency is not None
+    wanted = {key for name, key in _units(dense) if unit == name or unit.startswith(f"{name}, ")}
+    return bool(wanted) and wanted <= {key for _, key in _units(scores)}
+
+
+def _units(scores: EvalScores) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Of each score, its unit's name (`evaluation/units.py`), of a task without its shots, and what sets it apart."""
+    for text in scores.perplexity:
+        yield f"perplexity on {text.source} {_settings(text)}", ("text", text.source, text.protocol, text.documents)
+    for one in scores.agreement:
+        yield f"agreement on {one.source} {_settings(one)}", ("agreement", one.source, one.protocol, one.documents)
+    for task in scores.tasks:
+        yield f"task {task.task}", ("task", task.task, task.metric, task.protocol)
+    for own in scores.metrics:
+        yield f"metric {own.name}", ("metric", own.name, own.protocol)
+
+
+def _settings(text: PerplexityScore | AgreementScore) -> str:
+    return text.protocol.rpartition(", ")[0]  # without the dtype
 
 
 def _distinct_scores(first: tuple[BlockScores, ...], second: tuple[BlockScores, ...]) -> tuple[BlockScores, ...]:

@@ -82,10 +82,14 @@ def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> t
         for column in tasks
         if column.higher_is_better and all(0 <= found[column].value <= 1 for found in models if column in found)
     ]
-    measured = dict.fromkeys(
-        own for found in models for own in _without_repetition(column for column in shares if column in found)
-    )
-    return tuple(own for own in measured if own and not any(set(own) < set(other) for other in measured))
+    measured = _largest(tuple(column for column in shares if column in found) for found in models)
+    return _largest(part for own in measured for part in _without_repetition(own))
+
+
+def _largest(sets: Iterable[TaskSet]) -> tuple[TaskSet, ...]:
+    """Those that are no part of another, each once."""
+    distinct = dict.fromkeys(sets)
+    return tuple(own for own in distinct if own and not any(set(own) < set(other) for other in distinct))
 
 
 def _without_repetition(columns: Iterable[ScoreColumn]) -> list[TaskSet]:

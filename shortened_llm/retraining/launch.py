@@ -36,6 +36,12 @@ class NodesMissingError(RuntimeError):
     """The cluster had no room for the workers for as long as the user would wait."""
 
 
+def is_retrained(job: RetrainingJob, store: Store) -> bool:
+    """Whether the job's model is stored, with its files."""
+    known = store.read(KIND, job.fingerprint, RetrainedModel)
+    return known is not None and has_files(known.model.url, known.model.files)
+
+
 def retrain(
     job: RetrainingJob,
     store: Store,
@@ -44,6 +50,7 @@ def retrain(
     resources: ResourcesConfig,
     max_failures: int,
     tokens_before: int,
+    needs_files: bool,
     callbacks: Sequence[object],
     on_progress: Callable[[str], None],
     on_note: Callable[[str], None],
@@ -54,6 +61,7 @@ def retrain(
         runs_url: directory of this experiment's Train runs. The run's name in it is the job's fingerprint: that is
             what makes it resume, so no other driver may use the directory.
         tokens_before: of the runs that this one follows in a trial, for the metrics.
+        needs_files: whether a model that was trained, and whose files are gone, is trained again.
         callbacks: Ray Train callbacks of the caller, for metrics.
         on_progress: called with a line that the next may replace.
         on_note: called with what the user should not miss, such as a damaged checkpoint.
@@ -62,7 +70,7 @@ def retrain(
         NodesMissingError: there is no room for the workers.
     """
     known = store.read(KIND, job.fingerprint, RetrainedModel)
-    if known is not None and not has_files(known.model.url, known.model.files):
+    if known is not None and needs_files and not has_files(known.model.url, known.model.files):
         on_note(f"the retrained model is gone from {known.model.url}: it is trained again")
         store.remove(KIND, job.fingerprint)
         known = None

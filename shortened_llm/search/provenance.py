@@ -47,13 +47,14 @@ def publish_trained_card(
     """As `publish_cards`, of a model that was just exported: nobody should find it without its licences. One that has a
     card keeps it."""
     model = runs[-1].model
-    is_export = model.transform is None  # else a view of the dense model's own files
-    if is_export and not exists(join(model.url, PRUNING)):
-        _write_card(model.url, trained_card(spec, runs, num_blocks, origin))
+    if model.transform is None:  # else a view of the dense model's own files
+        _write_card(model.url, trained_card(spec, runs, num_blocks, origin), is_first=True)
 
 
-def _write_card(url: str, files: Mapping[str, str]) -> None:
+def _write_card(url: str, files: Mapping[str, str], *, is_first: bool = False) -> None:
     try:
+        if is_first and exists(join(url, PRUNING)):
+            return
         for name, text in files.items():
             write_bytes(join(url, name), text.encode())
     except Exception as error:  # every protocol has its own errors

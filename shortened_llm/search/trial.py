@@ -10,7 +10,7 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import Provenance, RetrainedModel, TrialResult, TrialSpec
-from shortened_llm.retraining.launch import retrain
+from shortened_llm.retraining.launch import is_retrained, retrain
 from shortened_llm.search.experiment import TRIAL_KIND
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.provenance import publish_trained_card
@@ -99,7 +99,10 @@ def train_runs(
 ) -> tuple[RetrainedModel, ...]:
     """The training runs of a trial, each from the model of the one before; what is stored is read back."""
     runs: list[RetrainedModel] = []
-    for job in context.space.jobs(spec):
+    jobs = context.space.jobs(spec)
+    # A run whose model is there needs no files of those before it.
+    last_done = max((index for index, job in enumerate(jobs) if is_retrained(job, context.store)), default=-1)
+    for index, job in enumerate(jobs):
         # A later run's job knows its model by identity alone; where the files lie, the run before it says.
         begins_with = runs[-1].model if runs else job.model
         on_progress("starting training workers")
@@ -111,6 +114,7 @@ def train_runs(
                 resources=context.resources,
                 max_failures=context.max_failures,
                 tokens_before=sum(run.tokens for run in runs),
+                needs_files=index > last_done,
                 callbacks=train_callbacks,
                 on_progress=on_progress,
                 on_note=on_progress.note,

@@ -58,25 +58,26 @@ def test_a_result_that_one_of_them_has_is_shown() -> None:
 
 
 def test_a_score_that_one_of_them_has_is_not_missing() -> None:
-    asked = {
-        "perplexity on wiki @128 bos-first, report part": text("wiki", 20.0, "@128 bos-first, report part, float32"),
-        "task piqa": task_score("piqa", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 0 shots, all 9 items, float32"),
-        "task boolq, 5 shots": task_score("boolq", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 5 shots, float32"),
-    }
-    others = ("perplexity on wiki @2048 bos-first, report part", "task boolq, 25 shots", "metric own:measure")
-    lacking = EvalScores(missing=tuple(MissingScore(unit=unit, cause="lost") for unit in (*asked, *others)))
-    having = EvalScores(
-        perplexity=(asked["perplexity on wiki @128 bos-first, report part"],),  # type: ignore[arg-type]
-        tasks=(asked["task piqa"], asked["task boolq, 5 shots"]),  # type: ignore[arg-type]
-    )
-    one, two = (
-        replace(FIRST, name=name, trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=scores),))
-        for name, scores in (("one", lacking), ("two", having))
-    )
-    for order in ([one, two], [two, one]):
-        (merged,) = merge_experiments(order).trials
-        assert [missing.unit for missing in merged.after.missing] == list(others)
-        assert len(merged.after.tasks) == 2
+    wiki = text("wiki", 20.0, "@128 bos-first, report part, float32", documents="d")
+    piqa = task_score("piqa", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 0 shots, all 9 items, float32")
+    boolq = task_score("boolq", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 5 shots, float32")
+    found = ("perplexity on wiki @128 bos-first, report part", "task piqa", "task boolq, 5 shots")
+    lost = ("perplexity on wiki @2048 bos-first, report part", "metric own:measure")
+    dense = EvalScores(perplexity=(wiki,), tasks=(piqa, boolq))
+    lacking = EvalScores(missing=tuple(MissingScore(unit=unit, cause="lost") for unit in (*found, *lost)))
+    for asked, missing in (
+        (dense, lost),
+        # Other settings, and another text of the name: what the first asked for, nobody has.
+        (EvalScores(perplexity=(replace(wiki, documents="e"),), tasks=(replace(piqa, protocol="first 3 items"),)),
+         (*found, *lost)),
+    ):  # fmt: skip
+        one = replace(FIRST, name="one", dense_report=asked,
+                      trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=lacking),))  # fmt: skip
+        two = replace(FIRST, name="two", dense_report=dense,
+                      trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=dense),))  # fmt: skip
+        for order in ([one, two], [two, one]):
+            (merged,) = merge_experiments(order).trials
+            assert [score.unit for score in merged.after.missing] == list(missing)
 
 
 def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:

@@ -103,6 +103,8 @@ def test_no_mean_counts_a_task_twice() -> None:
         [("piqa", "0 shots"), ("boolq", "0 shots"), ("arc", "0 shots")], [("piqa", "5 shots")],
     ]  # fmt: skip
     assert found.set_titles == ("mean of 3 tasks", "piqa acc, 5 shots")
+    lacks_one = with_tasks("b", *own[1:])
+    assert section(searched(own, with_tasks("a", *own), lacks_one)).sets == found.sets
 
 
 def test_the_published_mean_stands_apart_from_other_tasks() -> None:
@@ -111,6 +113,8 @@ def test_the_published_mean_stands_apart_from_other_tasks() -> None:
     found = section(searched(own, with_tasks("a", *own)))
     assert [[column.source for column in columns] for columns in found.sets] == [list(seven), ["gsm8k", "mmlu"]]
     assert found.set_titles == ("mean of 7 tasks", "mean of 2 tasks")
+    lacks_one = with_tasks("b", *own[1:])
+    assert section(searched(own, with_tasks("a", *own), lacks_one)).sets == found.sets
     only = section(searched(own[:4], with_tasks("a", *own[:4])))
     assert only.set_titles == ("mean of 4 tasks",)
 
