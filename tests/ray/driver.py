@@ -70,6 +70,7 @@ def main() -> None:
         resources=order.resources,
         max_failures=1,
         tokens_before=0,
+        needs_files=True,
         callbacks=[StartCallback(order.resources, order.log)],
         on_progress=order.log,
         on_note=order.log,

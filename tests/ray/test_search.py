@@ -196,11 +196,14 @@ def check_dashboard(cluster: Cluster) -> None:
 def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: S3Server) -> None:
     """One good and one failing trial: the report is written all the same, and the exit code says that one failed."""
     url = f"s3://{s3_server.bucket}/submitted"
+    # Windows that overlap: scoring lasts some seconds, so that whoever looks each second or two sees it.
+    stories = "~/.cache/shortened_llm/assets/tiny/texts/stories.jsonl"
+    selection = [{"path": stories, "bos": "none", "max_tokens": 8192, "segment_length": 128, "stride": 8}]
     command = [
         "python", "-m", "jobs.submit", "jobs/configs/tiny.yaml", "--address", cluster.dashboard_url,
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
         "--scoring.criteria", '["ppl"]', "--resources.scoring_shards", "3",
-        "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
+        "--retraining.cpt.learning_rate", "[3e-4, 1e30]", "--evaluation.selection.perplexity", json.dumps(selection),
     ]  # fmt: skip
     with Scraper(cluster) as scraped:
         ran = subprocess.run(
