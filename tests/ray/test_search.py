@@ -203,7 +203,8 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
         "python", "-m", "jobs.submit", "jobs/configs/tiny.yaml", "--address", cluster.dashboard_url,
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
         "--scoring.criteria", '["ppl"]', "--resources.scoring_shards", "3",
-        "--retraining.cpt.learning_rate", "[3e-4, 1e30]", "--evaluation.selection.perplexity", json.dumps(selection),
+        "--evaluation.selection.perplexity", json.dumps(selection),
+        "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
     ]  # fmt: skip
     with Scraper(cluster) as scraped:
         ran = subprocess.run(
