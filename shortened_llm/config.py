@@ -624,9 +624,9 @@ class TaskConfig(Section):
         return {"task": value} if isinstance(value, str) else value
 
 
-# The seven zero-shot tasks of the paper.
 LOCAL_SUFFIX = "_local"
 """Of the name of a task's copy with data of one's own."""
+# The seven zero-shot tasks of the paper.
 TASK_SETS = {
     "zero_shot": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),
 }
