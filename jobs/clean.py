@@ -1,10 +1,9 @@
 """Show, or remove, what no experiment of a storage needs any more; needs no configuration, Ray or torch."""
 
-import argparse
 import datetime
 from collections.abc import Sequence
 
-from jobs.cli import run
+from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.search.unneeded import Unneeded, find_unneeded, remove
 from shortened_llm.storage.store import Store
@@ -13,8 +12,8 @@ from shortened_llm.storage.urls import exists
 SHOWN_NAMES = 3
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         prog="python -m jobs.clean",
         description="Show what no experiment of a storage needs any more: payloads that no record names, checkpoints "
         "of finished experiments, records of experiments that were removed. An experiment that is running is left "
@@ -34,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """A table on stdout, one line for each kind."""
-    flags = make_parser().parse_args(list(arguments))
+    flags = make_parser().parse_args(arguments)
     if not flags.min_age >= 0:
         raise BadInputError(f"--min-age: is {flags.min_age:g}; allowed are hours from 0 up")
     store = Store.at(flags.storage)

@@ -1,6 +1,7 @@
 """What every entry point shares: configuration, flags, logging, Ray, signals and exit codes."""
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -8,15 +9,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
+from jobs.config_file import read_config_file
 from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
 from shortened_llm.credentials import hidden
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, last_line, original
 from shortened_llm.logs import LOGGER, setup_logging
 
 if TYPE_CHECKING:
@@ -37,9 +38,27 @@ class _Flags(SearchConfig, BaseSettings):
         return (init_settings,)
 
 
-def make_parser(verb: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Raises `BadInputError` in place of a screen of usage, and takes no flag by its beginning alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInputError(f"command line: {message}; {self.prog} --help lists the flags")
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(list(arguments))
+        if unknown:
+            given = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(given, self._option_string_actions, n=1, cutoff=0.5)
+            self.error(f"{given} is no flag" + (f"; did you mean {near[0]}?" if near else ""))
+        return parsed
+
+
+def make_parser(verb: str, description: str) -> Parser:
     """A parser with the arguments of every entry point; a caller may add its own."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m jobs.{verb}",
         description=f"{description} Every field of the configuration is a flag too, such as "
         '--search.ratios "[0.2, 0.4]"; a flag wins over the file.',
@@ -49,7 +68,7 @@ def make_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[SearchConfig, argparse.Namespace]:
+def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[SearchConfig, argparse.Namespace]:
     """The configuration, flags over file, and the entry point's own arguments.
 
     Raises:
@@ -57,9 +76,9 @@ def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     """
     own = {action.dest for action in parser._actions}
     source: CliSettingsSource = CliSettingsSource(_Flags, cli_parse_args=False, root_parser=parser)
-    parsed = parser.parse_args(list(arguments))
+    parsed = parser.parse_args(arguments)
     flags = {name: value for name, value in vars(parsed).items() if name not in own and value is not None}
-    values = _read_yaml(Path(parsed.config))
+    values = read_config_file(Path(parsed.config))
     try:
         merged = _merge(values, source(parsed_args=flags)())
     except SettingsError as error:
@@ -67,18 +86,6 @@ def parse_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
     except ValidationError as error:
         raise BadInputError(describe_errors(error)) from None
     return parse_config(merged), parsed
-
-
-def _read_yaml(path: Path) -> dict[str, object]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise BadInputError(f"config: cannot read {str(path)!r} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"config: {str(path)!r} is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise BadInputError(f"config: {str(path)!r} holds no sections; begin with `experiment: NAME`")
-    return values
 
 
 def _merge(values: dict, flags: dict) -> dict:
@@ -95,15 +102,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     signal.signal(signal.SIGTERM, _leave)
     try:
         main(sys.argv[1:])
-    except BadInputError as error:
-        print(f"error: {hidden(str(error))}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if isinstance(cause := getattr(error, "cause", None), BadInputError):  # found by a task on the cluster
-            print(f"error: {hidden(str(cause))}", file=sys.stderr)
+        if isinstance(cause := original(error), BadInputError):
+            for line in str(cause).splitlines():
+                print(f"error: {hidden(line)}", file=sys.stderr)
             sys.exit(BAD_INPUT)
         if os.environ.get("SHORTENED_LLM_TRACEBACK"):
             traceback.print_exc()

@@ -21,14 +21,14 @@ from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.models.files import weight_file_names
-from shortened_llm.models.load import load_config, load_tokenizer, model_directory
-from shortened_llm.models.stage import stage_model
+from shortened_llm.models.load import model_directory
+from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, to_json
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import exists, join, read_bytes
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         timing: list[Unit] = []
         # The dense model is timed in the same turns as each other one; by itself only where there is no other.
         if flags.efficiency and (every or not models):
-            kept = kept_blocks(model_directory(ref), ref.num_blocks)
+            kept = kept_blocks(str(model_directory(ref)), ref.num_blocks)
             if every and not (model_directory(ref) / PRUNING).is_file():
                 LOGGER.warning("%s has no %s: the ideal speed-up is of the first %d blocks", path, PRUNING, len(kept))
             timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept))
@@ -113,44 +113,40 @@ def split_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return found.model, rest
 
 
-def check_model(directory: str, dense: ScoringFacts) -> None:
+def check_model(path: str, dense: ScoringFacts) -> None:
     """Check that `--model` can be loaded and compared.
 
     Raises:
-        BadInputError: it is no directory of a model with the dense model's tokenizer, or its card is of another.
+        BadInputError: it is no model with the dense model's tokenizer, or its card is of another.
     """
-    path = Path(directory)
-    if not path.is_dir():
-        raise BadInputError(f"--model: {directory!r} is no directory; give one that from_pretrained loads")
     try:
-        config, tokenizer = load_config(path), load_tokenizer(path)
-        weight_file_names(path)
+        config, tokenizer = inspect_model(ModelConfig(path=path))
     except BadInputError as error:
         raise BadInputError(f"--model: {str(error).removeprefix('model.path: ')}") from None
     if config.vocab_size != dense.vocab_size or tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise BadInputError(
-            f"--model: {directory!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
+            f"--model: {path!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
             f"{dense.vocab_size}; scores of different tokenizers cannot be compared"
         )
     kept = kept_blocks(path, config.num_hidden_layers)
     if len(kept) != config.num_hidden_layers or not set(kept) <= set(range(dense.num_blocks)):
         raise BadInputError(
-            f"--model: {path / PRUNING} says that blocks {list(kept)} were kept, but the model has "
+            f"--model: {join(path, PRUNING)} says that blocks {list(kept)} were kept, but the model has "
             f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
         )
 
 
-def kept_blocks(directory: Path, num_blocks: int) -> tuple[int, ...]:
+def kept_blocks(place: str, num_blocks: int) -> tuple[int, ...]:
     """The dense model's blocks that a model of so many has, as its card says; without one, the first.
 
     Raises:
         BadInputError: the card does not say.
     """
-    card = directory / PRUNING
-    if not card.is_file():
+    card = join(place, PRUNING)
+    if not exists(card):
         return tuple(range(num_blocks))
     try:
-        return tuple(int(block) for block in json.loads(card.read_text())["kept_blocks"])
+        return tuple(int(block) for block in json.loads(read_bytes(card))["kept_blocks"])
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise BadInputError(f"--model: {card} does not say which blocks were kept ({last_line(error)})") from None
 

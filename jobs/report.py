@@ -1,10 +1,9 @@
 """Write the report of an experiment again, or one report of several; needs no configuration, Ray or torch."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs.cli import run
+from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import Experiment
 from shortened_llm.reporting.merge import merge_experiments
@@ -15,8 +14,8 @@ MOST_NAMES = 4
 """In the name of a directory."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         prog="python -m jobs.report",
         description="Write the report of an experiment from what is stored by now, also while it runs or after a "
         "crash; or one report of several experiments on one dense model.",
@@ -37,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """The last line on stdout is the path or URL of the report."""
-    flags = make_parser().parse_args(list(arguments))
+    flags = make_parser().parse_args(arguments)
     places = list(dict.fromkeys(experiment_directory(place) for place in flags.experiments))
     found = [read_experiment(place) for place in places]
     if len(found) == 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jobs.cli import check_placement, make_parser, parse_command, run
 from shortened_llm.config import SearchConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.cut import cut_config
+from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.preflight import ScoringFacts, check_retraining
 from shortened_llm.search.retrain import retrain_plan
 from shortened_llm.storage.store import Store
@@ -66,7 +66,7 @@ def kept_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
     if not removed < set(every):
         raise BadInputError(f"--remove: is {text!r}; allowed are some of the blocks 0 to {facts.num_blocks - 1}")
     kept = tuple(block for block in every if block not in removed)
-    cut_config(facts.model_config, kept)
+    rehearse_plans(facts.model_config, facts.tokenizer, [kept])
     return kept
 
 

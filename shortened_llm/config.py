@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -55,6 +58,22 @@ def _as_tuple(value: object) -> object:
     return (value,)
 
 
+THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _as_count(value: object) -> object:
+    """`8k`, `1.5M`, `2B` and `2e6` as whole numbers."""
+    if not isinstance(value, str):
+        return value
+    written = re.fullmatch(r"(?P<number>\d[\d_]*(\.\d+)?(e\+?\d+)?) ?(?P<unit>[kMB]?)", value.strip())
+    count = written and Decimal(written["number"].replace("_", "")) * THOUSANDS[written["unit"]]
+    if not count or count != int(count):
+        raise ValueError("give a whole number such as 2000000, or 2M; k, M and B are thousands, millions, billions")
+    return int(count)
+
+
+Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
+"""A number of tokens, which may be written as `8k`, `1.5M` or `2B`."""
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]
 Criterion = Literal[
@@ -110,6 +129,9 @@ class DataSource(Section):
     """Split of a hub data set."""
     license: str | None = None
     """Licence of the data, such as cc-by-nc-4.0, to be stated with every model trained on it."""
+    max_bad_rows: float = Field(0.01, ge=0, lt=1)
+    """Share of the rows that may be unusable: without the column, of another type, damaged. They are left out, and
+    counted in log and report; a source with more of them is refused."""
 
 
 class TextSource(DataSource):
@@ -125,8 +147,8 @@ class TextSource(DataSource):
     @property
     def label(self) -> str:
         """A short name for tables: the file's stem, or the data set's id."""
-        is_file = re.search(r"\.(jsonl|json|parquet|txt)$", self.path)
-        label = Path(self.path).stem if is_file else self.path
+        is_file = re.search(r"\.(jsonl|ndjson|json|parquet|txt)(\.(gz|zst|xz|bz2))?$", self.path)
+        label = Path(self.path).name[: -len(is_file[0])] if is_file else self.path
         return f"{label}/{self.name}" if self.name else label
 
 
@@ -360,7 +382,8 @@ class TrainingSource(TextSource):
 
 Method = Literal["none", "cpt", "lora", "cpt_lora", "distill", "last_blocks"]
 Seed = Annotated[int, Field(ge=0)]
-Tokens = Annotated[int, Field(ge=1)]
+TOTAL, BY_RATIO = "total", "by ratio"
+"""Forms of retraining.tokens, which pydantic adds to the field's name."""
 
 _SHORT_FULL: dict[str, object] = {"learning_rate": 3e-4, "warmup_ratio": 0.1}
 PRESETS: dict[str, dict[str, dict[str, object]]] = {
@@ -392,7 +415,10 @@ class RetrainingConfig(Section):
     corpus_tokens: Tokens | None = None
     """Tokens of the corpus that are packed, at most; the largest budget unless given. Experiments see the same order of
     sequences, and a longer run can continue a shorter one, only where it is the same."""
-    tokens: Tokens | dict[Annotated[float, Field(ge=0, lt=1)], Tokens]
+    tokens: Annotated[
+        Annotated[Tokens, Tag(TOTAL)] | Annotated[dict[Annotated[float, Field(ge=0, lt=1)], Tokens], Tag(BY_RATIO)],
+        Discriminator(lambda value: BY_RATIO if isinstance(value, Mapping) else TOTAL),
+    ]
     """Training budget of a trial (tokens), or one for each of search.ratios: {0.2: 20_000, 0.4: 40_000}."""
     sequence_length: int = Field(2048, ge=2)
     """Length of a training sequence (tokens). Documents are packed, an end-of-text token behind each."""
@@ -406,7 +432,7 @@ class RetrainingConfig(Section):
     """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
     validation_sequences: int = Field(16, ge=0)
     """Sequences of the selection texts whose loss is measured with each checkpoint and at the end (count)."""
-    checkpoint_tokens: int | None = Field(None, ge=1)
+    checkpoint_tokens: Tokens | None = None
     """Distance between checkpoints (tokens); a third of the budget unless given. At most this much work is lost."""
     keep_stable_checkpoint: bool = False
     """With wsd: keep the weights and optimiser of the moment before the decay, 12 bytes for each trained parameter; a
@@ -860,6 +886,11 @@ class SearchConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether any criterion reads calibration text."""
+        return bool(set(self.scoring.criteria) - TEXTLESS_CRITERIA)
+
     @field_validator("experiment")
     @classmethod
     def _safe_name(cls, name: str) -> str:
@@ -869,7 +900,7 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _draws_apply(self) -> "SearchConfig":
-        if self.calibration.draws > 1 and not set(self.scoring.criteria) - TEXTLESS_CRITERIA:
+        if self.calibration.draws > 1 and not self.reads_calibration:
             raise ValueError(
                 f"calibration.draws is {self.calibration.draws}, but scoring.criteria is "
                 f"{list(self.scoring.criteria)}, which read no text"
@@ -1031,7 +1062,7 @@ def describe_errors(error: ValidationError) -> str:
         location = fault["loc"]
         if any(other["loc"][: len(location)] == location for other in faults if len(other["loc"]) > len(location)):
             continue  # A fault of the parts explains the fault of the whole.
-        name = ".".join(str(part) for part in location) or "config"
+        name = ".".join(str(part) for part in location if part not in (TOTAL, BY_RATIO)) or "config"
         if fault["type"] == "extra_forbidden":
             known = _known_keys(location[:-1])
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)

@@ -1,6 +1,8 @@
 """Errors that a user can act on, and how to show any other."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 
 class BadInputError(ValueError):
@@ -19,6 +21,17 @@ class NonFiniteLossError(RuntimeError):
     """A loss or score is NaN or infinite; the message says where."""
 
 
+PROGRAMMING_ERRORS = (TypeError, AttributeError, NotImplementedError, ImportError)
+"""What would come again wherever it is tried, and so is not tried again."""
+
+
+def original(error: Exception) -> Exception:
+    """The error of a task on the cluster as it was raised there, without Ray's wrapping, which repeats a stack trace in
+    its message; any other error itself."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
+
+
 def last_line(error: BaseException) -> str:
     """What to show of an error that crossed several processes: the last line of its message.
 
@@ -29,3 +42,33 @@ def last_line(error: BaseException) -> str:
     if inner := re.fullmatch(r"(?:\w+\.)*(\w*(?:Error|Exception|Exit|Interrupt): .*)", last):
         return inner[1]
     return f"{type(error).__name__}: {last}"
+
+
+SHOWN_CHARACTERS = 200
+
+
+def brief(value: object, limit: int = SHOWN_CHARACTERS) -> str:
+    """The text of a value, or of an error behind its class, on one line and cut at `limit` characters."""
+    text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+class Faults:
+    """Bad input that several checks found, told at once."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        """Keep the `BadInputError` of a check, so that the next one has its say."""
+        try:
+            yield
+        except BadInputError as error:
+            self._messages += [line for line in str(error).splitlines() if line not in self._messages]
+
+    def raise_any(self) -> None:
+        """Raises `BadInputError` with one line for each fault, where there are any."""
+        if self._messages:
+            raise BadInputError("\n".join(self._messages))

@@ -98,6 +98,8 @@ class TokenDataset:
     num_sequences: int
     sequence_length: int
     num_documents: int
+    notes: tuple[str, ...] = ()
+    """What the user should know of it, such as how many rows could not be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

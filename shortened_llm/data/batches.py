@@ -2,11 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,12 @@ class MicroBatch:
     """int64 [sequences, length]: the token that each position should predict, `input_ids` shifted by one; IGNORED at
     the last position, in prompts and in padding. Padding is at the right, so causal attention needs no mask for it."""
     position_ids: torch.Tensor | None
-    """int64 [sequences, length], from 0 behind each end-of-text token, where documents must not attend to one another.
-    transformers makes a block-diagonal causal mask of them where it gets neither an attention mask nor a cache
-    (`use_cache=False`), for eager, sdpa and flex attention; flash attention only for a single sequence."""
+    """int64 [sequences, length], from 0 behind each end-of-text token, where documents must not attend to one
+    another."""
     first_position: int
     """Of its first sequence in the training stream."""
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    """What the model is given so that documents stay apart, on its device; made of `position_ids` by who knows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.config import CalibrationConfig
 from shortened_llm.data.sources import Documents
+from shortened_llm.data.tokens import encode_documents
 from shortened_llm.errors import BadInputError
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 # A corpus of any size is drawn from its first documents.
 MAX_DOCUMENTS = 20_000
 
@@ -94,7 +95,7 @@ def _draw(
     generator = np.random.default_rng(config.seed + draw)
     sequences: list[list[int]] = []
     for index in generator.permutation(len(rows)):
-        ids = tokenizer(rows[index])["input_ids"]
+        (ids,) = encode_documents(tokenizer, [rows[index]])
         if len(ids) >= config.sequence_length:
             start = int(generator.integers(len(ids) - config.sequence_length + 1))
             sequences.append(ids[start : start + config.sequence_length])

@@ -7,8 +7,9 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.config import InstructionsConfig
-from shortened_llm.data.rows import Rows
-from shortened_llm.errors import BadInputError
+from shortened_llm.data.readers import BadRow, Row, no_column
+from shortened_llm.data.rows import Rows, Tally
+from shortened_llm.errors import BadInputError, brief
 
 # The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, README, "Data Release"): a fixed format, which
 # models trained on it expect to the letter.
@@ -73,41 +74,55 @@ class InstructionPairs:
         """Parts that can be read apart from one another: files."""
         return self._rows.num_shards
 
-    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Pair]:
+    def pairs(self) -> Iterator[Pair]:
+        """Every pair, read as they are asked for.
+
+        Raises:
+            BadInputError: the source cannot be read, or more of its rows than are allowed are no pairs.
+        """
+        counted = self.tally()
+        for shard in range(self.num_shards):
+            for index, pair in enumerate(self.read(shard)):
+                counted.take(pair, shard, index)
+                if isinstance(pair, Pair):
+                    yield pair
+        counted.finish()
+
+    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Pair | BadRow]:
         """Rows `first` to `first + count` of a shard, or all from `first` on, read as they are asked for.
 
         Raises:
-            BadInputError: the source cannot be read, a column is missing, or a row has no instruction or response.
+            BadInputError: the source cannot be read.
         """
-        for index, row in enumerate(self._rows.read(shard, first=first, count=count), start=first):
-            yield self._pair(row, shard, index)
+        source = self.source
+        columns = (source.input_field, source.response_field, source.instruction_field)
+        for row in self._rows.read(shard, columns, first=first, count=count):
+            yield self._pair(row)
+
+    def tally(self) -> Tally:
+        """A count of the source's rows."""
+        return Tally(self._rows)
 
     @cached_property
     def _rows(self) -> Rows:
         return Rows(source=self.source, files=self.files, commit=self.commit, field_path=self.field_path)
 
-    def _pair(self, row: dict[str, object], shard: int, index: int) -> Pair:
+    def _pair(self, row: Row) -> Pair | BadRow:
+        if isinstance(row, BadRow):
+            return row
         source = self.source
         texts = []
         for key in ("instruction_field", "response_field"):
             column = getattr(source, key)
             if column not in row:
-                raise BadInputError(
-                    f"{self.field_path}.{key}: {source.path!r} has no column {column!r}; it has {', '.join(row)}"
-                )
+                return no_column(column, f"{self.field_path}.{key}", row)
             text = row[column]
             if not isinstance(text, str) or not text.strip():
-                raise BadInputError(
-                    f"{self.field_path}: row {index} of {self._rows.name_of(shard)} has {column} {text!r}; every row "
-                    "needs a text there"
-                )
+                return BadRow(f"has {column} {brief(repr(text))}, which is no text")
             texts.append(text)
         context = row.get(source.input_field)
         if context is not None and not isinstance(context, str):
-            raise BadInputError(
-                f"{self.field_path}: row {index} of {self._rows.name_of(shard)} has {source.input_field} {context!r}, "
-                "which is no text"
-            )
+            return BadRow(f"has {source.input_field} {brief(repr(context))}, which is no text")
         return Pair(instruction=texts[0], input=context or "", response=texts[1])
 
 
@@ -143,13 +158,17 @@ class PairEncoder:
         content = f"{pair.instruction}\n\n{pair.input}" if pair.input.strip() else pair.instruction
         asked = [{"role": "user", "content": content}]
         answered = [*asked, {"role": "assistant", "content": pair.response}]
-        prompt = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        whole = self._tokenizer.apply_chat_template(answered, tokenize=False)
+        try:
+            prompt = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            whole = self._tokenizer.apply_chat_template(answered, tokenize=False)
+        except Exception as error:  # a template may raise what it likes
+            raise self._bad_template(f"it fails ({brief(error)})") from None
         if not whole.startswith(prompt):
-            raise BadInputError(
-                f"{self._pairs.field_path}.template: is 'chat', but in the tokenizer's chat template a conversation "
-                "does not begin with its prompt, so that the response cannot be told from it; use 'alpaca'"
+            raise self._bad_template(
+                "in it a conversation does not begin with its prompt, so that the response cannot be told from it"
             )
+        if pair.response.strip() not in whole[len(prompt) :]:
+            raise self._bad_template(f"it loses the response, such as {brief(repr(pair.response))}")
         response = self._ids(whole[len(prompt) :])
         end = self._tokenizer.eos_token_id
         if end in response:  # what follows it, such as a line break, belongs to the next turn
@@ -157,6 +176,12 @@ class PairEncoder:
         else:
             response.append(end)
         return self._ids(prompt), response
+
+    def _bad_template(self, why: str) -> BadInputError:
+        return BadInputError(
+            f"{self._pairs.field_path}.template: is 'chat', but the tokenizer's chat template cannot be used: {why}; "
+            "use 'alpaca', or mend the template"
+        )
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.data.instructions import InstructionPairs, Pair, PairEncoder
 from shortened_llm.data.pieces import PIECE_ROWS, Executor, PackedPiece, Piece, pack_pieces
+from shortened_llm.data.readers import BadRow
+from shortened_llm.data.rows import left_out
 from shortened_llm.data.sources import Documents
+from shortened_llm.data.tokens import encode_documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
@@ -23,7 +26,7 @@ from shortened_llm.storage.urls import join
 
 KIND = "tokens"
 PIECE_KIND = "token_shards"
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 SHARD_TOKENS = 16 * 2**20
 """Tokens of a file, at most."""
 # What is tokenised at a time: whichever is reached first. Fast tokenizers need some 200 bytes for each token.
@@ -35,7 +38,7 @@ BATCH_CHARACTERS = 2**18
 class PackingJob:
     """Token sequences of one source.
 
-    Documents: an end-of-text token behind each, joined and cut into sequences; rows of token ids are used as they are,
+    Documents: one end-of-text token behind each, joined and cut into sequences; rows of token ids are used as they are,
     a row being one sequence. Each piece of `pieces.PIECE_ROWS` rows drops its own remainder, less than a sequence.
 
     Instruction pairs: one sequence each, padded with 0; pairs without room for the response are left out.
@@ -104,11 +107,14 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
     if stored := store.read(KIND, job.fingerprint, TokenDataset):
         return stored
     packed = pack_pieces(job.source.num_shards, job.at_most, executor, on_progress=on_progress)
-    left_out = sum(piece.left_out for piece in packed)
-    if left_out:
+    tally = job.source.tally()
+    for piece in packed:
+        tally.add(piece.num_rows, piece.bad_rows, piece.first_bad)
+    tally.finish()
+    if too_long := sum(piece.left_out for piece in packed):
         LOGGER.warning(
             "%s: %d pairs are left out, since their prompts leave no room for a response in max_length = %d tokens",
-            job.name, left_out, job.sequence_length,
+            job.name, too_long, job.sequence_length,
         )  # fmt: skip
     root = join(store.url, PIECE_KIND)
     total = sum(piece.num_sequences for piece in packed)
@@ -119,6 +125,7 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
         num_sequences=total if job.at_most is None else min(total, job.at_most),
         sequence_length=job.sequence_length,
         num_documents=sum(piece.num_documents for piece in packed),
+        notes=(left_out(tally.num_rows, tally.num_bad, tally.first_bad),) if tally.num_bad else (),
     )
     store.write(KIND, job.fingerprint, dataset, identity=job.identity)
     return dataset
@@ -133,13 +140,19 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
     for cut in (False, True):
         if stored := store.read(PIECE_KIND, fingerprint(job.piece_identity(piece, cut=cut)), PackedPiece):
             return stored
-    source, count = job.source, _Count()
-    rows = count.rows_of(source.read(piece.shard, first=piece.range * PIECE_ROWS, count=PIECE_ROWS))
+    source, tally, count, first = job.source, job.source.tally(), _Count(), piece.range * PIECE_ROWS
+
+    def usable() -> Iterator:
+        for index, row in enumerate(source.read(piece.shard, first=first, count=PIECE_ROWS), start=first):
+            tally.take(row, piece.shard, index)
+            if row is not None and not isinstance(row, BadRow):
+                yield row
+
     sequences: Iterator[tuple[np.ndarray, ...]]
     if isinstance(source, InstructionPairs):
-        sequences = _pair_sequences(rows, PairEncoder(source, tokenizer, job.sequence_length), job, count)
+        sequences = _pair_sequences(usable(), PairEncoder(source, tokenizer, job.sequence_length), job, count)
     else:
-        sequences = _document_sequences(rows, tokenizer, job, count)
+        sequences = _document_sequences(usable(), tokenizer, job, count)
     with tempfile.TemporaryDirectory(prefix="shortened_llm_tokens_") as temporary:
         _write_shards(sequences, Path(temporary), job, count)
         cut = job.at_most is not None and count.sequences == job.at_most
@@ -152,7 +165,10 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
         num_sequences=count.sequences,
         num_documents=count.documents,
         left_out=count.left_out,
-        is_last=not cut and count.rows < PIECE_ROWS,
+        num_rows=tally.num_rows,
+        bad_rows=tally.num_bad,
+        first_bad=tally.first_bad,
+        is_last=not cut and tally.num_rows < PIECE_ROWS,
     )
     store.write(PIECE_KIND, key, packed, identity=job.piece_identity(piece, cut=cut))
     return packed
@@ -177,16 +193,9 @@ def check_filled(dataset: TokenDataset, job: PackingJob) -> None:
 class _Count:
     """How far a piece is."""
 
-    rows = 0
     documents = 0
     sequences = 0
     left_out = 0
-
-    def rows_of(self, rows: Iterator) -> Iterator:
-        """The same rows, counted."""
-        for row in rows:
-            self.rows += 1
-            yield row
 
 
 def _below(root: str, piece: PackedPiece, entry: FileEntry) -> FileEntry:
@@ -212,7 +221,7 @@ def _pair_sequences(
 
 
 def _document_sequences(
-    rows: Iterable[str | list[int] | None], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
+    rows: Iterable[str | list[int]], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Tokens [sequences, length], a few sequences at a time."""
     length = job.sequence_length
@@ -226,14 +235,14 @@ def _document_sequences(
 
 
 def _token_stream(
-    rows: Iterable[str | list[int] | None], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
+    rows: Iterable[str | list[int]], tokenizer: PreTrainedTokenizerBase, job: PackingJob, count: _Count
 ) -> Iterator[np.ndarray]:
     """Token ids, int64, of a few documents at a time."""
     for batch in _batched(row for row in rows if row):
         texts = [row for row in batch if isinstance(row, str)]
         ids: list[list[int]] = []
         if texts:
-            ids += [[*text, tokenizer.eos_token_id] for text in tokenizer(texts, verbose=False)["input_ids"]]
+            ids += [[*text, tokenizer.eos_token_id] for text in encode_documents(tokenizer, texts)]
         for row in batch:
             if isinstance(row, list):
                 if len(row) == job.sequence_length:

@@ -38,6 +38,12 @@ class PackedPiece:
     num_documents: int
     left_out: int = 0
     """Pairs of instruction data whose prompt leaves no room for the response."""
+    num_rows: int
+    """Rows that were read, of whatever purpose."""
+    bad_rows: int
+    """Rows among them that could not be used."""
+    first_bad: str
+    """Which the first of these was, and why, in words."""
     is_last: bool
     """Whether the shard's rows end in it."""
 

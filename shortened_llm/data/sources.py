@@ -8,14 +8,19 @@ from typing import Literal
 
 from shortened_llm.config import SearchConfig, TextSource
 from shortened_llm.data.instructions import InstructionPairs
-from shortened_llm.data.rows import Rows
-from shortened_llm.errors import BadInputError
+from shortened_llm.data.readers import BadRow, Row, no_column
+from shortened_llm.data.rows import Rows, Tally
+from shortened_llm.errors import BadInputError, Faults, brief
 
 Purpose = Literal["train", "selection", "report"]
 
 # Bounds of a document's hash, in 0..1, for each purpose of a source that serves several.
 REPORT_BELOW = 0.05
 SELECTION_BELOW = 0.10
+
+
+Document = str | list[int] | BadRow | None
+"""A text, token ids, a row that is neither, or one that serves another purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,40 +56,52 @@ class Documents:
         """Parts that can be read apart from one another: files."""
         return self._rows.num_shards
 
-    def rows(self) -> Iterator[str | list[int]]:
+    def rows(self, tally: Tally | None = None) -> Iterator[str | list[int]]:
         """Each document: a text, or token ids where the source has a column `input_ids`. Read as they are asked for.
 
-        Raises:
-            BadInputError: the source cannot be read, has no such column, or a document is no text.
-        """
-        for shard in range(self.num_shards):
-            for document in self.read(shard):
-                if document is not None:
-                    yield document
+        Args:
+            tally: counts the rows, for who wants to know.
 
-    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[str | list[int] | None]:
-        """Rows `first` to `first + count` of a shard, or all from `first` on, as `rows` gives them; None in place of a
-        document that serves another purpose."""
-        for index, row in enumerate(self._rows.read(shard, first=first, count=count), start=first):
-            value = self._value(row, shard, index)
-            yield value if self._is_ours(value) else None
+        Raises:
+            BadInputError: the source cannot be read, or more of its rows than are allowed are no documents.
+        """
+        counted = tally or self.tally()
+        for shard in range(self.num_shards):
+            for index, document in enumerate(self.read(shard)):
+                counted.take(document, shard, index)
+                if isinstance(document, (str, list)):
+                    yield document
+        counted.finish()
+
+    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Document]:
+        """Rows `first` to `first + count` of a shard, or all from `first` on; None in place of a document that serves
+        another purpose."""
+        columns = ("input_ids", self.source.field)
+        for row in self._rows.read(shard, columns, first=first, count=count):
+            value = self._value(row)
+            yield value if isinstance(value, BadRow) or self._is_ours(value) else None
+
+    def tally(self) -> Tally:
+        """A count of the source's rows."""
+        return Tally(self._rows)
 
     @cached_property
     def _rows(self) -> Rows:
         return Rows(source=self.source, files=self.files, commit=self.commit, field_path=self.field_path)
 
-    def _value(self, row: dict[str, object], shard: int, index: int) -> str | list[int]:
+    def _value(self, row: Row) -> str | list[int] | BadRow:
+        if isinstance(row, BadRow):
+            return row
         column = "input_ids" if "input_ids" in row else self.source.field
         if column not in row:
-            raise BadInputError(
-                f"{self.field_path}.field: {self.source.path!r} has no column {column!r}; it has {', '.join(row)}"
-            )
+            return no_column(column, f"{self.field_path}.field", row)
         value = row[column]
-        if isinstance(value, str) and column != "input_ids":
-            return value
-        if isinstance(value, list) and column == "input_ids" and all(isinstance(token, int) for token in value):
-            return value
-        raise BadInputError(f"{self.field_path}: row {index} of {self._rows.name_of(shard)} has {column} {value!r}")
+        if column == "input_ids":
+            if isinstance(value, list) and all(isinstance(token, int) for token in value):
+                return value
+        elif isinstance(value, (str, bytes)):
+            return as_text(value, column)
+        return BadRow(f"has {column} {brief(repr(value))}")
 
     def _is_ours(self, document: str | list[int]) -> bool:
         if not self.shared_with:
@@ -97,6 +114,16 @@ class Documents:
         return self.purpose == "train"
 
 
+def as_text(value: str | bytes, column: str) -> str | BadRow:
+    """The text, where it is one that a tokenizer can read."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        text.encode()
+    except UnicodeError as error:
+        return BadRow(f"has a {column} that is no text ({brief(error)})")
+    return text
+
+
 def _hash_fraction(document: str | list[int]) -> float:
     """A number in 0..1 that depends on the document alone: equal documents fall into the same part."""
     content = document if isinstance(document, str) else repr(document)
@@ -107,7 +134,8 @@ def _hash_fraction(document: str | list[int]) -> float:
 class TextRoles:
     """Which documents serve which purpose in an experiment; no document serves two."""
 
-    calibration: Documents
+    calibration: Documents | None
+    """Where a criterion reads text."""
     train: tuple[Documents, ...]
     selection: tuple[Documents, ...]
     report: tuple[Documents, ...]
@@ -122,7 +150,9 @@ def text_roles(config: SearchConfig) -> TextRoles:
     Raises:
         BadInputError: a file does not exist or has an unknown ending, or the hub does not know a data set.
     """
-    named: list[tuple[str, Purpose, TextSource]] = [("calibration", "train", config.calibration)]
+    named: list[tuple[str, Purpose, TextSource]] = []
+    if config.reads_calibration:
+        named.append(("calibration", "train", config.calibration))
     retraining = config.retraining
     named += [(f"retraining.data.{i}", "train", source) for i, source in enumerate(retraining.data)]
     selection, report = config.evaluation.selection.perplexity, config.evaluation.report.perplexity
@@ -130,7 +160,11 @@ def text_roles(config: SearchConfig) -> TextRoles:
     named += [(f"evaluation.report.perplexity.{i}", "report", source) for i, source in enumerate(report)]
     agreement = config.evaluation.report.agreement
     named += [(f"evaluation.report.agreement.{i}", "report", source) for i, source in enumerate(agreement)]
-    found = [Rows.find(source, field) for field, _, source in named]
+    faults, found = Faults(), []
+    for field, _, source in named:
+        with faults.gather():
+            found.append(Rows.find(source, field))
+    faults.raise_any()
     places = [
         frozenset(rows.files or [f"hub:{source.path}:{source.name}:{source.split}"])
         for rows, (_, _, source) in zip(found, named, strict=True)
@@ -161,8 +195,8 @@ def text_roles(config: SearchConfig) -> TextRoles:
             )
     reported = tuple(d for d in documents if d.purpose == "report")
     return TextRoles(
-        calibration=documents[0],
-        train=tuple(d for d in documents[1:] if d.purpose == "train"),
+        calibration=next((d for d in documents if d.field_path == "calibration"), None),
+        train=tuple(d for d in documents if d.purpose == "train" and d.field_path != "calibration"),
         selection=tuple(d for d in documents if d.purpose == "selection"),
         report=reported[: len(report)],
         agreement=reported[len(report) :],

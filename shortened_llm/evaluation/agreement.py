@@ -62,4 +62,5 @@ def measure_agreement(
         top1=agreed / count,
         num_predictions=count,
         documents=fingerprint(documents.identity),
+        notes=segments.notes,
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shortened_llm.errors import BadInputError, NonFiniteLossError, UnreachableError, last_line
+from shortened_llm.errors import PROGRAMMING_ERRORS, BadInputError, NonFiniteLossError, UnreachableError, last_line
 from shortened_llm.evaluation.chunks import Chunks
 
 # Of one piece of work, each in another process. After as many losses of help, no more is sent.
@@ -126,7 +126,7 @@ class Dispatcher:
             on_failure: called with each failed attempt, in words.
 
         Raises:
-            BadInputError, NonFiniteLossError: the work's own, which would come again.
+            BadInputError, NonFiniteLossError, PROGRAMMING_ERRORS: the work's own, which would come again.
             WorkFailedError: the work failed, hung or lost its process in each of several processes.
         """
         loop = asyncio.get_running_loop()
@@ -271,7 +271,8 @@ class Dispatcher:
 
 
 def _is_the_same_anywhere(error: Exception) -> bool:
-    return isinstance(error, (BadInputError, NonFiniteLossError)) and not isinstance(error, UnreachableError)
+    lasting = isinstance(error, (BadInputError, NonFiniteLossError, *PROGRAMMING_ERRORS))
+    return lasting and not isinstance(error, UnreachableError)
 
 
 async def _is_ready(evaluator: Evaluator, work: _Work) -> bool:

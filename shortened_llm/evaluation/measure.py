@@ -111,7 +111,13 @@ def measure_part(
         found = measure_with(size)
         if size == batch_size:
             return found
-        return replace(found, notes=(f"batch of {batch_size} did not fit in memory: halved to {size}",))
+        return replace(
+            found,
+            notes=(
+                *found.notes,
+                f"batch of {batch_size} did not fit in memory: halved to {size}",
+            ),
+        )
 
     def measure_with(size: int) -> TextPart | TaskPart | AgreementScore | TaskScore:
         match unit:

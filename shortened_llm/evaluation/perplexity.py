@@ -1,8 +1,8 @@
 """Perplexity of a text under a stated protocol (`PerplexitySource`)."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import PerplexitySource
+from shortened_llm.data.rows import left_out
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.chunks import Taker
@@ -37,6 +38,8 @@ class Segments:
     """Which document each token lies in, [segments, length], counted from 0 in the order of the text."""
     first_new: tuple[int, ...]
     """Of each segment, the first token that it predicts: 1, or further on where windows overlap."""
+    notes: tuple[str, ...] = ()
+    """How the text differs from its source, such as rows that could not be used."""
 
 
 def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> Segments:
@@ -53,7 +56,16 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
         BadInputError: the text is shorter than a segment, or the tokenizer has no beginning-of-text token.
     """
     check_bos(documents, source, tokenizer)
-    rows = documents.rows()
+    tally = documents.tally()
+    segments = _segments(documents, documents.rows(tally), source, tokenizer)
+    if not tally.num_bad:
+        return segments
+    return replace(segments, notes=(left_out(tally.num_rows, tally.num_bad, tally.first_bad),))
+
+
+def _segments(
+    documents: Documents, rows: Iterator[str | list[int]], source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
+) -> Segments:
     first = next(rows, None)
     if isinstance(first, list):
         return _each_its_document(_token_rows([first, *rows], documents, source, tokenizer))
@@ -211,6 +223,7 @@ def measure_text(
             for number in taker.chunks("segments", "", len(starts))
         },
         num_chunks=len(starts),
+        notes=segments.notes,
     )
 
 

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, last_line, original
 from shortened_llm.evaluation.chunks import Chunks
 from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
 from shortened_llm.evaluation.evaluate import gather_scores
@@ -223,7 +223,7 @@ class _Pool:
         try:
             return await asyncio.shield(scoring)
         except BadInputError as error:
-            return MissingScore(unit=unit.name, cause=str(getattr(error, "cause", error)), is_bad_input=True)
+            return MissingScore(unit=unit.name, cause=str(original(error)), is_bad_input=True)
         except Exception as error:
             cause = str(error) if isinstance(error, WorkFailedError) else last_line(error)
             return MissingScore(unit=unit.name, cause=cause)

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.families import (
+    EXTRA_BLOCK_COUNTERS,
     FIXED_RULES,
     INDEX_LISTS,
     LAST_INDICES,
@@ -28,12 +29,16 @@ INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_index", "layer_number", "blo
 def cut_config(config: PretrainedConfig, kept_blocks: tuple[int, ...]) -> PretrainedConfig:
     """A copy of `config` for a model with only `kept_blocks`.
 
-    A copy, because a config made anew would lose private settings such as the attention implementation.
+    A copy, because a config made anew would lose private settings such as the attention implementation. It counts no
+    blocks for multi-token prediction, which are left out of every view.
 
     Raises:
         BadInputError: a kept block would come out as another kind of block than it is in the dense model.
     """
     cut = copy.deepcopy(config)
+    for name in EXTRA_BLOCK_COUNTERS:
+        if getattr(cut, name, None):
+            setattr(cut, name, 0)
     num_blocks = cut.num_hidden_layers
     if kept_blocks == tuple(range(num_blocks)):
         return cut

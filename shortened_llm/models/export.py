@@ -49,17 +49,31 @@ def verify_export(directory: Path, reference_logits: torch.Tensor, dtype: str) -
     Raises:
         ExportError: the logits differ, or generation stops short.
     """
-    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).eval()
-    AutoTokenizer.from_pretrained(directory)
+    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=False).eval()
+    AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     tokens = probe_tokens(reloaded.config.vocab_size)
     with torch.inference_mode():
         logits = reloaded(input_ids=tokens, use_cache=False).logits
-        if not torch.equal(logits, reference_logits):
-            difference = (logits.float() - reference_logits.float()).abs().max().item()
-            raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
-        generated = reloaded.generate(
+    if not torch.equal(logits, reference_logits):
+        difference = (logits.float() - reference_logits.float()).abs().max().item()
+        raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
+    check_generation(reloaded)
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Generate some tokens with the KV cache.
+
+    Raises:
+        ExportError: generation stops short.
+    """
+    tokens = probe_tokens(model.config.vocab_size).to(model.device)
+    with torch.inference_mode():
+        generated = model.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS,
             min_new_tokens=PROBE_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0,
         )  # fmt: skip
     if generated.shape[1] != PROBE_LENGTH + PROBE_NEW_TOKENS:
-        raise ExportError(f"{directory} generated {generated.shape[1] - PROBE_LENGTH} tokens with the KV cache")
+        raise ExportError(
+            f"{type(model).__name__} generated {generated.shape[1] - PROBE_LENGTH} tokens with the KV cache instead of "
+            f"{PROBE_NEW_TOKENS}"
+        )

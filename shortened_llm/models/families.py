@@ -45,6 +45,38 @@ TIES: tuple[tuple[str, object, str], ...] = (
     ("is_heterogeneous", False, "per_layer_config describes the blocks one by one"),
 )
 
+# Counters of extra blocks for multi-token prediction, which no causal language model of transformers builds: they lie
+# behind the others in the files, or apart from them, are left out, and the counter becomes 0.
+EXTRA_BLOCK_COUNTERS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers", "num_mtp_layers")
+
+# Tensors that a model computes by itself, and older files hold too: pattern of the name, numbers of dimensions.
+DERIVED_TENSORS = {r"rotary_emb\.inv_freq$": (1,), r"(attn|attention)\.(masked_)?bias$": (0, 4)}
+
+# What a family makes of the head's product, in this order; a field that is absent or None does nothing. The identity of
+# both ways of computing logits is checked on each model (`head.check_head`), so an unknown rule is refused.
+LogitOperation = Literal["multiply", "divide", "soft_cap"]
+LOGIT_RULES: tuple[tuple[str, LogitOperation], ...] = (
+    ("logit_scale", "multiply"),  # Cohere
+    ("lm_head_multiplier", "multiply"),  # Falcon-H1
+    ("logits_scaling", "divide"),  # Granite, MiniCPM3
+    ("final_logit_softcapping", "soft_cap"),  # Gemma 2 and later, NanoChat
+    ("logits_soft_cap", "soft_cap"),  # RecurrentGemma
+    ("output_logit_soft_cap", "soft_cap"),  # xLSTM
+)
+# (model type, field): where a family reads a field in another way; None: not at all.
+LOGIT_EXCEPTIONS: dict[tuple[str, str], LogitOperation | None] = {
+    ("hyperclovax", "logits_scaling"): "multiply",
+    ("mpt", "logit_scale"): None,
+}
+
+# Subclasses of nn.Linear that compute what it computes, so that a low-rank adapter may stand beside them.
+LINEAR_SUBCLASSES = ("FalconLinear",)
+# Parts of the names of linear layers that choose experts: an adapter there would move tokens between them.
+ROUTERS = ("gate", "router", "router_gate", "shared_expert_gate")
+# Linear layers of modules whose class has one of these words in its name, which fused kernels read without calling the
+# layer: an adapter would be trained on CPU and ignored on a GPU.
+KERNEL_MODULES, KERNEL_LINEARS = ("Mamba", "BambaMixer", "FalconH1Mixer"), ("out_proj", "x_proj", "dt_proj")
+
 # Families that predict at random without a beginning-of-text token in front of every sequence.
 NEEDS_BOS = frozenset(
     {"gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text", "recurrent_gemma", "vaultgemma"}

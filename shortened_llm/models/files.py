@@ -1,8 +1,9 @@
-"""The tensors of a Hugging Face directory, known from the safetensors headers alone."""
+"""The tensors of a Hugging Face directory or URL, known from the safetensors headers alone."""
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,30 +12,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, brief
 from shortened_llm.records import ModelSize
+from shortened_llm.storage.urls import file_size, is_local, join, read_bytes, read_range
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+MOST_HEADER_BYTES = 100_000_000
+"""As the format allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHeader:
+    """What a file says of one tensor."""
+
+    file: str
+    """Its name in the directory."""
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it, such as BF16."""
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFiles:
-    """Where each tensor of a model lies on disk."""
+class TensorHeaders:
+    """The headers of a model's weight files."""
 
-    directory: Path
-    file_of: Mapping[str, str]
-    """Tensor name -> file name."""
-    shapes: Mapping[str, tuple[int, ...]]
+    place: str
+    """Directory or URL."""
+    of: Mapping[str, TensorHeader]
+    """By the tensor's name."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: header.shape for name, header in self.of.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFiles(TensorHeaders):
+    """Weight files on this node, to be read."""
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.place)
 
     def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (new name, tensor) for each `{name on disk: new name}`, file by file."""
-        for file in sorted({self.file_of[name] for name in names}):
+        for file in sorted({self.of[name].file for name in names}):
             with safe_open(self.directory / file, framework="pt") as tensors:
                 for name, new_name in names.items():
-                    if self.file_of[name] == file:
+                    if self.of[name].file == file:
                         yield new_name, tensors.get_tensor(name)
 
     @contextmanager
@@ -44,7 +72,7 @@ class TensorFiles:
             handles: dict[str, Any] = {}
 
             def tensor_of(name: str) -> torch.Tensor:
-                file = self.file_of[name]
+                file = self.of[name].file
                 if file not in handles:
                     handles[file] = opened.enter_context(safe_open(self.directory / file, framework="pt"))
                 return handles[file].get_tensor(name)
@@ -52,65 +80,85 @@ class TensorFiles:
             yield tensor_of
 
 
-def weight_file_names(directory: Path) -> tuple[str, ...]:
-    """Names of the safetensors files that make up the model.
+def weight_file_names(place: str) -> tuple[str, ...]:
+    """Names of the safetensors files that make up the model in a directory or URL.
 
     Raises:
         BadInputError: there are none, or the index is damaged or names a file that is missing.
     """
-    if (directory / INDEX_NAME).is_file():
-        names = sorted(set(_weight_map(directory).values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise BadInputError(f"model.path: {directory / INDEX_NAME} names files that are missing: {missing}")
+    if weight_map := _weight_map(place):
+        names = sorted(set(weight_map.values()))
+        if missing := [name for name in names if file_size(join(place, name)) is None]:
+            raise BadInputError(f"model.path: {join(place, INDEX_NAME)} names files that are missing: {missing}")
         return tuple(names)
-    if (directory / SINGLE_NAME).is_file():
+    if file_size(join(place, SINGLE_NAME)) is not None:
         return (SINGLE_NAME,)
     raise BadInputError(
-        f"model.path: {directory} holds no {SINGLE_NAME} and no {INDEX_NAME}; only safetensors weights are read"
+        f"model.path: {place} holds no {SINGLE_NAME} and no {INDEX_NAME}; only safetensors weights are read"
     )
 
 
-def _weight_map(directory: Path) -> dict[str, str]:
+def _weight_map(place: str) -> dict[str, str]:
     """`{tensor name: file name}` as the index says; empty where there is no index."""
-    path = directory / INDEX_NAME
-    if not path.is_file():
-        return {}
+    url = join(place, INDEX_NAME)
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(read_bytes(url))
+    except FileNotFoundError:
+        return {}
     except ValueError as error:
-        raise BadInputError(f"model.path: {path} is no JSON ({error})") from None
+        raise BadInputError(f"model.path: {url} is no JSON ({brief(error)})") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
-        raise BadInputError(f"model.path: {path} has no weight_map, an object that names the file of each tensor")
+        raise BadInputError(f"model.path: {url} has no weight_map, an object that names the file of each tensor")
     return weight_map
 
 
 @lru_cache(maxsize=4)
 def open_tensor_files(directory: Path) -> TensorFiles:
-    """Read the headers of a model's weight files.
+    """The weight files of a model on this node; raises as `read_headers`."""
+    return TensorFiles(str(directory), read_headers(str(directory)).of)
+
+
+def read_headers(place: str) -> TensorHeaders:
+    """Read the headers of a model's weight files, and no more of them, from a directory or URL.
 
     Raises:
         BadInputError: a file is missing, truncated or no safetensors file, or lacks a tensor that the index names.
     """
-    file_of: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in weight_file_names(directory):
-        try:
-            with safe_open(directory / name, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    file_of[key] = name
-                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise BadInputError(f"model.path: {directory / name} is damaged or no safetensors file ({error})") from None
-    absent = {key: name for key, name in _weight_map(directory).items() if file_of.get(key) != name}
+    names = weight_file_names(place)
+    found: dict[str, TensorHeader] = {}
+    with ThreadPoolExecutor(1 if is_local(place) else 8) as threads:
+        for of_file in threads.map(lambda name: _read_header(place, name), names):
+            found |= of_file
+    absent = {key: name for key, name in _weight_map(place).items() if key not in found or found[key].file != name}
     if absent:
         key, name = next(iter(absent.items()))
         raise BadInputError(
-            f"model.path: {directory / INDEX_NAME} names {len(absent)} tensors that their files lack, such as {key} in "
-            f"{name}"
+            f"model.path: {join(place, INDEX_NAME)} names {len(absent)} tensors that their files lack, such as {key} "
+            f"in {name}"
         )
-    return TensorFiles(directory=directory, file_of=file_of, shapes=shapes)
+    return TensorHeaders(place, found)
+
+
+def _read_header(place: str, name: str) -> dict[str, TensorHeader]:
+    """A file begins with the length of its header, in eight bytes, and that header as JSON; tensors fill the rest."""
+    url = join(place, name)
+    size = file_size(url) or 0
+    length = int.from_bytes(read_range(url, 0, 8), "little") if size >= 8 else 0
+    try:
+        if not 0 < length <= min(MOST_HEADER_BYTES, size - 8):
+            raise ValueError("no header of safetensors")
+        entries = dict(json.loads(read_range(url, 8, 8 + length)))
+        entries.pop("__metadata__", None)
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError(f"{size:,} bytes instead of {8 + length + max(ends, default=0):,}")
+        return {
+            key: TensorHeader(file=name, shape=tuple(map(int, entry["shape"])), dtype=str(entry["dtype"]))
+            for key, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInputError(f"model.path: {url} is damaged or no safetensors file ({brief(error)})") from None
 
 
 # The first index in a tensor's name is its block's: `model.layers.7.mlp.experts.3.w1.weight` lies in block 7.
@@ -118,16 +166,18 @@ BLOCK_NAME = re.compile(r"^(?P<prefix>[^0-9]*?)\.(?P<block>\d+)\.(?P<rest>.+)$")
 
 
 def block_prefix(names: Mapping[str, object], num_blocks: int) -> str:
-    """The name before the block index, such as `model.layers`.
+    """The name before the block index, such as `model.layers`. More blocks than the model has may follow in the files.
 
     Raises:
-        BadInputError: no list in the files has exactly `num_blocks` entries.
+        BadInputError: no list in the files, or several, hold `num_blocks` entries.
     """
     blocks: dict[str, set[int]] = {}
     for name in names:
         if match := BLOCK_NAME.match(name):
             blocks.setdefault(match["prefix"], set()).add(int(match["block"]))
-    fitting = [prefix for prefix, indices in blocks.items() if indices == set(range(num_blocks))]
+    wanted = set(range(num_blocks))
+    equal = [prefix for prefix, indices in blocks.items() if indices == wanted]
+    fitting = equal or [prefix for prefix, indices in blocks.items() if indices >= wanted]
     if len(fitting) != 1:
         raise BadInputError(
             f"model.path: cannot tell the {num_blocks} blocks of this architecture from its tensor names "
@@ -156,15 +206,17 @@ def renumbered(names: Mapping[str, object], kept_blocks: tuple[int, ...], num_bl
     return result
 
 
-def model_size(files: TensorFiles, num_blocks: int) -> ModelSize:
-    """Parameters of each block and of the rest. A tied head is stored once, so it is counted once."""
-    prefix = block_prefix(files.shapes, num_blocks)
+def model_size(files: TensorHeaders, num_blocks: int) -> ModelSize:
+    """Parameters of each block and of the rest. A tied head is stored once, so it is counted once; blocks in the files
+    that the model does not have count nowhere."""
+    shapes = files.shapes
+    prefix = block_prefix(shapes, num_blocks)
     per_block = [0] * num_blocks
     other = 0
-    for name, shape in files.shapes.items():
+    for name, shape in shapes.items():
         block = block_of(name, prefix)
         if block is None:
             other += prod(shape)
-        else:
+        elif block < num_blocks:
             per_block[block] += prod(shape)
     return ModelSize(block_parameters=tuple(per_block), other_parameters=other)

@@ -23,11 +23,12 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
 
     parent, name = str(gguf_file.parent), gguf_file.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name, trust_remote_code=False)
         loaded, report = AutoModelForCausalLM.from_pretrained(
             parent,
             gguf_file=name,
             dtype=torch.float32,
+            trust_remote_code=False,
             quantization_config=GgufConfig(dequantize=True),
             ignore_mismatched_sizes=True,  # They are refused below, by name.
             output_loading_info=True,

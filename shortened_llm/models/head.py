@@ -5,37 +5,46 @@ taken while its logits are there, so that the head is never computed twice.
 """
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.blocks import find_decoder
+from shortened_llm.models.families import LOGIT_EXCEPTIONS, LOGIT_RULES
+
 IGNORE = -100
 CHUNK_TOKENS = 512
+CHECKED_TOKENS = 8
+ROUNDINGS = 16
+"""Steps of the compute type, relative to the largest logit, by which two ways of computing one logit may differ."""
 
 ChunkLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits in fp32 [chunk, vocab], labels [chunk]) -> loss of each position, [chunk]; 0 where the label is -100."""
 
 
-def final_hidden(
-    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
-) -> torch.Tensor:
+Documents = Mapping[str, Any]
+"""What keeps the documents of a sequence apart, where they must be: see `isolation.document_inputs`."""
+NO_DOCUMENTS: Documents = {}
+
+
+def final_hidden(model: PreTrainedModel, input_ids: torch.Tensor, documents: Documents = NO_DOCUMENTS) -> torch.Tensor:
     """Hidden states after the final norm, [batch, seq, hidden], of tokens [batch, seq]."""
-    places = {} if position_ids is None else {"position_ids": position_ids}
-    return model.base_model(input_ids=input_ids, use_cache=False, **places).last_hidden_state
+    return find_decoder(model)(input_ids=input_ids, use_cache=False, **documents).last_hidden_state
 
 
 def sequence_nll(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, documents: Documents = NO_DOCUMENTS
 ) -> torch.Tensor:
     """Summed negative log-likelihood of each sequence, in nats: fp32 sums [batch] of `token_nll`."""
-    return token_nll(model, input_ids, labels, position_ids).sum(dim=1)
+    return token_nll(model, input_ids, labels, documents).sum(dim=1)
 
 
 def token_nll(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, documents: Documents = NO_DOCUMENTS
 ) -> torch.Tensor:
     """Negative log-likelihood of each prediction, in nats; for scoring, without gradients.
 
@@ -43,12 +52,12 @@ def token_nll(
         model: a causal language model.
         input_ids: tokens, [batch, seq].
         labels: the token that each position should predict, [batch, seq]; -100 where nothing is asked.
-        position_ids: [batch, seq], where positions do not simply count.
+        documents: keeps the documents of a sequence apart.
 
     Returns:
         fp32, [batch, seq]; 0 where nothing is asked.
     """
-    hidden = final_hidden(model, input_ids, position_ids).flatten(0, 1)
+    hidden = final_hidden(model, input_ids, documents).flatten(0, 1)
     parts = zip(hidden.split(CHUNK_TOKENS), labels.flatten().split(CHUNK_TOKENS), strict=True)
     return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
 
@@ -62,7 +71,7 @@ def training_loss(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     labels: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
+    documents: Documents = NO_DOCUMENTS,
     *,
     chunk_loss: Callable[[slice], ChunkLoss] | None = None,
 ) -> torch.Tensor:
@@ -71,10 +80,10 @@ def training_loss(
     Args:
         input_ids: tokens, [batch, seq].
         labels: [batch, seq]; -100 where nothing is asked.
-        position_ids: [batch, seq], where positions do not simply count.
+        documents: keeps the documents of a sequence apart.
         chunk_loss: from the positions of a chunk, in [batch x seq], to its loss; `nll` unless given.
     """
-    hidden = final_hidden(model, input_ids, position_ids).flatten(0, 1)
+    hidden = final_hidden(model, input_ids, documents).flatten(0, 1)
     head = model.get_output_embeddings()
     weights = [weight for weight in (head.weight, getattr(head, "bias", None)) if weight is not None]
     total: torch.Tensor = _ChunkedLoss.apply(
@@ -143,15 +152,49 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def finished_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    """What the family makes of the head's product, in fp32; elementwise, so a part of the vocabulary can be given."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        logits = logits * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        logits = logits / scaling
+    """What the family makes of the head's product, in fp32 (`families.LOGIT_RULES`); elementwise, so a part of the
+    vocabulary can be given."""
+    caps = []
+    for field, usual in LOGIT_RULES:
+        operation = LOGIT_EXCEPTIONS.get((config.model_type, field), usual)
+        if operation is None or (value := getattr(config, field, None)) is None:
+            continue
+        if operation == "multiply":
+            logits = logits * value
+        elif operation == "divide":
+            logits = logits / value
+        else:
+            caps.append(value)
     logits = logits.float()
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+    for cap in caps:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+@torch.no_grad()
+def check_head(
+    model: PreTrainedModel, hidden_of: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] = final_hidden
+) -> None:
+    """Check that head and final hidden states give the model's own logits. A collective where it is sharded.
+
+    Args:
+        hidden_of: gives the final hidden states, [1, seq, hidden], of a model for tokens [1, seq].
+
+    Raises:
+        BadInputError: they do not, so that losses of this family would be wrong.
+    """
+    tokens = torch.arange(CHECKED_TOKENS, device=model.device)[None] % model.config.vocab_size
+    own = model(input_ids=tokens, use_cache=False).logits
+    rebuilt = head_logits(model, hidden_of(model, tokens))
+    if own.shape == rebuilt.shape:
+        limit = ROUNDINGS * torch.finfo(own.dtype).eps * own.float().abs().max().clamp(min=1)
+        difference = (own.float() - rebuilt).abs().max()
+        if difference <= limit or not torch.isfinite(difference):  # where a weight is not finite, a loss says more
+            return
+    raise BadInputError(
+        f"model.path: {model.config.model_type} models make their logits of the final hidden states in a way that is "
+        "not known here, so that their losses would be wrong; give a model of another family"
+    )
 
 
 def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:

@@ -1,21 +1,26 @@
 """Load a model or a view of it. A view is built from the kept tensors, never cut out of a live model."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import local_torch_dtype
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import BLOCK_NAME, model_size, open_tensor_files, renumbered
 from shortened_llm.records import ModelRef, ModelSize
 from shortened_llm.storage.payload import local_directory
 
+QUANTISED = ("quantization_config", "compression_config")
+"""Fields of a config.json whose weights are no numbers by themselves."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -45,12 +50,28 @@ def load_config(directory: Path) -> PretrainedConfig:
     Raises:
         BadInputError: there is none, it cannot be read, or it is of another kind of model.
     """
-    if not (directory / "config.json").is_file():
+    file = directory / "config.json"
+    if not file.is_file():
         raise BadInputError(f"model.path: {directory} has no config.json; give a Hugging Face model directory")
     try:
-        config = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"model.path: cannot read {directory / 'config.json'}: {error}") from None
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"model.path: {file} cannot be read as JSON ({brief(error)})") from None
+    refuse_foreign_code(file, values, known=values.get("model_type") in CONFIG_MAPPING)
+    for field in QUANTISED:
+        if values.get(field):
+            raise BadInputError(
+                f"model.path: {file} has a {field}; quantised weights cannot be pruned or trained: give the "
+                "full-precision model"
+            )
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # of every class that checks its own numbers
+        raise BadInputError(
+            f"model.path: {file} is no configuration that transformers reads ({brief(error)})"
+        ) from None
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
     # Encoders such as BERT can be built as decoders too; what was saved says what they are.
     saved_as = config.architectures or ["ForCausalLM"]
@@ -65,18 +86,32 @@ def load_config(directory: Path) -> PretrainedConfig:
 def load_gguf_metadata(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a GGUF file; raises `BadInputError` where transformers cannot read them."""
     try:
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        return config, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # a damaged header surfaces as errors of many kinds
-        raise BadInputError(f"model.path: {str(file)!r} cannot be read as GGUF ({error})") from None
+        raise BadInputError(f"model.path: {str(file)!r} cannot be read as GGUF ({brief(error)})") from None
+    return config, tokenizer
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raises `BadInputError` where it is missing or cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise BadInputError(f"model.path: no usable tokenizer in {directory} ({error})") from None
+        raise BadInputError(f"model.path: no usable tokenizer in {directory} ({brief(error)})") from None
+
+
+def refuse_foreign_code(file: Path, values: Mapping[str, object], *, known: bool) -> None:
+    """Raises `BadInputError` where a configuration asks for Python code that lies beside it, which is never run.
+
+    Args:
+        known: whether transformers has a class of its own for it.
+    """
+    if values.get("auto_map") and not known:
+        raise BadInputError(
+            f"model.path: {file} needs Python code of its author (auto_map), which is never run; give a model of a "
+            f"family that transformers {transformers.__version__} has itself"
+        )
 
 
 def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -114,8 +149,13 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu")
 
 def set_generation_config(model: PreTrainedModel, directory: Path) -> None:
     """Give `model` the generation settings that lie beside its weights, where there are any."""
-    if (directory / "generation_config.json").is_file():
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
         model.generation_config = type(model.generation_config).from_pretrained(directory)
+    except Exception as error:  # of a class that checks its own numbers
+        raise BadInputError(f"model.path: {file} cannot be read ({brief(error)}); mend or remove it") from None
 
 
 def _check_complete(directory: Path, report: Mapping[str, Any], kept_blocks: tuple[int, ...]) -> None:
@@ -124,10 +164,10 @@ def _check_complete(directory: Path, report: Mapping[str, Any], kept_blocks: tup
     refuse_mismatched(directory, report["mismatched_keys"], kept_blocks)
 
 
-def unjoinable_experts(directory: Path) -> BadInputError:
+def unjoinable_experts(place: str | Path) -> BadInputError:
     """The error for a block whose experts are not complete or not alike."""
     return BadInputError(
-        f"model.path: {directory} lacks weights of experts, or has them in different shapes: transformers cannot "
+        f"model.path: {place} lacks weights of experts, or has them in different shapes: transformers cannot "
         "join the experts of a block; every weight must be in the files"
     )
 
@@ -136,21 +176,21 @@ Mismatch = tuple[str, Sequence[int], Sequence[int]]
 """A tensor's name in a view, its shape in the files, its shape in the model."""
 
 
-def refuse_mismatched(directory: Path, mismatched: Iterable[Mismatch], kept_blocks: tuple[int, ...]) -> None:
+def refuse_mismatched(place: str | Path, mismatched: Iterable[Mismatch], kept_blocks: tuple[int, ...]) -> None:
     """Raises `BadInputError` where there are any."""
     if found := sorted(mismatched):
         name, stored, wanted = found[0]
         raise BadInputError(
-            f"model.path: {len(found)} tensors of {directory} have another shape than its config.json asks for, "
+            f"model.path: {len(found)} tensors of {place} have another shape than its config.json asks for, "
             f"such as {_dense_name(name, kept_blocks)}, which has {tuple(stored)} instead of {tuple(wanted)}"
         )
 
 
-def refuse_missing(directory: Path, names: Iterable[str], kept_blocks: tuple[int, ...]) -> None:
+def refuse_missing(place: str | Path, names: Iterable[str], kept_blocks: tuple[int, ...]) -> None:
     """Raises `BadInputError` where there are any, `names` being those of a view."""
     if missing := sorted(_dense_name(name, kept_blocks) for name in names):
         raise BadInputError(
-            f"model.path: {directory} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
+            f"model.path: {place} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
             "every weight must be in the files"
         )
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from shortened_llm.config import ModelConfig
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import file_sha256, fingerprint
-from shortened_llm.models.files import weight_file_names
+from shortened_llm.models.files import read_headers
 from shortened_llm.models.gguf import convert_gguf
-from shortened_llm.models.load import load_config, load_tokenizer
+from shortened_llm.models.inspection import check_directory, check_headers, check_special_tokens
+from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.payload import describe_files, download_directory, upload_directory
 from shortened_llm.storage.store import Store
@@ -22,7 +24,7 @@ from shortened_llm.storage.urls import content_key, download_file, exists, is_lo
 STAGE_VERSION = 1
 KIND = "models"
 # Weights in other formats (pickle, ONNX, original checkpoints) are neither hashed nor copied.
-METADATA_FILES = ("*.json", "*.model", "tokenizer*", "*.txt", "*.jinja", "*.py", "LICENSE*")
+METADATA_FILES = ("*.json", "*.model", "tokenizer*", "*.txt", "*.jinja", "LICENSE*")
 MODEL_FILES = (*METADATA_FILES, "*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -39,7 +41,7 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
     if is_local(config.path) and Path(config.path).is_dir():
         directory = Path(config.path).absolute()
         blocks = load_config(directory).num_hidden_layers
-        weight_file_names(directory)
+        check_directory(directory)
         on_progress(f"hashing the files of {directory}")
         files = describe_files(directory, MODEL_FILES)
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
@@ -54,36 +56,52 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
         return _upload(_fetch(config, identity, Path(temporary)), store, identity)
 
 
-def fetch_metadata(config: ModelConfig, directory: Path) -> Path:
-    """Configuration and tokenizer of the dense model, without its weights.
+def inspect_model(config: ModelConfig) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's configuration and tokenizer, once these and the headers of its weight files are checked.
 
-    Args:
-        directory: where to put what must be fetched.
-
-    Returns:
-        A directory with config.json and the tokenizer, or a GGUF file.
+    Of a model that is not on this machine, only those bytes are fetched; a GGUF file is fetched whole.
 
     Raises:
-        BadInputError: the path leads to no model.
+        BadInputError: the path leads to no causal language model with whole, unquantised safetensors weights.
     """
-    if not is_local(config.path):
-        if config.path.endswith(".gguf"):
-            return download_file(config.path, directory / "model.gguf")
-        if not exists(join(config.path, "config.json")):
-            raise BadInputError(f"model.path: {config.path!r} holds no config.json")
-        return download_directory(config.path, directory, METADATA_FILES)
-    path = Path(config.path)
-    if path.is_dir():
-        load_config(path)
-        weight_file_names(path)
-    if path.exists():
-        return path
+    with tempfile.TemporaryDirectory(prefix="shortened_llm_check_") as temporary:
+        if not is_local(config.path):
+            found = _remote_metadata(config, Path(temporary))
+        elif Path(config.path).is_dir():
+            directory = Path(config.path).absolute()
+            check_directory(directory)
+            found = load_config(directory), load_tokenizer(directory)
+        elif Path(config.path).exists():
+            found = load_gguf_metadata(Path(config.path))
+        else:
+            found = _hub_metadata(config, Path(temporary))
+    check_special_tokens(*found)
+    return found
+
+
+def _remote_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    if config.path.endswith(".gguf"):
+        return load_gguf_metadata(download_file(config.path, temporary / "model.gguf"))
+    if not exists(join(config.path, "config.json")):
+        raise BadInputError(f"model.path: {config.path!r} holds no config.json")
+    directory = download_directory(config.path, temporary, METADATA_FILES)
+    model_config = load_config(directory)
+    check_headers(model_config, read_headers(config.path.rstrip("/")))
+    return model_config, load_tokenizer(directory)
+
+
+def _hub_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     commit = _hub_commit(config)
     try:
-        snapshot_download(config.path, revision=commit, local_dir=directory, allow_patterns=list(METADATA_FILES))
+        snapshot_download(config.path, revision=commit, local_dir=temporary, allow_patterns=list(METADATA_FILES))
+        headers = read_headers(f"hf://{config.path}@{commit}")
+    except BadInputError:
+        raise
     except Exception as error:  # the hub client raises errors of several libraries
-        raise BadInputError(f"model.path: the hub refuses the files of {config.path!r} ({last_line(error)})") from None
-    return directory
+        raise BadInputError(f"model.path: the hub refuses the files of {config.path!r} ({brief(error)})") from None
+    model_config = load_config(temporary)
+    check_headers(model_config, headers)
+    return model_config, load_tokenizer(temporary)
 
 
 def _source_identity(config: ModelConfig) -> dict[str, object]:
@@ -106,7 +124,7 @@ def _hub_commit(config: ModelConfig) -> str:
         return str(HfApi().model_info(config.path, revision=config.revision).sha)
     except Exception as error:  # the hub client raises errors of several libraries
         raise BadInputError(
-            f"model.path: {config.path!r} is no local path, and the hub does not give it ({last_line(error)}); {advice}"
+            f"model.path: {config.path!r} is no local path, and the hub does not give it ({brief(error)}); {advice}"
         ) from None
 
 
@@ -135,7 +153,7 @@ def _fetch(config: ModelConfig, identity: dict[str, object], temporary: Path) ->
 
 def _upload(directory: Path, store: Store, identity: dict[str, object]) -> ModelRef:
     blocks = load_config(directory).num_hidden_layers
-    weight_file_names(directory)
+    check_directory(directory)
     load_tokenizer(directory)
     key = fingerprint(identity)
     url = store.attempt_url(KIND, key)

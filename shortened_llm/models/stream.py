@@ -109,7 +109,10 @@ class StreamedModel:
             # In the dtype of the files: a copy in another would hold the whole matrix.
             module.weight = nn.Parameter(module.weight.to(self._matrix_dtype(names)), requires_grad=False)
         self._fill(dict(self._files.read(names)), torch.device("cpu"))
-        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings().weight.is_meta:
+        if (
+            getattr(self.model.config, "tie_word_embeddings", False)
+            and self.model.get_output_embeddings().weight.is_meta
+        ):
             self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
         self._check_filled(self.model, but=self.blocks)
         self.model.requires_grad_(False)

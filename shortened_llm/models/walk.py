@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.load import empty_model
+from shortened_llm.models.blocks import find_blocks, find_decoder
 from shortened_llm.models.stream import StreamedModel
 
 # Tokens per application of a block, times the bytes of a value: enough to fill the machine, few enough for the block's
@@ -59,7 +58,7 @@ class BlockWalk:
             embedding.weight, embedding.padding_idx = table, padding
         stand_ins = _stand_ins(self.streamed.model, self.as_tuple)
         with _replaced(self.streamed.model, stand_ins):
-            self.streamed.model.base_model(inputs_embeds=embedded, use_cache=False)
+            find_decoder(self.streamed.model)(inputs_embeds=embedded, use_cache=False)
         return stand_ins[0].hidden_states
 
     def new_states(self, models: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -79,7 +78,7 @@ class BlockWalk:
         """Output of one block for hidden states [sequences, length, hidden], of the same shape."""
         positional, keywords = self.calls[block]
         output = module(hidden_states, *positional, **keywords)
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, (tuple, list)) else output
 
     def apply_in_place(self, block: int, module: nn.Module, hidden_states: torch.Tensor) -> None:
         """Replace hidden states [sequences, length, hidden] by the block's output, some sequences at a time."""
@@ -94,7 +93,7 @@ class BlockWalk:
         stand_ins = _stand_ins(self.streamed.model, self.as_tuple)
         stand_ins[-1].output = hidden_states
         with _replaced(self.streamed.model, stand_ins):
-            return self.streamed.model.base_model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state
+            return find_decoder(self.streamed.model)(inputs_embeds=hidden_states, use_cache=False).last_hidden_state
 
     def finish_in_place(self, hidden_states: torch.Tensor) -> None:
         """Replace the last block's output [sequences, length, hidden] by what the head reads."""
@@ -121,18 +120,6 @@ class _StandIn(nn.Module):
         self.call = (positional, keywords)
         output = hidden_states if self.output is None else self.output
         return (output,) if self.as_tuple else output
-
-
-def check_walkable(config: PretrainedConfig) -> None:
-    """Raises as `BlockWalk.of` where the blocks of such a model cannot be walked; needs no weights."""
-    model = empty_model(config).eval()
-    unused = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    unused |= {id(module) for module in find_blocks(model).modules()}
-    for module in model.modules():
-        if id(module) not in unused:  # small ones around the blocks, such as norms
-            for name, weight in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.full(weight.shape, 0.5), requires_grad=False))
-    _recorded_calls(model, 2, torch.device("cpu"), torch.float32)
 
 
 def _recorded_calls(
@@ -165,7 +152,7 @@ def _record(model: PreTrainedModel, embedded: torch.Tensor, as_tuple: bool) -> t
     stand_ins = _stand_ins(model, as_tuple)
     try:
         with _replaced(model, stand_ins), torch.no_grad():
-            model.base_model(inputs_embeds=embedded, use_cache=False)
+            find_decoder(model)(inputs_embeds=embedded, use_cache=False)
     except Exception as error:  # whatever an unknown architecture does
         return (), f"its forward fails without its blocks ({type(error).__name__}: {error})"
     calls = []

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from shortened_llm.models.head import IGNORE, ChunkLoss, head_logits, nll
+from shortened_llm.models.head import IGNORE, ChunkLoss, Documents, head_logits, nll
 from shortened_llm.records import DistillOptions
 
 
@@ -17,10 +17,13 @@ class Teacher:
         """`model` is sharded by `sharding.shard_model`, whose root keeps the head gathered between calls."""
         self.model, self._options = model, options
 
-    def chunk_loss(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> Callable[[slice], ChunkLoss]:
-        """The loss of a micro-batch, tokens [batch, seq], for `head.training_loss`."""
+    def chunk_loss(self, input_ids: torch.Tensor, documents: Documents) -> Callable[[slice], ChunkLoss]:
+        """The loss of a micro-batch, tokens [batch, seq], for `head.training_loss`.
+
+        The teacher keeps documents apart as the student does: it is the same family.
+        """
         with torch.no_grad():
-            hidden = self.model.final_hidden(input_ids, position_ids).flatten(0, 1)
+            hidden = self.model.final_hidden(input_ids, documents).flatten(0, 1)
         return lambda places: self._loss(hidden[places])
 
     def _loss(self, hidden: torch.Tensor) -> ChunkLoss:

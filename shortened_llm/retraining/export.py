@@ -13,7 +13,14 @@ from shortened_llm.models.export import ExportError, export_model, probe_tokens,
 from shortened_llm.models.load import DTYPES, empty_model, load_config, load_tokenizer, model_directory
 from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.records import ModelRef, RetrainedModel
-from shortened_llm.retraining.adapters import gathered_adapter, is_adapter, merged, save_adapter
+from shortened_llm.retraining.adapters import (
+    adapted_layers,
+    gathered_adapter,
+    is_adapter,
+    merged,
+    save_adapter,
+    verify_adapter,
+)
 from shortened_llm.retraining.checkpoint import RunProgress
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.storage.payload import upload_directory
@@ -48,7 +55,8 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     if rank != 0:
         return None
     directory = model_directory(job.model)
-    plain = empty_model(cut_config(load_config(directory), job.model.kept_blocks))
+    config = cut_config(load_config(directory), job.model.kept_blocks)
+    plain = empty_model(config)
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
@@ -65,8 +73,17 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     if not adapter or job.recipe.lora is None:
         return Exported(model=exported, adapter=None)
     with tempfile.TemporaryDirectory(prefix="shortened_llm_adapter_") as temporary:
-        save_adapter(adapter, job.recipe.lora, Path(temporary))
+        save_adapter(adapter, job.recipe.lora, Path(temporary), base=_base_of_adapter(job.model))
+        verify_adapter(empty_model(config), adapter, Path(temporary))
         return Exported(model=exported, adapter=_upload(Path(temporary), job, store))
+
+
+def _base_of_adapter(model: ModelRef) -> str:
+    """The model that adapters belong to, for people: files where it has some of its own, else how to make it."""
+    if model.transform is None:
+        return model.url
+    removed = [block for block in range(model.num_blocks) if block not in model.kept_blocks]
+    return f"{model.url} without blocks {', '.join(map(str, removed))}" if removed else model.url
 
 
 def retrained_record(exported: Exported, progress: RunProgress) -> RetrainedModel:
@@ -98,15 +115,16 @@ def gathered_state(model: nn.Module, dtype: str, rank: int) -> dict[str, torch.T
     """
     state: dict[str, torch.Tensor] = {}
     gathered: dict[int, torch.Tensor] = {}
-    adapted = {plain_name(f"{name}."): layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    adapted = adapted_layers(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if is_adapter(name):
             continue
         if id(tensor) not in gathered:  # tied weights have two names
             whole = whole_tensor(tensor)
             if name.endswith(".base_layer.weight"):
-                whole = merged(adapted[plain_name(name).removesuffix("weight")], whole)
+                whole = merged(adapted[plain_name(name).removesuffix(".weight")], whole)
             kept = whole.to("cpu", DTYPES[dtype] if whole.is_floating_point() else whole.dtype)
             gathered[id(tensor)] = kept if rank == 0 else kept.new_empty(0)
+        assert plain_name(name) not in state, f"two tensors would be exported as {plain_name(name)}"
         state[plain_name(name)] = gathered[id(tensor)]
     return state if rank == 0 else {}

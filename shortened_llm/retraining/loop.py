@@ -10,20 +10,22 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from shortened_llm import metrics
 from shortened_llm.data.batches import MicroBatch, StepBatch, TrainingStream, validation_batches
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.load import load_tokenizer, model_directory
-from shortened_llm.records import TrainingPoint
+from shortened_llm.models.head import Documents
+from shortened_llm.models.isolation import choose_isolation, document_inputs
+from shortened_llm.models.load import DTYPES, load_tokenizer, model_directory
+from shortened_llm.records import Recipe, TrainingPoint
 from shortened_llm.retraining.adapters import initial_adapter
 from shortened_llm.retraining.checkpoint import Checkpointer, PendingCheckpoint, RunProgress, load_checkpoint
 from shortened_llm.retraining.distillation import Teacher
 from shortened_llm.retraining.flops import training_flops
 from shortened_llm.retraining.guard import Guard
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.loaded import check_loaded, evaluating
 from shortened_llm.retraining.meter import Meter
 from shortened_llm.retraining.methods import prepare_method
 from shortened_llm.retraining.schedule import learning_rate
@@ -82,6 +84,11 @@ def train(
         on_loaded()
         return model, progress
     teacher = _open_teacher(job, mesh, device)
+    keep_apart = _keep_apart(model, recipe, job.dtype)
+    check_loaded(model, keep_apart)
+    if teacher is not None:
+        check_loaded(teacher.model, None)
+    place = partial(_place, device=device, keep_apart=keep_apart)
     optimizer = make_optimizer(model, recipe)
     if resume_from is not None:
         progress = load_checkpoint(resume_from, model, optimizer, job.identity)
@@ -91,7 +98,7 @@ def train(
         job.tokens, recipe, micro_batch_size=job.placement.micro_batch_size, rank=rank, world_size=world_size,
         end_of_text=end_of_text,
     )  # fmt: skip
-    held_out = _held_out(job, rank, world_size, end_of_text)
+    held_out = [place(part) for part in _held_out(job, rank, world_size, end_of_text)]
     flops = training_flops(model, recipe.sequence_length)
     flops += training_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
     meter = Meter(device, job.dtype, flops_per_token=flops, world_size=world_size)
@@ -107,7 +114,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         outcome = train_step(
-            model, optimizer, [_to_device(micro_batch, device) for micro_batch in batch.micro_batches], recipe,
+            model, optimizer, [place(micro_batch) for micro_batch in batch.micro_batches], recipe,
             num_predictions=batch.num_predictions, world_size=world_size, teacher=teacher,
         )  # fmt: skip
         unread.append((batch, outcome))
@@ -121,7 +128,7 @@ def train(
         if not save and done % report_steps:
             continue
         loss, norm = _read(unread, guard, stream)
-        validation_loss = _validate(model, held_out, device) if held_out and save else None
+        validation_loss = _validate(model, held_out) if held_out and save else None
         progress, point = _advance(
             progress, done, guard, meter, loss=loss, norm=norm, rate=rate, validation_loss=validation_loss,
             accelerators=world_size * accelerators_per_worker,
@@ -169,19 +176,28 @@ def _held_out(job: RetrainingJob, rank: int, world_size: int, end_of_text: int |
     )
 
 
-def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    if device.type == "cpu":
-        return batch
+KeepApart = Callable[[torch.Tensor], Documents]
+"""From position ids, [batch, seq], to what keeps the documents of a sequence apart."""
+
+
+def _keep_apart(model: PreTrainedModel, recipe: Recipe, dtype: str) -> KeepApart | None:
+    """None where a recipe lets documents attend to one another; raises as `isolation.choose_isolation`."""
+    if not recipe.isolate_documents:
+        return None
+    config, isolation = model.config, choose_isolation(model.config)
+    return lambda position_ids: document_inputs(position_ids, isolation, config, DTYPES[dtype])
+
+
+def _place(batch: MicroBatch, device: torch.device, keep_apart: KeepApart | None) -> MicroBatch:
+    """The batch on the device, with what keeps its documents apart."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
-    return replace(
-        batch,
-        input_ids=move(batch.input_ids),
-        labels=move(batch.labels),
-        position_ids=None if batch.position_ids is None else move(batch.position_ids),
-    )
+    placed = replace(batch, input_ids=move(batch.input_ids), labels=move(batch.labels))
+    if keep_apart is None or batch.position_ids is None:
+        return placed
+    return replace(placed, documents=keep_apart(move(batch.position_ids)))
 
 
 def _read(steps: Sequence[tuple[StepBatch, StepOutcome]], guard: Guard, stream: TrainingStream) -> tuple[float, float]:
@@ -263,17 +279,12 @@ def _values(progress: RunProgress, point: TrainingPoint) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _validate(model: PreTrainedModel, batches: Sequence[MicroBatch], device: torch.device) -> float:
+def _validate(model: PreTrainedModel, batches: Sequence[MicroBatch]) -> float:
     """Mean cross-entropy over the validation sequences, nats per prediction. A collective."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches:
-        moved = _to_device(batch, device)
-        sums[0] += model.sequence_nll(moved.input_ids, moved.labels, moved.position_ids).double().sum()
-        sums[1] += (moved.labels >= 0).sum()
-    dist.all_reduce(sums)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # what no backward pass follows would stay gathered
-            module.reshard()
-    model.train()
+    sums = torch.zeros(2, dtype=torch.float64, device=batches[0].input_ids.device)
+    with evaluating(model):
+        for batch in batches:
+            sums[0] += model.sequence_nll(batch.input_ids, batch.labels, batch.documents).double().sum()
+            sums[1] += (batch.labels >= 0).sum()
+        dist.all_reduce(sums)
     return float(sums[0] / sums[1])

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.blocks import find_blocks, find_decoder
 from shortened_llm.models.load import DTYPES
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.adapters import inject_adapters
@@ -45,10 +45,10 @@ def _cast_parameters(model: nn.Module, *, frozen: torch.dtype) -> None:
 
 
 def _final_norm(model: PreTrainedModel) -> nn.Module:
-    """The module after the blocks; the last child of the base model that holds weights of one dimension only."""
+    """The module after the blocks; the last child of the decoder that holds weights of one dimension only."""
     norms = [
         module
-        for module in model.base_model.children()
+        for module in find_decoder(model).children()
         if (weights := list(module.parameters())) and all(weight.dim() == 1 for weight in weights)
     ]
     return norms[-1] if norms else nn.Identity()

@@ -44,6 +44,16 @@ def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int
                 )
 
 
+def lora_options(config: RetrainingConfig) -> LoraOptions:
+    """The adapters that a configuration asks for."""
+    return LoraOptions(
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+    )
+
+
 def _adapters(
     config: RetrainingConfig, train_on: TrainOn, rate: float, steps: int, num_pairs: int | None, seed: int
 ) -> Recipe:
@@ -89,12 +99,7 @@ def _run(
         decay_steps=min(max(1, round(options.decay_ratio * steps)), max(1, steps - warmup)),
         final_learning_rate_ratio=options.final_learning_rate_ratio,
         isolate_documents=config.isolate_documents and pairs is None,
-        lora=LoraOptions(
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules,
-        ) if method == "lora" else None,
+        lora=lora_options(config) if method == "lora" else None,
         distill=DistillOptions(
             temperature=config.distill.temperature, hard_loss_weight=config.distill.hard_loss_weight
         ) if method == "distill" else None,

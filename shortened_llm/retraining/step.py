@@ -67,8 +67,8 @@ def train_step(
             model.set_reshard_after_backward(last)
         # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
         torch.manual_seed(((recipe.seed << 40) + batch.first_position) % 2**63)
-        chunk_loss = teacher.chunk_loss(batch.input_ids, batch.position_ids) if teacher else None
-        loss = model.training_loss(batch.input_ids, batch.labels, batch.position_ids, chunk_loss=chunk_loss)
+        chunk_loss = teacher.chunk_loss(batch.input_ids, batch.documents) if teacher else None
+        loss = model.training_loss(batch.input_ids, batch.labels, batch.documents, chunk_loss=chunk_loss)
         # FSDP averages gradients over the workers; the loss is a sum over them.
         (loss * (world_size / max(1, num_predictions))).backward()
         total += loss.detach()

@@ -18,7 +18,9 @@ from shortened_llm import metrics
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
+from shortened_llm.models.export import ExportError
 from shortened_llm.records import TrainingPoint
+from shortened_llm.retraining.adapters import AdapterError
 from shortened_llm.retraining.checkpoint import (
     CheckpointMismatchError,
     PendingCheckpoint,
@@ -37,7 +39,8 @@ from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
 from shortened_llm.versions import Installed, check_equal
 
-LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError)
+LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError, ExportError, AdapterError)
+"""What would come again, and so is not tried again."""
 
 
 def run_worker(config: dict) -> None:

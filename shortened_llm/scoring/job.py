@@ -35,14 +35,17 @@ class ScoringJob:
     """A model, the text it is scored on, and the cuts that the scores are for."""
 
     model: ModelRef
-    documents: Documents
+    documents: Documents | None
+    """Where a criterion reads text."""
     calibration: CalibrationConfig
     scoring: ScoringConfig
     counts: tuple[int, ...]
     """Numbers of blocks that plans will remove, ascending. Scores owe nothing to them, but for a race and greedy."""
 
     @classmethod
-    def of(cls, config: SearchConfig, model: ModelRef, documents: Documents, counts: tuple[int, ...]) -> "ScoringJob":
+    def of(
+        cls, config: SearchConfig, model: ModelRef, documents: Documents | None, counts: tuple[int, ...]
+    ) -> "ScoringJob":
         """What a configuration asks for."""
         return cls(
             model=model, documents=documents, calibration=config.calibration, scoring=config.scoring, counts=counts
@@ -120,7 +123,7 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(statistic)
     text = {
         "stage": CALIBRATION_VERSION,
-        "documents": job.documents.identity,
+        "documents": job.documents.identity if job.documents else None,
         # Where later draws begin among rows of token ids, and the size of a race's rounds.
         "num_sequences": calibration.num_sequences if unit.draw or raced else None,
         "sequence_length": calibration.sequence_length,

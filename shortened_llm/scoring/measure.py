@@ -85,6 +85,7 @@ def _values(
     name, calibration = unit.statistics[0], job.calibration
     if name == "magnitude":
         return {name: measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress)}
+    assert job.documents is not None, f"{name} reads text"
     tokens = calibration_tokens(
         job.documents,
         calibration,

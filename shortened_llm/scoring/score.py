@@ -127,7 +127,7 @@ def _protocol(criterion: Criterion, job: ScoringJob, tokens: int) -> str:
     if criterion == "random":
         return f"seed {job.scoring.random.seed}"
     calibration, words = job.calibration, []
-    if tokens:
+    if tokens and job.documents is not None:
         words.append(
             f"{tokens // calibration.sequence_length}x{calibration.sequence_length} tokens of {calibration.label} "
             f"({job.documents.part}), seed {calibration.seed}"

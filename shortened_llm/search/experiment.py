@@ -10,12 +10,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, brief
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFailure, TrialResult, from_json, to_json
 from shortened_llm.reporting.write import write_report
 from shortened_llm.storage.lease import is_held
 from shortened_llm.storage.payload import upload_directory
-from shortened_llm.storage.store import EXPERIMENTS, Store
+from shortened_llm.storage.store import EXPERIMENTS, DamagedRecordError, Store
 from shortened_llm.storage.urls import join, list_names, normalise, read_bytes, write_bytes
 
 RECORD = "experiment.json"
@@ -31,9 +32,13 @@ TUNE = "tune"
 
 def read_config(store: Store, name: str) -> dict[str, object] | None:
     """The configuration that an experiment was started with, as JSON; None for a new experiment."""
+    url = _config_url(store, name)
     try:
-        return dict(json.loads(read_bytes(_config_url(store, name))))
-    except FileNotFoundError:
+        return dict(json.loads(read_bytes(url)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        LOGGER.warning("%s cannot be read (%s); it counts as absent", url, brief(error))
         return None
 
 
@@ -124,20 +129,13 @@ def filled_in(experiment: Experiment, store: Store, directory: str) -> Experimen
 def _filled_in(trial: ReportedTrial, store: Store, own: Store, begun: set[str]) -> ReportedTrial:
     fingerprint = trial.spec.fingerprint
     try:
-        result = trial.result or store.read(TRIAL_KIND, fingerprint, TrialResult)
-        failure = own.read(FAILURES, fingerprint, TrialFailure) if result is None else None
-    except (ValueError, LookupError, TypeError) as error:  # no JSON, another version's record, or another kind's
-        result, failure = None, TrialFailure(fingerprint=fingerprint, cause=_unreadable(error, store))
+        result = trial.result or store.load(TRIAL_KIND, fingerprint, TrialResult)
+        failure = own.load(FAILURES, fingerprint, TrialFailure) if result is None else None
+    except DamagedRecordError as error:  # it must not cost the other trials their report
+        result, failure = None, TrialFailure(fingerprint=fingerprint, cause=str(error))
     cause = failure.cause if failure else trial.failure
     running = result is None and cause is None and fingerprint in begun
     return replace(trial, result=result, failure=cause, running=running)
-
-
-def _unreadable(error: Exception, store: Store) -> str:
-    """One bad record must not cost the other trials their report."""
-    first = error.errors()[0] if isinstance(error, ValidationError) else None
-    said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"{type(error).__name__}: {error}"
-    return f"its record below {store.url} is none that this version reads ({said})"
 
 
 def publish_report(store: Store, experiment: Experiment) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.load import size_of
-from shortened_llm.records import BlockScores, EvalScores, Experiment, ModelRef, Provenance, ReportedTrial, TrialSpec
+from shortened_llm.records import (
+    BlockScores,
+    EvalScores,
+    Experiment,
+    ModelRef,
+    Provenance,
+    ReportedTrial,
+    TrainingData,
+    TrialSpec,
+)
+from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.finish import DenseScores
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
@@ -20,6 +30,7 @@ def planned_experiment(
     roles: TextRoles,
     scores: Sequence[BlockScores],
     specs: Sequence[TrialSpec],
+    data: TrainingData,
 ) -> Experiment:
     """The experiment with none of its trials' results."""
     return Experiment(
@@ -34,7 +45,7 @@ def planned_experiment(
         block_scores=tuple(scores),
         trials=planned_trials(specs),
         unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
-        notes=_notes(config, roles),
+        notes=(*_notes(config, roles), *_data_notes(config, roles, data)),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
         provenance=origin,
     )
@@ -45,6 +56,17 @@ def planned_trials(specs: Sequence[TrialSpec]) -> tuple[ReportedTrial, ...]:
     return tuple(
         ReportedTrial(spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores()) for spec in specs
     )
+
+
+def _data_notes(config: SearchConfig, roles: TextRoles, data: TrainingData) -> list[str]:
+    """What packing found out about the training data."""
+    corpus, pairs = (mixture.parts if mixture else () for mixture in (data.corpus, data.instructions))
+    named = [(documents.source.label, part) for documents, part in zip(roles.train, corpus, strict=False)]
+    named += [("instructions", part) for part in pairs]
+    notes = [f"{name}: {note}." for name, part in named for note in part.notes]
+    if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
+        notes.append(passes)
+    return notes
 
 
 def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:

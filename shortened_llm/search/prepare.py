@@ -11,6 +11,7 @@ from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
 from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
+from shortened_llm.errors import original
 from shortened_llm.evaluation.units import AgreementUnit, MetricUnit, TaskUnit, TextUnit
 from shortened_llm.evaluation.units import Unit as EvaluationUnit
 from shortened_llm.logs import quiet_libraries
@@ -156,7 +157,7 @@ def _pack(
             pack_all(jobs.validation, must_fill=False),
         )
     except RayTaskError as error:
-        raise error.cause from None  # of a piece's task: bad input is to be seen as such
+        raise original(error) from None  # of a piece's task: bad input is to be seen as such
     progress(None)
     return packed
 

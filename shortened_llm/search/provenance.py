@@ -17,9 +17,9 @@ Role = Literal["calibration", "training", "instructions"]
 def provenance(config: SearchConfig) -> Provenance:
     """Of every model that the configuration leads to."""
     retraining = config.retraining
-    named: list[tuple[str, DataSource, Role, str]] = [
-        (config.calibration.label, config.calibration, "calibration", "calibration")
-    ]
+    named: list[tuple[str, DataSource, Role, str]] = []
+    if config.reads_calibration:
+        named.append((config.calibration.label, config.calibration, "calibration", "calibration"))
     if retraining.uses_corpus:
         named += [(one.label, one, "training", f"retraining.data.{i}") for i, one in enumerate(retraining.data)]
     if retraining.uses_instructions and (pairs := retraining.instructions) is not None:

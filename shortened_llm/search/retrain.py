@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.load import load_config, model_directory, size_of
+from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import make_plans, plan_of
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.prepare import score, start_packing
 from shortened_llm.search.progress import Progress, ProgressLog
@@ -38,7 +38,7 @@ def retrain_plan(
         staging(None)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
         plan = _plan(config, facts, dense, kept, store, log.about("prepare"))
-        cut_config(load_config(model_directory(dense)), plan.kept_blocks)
+        rehearse_plans(facts.model_config, facts.tokenizer, [plan.kept_blocks])
         space = SearchSpace(
             dense=dense,
             data=packing(),

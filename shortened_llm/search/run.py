@@ -6,14 +6,15 @@ from dataclasses import replace
 from shortened_llm.config import SearchConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.load import load_config, model_directory, size_of
+from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_may_idle
+from shortened_llm.search.dress_rehearsal import rehearse_plans
+from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.experiment import TUNE, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
@@ -67,6 +68,8 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
         scoring = ScoringJob.of(config, dense, roles.calibration, facts.counts)
         scores = score(scoring, config, store, log.about("prepare"))
         data = packing()
+        if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
+            LOGGER.warning("%s", passes)
         baseline = dense_scores()
         write_config(store, config)
         space = SearchSpace(
@@ -76,7 +79,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             selection=selection_units(config, roles),
             dtype=config.model.dtype,
         )
-        specs = _trials(config, space, scores, scoring, store)
+        specs = _trials(config, facts, space, scores, scoring, store)
         context = TrialContext(
             space=space,
             store=store,
@@ -88,7 +91,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             max_concurrent_trials=config.search.max_concurrent_trials,
             driver_demand=driver_demand(capacity),
         )
-        experiment = planned_experiment(config, context.provenance, dense, baseline, roles, scores, specs)
+        experiment = planned_experiment(config, context.provenance, dense, baseline, roles, scores, specs, data)
         write_experiment(store, experiment)
         logs = TrialLogs(
             experiment=config.experiment,
@@ -116,16 +119,19 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
 
 
 def _trials(
-    config: SearchConfig, space: SearchSpace, scores: Sequence[BlockScores], job: ScoringJob, store: Store
+    config: SearchConfig,
+    facts: SearchFacts,
+    space: SearchSpace,
+    scores: Sequence[BlockScores],
+    job: ScoringJob,
+    store: Store,
 ) -> tuple[TrialSpec, ...]:
     """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
-    directory = model_directory(space.dense)
     size = size_of(space.dense)
     plans, controls = make_plans(config.search, scores, size), config.search.controls
     of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
     random = make_plans(config.search, of_random, size)
-    for plan in (*plans, *random):
-        cut_config(load_config(directory), plan.kept_blocks)
+    rehearse_plans(facts.model_config, facts.tokenizer, [plan.kept_blocks for plan in (*plans, *random)])
     dense = [dense_plan(size)] if "dense" in controls else []
     specs = distinct((*space.trials(plans), *space.controls("dense", dense), *space.controls("random", random)))
     labels = sum(len(plan.labels) for plan in plans)

@@ -1,6 +1,9 @@
 """What a search would do, in words, before it does it."""
 
 from shortened_llm.config import RetrainingConfig, SearchConfig
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.load import empty_model
+from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.storage.store import Store
 
@@ -12,20 +15,33 @@ def _budgets(retraining: RetrainingConfig) -> str:
     return f"{listed} a trial" if retraining.uses_corpus else "instructions alone"
 
 
+def _adapters(config: SearchConfig, facts: SearchFacts) -> str:
+    """Which layers get adapters, and what share of the blocks' weights they are."""
+    model = empty_model(facts.model_config)
+    targets = adapter_targets(model, config.retraining.lora.target_modules)
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in targets}))
+    stacked = any(weight.dim() == 3 for weight in find_blocks(model).parameters())
+    without = "; experts get none" if stacked else ""
+    return f"beside {adapted_share(model, targets):.0%} of the blocks' weights: {names}{without}"
+
+
 def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
     counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.cuts)
     roles = facts.roles
+    text = f" on {config.calibration.num_sequences} x {config.calibration.sequence_length} tokens of "
+    calibration = f"{text}{roles.calibration.source.label} ({roles.calibration.part})" if roles.calibration else ""
     lines = [
         f"experiment  {config.experiment} in {store.experiment_url(config.experiment)}",
         f"model       {config.model.path}: {facts.num_blocks} blocks",
-        f"scoring     {', '.join(config.scoring.criteria)} on {config.calibration.num_sequences} x "
-        f"{config.calibration.sequence_length} tokens of {roles.calibration.source.label} ({roles.calibration.part})",
+        f"scoring     {', '.join(config.scoring.criteria)}{calibration}",
         f"removes     {counts} of {facts.num_blocks} blocks",
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
+    if {"lora", "cpt_lora"} & set(retraining.methods):
+        lines.append(f"adapters    {_adapters(config, facts)}")
     for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
         texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or "nothing: no report texts"
         lines.append(f"{name:<12}{texts}")

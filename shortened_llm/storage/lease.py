@@ -172,9 +172,10 @@ def _wait_until_free(object_url: str, expiry_seconds: float) -> None:
 
 
 def _read(object_url: str) -> dict[str, str] | None:
+    """What a lease says; None where there is none, or a damaged one."""
     try:
         return dict(json.loads(read_bytes(object_url)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry
-from shortened_llm.storage.urls import download_file, exists, file_sizes, filesystem, is_local, join, upload_file
+from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
 
@@ -78,8 +78,9 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
 
 
 def has_files(url: str, files: tuple[FileEntry, ...]) -> bool:
-    """Whether the largest of `files` is still in `url`: a payload comes and goes as a whole."""
-    return not files or exists(join(url, max(files, key=lambda entry: entry.num_bytes).path))
+    """Whether all of `files` are still in `url`, of the sizes in their record."""
+    sizes = file_sizes(url) if files else {}
+    return all(sizes.get(entry.path) == entry.num_bytes for entry in files)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

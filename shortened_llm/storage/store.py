@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import canonical
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import to_json
 from shortened_llm.storage.retry import patience
 from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
@@ -30,6 +31,10 @@ PROBE_SECONDS = 5.0
 
 # In the path of the copy of the working directory that Ray makes for a submitted job.
 SUBMITTED_COPY = "_ray_pkg_"
+
+
+class DamagedRecordError(RuntimeError):
+    """A stored record cannot be read; the message names its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +66,26 @@ class Store:
         return join(self.url, kind, fingerprint, f"attempt-{secrets.token_hex(4)}")
 
     def read(self, kind: str, fingerprint: str, record_type: type[T]) -> T | None:
-        """The stored record, or None where the result is still to be computed."""
+        """The stored record, or None where the result is still to be computed; a damaged one counts as absent."""
         try:
-            content = read_bytes(self._record_url(kind, fingerprint))
+            return self.load(kind, fingerprint, record_type)
+        except DamagedRecordError as error:
+            LOGGER.warning("%s; it counts as absent", error)
+            return None
+
+    def load(self, kind: str, fingerprint: str, record_type: type[T]) -> T | None:
+        """The stored record, or None.
+
+        Raises:
+            DamagedRecordError: what is stored is no such record.
+        """
+        url = self._record_url(kind, fingerprint)
+        try:
+            return TypeAdapter(record_type).validate_python(json.loads(read_bytes(url))["record"])
         except FileNotFoundError:
             return None
-        return TypeAdapter(record_type).validate_python(json.loads(content)["record"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedRecordError(f"{url} is no record that this version reads ({_cause(error)})") from None
 
     def write(self, kind: str, fingerprint: str, record: object, *, identity: Mapping[str, object]) -> None:
         """Store a finished result, with the identity behind its fingerprint for people to read."""
@@ -114,3 +133,10 @@ class Store:
 
     def _record_url(self, kind: str, fingerprint: str) -> str:
         return join(self.url, kind, fingerprint, RECORD_NAME)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return brief(error)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import fsspec
 
@@ -83,6 +84,21 @@ def read_bytes(url: str) -> bytes:
     """The object's content; raises `FileNotFoundError` where there is none."""
     fs, path = filesystem(url)
     return bytes(fs.cat_file(path))
+
+
+@retried
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of the object; raises `FileNotFoundError` where there is none."""
+    fs, path = filesystem(url)
+    return bytes(fs.cat_file(path, start=start, end=end))
+
+
+@retried
+def open_stream(url: str) -> IO[bytes]:
+    """A file to be read from its start, unpacked where its name ends as that of a compressed one."""
+    fs, path = filesystem(url)
+    stream: IO[bytes] = fs.open(path, "rb", compression="infer")
+    return stream
 
 
 @retried
@@ -221,6 +237,17 @@ def file_sizes(url: str) -> dict[str, int]:
 
 
 @retried
+def file_size(url: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    fs, path = filesystem(url)
+    try:
+        info = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return int(info["size"]) if info["type"] == "file" else None
+
+
+@retried
 def upload_file(source: Path, url: str) -> None:
     """Copy one file of this node; remote files above 100 MiB go in parts."""
     fs, path = filesystem(url)
@@ -242,8 +269,10 @@ def download_file(url: str, target: Path) -> Path:
 def expand_glob(url: str) -> list[str]:
     """URLs of the files that a path, URL or glob names, sorted; empty where there are none."""
     fs, path = filesystem(url)
+    if _type(fs, path) == "file":  # whatever characters its name has
+        return [url]
     if not any(character in path for character in "*?["):
-        return [url] if _type(fs, path) == "file" else []
+        return []
     names = sorted(str(name) for name in fs.glob(path))
     return names if is_local(url) else [str(fs.unstrip_protocol(name)) for name in names]
 

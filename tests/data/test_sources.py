@@ -93,7 +93,7 @@ def test_token_rows_win_over_text(tmp_path: Path) -> None:
         ('{"text": "a"}\n', "body", ["body", "text"]),
         ('{"text": 3}\n', "text", ["row 0", "3"]),
         ('{"text": null}\n', "text", ["row 0", "None"]),
-        ("not json\n", "text", ["cannot be read"]),
+        ("not json\n", "text", ["row 0", "is not JSON"]),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: str, field: str, words: list[str]) -> None:

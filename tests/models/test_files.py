@@ -52,7 +52,8 @@ def write_index(directory: Path, change: Callable[[dict], object]) -> dict:
 
 def test_files_with_an_index_are_read(sharded: Path) -> None:
     index = json.loads((sharded / INDEX_NAME).read_text())
-    assert open_tensor_files(sharded).file_of == index["weight_map"]
+    files = {name: header.file for name, header in open_tensor_files(sharded).of.items()}
+    assert files == index["weight_map"]
 
 
 def test_an_index_that_names_a_missing_file_is_refused(sharded: Path) -> None:

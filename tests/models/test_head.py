@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import CONFIG_MAPPING
 
+from shortened_llm.errors import BadInputError
 from shortened_llm.models import head
-from shortened_llm.models.head import next_token_labels, sequence_nll, token_nll
+from shortened_llm.models.head import check_head, next_token_labels, sequence_nll, token_nll
+from shortened_llm.models.toy import build_toy
 from tests.conftest import SaveModel
 from tests.models.families import FAMILIES
 
@@ -35,6 +38,28 @@ def test_equals_cross_entropy_of_the_models_own_logits(
         assert (ours is None) == (theirs is None)
         if ours is not None and theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("falcon_h1", {"lm_head_multiplier": 0.05}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+        ("recurrent_gemma", {"logits_soft_cap": 0.5}),
+        ("xlstm", {"output_logit_soft_cap": 0.5}),
+    ],
+)
+def test_what_a_family_makes_of_its_logits_is_known_or_refused(
+    family: str, values: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG_MAPPING[family](num_hidden_layers=2, vocab_size=97, pad_token_id=0, **values)
+    model = build_toy(config)
+    check_head(model)
+    monkeypatch.setattr(head, "LOGIT_RULES", ())
+    with pytest.raises(BadInputError, match=f"{family} models make their logits .* not known here"):
+        check_head(model)
 
 
 def test_labels_are_the_next_tokens() -> None:

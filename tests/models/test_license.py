@@ -102,15 +102,14 @@ def hub() -> Iterator[str]:
 
 
 LOOK_UP = """
-import json, sys
+import json
 from shortened_llm.config import DataSource, ModelConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.license import data_license, model_license
-from shortened_llm.models.stage import fetch_metadata
-from pathlib import Path
+from shortened_llm.models.stage import inspect_model
 found = [model_license(ModelConfig(path="gpt2")), data_license(DataSource(path="team/data"), "calibration")]
 try:
-    fetch_metadata(ModelConfig(path="team/no-such-model"), Path(sys.argv[1]))
+    inspect_model(ModelConfig(path="team/no-such-model"))
 except BadInputError as error:
     found.append(str(error))
 print(json.dumps(found))
@@ -120,7 +119,7 @@ print(json.dumps(found))
 def look_up(endpoint: str, directory: Path) -> list[str | None]:
     """Licences of a model and a data set on the hub at `endpoint`, and what staging says of a model it cannot get."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(directory / "hf")}
-    command = [sys.executable, "-c", LOOK_UP, str(directory)]
+    command = [sys.executable, "-c", LOOK_UP]
     done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found: list[str | None] = json.loads(done.stdout)

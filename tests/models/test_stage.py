@@ -8,8 +8,8 @@ import torch
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models import stage
-from shortened_llm.models.load import load_gguf_metadata, load_model, load_tokenizer, model_directory
-from shortened_llm.models.stage import fetch_metadata, stage_model
+from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
@@ -59,7 +59,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     model = llama(tied=True)
     write_gguf(file, model, architecture="llama")
     store = Store.at(str(tmp_path / "results"))
-    config, tokenizer = load_gguf_metadata(fetch_metadata(ModelConfig(path=str(file)), tmp_path))
+    config, tokenizer = inspect_model(ModelConfig(path=str(file)))
     assert (config.num_hidden_layers, tokenizer.eos_token_id) == (2, 256)
     ref = stage_here(str(file), store)
     with torch.inference_mode():

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, XLNetConfig
+from transformers import LlamaConfig
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.load import load_model
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.models.walk import BlockWalk, check_walkable
+from shortened_llm.models.walk import BlockWalk
 from tests.conftest import SaveModel
 from tests.models.families import FAMILIES
 
@@ -66,11 +66,6 @@ def test_a_missing_head_is_refused(save_random_model: SaveModel) -> None:
         StreamedModel.open(replace(reference, files=()), "float32")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_families_can_be_walked(family: str) -> None:
-    check_walkable(FAMILIES[family])
-
-
 def changed_forward(model, change: str):
     """A Llama that does something between or around its blocks that a walk would miss."""
 
@@ -103,12 +98,6 @@ def test_what_a_walk_would_miss_is_refused(change: str, words: str, save_random_
     streamed.model.base_model.forward = changed_forward(streamed.model.base_model, change)
     with pytest.raises(BadInputError, match=rf"model.path: LlamaForCausalLM cannot be walked block by block: {words}"):
         BlockWalk.of(streamed, 8)
-
-
-def test_an_architecture_without_a_walk_says_why() -> None:
-    words = "XLNetLMHeadModel cannot be walked block by block: its forward fails without its blocks"
-    with pytest.raises(BadInputError, match=words):
-        check_walkable(XLNetConfig(n_layer=3, d_model=32, n_head=2, vocab_size=40))
 
 
 MEASURE = """

@@ -45,7 +45,7 @@ def test_a_damaged_record_costs_its_own_trial_alone(local_store: Store, content:
     assert (status["f1"], status["f2"]) == ("failed", "done")
     (cause,) = (row.trial.failure for row in rows if row.trial.spec.fingerprint == "f1")
     assert cause is not None
-    assert f"below {local_store.url}" in cause
+    assert f"{local_store.url}/trials/f1/record.json" in cause
     assert said in cause
 
 

@@ -12,7 +12,7 @@ from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.models.export import export_view
 from shortened_llm.models.load import empty_model, load_config, load_model, model_directory
 from shortened_llm.records import DistillOptions, ModelRef
-from shortened_llm.retraining.adapters import check_targets, initial_adapter
+from shortened_llm.retraining.adapters import adapter_targets, initial_adapter
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_checkpoint
 from shortened_llm.retraining.distillation import distillation_loss
 from shortened_llm.retraining.export import export_sharded
@@ -96,10 +96,10 @@ def test_a_model_is_no_distance_from_itself() -> None:
 
 def test_targets_that_are_no_linear_layer_are_named(tiny_model: ModelRef) -> None:
     model = empty_model(load_config(model_directory(tiny_model)))
-    assert check_targets(model, ("q_proj",)) == ("q_proj",)
-    assert len(check_targets(model, ())) == 7
+    assert adapter_targets(model, ("q_proj",)) == tuple(f"model.layers.{block}.self_attn.q_proj" for block in range(8))
+    assert len(adapter_targets(model, ())) == 7 * 8
     with pytest.raises(BadInputError, match=r"'qproj'.*down_proj, gate_proj, k_proj"):
-        check_targets(model, ("q_proj", "qproj"))
+        adapter_targets(model, ("q_proj", "qproj"))
 
 
 def test_adapters_begin_alike_everywhere() -> None:

@@ -8,8 +8,8 @@ import s3fs
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import BlocksTransform, FileEntry, PerplexityScore
-from shortened_llm.storage.payload import describe_files, local_directory, upload_directory
-from shortened_llm.storage.store import Store
+from shortened_llm.storage.payload import describe_files, has_files, local_directory, upload_directory
+from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import create_bytes, delete, exists, find_files, join, list_names, write_bytes
 from tests.s3_server import S3Server
 
@@ -22,10 +22,35 @@ def test_a_record_is_read_back_equal(store: Store) -> None:
     assert store.read("evaluations", "ab12", PerplexityScore) == SCORE
 
 
-def test_a_record_of_another_kind_is_refused(local_store: Store) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b"[]", b"{}", b'{"record": 3}'])
+def test_what_is_no_such_record_is_named_and_counts_as_absent(
+    content: bytes | None, local_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None: the record of another kind."""
     local_store.write("evaluations", "ab12", SCORE, identity={})
-    with pytest.raises(ValueError, match="kept_blocks"):
-        local_store.read("evaluations", "ab12", BlocksTransform)
+    file = Path(local_store.url) / "evaluations" / "ab12" / "record.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DamagedRecordError, match=str(file)):
+        local_store.load("evaluations", "ab12", BlocksTransform)
+    assert local_store.read("evaluations", "ab12", BlocksTransform) is None
+    assert f"{file} is no record that this version reads" in caplog.text
+
+
+def test_files_are_there_with_their_sizes_or_not(store: Store, tmp_path: Path) -> None:
+    directory = tmp_path / "payload"
+    directory.mkdir()
+    for name, size in (("large", 1000), ("small", 10)):
+        (directory / name).write_bytes(bytes(size))
+    url = store.attempt_url("retrained", "ab12")
+    files = upload_directory(directory, url)
+    assert has_files(url, files)
+    for name in ("large", "small"):
+        write_bytes(join(url, name), bytes(9))
+        assert not has_files(url, files)
+        upload_directory(directory, url)
+    delete(join(url, "small"))
+    assert not has_files(url, files)
 
 
 def test_exclusive_creation_has_one_winner(store: Store) -> None:

@@ -1,0 +1,209 @@
+"""Every step of a job on a toy of the model, before anything is spent: what fails at the end is tried at the start."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from shortened_llm.config import Criterion, TaylorConfig
+from shortened_llm.errors import BadInputError, Faults, brief
+from shortened_llm.models.bypass import bypassing
+from shortened_llm.models.export import check_generation, export_model, probe_tokens, verify_export
+from shortened_llm.models.head import IGNORE, check_head, next_token_labels, training_loss
+from shortened_llm.models.isolation import choose_isolation
+from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.shards import fill_shards
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.toy import build_toy
+from shortened_llm.records import LoraOptions, ModelRef
+from shortened_llm.retraining.adapters import (
+    adapted_layers,
+    check_neutral,
+    gathered_adapter,
+    initial_adapter,
+    inject_adapters,
+    is_adapter,
+    save_adapter,
+    verify_adapter,
+)
+from shortened_llm.retraining.export import gathered_state
+from shortened_llm.scoring.job import WALKED
+from shortened_llm.scoring.one_pass import NLL, walk_statistics
+from shortened_llm.scoring.taylor import measure_taylor
+
+Blocks = tuple[int, ...]
+SEQUENCES, LENGTH = 2, 12
+TOLERANCE = 1e-4
+"""Relative, of fp32 numbers that are computed in two ways."""
+
+
+class Toy:
+    """A toy of a model with its files, in a temporary directory, while the context lasts."""
+
+    def __init__(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises `BadInputError` where no toy of the family can be built and saved."""
+        self.model = build_toy(config)
+        self._temporary = tempfile.TemporaryDirectory(prefix="shortened_llm_toy_")
+        self.directory = Path(self._temporary.name)
+        with _trying(config, "saved"):
+            export_model(self.model, tokenizer, self.directory / "dense")
+            self.config = load_config(self.directory / "dense")  # as files say it: saving changes the model's own
+        self.ref = ModelRef(
+            url=str(self.directory / "dense"), fingerprint="", files=(), num_blocks=config.num_hidden_layers
+        )
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(self.model.config.vocab_size, (SEQUENCES, LENGTH), generator=generator)
+
+    def __enter__(self) -> "Toy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.cleanup()
+
+    @torch.no_grad()
+    def losses(self) -> torch.Tensor:
+        """Mean loss of each sequence by the model's own forward pass, in nats per prediction."""
+        logits = self.model(input_ids=self.tokens, use_cache=False).logits[:, :-1].float()
+        return F.cross_entropy(logits.transpose(1, 2), self.tokens[:, 1:], reduction="none").mean(dim=1)
+
+
+def rehearse_scoring(toy: Toy, criteria: Iterable[Criterion]) -> None:
+    """Walk two sequences through the blocks, and compare the losses; run Taylor where it is asked for.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    config = toy.config
+    statistics = {WALKED[criterion] for criterion in criteria if criterion in WALKED}
+    if "greedy_ppl" in criteria:
+        statistics.add(NLL)
+    with _trying(config, "walked block by block", advice="the criteria magnitude, last_n and random do without a walk"):
+        check_head(toy.model)
+        if statistics:
+            streamed = StreamedModel.open(toy.ref, "float32")
+            found = walk_statistics(
+                streamed, toy.tokens, statistics | {NLL}, memory_gib=None, on_progress=_ignore, candidates=(0,)
+            )
+            _compare(torch.from_numpy(found[NLL][:, 0]), toy.losses().double(), "the walk gives another loss")
+        if "taylor" in criteria:
+            streamed = StreamedModel.open(toy.ref, "float32")
+            measure_taylor(streamed, toy.tokens, TaylorConfig(), memory_gib=None, on_progress=_ignore)
+
+
+def rehearse_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool) -> None:
+    """A forward and a backward pass, adapters where there will be some, documents that stay apart where they must.
+
+    Raises:
+        BadInputError: naming the family, and the field where there is one.
+    """
+    config, labels = toy.config, next_token_labels(toy.tokens)
+    with _trying(config, "trained"):
+        check_head(toy.model)
+        loss = training_loss(toy.model, toy.tokens, labels)
+        loss.backward()
+        _compare(loss.detach(), toy.losses().sum() * (labels != IGNORE)[0].sum(), "training starts at another loss")
+        toy.model.zero_grad(set_to_none=True)
+    if lora is not None:
+        with _trying(config, "given adapters", field="retraining.methods: lora"):
+            _try_adapters(toy, lora)
+    if isolate_documents:
+        choose_isolation(config)
+
+
+def rehearse_export(toy: Toy) -> None:
+    """Export, reload, compare, generate with the cache.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    with _trying(toy.config, "exported"), torch.inference_mode():
+        tokens = probe_tokens(toy.model.config.vocab_size)
+        verify_export(toy.directory / "dense", toy.model(input_ids=tokens, use_cache=False).logits, "float32")
+
+
+def rehearse_plans(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kept: Iterable[Blocks]) -> None:
+    """Try each of several sets of blocks that stay; raises as `rehearse_plan`, one line for each fault."""
+    faults = Faults()
+    with Toy(config, tokenizer) as toy:
+        for blocks in kept:
+            with faults.gather():
+                rehearse_plan(toy, blocks)
+    faults.raise_any()
+
+
+def rehearse_plan(toy: Toy, kept_blocks: Blocks) -> None:
+    """Load the toy without the other blocks, compare it with the toy in which these pass on what they get, and generate
+    with the cache.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    removed = [block for block in range(toy.ref.num_blocks) if block not in kept_blocks]
+    listed = ", ".join(map(str, removed))
+    with _trying(toy.config, f"used without blocks {listed}", advice="choose another ratio or criterion"):
+        view = load_model(toy.ref.view(kept_blocks), "float32")
+        check_head(view)
+        with torch.no_grad(), bypassing(toy.model, removed, toy.tokens):
+            bypassed = toy.model(input_ids=toy.tokens, use_cache=False).logits
+        found = view(input_ids=toy.tokens, use_cache=False).logits
+        _compare(found, bypassed, "the other blocks compute something else without them")
+        check_generation(view)
+
+
+@contextlib.contextmanager
+def _trying(
+    config: PretrainedConfig,
+    what: str,
+    *,
+    field: str = "model.path",
+    advice: str = "give a model of another family",
+) -> Iterator[None]:
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:  # whatever a family that nobody tried does
+        raise BadInputError(
+            f"{field}: {config.model_type} models cannot be {what} ({brief(error)}); {advice}"
+        ) from error
+
+
+def _try_adapters(toy: Toy, options: LoraOptions) -> None:
+    """New adapters change nothing; trained ones give the same whether they stand beside a layer, are merged into it, or
+    are saved and read by peft."""
+    adapted = empty_model(toy.config)
+    inject_adapters(adapted, options)
+    fill_shards(adapted, toy.ref, device="cpu", initialise=lambda name, shape: initial_adapter(name, shape, 0))
+    adapted.eval()
+    check_neutral(adapted)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if is_adapter(name):
+                weight.normal_(generator=generator)
+        merged = empty_model(toy.config)
+        merged.load_state_dict(gathered_state(adapted, "float32", 0), assign=True)
+        for name, layer in adapted_layers(adapted).items():  # one by one: the others would hide a small one
+            inputs = torch.randn((1, 4, int(layer.in_features)), generator=generator)  # type: ignore[arg-type]
+            _compare(merged.get_submodule(name)(inputs), layer(inputs), f"the merged {name} differs from its adapter")
+        weights = gathered_adapter(adapted)
+        save_adapter(weights, options, toy.directory / "adapter", base="toy")
+        reloaded = verify_adapter(load_model(toy.ref, "float32"), weights, toy.directory / "adapter")
+        for name, layer in adapted_layers(reloaded).items():
+            own = adapted.get_submodule(name.removeprefix("base_model.model."))
+            inputs = torch.randn((1, 4, int(own.in_features)), generator=generator)
+            _compare(layer(inputs), own(inputs), f"peft computes {name} in another way")
+
+
+def _compare(found: torch.Tensor, wanted: torch.Tensor, fault: str) -> None:
+    difference = (found - wanted).abs().max()
+    if not difference <= TOLERANCE * wanted.abs().max().clamp(min=1):
+        raise ArithmeticError(f"{fault}, by {difference:.3g} of {wanted.abs().max():.3g}")
+
+
+def _ignore(done: int, total: int) -> None:
+    """A toy needs no progress."""
