@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.search.unneeded import Unneeded, find_unneeded, remove
-from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import exists
+from shortened_llm.storage.lease import hold_lease
+from shortened_llm.storage.store import CLEANING, Store
+from shortened_llm.storage.urls import delete, exists, join
 
 SHOWN_NAMES = 3
 
@@ -39,12 +40,20 @@ def main(arguments: Sequence[str]) -> None:
     store = Store.at(flags.storage)
     if not exists(store.url):
         raise BadInputError(f"STORAGE: {store.url!r} does not exist; give the storage.url of a configuration")
-    found = find_unneeded(store, min_age=datetime.timedelta(hours=flags.min_age))
-    print(table(found))
+    min_age = datetime.timedelta(hours=flags.min_age)
     if not flags.remove:
+        found = find_unneeded(store, min_age=min_age)
+        print(table(found))
         print(f"nothing was removed; to do so: python -m jobs.clean {flags.storage} --remove" if found else "")
         return
-    remove(store, found)
+    place = join(store.url, CLEANING)
+    try:
+        with hold_lease(place):  # no search begins meanwhile
+            found = find_unneeded(store, min_age=min_age)
+            print(table(found))
+            remove(store, found)
+    finally:
+        delete(place)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")
 
 

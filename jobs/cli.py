@@ -1,15 +1,17 @@
 """What every entry point shares: configuration, flags, logging, Ray, signals and exit codes."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
@@ -17,13 +19,20 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from jobs.config_file import read_config_file
 from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
 from shortened_llm.credentials import hidden
-from shortened_llm.errors import BadInputError, last_line, original
+from shortened_llm.errors import BadInputError, Faults, last_line, original
 from shortened_llm.logs import LOGGER, setup_logging
+from shortened_llm.storage.store import Store
 
 if TYPE_CHECKING:
     from shortened_llm.search.capacity import Capacity
 
+F = TypeVar("F")
+
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_received: list[int] = []
+"""Signals that ended the program, other than Ctrl-C."""
+ENDING_SECONDS = 5.0
+"""For the workers of a local Ray to end; they hold what they keep on disk until then."""
 
 
 class _Flags(SearchConfig, BaseSettings):
@@ -96,15 +105,24 @@ def _merge(values: dict, flags: dict) -> dict:
     return merged
 
 
+def open_store(config: SearchConfig) -> Store:
+    """The storage of a configuration; this process waits for it as long as the job does."""
+    store = Store.at(config.storage.url, config.storage.outage_seconds)
+    store.enter()
+    return store
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main` with the command line and leave with its exit code: 0 done, 1 failed, 2 bad input."""
+    """Call `main` with the command line and leave with its exit code: 0 done, 1 failed, 2 bad input, 130 after Ctrl-C,
+    143 after SIGTERM."""
     setup_logging()
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        main(sys.argv[1:])
+        with _ray_ended():
+            main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + _received[0] if _received else INTERRUPTED)
     except Exception as error:
         if isinstance(cause := original(error), BadInputError):
             for line in str(cause).splitlines():
@@ -116,10 +134,27 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(FAILED)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like an exception, so that the lease is released."""
+@contextlib.contextmanager
+def _ray_ended() -> Iterator[None]:
+    """At the end, a Ray that this program started ends too, and what its workers left on this disk is removed."""
+    try:
+        yield
+    finally:
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+            from shortened_llm.retraining.scratch import remove_left_behind
+
+            ray.shutdown()
+            until = time.monotonic() + ENDING_SECONDS
+            while remove_left_behind() and time.monotonic() < until:
+                time.sleep(0.2)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds as Ctrl-C does, so that the lease is released."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def connect_ray() -> None:
@@ -140,7 +175,22 @@ def connect_ray() -> None:
             logging_level="ERROR",
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
-    signal.signal(signal.SIGTERM, _leave)  # Ray installs a handler of its own, which aborts.
+    signal.signal(signal.SIGTERM, _stop)  # Ray installs a handler of its own, which aborts.
+
+
+def check_with_placement(check: Callable[[], F], resources: ResourcesConfig, *, dry_run: bool) -> tuple[F, "Capacity"]:
+    """What `check` finds, and what the cluster can hold. A dry run tells the faults of both at once; anything else
+    joins or starts Ray only once the first has found none."""
+    faults, found = Faults(), []
+    with faults.gather():
+        found.append(check())
+    if not dry_run:
+        faults.raise_any()
+    capacity = []
+    with faults.gather():
+        capacity.append(check_placement(resources, dry_run=dry_run))
+    faults.raise_any()
+    return found[0], capacity[0]
 
 
 def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":

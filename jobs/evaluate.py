@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jobs.cli import make_parser, parse_command, run
+from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import ModelConfig, SearchConfig
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.measure import LoadedModels
@@ -27,7 +28,6 @@ from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, Mode
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
-from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import exists, join, read_bytes
 
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--vllm", action="store_true", help="also measure speed behind vLLM, where that is installed")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
     config, flags = parse_command(parser, rest)
-    store = Store.at(config.storage.url)
+    store = open_store(config)
     facts = check_evaluation(config, store)
     if flags.efficiency or flags.vllm:
         check_lengths(facts.model_config, config.evaluation.efficiency)
@@ -77,7 +77,13 @@ def main(arguments: Sequence[str]) -> None:
                 on_progress=lambda line: LOGGER.info("%s: %s", path, line),
             )  # fmt: skip
 
-        found = EvaluatedModel(model=path, ref=ref, selection=scores(selection), report=scores([*report, *timing]))
+        found = EvaluatedModel(
+            model=path,
+            name=card_of(path).get("name") if every else None,
+            ref=ref,
+            selection=scores(selection),
+            report=scores([*report, *timing]),
+        )
         if flags.vllm and every:
             loaded.hold()  # the accelerator is for the servers
             found = with_serving(found, dense, config)
@@ -142,13 +148,29 @@ def kept_blocks(place: str, num_blocks: int) -> tuple[int, ...]:
     Raises:
         BadInputError: the card does not say.
     """
-    card = join(place, PRUNING)
-    if not exists(card):
+    if not (card := card_of(place)):
         return tuple(range(num_blocks))
     try:
-        return tuple(int(block) for block in json.loads(read_bytes(card))["kept_blocks"])
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise BadInputError(f"--model: {card} does not say which blocks were kept ({last_line(error)})") from None
+        return tuple(int(block) for block in card["kept_blocks"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInputError(
+            f"--model: {join(place, PRUNING)} does not say which blocks were kept ({brief(error)})"
+        ) from None
+
+
+def card_of(place: str) -> dict[str, Any]:
+    """What the card of a model says, for programs; empty where it has none.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    card = join(place, PRUNING)
+    if not exists(card):
+        return {}
+    try:
+        return dict(json.loads(read_bytes(card)))
+    except (ValueError, TypeError, OSError) as error:
+        raise BadInputError(f"--model: {card} cannot be read ({brief(error)})") from None
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Write each plan of a configuration as a plain Hugging Face directory, without retraining; needs no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.cli import make_parser, parse_command, run
+from jobs.cli import make_parser, open_store, parse_command, run
+from jobs.remove import add_remove_flag, kept_blocks
 from jobs.score import score_here
+from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
 from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import make_plans
+from shortened_llm.pruning.plan import chosen_plan, make_plans
+from shortened_llm.records import ModelRef, PrunePlan
 from shortened_llm.reporting.card import plan_card
-from shortened_llm.search.preflight import check_search
+from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.provenance import provenance
 from shortened_llm.storage.store import Store
 
@@ -20,22 +23,37 @@ def main(arguments: Sequence[str]) -> None:
     """stdout has the directory of each model, one line each."""
     parser = make_parser("prune", "Write pruned models, without retraining.")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="directory of the pruned models")
+    add_remove_flag(parser, "those that each criterion removes at each ratio, a model each")
     config, flags = parse_command(parser, arguments)
-    store = Store.at(config.storage.url)
+    store = open_store(config)
     facts = check_search(config, store)
+    kept = None if flags.remove is None else kept_blocks(flags.remove, facts)
     if flags.dry_run:
-        print(f"would write at most {len(config.scoring.criteria) * len(facts.counts)} models to {flags.output}")
+        number = 1 if kept else len(config.scoring.criteria) * len(facts.counts)
+        print(f"would write at most {number} models to {flags.output}")
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
-    scores = score_here(config, facts, dense, store)
-    size, origin = size_of(dense), provenance(config)
-    for plan in make_plans(config.search, scores, size):
-        labels = "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels)
-        directory = flags.output / labels
-        export_view(dense.view(plan.kept_blocks), directory, config.model.dtype)
-        for name, text in plan_card(plan, dense.num_blocks, origin).items():
-            (directory / name).write_text(text)
+    origin = provenance(config)
+    LOGGER.info("writing weights in %s", config.model.exported_dtype)
+    for name, plan in _plans(config, facts, dense, store, kept):
+        directory = flags.output / name
+        export_view(dense.view(plan.kept_blocks), directory, config.model.exported_dtype)
+        for file, text in plan_card(plan, dense.num_blocks, origin).items():
+            (directory / file).write_text(text)
         print(directory, flush=True)
+
+
+def _plans(
+    config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, kept: tuple[int, ...] | None
+) -> Iterator[tuple[str, PrunePlan]]:
+    """Each plan with the name of its directory."""
+    size = size_of(dense)
+    if kept is not None:
+        plan = chosen_plan(kept, size)
+        yield f"without-{'-'.join(map(str, plan.removed_blocks))}", plan
+        return
+    for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
+        yield "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels), plan
 
 
 if __name__ == "__main__":

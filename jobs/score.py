@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.cli import make_parser, parse_command, run
+from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         "--output", metavar="DIR", type=Path, help="also write DIR/<criterion>.json and a plot of all, DIR/scores.png"
     )
     config, flags = parse_command(parser, arguments)
-    store = Store.at(config.storage.url)
+    store = open_store(config)
     facts = check_scoring(config, store)
     if flags.dry_run:
         print(f"would score {facts.num_blocks} blocks by {', '.join(config.scoring.criteria)}")

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
-from jobs.cli import check_placement, make_parser, parse_command, run
+from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
 from shortened_llm.search.preflight import check_search
 from shortened_llm.search.run import run_search
 from shortened_llm.search.summary import describe_search
-from shortened_llm.storage.store import Store
 
 
 def main(arguments: Sequence[str]) -> None:
     """The last line on stdout is the path or URL of the report."""
     config, flags = parse_command(make_parser("search", "Search over pruning plans."), arguments)
-    store = Store.at(config.storage.url)
-    facts = check_search(config, store)
-    capacity = check_placement(config.resources, dry_run=flags.dry_run)
+    store = open_store(config)
+    facts, capacity = check_with_placement(lambda: check_search(config, store), config.resources, dry_run=flags.dry_run)
     print(describe_search(config, facts, store), flush=True)
     if not flags.dry_run:
         print(run_search(config, facts, store, capacity))

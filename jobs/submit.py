@@ -21,6 +21,8 @@ from shortened_llm.storage.urls import is_local
 
 CONFIG = "config.yaml"
 PATH_KEYS = ("path", "url", "task_directory")
+NO_AGENT = "No available agent"
+"""What the dashboard answers where it has nobody who would start the job."""
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,7 +36,16 @@ def main(arguments: Sequence[str]) -> None:
     here = urlsplit(flags.address).hostname in THIS_MACHINE
     values = with_absolute_paths(config.model_dump(mode="json", exclude_unset=True), here=here)
     client = _connect(flags.address)
-    job = submit(client, config, values, dry_run=flags.dry_run)
+    try:
+        job = submit(client, config, values, dry_run=flags.dry_run)
+    except RuntimeError as error:
+        if NO_AGENT not in str(error):
+            raise
+        raise RuntimeError(
+            f"the cluster at {flags.address} takes no job, since no job agent answers there; where another Ray runs on "
+            "the head's machine, the agent's port is taken: start the head with --dashboard-agent-listen-port and a "
+            "port that is free"
+        ) from None
     print(f"submitted {job}; ray job logs -f {job} follows it, ray job stop {job} stops it", file=sys.stderr)
     if flags.no_wait:
         print(job)

@@ -98,6 +98,9 @@ class StorageConfig(Section):
     url: Url = "./results"
     """A directory or an fsspec URL such as s3://bucket/prefix. Credentials come from the environment or the node's
     role; AWS_ENDPOINT_URL names another S3 server."""
+    outage_seconds: float = Field(300, ge=10, le=86400)
+    """How long a job, all its processes together, waits for a storage that does not answer. After that it stops with
+    exit code 1; the same command goes on later."""
 
 
 class ModelConfig(Section):
@@ -109,11 +112,18 @@ class ModelConfig(Section):
     """Hub branch, tag or commit; resolved to a commit when staged."""
     dtype: Dtype = "bfloat16"
     """Compute type of retraining and evaluation. Master weights of retraining are float32."""
+    export_dtype: Dtype | None = None
+    """Type of the weights that are written; unless given, the compute type, whatever that of the model's files."""
     trust_remote_code: Literal[False] = False
     """Models that bring Python code of their own are not loaded."""
     license: str | None = None
     """Licence of the model, such as apache-2.0, to be stated with every model made from it; read from its model card
     unless given."""
+
+    @property
+    def exported_dtype(self) -> Dtype:
+        """Type of the weights that are written."""
+        return self.export_dtype or self.dtype
 
 
 class DataSource(Section):
@@ -488,6 +498,11 @@ class RetrainingConfig(Section):
     def uses_instructions(self) -> bool:
         """Whether any method reads `instructions`."""
         return bool({"lora", "cpt_lora"} & set(self.methods)) and "instructions" in self.lora.train_on
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether any method trains with a dropout."""
+        return bool({"lora", "cpt_lora"} & set(self.methods)) and self.lora.dropout > 0
 
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> "RetrainingConfig":
@@ -990,6 +1005,7 @@ class SearchConfig(Section):
 # Keys that change where or how fast an experiment runs, never a number in its report.
 PLACEMENT_KEYS = (
     "storage.url",
+    "storage.outage_seconds",
     "search.max_concurrent_trials",
     "search.max_failures",
     "retraining.checkpoint_tokens",
@@ -1019,15 +1035,19 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
 def changed_keys(stored: Mapping[str, object], config: SearchConfig) -> dict[str, tuple[object, object]]:
     """Keys whose values differ between a stored configuration (JSON form) and `config`: `{key: (stored, new)}`.
 
-    Keys that only say where or how fast an experiment runs are left out.
+    Keys that only say where or how fast an experiment runs are left out; among these is the size of micro-batches
+    unless the masks of a dropout, which are drawn for each of them, depend on it.
     """
     with contextlib.suppress(ValidationError):  # A field that did not exist when it was stored has its default.
         stored = SearchConfig.model_validate(stored).model_dump(mode="json")
     old, new = flatten(stored), flatten(config.model_dump(mode="json"))
+    placement = set(PLACEMENT_KEYS)
+    if config.retraining.drops_out:
+        placement.discard("retraining.micro_batch_size")
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(PLACEMENT_SECTIONS) and key not in PLACEMENT_KEYS
+        if old.get(key) != new.get(key) and not key.startswith(PLACEMENT_SECTIONS) and key not in placement
     }
 
 

@@ -518,6 +518,13 @@ class RetrainedModel:
     """Steps that were left out because their loss or gradient was not finite."""
     loss_spikes: tuple[int, ...] = ()
     """Steps whose loss stood far above those before."""
+    first_validation_loss: float | None = None
+    """Cross-entropy on the validation sequences before the first step, in nats per prediction; the last point of the
+    history has that after the last one."""
+
+    @property
+    def last_validation_loss(self) -> float | None:
+        return self.history[-1].validation_loss if self.history else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -608,6 +615,8 @@ class EvaluatedModel:
 
     model: str
     """As the user named it."""
+    name: str | None = None
+    """As its card does; None where it has none."""
     ref: ModelRef
     selection: EvalScores
     report: EvalScores
@@ -636,6 +645,8 @@ class Provenance:
     base_license: str | None
     """None where it is not known."""
     sources: tuple[SourceFacts, ...]
+    dtype: str | None = None
+    """Of the exported weights; None where it is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -653,6 +664,8 @@ class ReportedTrial:
     """Report scores of the retrained model; empty where not measured."""
     running: bool = False
     """Begun and not ended, when the record was written."""
+    stopped: bool = False
+    """Begun by a driver that was stopped before the trial ended; the next one goes on with it."""
     experiments: tuple[str, ...] = ()
     """Experiments that have this trial, where a report shows several; empty: the one of the record."""
 

@@ -178,6 +178,7 @@ def make_job(tiny_config: SearchConfig, tiny_model: ModelRef, corpus: TokenMixtu
             validation=corpus,
             recipe=recipe,
             dtype=dtype,
+            export_dtype=dtype,
             placement=config,
         )
 

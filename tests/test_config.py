@@ -69,6 +69,29 @@ def test_bad_values_are_named(values: dict, key: str, value: object, words: list
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        ("32k", 32_000),
+        ("1.5M", 1_500_000),
+        ("2B", 2_000_000_000),
+        ("2e6", 2_000_000),
+        ("65_536", 65_536),
+        (65536, 65536),
+    ],
+)
+def test_tokens_may_be_written_short(values: dict, written: object, tokens: int) -> None:
+    assert parse_config(changed(values, "retraining.tokens", written)).retraining.tokens == tokens
+    by_ratio = parse_config(changed(values, "retraining.tokens", {"0.25": written, "0.5": "64k"}))
+    assert by_ratio.retraining.tokens == {0.25: tokens, 0.5: 64_000}
+
+
+@pytest.mark.parametrize("written", ["2G", "1.5", "many", "-8k", "8 k k", "1.0005k"])
+def test_other_tokens_are_answered(values: dict, written: str) -> None:
+    with pytest.raises(BadInputError, match=r"retraining\.tokens.*k, M and B"):
+        parse_config(changed(values, "retraining.tokens", written))
+
+
 def test_workers_are_a_number_or_a_range(values: dict) -> None:
     fixed = parse_config(changed(values, "resources.workers", 4)).resources
     assert (fixed.min_workers, fixed.max_workers, fixed.elastic) == (4, 4, False)
@@ -89,6 +112,15 @@ def test_only_what_changes_numbers_counts_as_a_change(values: dict) -> None:
     assert changed_keys(stored, parse_config(changed(values, "retraining.tokens", 65536))) == {
         "retraining.tokens": (32768, 65536)
     }
+
+
+def test_micro_batches_count_as_a_change_where_a_dropout_depends_on_them(values: dict) -> None:
+    """The masks are drawn for each micro-batch, so that a run with another size is another run."""
+    field = "retraining.micro_batch_size"
+    for method, dropout, counts in (("cpt", 0.1, False), ("lora", 0.0, False), ("lora", 0.1, True)):
+        lora = changed(changed(values, "retraining.methods", [method]), "retraining.lora", {"dropout": dropout})
+        before, after = (parse_config(changed(lora, field, size)) for size in (1, 2))
+        assert (field in changed_keys(before.model_dump(mode="json"), after)) == counts
 
 
 def test_every_field_is_documented() -> None:

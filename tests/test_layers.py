@@ -1,4 +1,4 @@
-"""The picture in code: an import may only go to a lower layer; stages never import each other."""
+"""The picture in code: an import goes to a lower layer or stays in its own; so stages never import each other."""
 
 import ast
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "config": 0, "records": 0, "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "cluster_metrics": 0,
-    "logs": 0, "versions": 0,
-    "storage": 1, "models": 2, "data": 2,
-    "scoring": 3, "pruning": 3, "retraining": 3, "evaluation": 3, "reporting": 3,
-    "search": 4, "jobs": 5,
+    "records": 0, "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0, "versions": 0,
+    "config": 1, "cluster_metrics": 1,
+    "storage": 2, "data": 3, "models": 4,
+    "scoring": 5, "pruning": 5, "retraining": 5, "evaluation": 5, "reporting": 5,
+    "search": 6, "jobs": 7,
 }  # fmt: skip
 # Third-party packages that only some of our modules may import.
 OWNERS = {
@@ -56,8 +56,7 @@ def test_imports_go_down(path: Path) -> None:
             continue
         other = parts[1] if parts[0] == "shortened_llm" else "jobs"
         if other != own and other in LAYERS:
-            assert LAYERS[other] <= LAYERS[own], f"{own} imports {name}"
-            assert LAYERS[own] != 3 or LAYERS[other] != 3, f"stage {own} imports stage {other}"
+            assert LAYERS[other] < LAYERS[own], f"{own} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -60,6 +60,7 @@ MOST_CALLS = 1000
 class _Evaluator:
     def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
         quiet_libraries()
+        store.enter()
         self._store, self._batch_size = store, batch_size
         # Ray shows every GPU of the node to an actor that reserved none.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -171,6 +172,7 @@ class _Pool:
         idle_seconds: float,
     ) -> None:
         quiet_libraries()
+        store.enter()
         self._gauges = Gauges(experiment)
         self._store, self._dtype = store, dtype
         self._scoring: dict[str, asyncio.Future[Score]] = {}

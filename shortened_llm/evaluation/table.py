@@ -11,7 +11,7 @@ SPEED_TITLES = f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13}
 
 def comparison_table(models: Sequence[EvaluatedModel]) -> str:
     """One line per score, one column per model; numbers stand side by side only under one protocol, and of one text."""
-    names = _short_names([model.model for model in models])
+    names = _column_names(models)
     rows: dict[tuple[str, str, str, int], list[str]] = {}
     for index, model in enumerate(models):
         seen: Counter[tuple[str, str, str]] = Counter()
@@ -35,6 +35,13 @@ def comparison_table(models: Sequence[EvaluatedModel]) -> str:
         if model.serving:
             lines += ["", f"{name}: {model.serving.protocol}", *_served(model.serving)]
     return "\n".join(lines)
+
+
+def _column_names(models: Sequence[EvaluatedModel]) -> list[str]:
+    """What the cards call the models, where these are different names; else the ends of their paths."""
+    ends = _short_names([model.model for model in models])
+    names = [model.name or end for model, end in zip(models, ends, strict=True)]
+    return names if len(set(names)) == len(set(ends)) else ends
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

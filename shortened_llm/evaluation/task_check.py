@@ -34,7 +34,7 @@ def check_tasks(
         index = task_manager(task.task, directory).task_index
         if task.task not in index:
             raise BadInputError(_unknown(task.task, directory))
-        leaves = list(_leaves(task.task, index))
+        leaves = list(task_settings(task.task, index))
         _check_has_score(task.task, index[task.task], leaves)
         _check_settings(task, leaves)
         if task.chat_template and tokenizer is not None and tokenizer.chat_template is None:
@@ -64,7 +64,9 @@ def load_task(name: str, directory: str | None) -> Any:
     except ImportError as error:
         raise BadInputError(f"{FIELD}: {name!r} needs a package that is not installed: {error}") from error
     except (OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
-        paths = sorted({leaf["dataset_path"] for leaf in _leaves(name, manager.task_index) if leaf.get("dataset_path")})
+        paths = sorted(
+            {leaf["dataset_path"] for leaf in task_settings(name, manager.task_index) if leaf.get("dataset_path")}
+        )
         raise UnreachableError(
             f"{FIELD}: the data of {name!r} cannot be read, data set {_some(paths)} ({error}). To give it locally, put "
             "a task file into evaluation.task_directory, a copy of lm-eval's with another name and with "
@@ -78,7 +80,7 @@ def task_manager(name: str, directory: str | None) -> Any:
     """lm-eval's index of tasks: of `directory` alone where that suffices, since its own 14,000 files take 10 s."""
     if directory is not None:
         own = _index(directory, include_defaults=False)
-        if name in own.task_index and all(_leaves(name, own.task_index)):
+        if name in own.task_index and all(task_settings(name, own.task_index)):
             return own
     return _index(directory, include_defaults=True)
 
@@ -90,7 +92,7 @@ def _index(directory: str | None, *, include_defaults: bool) -> Any:
     return TaskManager(include_path=directory, include_defaults=include_defaults)
 
 
-def _leaves(name: str, index: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def task_settings(name: str, index: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Settings of the tasks below a task, group or tag; empty ones for a member that the index does not have."""
     entry = index[name]
     yield from _settings(entry.cfg or {"task": sorted(entry.tags)}, index, {})

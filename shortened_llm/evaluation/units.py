@@ -4,7 +4,8 @@ Of a divisible unit, several processes may measure some chunks each.
 """
 
 import importlib.metadata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
@@ -43,7 +44,7 @@ class TaskUnit:
 
     Its identity holds lm-eval's version, which stands for its own YAML and Python files, and every file of the user's
     directory with what its YAML names elsewhere (`task_files.py`), whichever of them the task uses. So a change to a
-    `utils.py` beside a YAML gives the task a new score.
+    `utils.py` beside a YAML gives the task a new score, and so does one to its data on the hub.
     """
 
     config: TaskConfig
@@ -51,6 +52,8 @@ class TaskUnit:
     """The user's own task files."""
     limit: int | None
     """Items; all unless given."""
+    hub_commits: Mapping[str, str] = field(default_factory=dict)
+    """Of the hub's data sets that it reads; see `task_data.hub_commits`."""
     score_type: ClassVar[type[Any]] = TaskScore
     is_divisible: ClassVar[bool] = True
 
@@ -66,6 +69,7 @@ class TaskUnit:
             "task": self.config.model_dump(mode="json"),
             "files": {} if self.directory is None else task_file_hashes(self.directory),
             "limit": self.limit,
+            "hub": dict(self.hub_commits),
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
 

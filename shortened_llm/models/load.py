@@ -80,6 +80,7 @@ def load_config(directory: Path) -> PretrainedConfig:
             f"model.path: {directory} holds a {config.model_type!r} model, which transformers does not know as a "
             "causal language model with decoder blocks"
         )
+    config._attn_implementation = None  # a wish of whoever saved it, for kernels that may be missing here
     return config
 
 

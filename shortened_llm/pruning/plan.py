@@ -61,11 +61,16 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
 
 def dense_plan(size: ModelSize) -> PrunePlan:
     """The plan that removes nothing."""
-    return plan_of(tuple(range(len(size.block_parameters))), "dense", 0.0, size)
+    return _without_criterion(tuple(range(len(size.block_parameters))), "dense", size)
 
 
-def plan_of(kept: tuple[int, ...], label: str, ratio: float, size: ModelSize) -> PrunePlan:
-    """A plan that no criterion chose, with a word for its origin."""
+def chosen_plan(kept: tuple[int, ...], size: ModelSize) -> PrunePlan:
+    """The plan of a user who names the blocks."""
+    return _without_criterion(kept, "chosen", size)
+
+
+def _without_criterion(kept: tuple[int, ...], label: str, size: ModelSize) -> PrunePlan:
+    ratio = 1 - len(kept) / len(size.block_parameters)
     return _plan(kept, (PlanLabel(criterion=label, ratio=ratio),), size)
 
 

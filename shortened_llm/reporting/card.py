@@ -13,6 +13,7 @@ from shortened_llm.records import (
     Experiment,
     Provenance,
     PrunePlan,
+    Recipe,
     ReportedTrial,
     RetrainedModel,
     SourceFacts,
@@ -24,6 +25,8 @@ from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
 
 PRUNING = "pruning.json"
+NO_CRITERIA = ("dense", "chosen")
+"""Labels of plans that no criterion made."""
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 
@@ -56,6 +59,41 @@ def trained_card(
     }
 
 
+def adapter_cards(
+    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, provenance: Provenance
+) -> dict[str, str]:
+    """`{directory or URL of a run's adapters: text of its README.md}`."""
+    before = (None, *(run.model.url for run in runs))
+    return {
+        run.adapter.url: _adapter_card(spec.plan, recipe, run.model.url, begins_with, num_blocks, provenance)
+        for run, recipe, begins_with in zip(runs, spec.recipes, before, strict=False)
+        if run.adapter
+    }
+
+
+def _adapter_card(
+    plan: PrunePlan, recipe: Recipe, merged_url: str, begins_with: str | None, num_blocks: int, provenance: Provenance
+) -> str:
+    role = "training" if recipe.train_on == "corpus" else "instructions"
+    sources = [source for source in provenance.sources if source.role == role]
+    return (
+        environment()
+        .get_template("adapter_card.md.j2")
+        .render(
+            base=provenance.base_model,
+            plan=plan,
+            num_blocks=num_blocks,
+            recipe=recipe,
+            provenance=provenance,
+            sources=sources,
+            begins_with=begins_with,
+            merged_url=merged_url,
+            non_commercial=any(map(is_non_commercial, [provenance.base_license, *(s.license for s in sources)])),
+            is_non_commercial=is_non_commercial,
+        )
+    )
+
+
 def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[str, str]:
     """The files of the card of a model that was pruned and not retrained."""
     return {
@@ -69,8 +107,10 @@ def _pruning_json(
 ) -> str:
     """What was removed, how the model was retrained, and the licences of what it was made of, for programs."""
     facts: dict[str, object] = {
+        "name": trial.spec.name if trial else plan.name,
         "base_model": base_model,
         **asdict(plan),
+        "dtype": provenance.dtype if provenance else None,
         "base_license": provenance.base_license if provenance else None,
         "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
     }
@@ -96,7 +136,7 @@ def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTria
         for recipe in (trial.spec.recipes if trial else ())
         if recipe.num_steps
     }
-    if any(label.criterion not in (*TEXTLESS_CRITERIA, "dense") for label in plan.labels):
+    if any(label.criterion not in (*TEXTLESS_CRITERIA, *NO_CRITERIA) for label in plan.labels):
         roles.add("calibration")
     return [source for source in provenance.sources if source.role in roles] if provenance else []
 
@@ -124,5 +164,6 @@ def _render(
             columns=columns,
             non_commercial=any(map(is_non_commercial, licences)),
             is_non_commercial=is_non_commercial,
+            no_criteria=NO_CRITERIA,
         )
     )

@@ -3,7 +3,7 @@
 Columns, always in this order:
 
 - `number` in the report, `name`, `fingerprint`, `experiments` that have the trial, separated by `;`, `status` (done,
-  running, waiting, failed), `failure` (its cause), `best_of_size` (True, False);
+  running, stopped, waiting, failed), `failure` (its cause), `best_of_size` (True, False);
 - `criteria` and `ratios`, one entry per label, separated by `;`;
 - `kept_blocks` and `removed_blocks`: indices in the dense model, separated by spaces; `num_kept_blocks`,
   `num_removed_blocks`, `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all);

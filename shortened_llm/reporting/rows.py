@@ -9,8 +9,8 @@ from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTri
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, known_columns, measurements
 
-Status = Literal["done", "running", "waiting", "failed"]
-STATUSES: tuple[Status, ...] = ("done", "running", "waiting", "failed")
+Status = Literal["done", "running", "stopped", "waiting", "failed"]
+STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "failed")
 Texts = tuple[tuple[str, str, str], ...]
 """Source, protocol and documents of each text of a mean."""
 
@@ -177,7 +177,7 @@ def trial_status(trial: ReportedTrial) -> Status:
         return "done"
     if trial.failure is not None:
         return "failed"
-    return "running" if trial.running else "waiting"
+    return "running" if trial.running else "stopped" if trial.stopped else "waiting"
 
 
 def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
@@ -200,16 +200,19 @@ def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[tuple[int, Texts]
 
 
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
-    """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls."""
+    """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls.
+
+    Each has the number that it has in the log: its place in the experiment.
+    """
     best = {id(trial) for trial in best_of_each_size(experiment.trials).values()}
     columns = known_columns(experiment)
     trials = sorted(
-        experiment.trials,
-        key=lambda trial: (
-            -len(trial.spec.plan.kept_blocks),
-            trial.spec.control is not None,
-            STATUSES.index(trial_status(trial)),
-            _rank(trial),
+        enumerate(experiment.trials, start=1),
+        key=lambda numbered: (
+            -len(numbered[1].spec.plan.kept_blocks),
+            numbered[1].spec.control is not None,
+            STATUSES.index(trial_status(numbered[1])),
+            _rank(numbered[1]),
         ),
     )
     return tuple(
@@ -223,7 +226,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             after=(measurements("selection", trial.result.after, columns) if trial.result else {})
             | measurements("report", trial.after, columns),
         )
-        for number, trial in enumerate(trials, start=1)
+        for number, trial in trials
     )
 
 

@@ -1,5 +1,6 @@
 """Tasks as papers show them: one line per model, one column per task, and each task paired with the dense model."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -70,9 +71,9 @@ def task_columns(columns: Iterable[ScoreColumn]) -> tuple[ScoreColumn, ...]:
 def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> tuple[TaskSet, ...]:
     """The sets of tasks that a plain mean is taken over: each largest set that one model was measured on.
 
-    Tasks of a measure that is no share of items, or that is better lower, are left out. No mean counts a task twice:
-    the first column of each task is in one set, the second, such as of other shots, in another. The tasks of a
-    published mean (`config.TASK_SETS`) are a set apart from all others.
+    Tasks of a measure that is no share of items, or that is better lower, are left out. No mean mixes numbers of
+    shots, and none counts a task twice: the first column of each task is in one set, the second in another. The tasks
+    of a published mean (`config.TASK_SETS`) are a set apart from all others.
 
     Args:
         models: of the trials; the dense model's, where there are none.
@@ -83,13 +84,22 @@ def task_sets(tasks: Sequence[ScoreColumn], models: Sequence[Measurements]) -> t
         if column.higher_is_better and all(0 <= found[column].value <= 1 for found in models if column in found)
     ]
     measured = _largest(tuple(column for column in shares if column in found) for found in models)
-    return _largest(part for own in measured for part in _without_repetition(own))
+    alike = (of_shots for own in measured for of_shots in _by_shots(own))
+    return _largest(part for own in alike for part in _without_repetition(own))
 
 
 def _largest(sets: Iterable[TaskSet]) -> tuple[TaskSet, ...]:
     """Those that are no part of another, each once."""
     distinct = dict.fromkeys(sets)
     return tuple(own for own in distinct if own and not any(set(own) < set(other) for other in distinct))
+
+
+def _by_shots(columns: Iterable[ScoreColumn]) -> list[TaskSet]:
+    of_shots: dict[str, list[ScoreColumn]] = {}
+    for column in columns:
+        shots = re.search(r"\S+ shots", column.protocol)
+        of_shots.setdefault(shots[0] if shots else "", []).append(column)
+    return [tuple(own) for own in of_shots.values()]
 
 
 def _without_repetition(columns: Iterable[ScoreColumn]) -> list[TaskSet]:

@@ -73,6 +73,8 @@ class RunProgress:
     loss_spikes: tuple[int, ...] = ()
     """Steps (from 0) whose loss stood far above those before."""
     best_validation_loss: float | None = None
+    first_validation_loss: float | None = None
+    """Before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

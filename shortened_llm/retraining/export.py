@@ -42,7 +42,7 @@ class Exported:
 
 @torch.no_grad()
 def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, rank: int) -> Exported | None:
-    """Gather, write, verify and upload the model in the job's dtype. A collective; returns on rank 0.
+    """Gather, write, verify and upload the model in the type that it is exported in. A collective; returns on rank 0.
 
     Raises:
         ExportError: the gathered model is not the sharded one, or what was written does not reload as it.
@@ -51,7 +51,7 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     tokens = probe_tokens(model.config.vocab_size).to(model.device)
     sharded_logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
     adapter = gathered_adapter(model) if job.recipe.lora else {}
-    state = gathered_state(model, job.dtype, rank)
+    state = gathered_state(model, job.export_dtype, rank)
     if rank != 0:
         return None
     directory = model_directory(job.model)
@@ -68,7 +68,7 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
         raise ExportError(f"run {job.fingerprint}: the gathered model's logits are off by {difference:.3g} (relative)")
     with tempfile.TemporaryDirectory(prefix="shortened_llm_export_") as temporary:
         export_model(plain, load_tokenizer(directory), Path(temporary))
-        verify_export(Path(temporary), logits, job.dtype)
+        verify_export(Path(temporary), logits, job.export_dtype)
         exported = _upload(Path(temporary), job, store)
     if not adapter or job.recipe.lora is None:
         return Exported(model=exported, adapter=None)
@@ -97,6 +97,7 @@ def retrained_record(exported: Exported, progress: RunProgress) -> RetrainedMode
         history=progress.history,
         skipped_steps=progress.skipped_steps,
         loss_spikes=progress.loss_spikes,
+        first_validation_loss=progress.first_validation_loss,
     )
 
 

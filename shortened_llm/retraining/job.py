@@ -1,9 +1,10 @@
 """What one retraining run is."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from shortened_llm.config import RetrainingConfig
-from shortened_llm.fingerprint import fingerprint
+from shortened_llm.fingerprint import canonical, fingerprint
 from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
 STAGE_VERSION = 2
@@ -23,6 +24,8 @@ class RetrainingJob:
     recipe: Recipe
     dtype: str
     """Compute type. Master weights and optimiser state of what is trained are float32."""
+    export_dtype: str
+    """Type of the exported weights."""
     placement: RetrainingConfig
     """Read only for what changes no result: micro-batches, checkpoints, memory."""
 
@@ -38,6 +41,7 @@ class RetrainingJob:
             # The masks of dropout are drawn for each micro-batch.
             "micro_batch_size": self.placement.micro_batch_size if self._drops_out else None,
             "dtype": self.dtype,
+            "export_dtype": self.export_dtype,
         }
 
     @property
@@ -49,13 +53,26 @@ class RetrainingJob:
         return fingerprint(self.identity)
 
     @property
+    def run_name(self) -> str:
+        """Of the Train run, and the same whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
+        recipe, blocks = self.recipe, len(self.model.kept_blocks)
+        return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
+
+    @property
     def stable_fingerprint(self) -> str:
         """Of the part of a wsd run that every longer run shares."""
-        shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
-        return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
+        return stable_fingerprint({**self.identity, "recipe": canonical(self.recipe)})
 
     @property
     def checkpoint_steps(self) -> int:
         """Optimiser steps between checkpoints."""
         tokens = self.placement.checkpoint_tokens or self.recipe.tokens // 3
         return max(1, tokens // self.recipe.tokens_per_step)
+
+
+def stable_fingerprint(identity: Mapping[str, object]) -> str:
+    """The same, from the identity of a run as it is stored."""
+    recipe = identity["recipe"]
+    assert isinstance(recipe, Mapping), "nothing was trained"
+    shared = {**recipe, "num_steps": 0, "decay_steps": 0, "final_learning_rate_ratio": 0.0}
+    return fingerprint({**identity, "recipe": shared, "part": "stable"})

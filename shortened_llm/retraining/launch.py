@@ -78,9 +78,9 @@ def retrain(
         for name, value in INTERVALS.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
-        for fault in repair_run_directory(join(runs_url, job.fingerprint), num_to_keep=CHECKPOINTS_KEPT):
+        for fault in repair_run_directory(join(runs_url, job.run_name), num_to_keep=CHECKPOINTS_KEPT):
             on_note(f"run directory put in order: {fault}")
-        failure_url = join(runs_url, f"{job.fingerprint}.failure.json")
+        failure_url = join(runs_url, f"{job.run_name}.failure.json")
         delete(failure_url)
         trainer = TorchTrainer(
             run_worker,
@@ -105,7 +105,7 @@ def retrain(
             ),
             torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
             run_config=RunConfig(
-                name=job.fingerprint,
+                name=job.run_name,
                 **ray_storage(runs_url),
                 failure_config=FailureConfig(
                     max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
@@ -119,7 +119,7 @@ def retrain(
     retrained = store.read(KIND, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
-    delete(join(runs_url, job.fingerprint))  # Checkpoints weigh six times the exported model.
+    delete(join(runs_url, job.run_name))  # Checkpoints weigh six times the exported model.
     return retrained
 
 

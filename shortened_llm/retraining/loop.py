@@ -99,6 +99,8 @@ def train(
         end_of_text=end_of_text,
     )  # fmt: skip
     held_out = [place(part) for part in _held_out(job, rank, world_size, end_of_text)]
+    if held_out and progress.step == 0:
+        progress = replace(progress, first_validation_loss=_validate(model, held_out))
     flops = training_flops(model, recipe.sequence_length)
     flops += training_flops(teacher.model, recipe.sequence_length) if teacher else 0.0
     meter = Meter(device, job.dtype, flops_per_token=flops, world_size=world_size)

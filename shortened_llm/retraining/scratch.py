@@ -18,17 +18,27 @@ PREFIX = "shortened_llm_checkpoints_"
 
 def scratch_directory() -> Path:
     """A new directory that stays until this process ends; removes those that other processes left behind."""
-    base = Path(tempfile.gettempdir())
-    for path in base.glob(f"{PREFIX}*.lock"):
-        with contextlib.suppress(Timeout, OSError), FileLock(path, timeout=0):  # OSError: of another user
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink()
-    directory = base / f"{PREFIX}{secrets.token_hex(8)}"
+    remove_left_behind()
+    directory = _base() / f"{PREFIX}{secrets.token_hex(8)}"
     lock = FileLock(directory.with_suffix(".lock"))
     lock.acquire()
     directory.mkdir()
     atexit.register(_remove, directory, lock)  # keeps the lock until then
     return directory
+
+
+def remove_left_behind() -> int:
+    """Remove the directories of processes that have ended; returns how many there are of others."""
+    locks = list(_base().glob(f"{PREFIX}*.lock"))
+    for path in locks:
+        with contextlib.suppress(Timeout, OSError), FileLock(path, timeout=0):  # OSError: of another user
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
+    return sum(path.exists() for path in locks)
+
+
+def _base() -> Path:
+    return Path(tempfile.gettempdir())
 
 
 def _remove(directory: Path, lock: FileLock) -> None:

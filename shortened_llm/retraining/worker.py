@@ -50,6 +50,7 @@ def run_worker(config: dict) -> None:
     `config["failure_url"]`. It befalls all workers at the same step.
     """
     quiet_libraries()
+    config["store"].enter()
     try:
         _train_and_export(config)
     except LASTING as error:
@@ -90,7 +91,7 @@ def _train_and_export(config: dict) -> None:
             job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"],
             accelerators_per_worker=config["accelerators"], on_loaded=local_copy.close,
         )  # fmt: skip
-    on_progress("exporting")
+    on_progress(f"exporting in {job.export_dtype}")
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
         record = retrained_record(exported, progress)
@@ -138,7 +139,8 @@ class RayHost:
         """
         self._on_values(values)
         # A trial's earlier runs count: tokens are the time axis of schedulers and plots.
-        reported = {**values, metrics.TOKENS: self._tokens_before + values[metrics.TOKENS]}
+        tokens = self._tokens_before + values[metrics.TOKENS]
+        reported = {**values, metrics.TOKENS: tokens, metrics.TIME_AXIS: int(tokens)}
         if checkpoint is None:
             ray.train.report(reported, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return

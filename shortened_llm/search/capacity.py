@@ -83,7 +83,7 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
     driver = driver_demand(capacity)
     whole = {kind: workers * worker.get(kind, 0) + driver.get(kind, 0) for kind in {*worker, *driver}}
     trial = f"resources.workers: {workers} workers and the trial's driver"
-    for kind, needed in sorted(whole.items()):
+    for kind, needed in sorted(whole.items(), reverse=True):  # GPUs first: who lacks them asks in vain for CPUs too
         if needed > capacity.total(kind) + TOLERANCE:
             _refuse(trial, f"need {needed:g} {kind}s, but it can hold {capacity.total(kind):g}", capacity)
     for what, demand, count, labels in (

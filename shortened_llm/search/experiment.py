@@ -1,10 +1,11 @@
 """The files that belong to one experiment alone: `<storage>/experiments/<name>/`. Imports neither torch nor ray."""
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,10 +15,10 @@ from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFailure, TrialResult, from_json, to_json
 from shortened_llm.reporting.write import write_report
-from shortened_llm.storage.lease import is_held
+from shortened_llm.storage.lease import hold_lease, holder
 from shortened_llm.storage.payload import upload_directory
-from shortened_llm.storage.store import EXPERIMENTS, DamagedRecordError, Store
-from shortened_llm.storage.urls import join, list_names, normalise, read_bytes, write_bytes
+from shortened_llm.storage.store import CLEANING, EXPERIMENTS, DamagedRecordError, Store
+from shortened_llm.storage.urls import join, normalise, read_bytes, write_bytes
 
 RECORD = "experiment.json"
 REPORT = "report"
@@ -26,8 +27,67 @@ TRIAL_KIND = "trials"
 """Kind of a `TrialResult` in the store."""
 FAILURES = "failures"
 """Kind of a `TrialFailure` in the experiment's own directory."""
+RUNS = "runs.json"
+"""What `jobs.retrain` made under an experiment's name."""
+BEGUN = "begun"
+"""Kind of a `Begun` in the experiment's own directory."""
 TUNE = "tune"
-"""Directory of Tune's logs, one directory for each run and in it one for each trial that began."""
+"""Directory of Tune's logs, with one directory for each trial."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A trial that a driver began."""
+
+    driver: str
+    """As the owner of the lease is called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """Training runs outside a search."""
+
+    dense: tuple[str, ...]
+    """Fingerprints of the dense models that they begin with."""
+    runs: tuple[str, ...]
+    """Their fingerprints."""
+
+
+@contextlib.contextmanager
+def own_experiment(store: Store, name: str) -> Iterator[str]:
+    """Own an experiment for the length of the context, under the name that is given; see `hold_lease`.
+
+    Raises:
+        BadInputError: while another driver runs it, or something is being removed from the storage.
+    """
+    with hold_lease(store.experiment_url(name)) as lease:
+        if holder(join(store.url, CLEANING)):
+            raise BadInputError(
+                f"storage.url: jobs.clean is removing what {store.url} does not need, which might be needed from now "
+                "on; wait until it is done"
+            )
+        yield lease.owner
+
+
+def read_runs(store: Store, name: str) -> Runs | None:
+    """What `jobs.retrain` made under an experiment's name; None where that is nothing, or not known."""
+    try:
+        return from_json(Runs, read_bytes(join(store.experiment_url(name), RUNS)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        LOGGER.warning("%s of %s cannot be read (%s); it counts as absent", RUNS, name, brief(error))
+        return None
+
+
+def add_runs(store: Store, name: str, dense: str, runs: Iterable[str]) -> None:
+    """Record training runs outside a search, beside those of before."""
+    known = read_runs(store, name) or Runs(dense=(), runs=())
+    merged = Runs(
+        dense=tuple(sorted({*known.dense, dense})),
+        runs=tuple(sorted({*known.runs, *runs})),
+    )
+    write_bytes(join(store.experiment_url(name), RUNS), to_json(merged).encode())
 
 
 def read_config(store: Store, name: str) -> dict[str, object] | None:
@@ -118,15 +178,11 @@ def filled_in(experiment: Experiment, store: Store, directory: str) -> Experimen
         store: of the whole storage, which has the results.
         directory: of the experiment, which has the failures.
     """
-    begun: set[str] = set()
-    if is_held(directory):
-        runs = list_names(join(directory, TUNE))
-        begun = set(list_names(join(directory, TUNE, runs[-1]))) if runs else set()
-    own = Store(directory)
-    return replace(experiment, trials=tuple(_filled_in(trial, store, own, begun) for trial in experiment.trials))
+    own, driver = Store(directory), holder(directory)
+    return replace(experiment, trials=tuple(_filled_in(trial, store, own, driver) for trial in experiment.trials))
 
 
-def _filled_in(trial: ReportedTrial, store: Store, own: Store, begun: set[str]) -> ReportedTrial:
+def _filled_in(trial: ReportedTrial, store: Store, own: Store, driver: str | None) -> ReportedTrial:
     fingerprint = trial.spec.fingerprint
     try:
         result = trial.result or store.load(TRIAL_KIND, fingerprint, TrialResult)
@@ -134,8 +190,9 @@ def _filled_in(trial: ReportedTrial, store: Store, own: Store, begun: set[str]) 
     except DamagedRecordError as error:  # it must not cost the other trials their report
         result, failure = None, TrialFailure(fingerprint=fingerprint, cause=str(error))
     cause = failure.cause if failure else trial.failure
-    running = result is None and cause is None and fingerprint in begun
-    return replace(trial, result=result, failure=cause, running=running)
+    begun = own.read(BEGUN, fingerprint, Begun) if result is None and cause is None else None
+    running = begun is not None and begun.driver == driver
+    return replace(trial, result=result, failure=cause, running=running, stopped=begun is not None and not running)
 
 
 def publish_report(store: Store, experiment: Experiment) -> str:

@@ -12,6 +12,7 @@ from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, p
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.errors import original
+from shortened_llm.evaluation.task_data import hub_commits
 from shortened_llm.evaluation.units import AgreementUnit, MetricUnit, TaskUnit, TextUnit
 from shortened_llm.evaluation.units import Unit as EvaluationUnit
 from shortened_llm.logs import quiet_libraries
@@ -63,6 +64,7 @@ def score(job: ScoringJob, config: SearchConfig, store: Store, progress: Progres
 @ray.remote(max_retries=RETRIES)
 def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
     quiet_libraries()
+    store.enter()
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if device == "cpu":
         prepare_cpu(math.ceil(resources.cpus_per_scorer))
@@ -134,6 +136,7 @@ def _pack(
 ) -> tuple[list[TokenDataset], list[TokenDataset], list[TokenDataset]]:
     """Pack one source after the other, each by a task for every piece; what is stored already is read back."""
     quiet_libraries()
+    store.enter()
 
     def pack(job: PackingJob) -> TokenDataset:
         progress(f"{job.name}: waiting for resources")
@@ -166,6 +169,7 @@ def _pack(
 def _pack_piece(inputs: tuple[ModelRef, PackingJob, Store], piece: Piece) -> PackedPiece:
     quiet_libraries()
     dense, job, store = inputs
+    store.enter()
     return pack_piece(job, piece, load_tokenizer(model_directory(dense)), store)
 
 
@@ -185,7 +189,12 @@ def choice_units(config: SearchConfig, roles: TextRoles, dense: ModelRef) -> tup
     """What is measured for the dense model, the best of each size and the controls."""
     evaluation, report = config.evaluation, config.evaluation.report
     tasks = (
-        TaskUnit(config=task, directory=evaluation.task_directory, limit=task.limit or evaluation.task_limit)
+        TaskUnit(
+            config=task,
+            directory=evaluation.task_directory,
+            limit=task.limit or evaluation.task_limit,
+            hub_commits=hub_commits(task.task, evaluation.task_directory),
+        )
         for task in report.tasks
     )
     agreement = (

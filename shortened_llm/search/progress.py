@@ -1,5 +1,6 @@
 """What is happening anywhere on the cluster, as log lines and metrics of the driver."""
 
+import contextlib
 import threading
 import time
 from types import TracebackType
@@ -17,6 +18,9 @@ POLL_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 8.0
 # No minute passes in silence.
 HEARTBEAT_SECONDS = 30.0
+OVERVIEW_SECONDS = 60.0
+FAREWELL_SECONDS = 5.0
+"""A process outlives the end of its driver by less."""
 
 
 class Progress:
@@ -58,6 +62,14 @@ class Progress:
         else:
             self(f"{done}/{total}, {(now - self._started) / (done - 1) * (total - done):.0f} s left")
 
+    def is_heard(self) -> bool:
+        """Whether the search goes on. One that is stopped takes the board with it, and whoever asks, within seconds."""
+        time.sleep(FAREWELL_SECONDS)
+        try:
+            return bool(ray.get(self._board.is_open.remote(), timeout=FAREWELL_SECONDS))  # type: ignore[attr-defined]
+        except Exception:  # the board, or the cluster, is gone
+            return False
+
     def about(self, subject: str) -> "Progress":
         """The same board, another subject."""
         return Progress(self._board, subject)
@@ -84,13 +96,15 @@ class ProgressLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(Exception):  # of a cluster that is going away
+            ray.get(self._board.close.remote(), timeout=POLL_SECONDS)
         self._closed.set()
         self._thread.join()
 
     def _follow(self) -> None:
         shown: dict[str, str] = {}
         since: dict[str, float] = {}
-        last_line = time.monotonic()
+        last_line = last_overview = time.monotonic()
         noted = 0
         closed = False
         while not closed:
@@ -106,6 +120,9 @@ class ProgressLog:
             if closed:
                 return
             now = time.monotonic()
+            if reading.overview and now - last_overview >= OVERVIEW_SECONDS:
+                LOGGER.info("search: %s", reading.overview)
+                last_overview = last_line = now
             for subject, line in reading.lines.items():
                 if line is None:
                     shown.pop(subject, None)

@@ -8,7 +8,7 @@ from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.license import data_license, is_hub_id, model_license
 from shortened_llm.records import Experiment, Provenance, RetrainedModel, SourceFacts, TrialSpec
-from shortened_llm.reporting.card import PRUNING, trained_card, trial_cards
+from shortened_llm.reporting.card import PRUNING, adapter_cards, trained_card, trial_cards
 from shortened_llm.storage.urls import exists, join, write_bytes
 
 Role = Literal["calibration", "training", "instructions"]
@@ -28,6 +28,7 @@ def provenance(config: SearchConfig) -> Provenance:
         base_model=config.model.path,
         on_hub=is_hub_id(config.model.path),
         base_license=model_license(config.model),
+        dtype=config.model.exported_dtype,
         sources=tuple(
             SourceFacts(name=name, path=source.path, role=role, license=data_license(source, field_path))
             for name, source, role, field_path in named
@@ -46,6 +47,8 @@ def publish_trained_card(
 ) -> None:
     """As `publish_cards`, of a model that was just exported: nobody should find it without its licences. One that has a
     card keeps it."""
+    for url, text in adapter_cards(spec, runs, num_blocks, origin).items():
+        _write_card(url, {"README.md": text})
     model = runs[-1].model
     if model.transform is None:  # else a view of the dense model's own files
         _write_card(model.url, trained_card(spec, runs, num_blocks, origin), is_first=True)

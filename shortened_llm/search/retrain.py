@@ -1,14 +1,16 @@
 """Retrain one plan alone, outside a search."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import make_plans, plan_of
+from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.search.dress_rehearsal import rehearse_plans
+from shortened_llm.search.experiment import add_runs, own_experiment
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.prepare import score, start_packing
 from shortened_llm.search.progress import Progress, ProgressLog
@@ -16,7 +18,6 @@ from shortened_llm.search.provenance import provenance
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrainContext, train_runs
-from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 
 
@@ -32,7 +33,7 @@ def retrain_plan(
         BadInputError: a driver runs the experiment of this name, or the architecture cannot lose these blocks.
     """
     experiment_url = store.experiment_url(config.experiment)
-    with hold_lease(experiment_url), ProgressLog(config.experiment) as log:
+    with own_experiment(store, config.experiment), ProgressLog(config.experiment) as log:
         staging = log.about("model")
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
@@ -45,16 +46,19 @@ def retrain_plan(
             retraining=config.retraining,
             selection=(),
             dtype=config.model.dtype,
+            export_dtype=config.model.exported_dtype,
         )
         context = TrainContext(
             space=space,
             store=store,
-            experiment=Store(experiment_url),
+            experiment=replace(store, url=experiment_url),
             resources=config.resources,
             max_failures=config.search.max_failures,
             provenance=provenance(config),
         )
-        for spec in space.trials([plan]):
+        specs = space.trials([plan])
+        add_runs(store, config.experiment, dense.fingerprint, (job.fingerprint for s in specs for job in space.jobs(s)))
+        for spec in specs:
             on_progress = log.about(spec.name)
             callbacks = watch_callbacks(config.experiment, spec.name, config.resources, on_progress)
             runs = train_runs(spec, context, train_callbacks=callbacks, on_progress=on_progress)
@@ -73,7 +77,7 @@ def _plan(
 ) -> PrunePlan:
     size = size_of(dense)
     if kept is not None:
-        return plan_of(kept, "chosen", facts.cuts[0][1], size)  # with the budget of that ratio
+        return chosen_plan(kept, size)
     job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
     plans = make_plans(config.search, score(job, config, store, progress), size)
     return plans[0]

@@ -16,7 +16,7 @@ from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_ma
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.equal_seconds import equal_seconds_trials
-from shortened_llm.search.experiment import TUNE, publish_report, write_config, write_experiment
+from shortened_llm.search.experiment import TUNE, own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
@@ -27,7 +27,6 @@ from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.trackers import check_node
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.tuner import TrialLogs, run_trials
-from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
@@ -50,7 +49,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
     experiment_url = store.experiment_url(config.experiment)
     roles = facts.roles
     check_node(config.tracking)
-    with hold_lease(experiment_url), ProgressLog(config.experiment) as log:
+    with own_experiment(store, config.experiment) as driver, ProgressLog(config.experiment) as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
         staging = log.about("model")
         dense = stage_model(config.model, store, on_progress=staging)
@@ -78,16 +77,18 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             retraining=config.retraining,
             selection=selection_units(config, roles),
             dtype=config.model.dtype,
+            export_dtype=config.model.exported_dtype,
         )
         specs = _trials(config, facts, space, scores, scoring, store)
         context = TrialContext(
             space=space,
             store=store,
-            experiment=Store(experiment_url),
+            experiment=replace(store, url=experiment_url),
             pool=pool,
             resources=config.resources,
             max_failures=config.search.max_failures,
             provenance=provenance(config),
+            driver=driver,
             max_concurrent_trials=config.search.max_concurrent_trials,
             driver_demand=driver_demand(capacity),
         )
@@ -102,10 +103,10 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
         failures = run_trials(specs, context, logs)
         if config.search.equal_seconds:
             results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
-            timed = equal_seconds_trials(space, specs, results)
+            timed = distinct(equal_seconds_trials(space, specs, results))
             experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(timed)))
             write_experiment(store, experiment)
-            failures |= run_trials(distinct(timed), context, logs)
+            failures |= run_trials(timed, context, logs, before=len(specs))
         experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))
         write_experiment(store, experiment)
         report = publish_report(store, experiment)

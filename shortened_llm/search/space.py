@@ -21,6 +21,7 @@ class SearchSpace:
     retraining: RetrainingConfig
     selection: tuple[Unit, ...]
     dtype: str
+    export_dtype: str
 
     def trials(self, plans: Iterable[PrunePlan]) -> tuple[TrialSpec, ...]:
         """Every plan with every method, learning rate, seed and budget of its ratios."""
@@ -83,6 +84,7 @@ class SearchSpace:
             validation=self.data.validation,
             recipe=recipe,
             dtype=self.dtype,
+            export_dtype=self.export_dtype,
             placement=self.retraining,
         )
 

@@ -25,6 +25,15 @@ def _adapters(config: SearchConfig, facts: SearchFacts) -> str:
     return f"beside {adapted_share(model, targets):.0%} of the blocks' weights: {names}{without}"
 
 
+def _exports(config: SearchConfig, facts: SearchFacts) -> str:
+    """The type of what is written, beside that of what is read where this is another."""
+    exported, stored = config.model.exported_dtype, str(facts.model_config.dtype or "").removeprefix("torch.")
+    differs = (
+        f", from files in {stored} (model.export_dtype: {stored} keeps it)" if stored not in ("", exported) else ""
+    )
+    return f"weights in {exported}{differs}"
+
+
 def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
@@ -48,6 +57,7 @@ def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> s
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
         lines.append(f"tasks       {tasks} for the dense model, the best of each size and the controls")
+    lines.append(f"exports     {_exports(config, facts)}")
     workers = f"{resources.min_workers} to {resources.max_workers}" if resources.elastic else resources.max_workers
     lines.append(
         f"machines    {config.search.max_concurrent_trials} trial(s) at a time, each {workers} worker(s) x "

@@ -39,6 +39,8 @@ class TrialContext(TrainContext):
 
     pool: EvaluationPool
     max_concurrent_trials: int
+    driver: str
+    """Who runs the experiment, as the owner of its lease is called."""
     driver_demand: Mapping[str, float]
     """What Ray reserves for the process that drives a trial."""
 

@@ -1,7 +1,7 @@
 """Hand trials to Ray Tune. The only importer of ray.tune."""
 
 import os
-import time
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
 from shortened_llm.retraining.export import KIND as RUN_KIND
-from shortened_llm.search.experiment import FAILURES
+from shortened_llm.search.experiment import BEGUN, FAILURES, Begun
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace, waves
 from shortened_llm.search.trackers import tracker_callbacks
@@ -27,6 +27,8 @@ from shortened_llm.storage.clients import ray_storage
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 # A trial whose own process was lost starts again; its training resumes from the last checkpoint.
 TRIAL_RESTARTS = 1
+LONGEST_NAME = 100
+"""Characters of a trial's name in that of its directory."""
 # Tune hands the driver's setting on to trials for some of Ray Train's variables, but not for this one.
 STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
@@ -43,10 +45,19 @@ class TrialLogs:
     progress: Progress
 
 
-def run_trials(specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLogs) -> dict[str, TrialFailure]:
+class TrialFailedError(RuntimeError):
+    """A trial has no result; its cause is recorded."""
+
+
+def run_trials(
+    specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLogs, *, before: int = 0
+) -> dict[str, TrialFailure]:
     """Run every trial that has no record yet; results are read from the store.
 
     A fresh Tuner each time: the records say what is done, so nothing is restored from Tune's own state.
+
+    Args:
+        before: trials of the experiment that came before these, for their numbers.
 
     Returns:
         The failures, by trial fingerprint.
@@ -56,7 +67,8 @@ def run_trials(specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLog
         context.experiment.remove(FAILURES, spec.fingerprint)
     if len(todo) < len(specs):
         LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
-    names = {spec.fingerprint: f"{specs.index(spec) + 1}/{len(specs)} {spec.name}" for spec in specs}
+    total = before + len(specs)
+    names = {spec.fingerprint: f"{i}/{total} {spec.name}" for i, spec in enumerate(specs, start=before + 1)}
     for spec in specs:
         _about(names[spec.fingerprint], logs).enter("pending" if spec in todo else "done")
         if spec not in todo and (result := read_result(context.store, spec)):
@@ -91,25 +103,31 @@ def _run_wave(
 
     def trainable(config: dict[str, dict[str, str]]) -> None:
         quiet_libraries()
+        context.store.enter()
         os.environ.setdefault(STATE_TRACKING, state_tracking)
         spec = by_fingerprint[config["trial"]["fingerprint"]]
-        name = names[spec.fingerprint]
+        name, own = names[spec.fingerprint], context.experiment
+        if known := own.read(FAILURES, spec.fingerprint, TrialFailure):
+            raise TrialFailedError(known.cause)  # Tune starts it once more: Train has retried its training already
+        own.write(BEGUN, spec.fingerprint, Begun(driver=context.driver), identity={})
         on_progress = _about(name, logs)
         watching = watch_callbacks(logs.experiment, name, context.resources, on_progress)
         try:
             callbacks = [TuneReportCallback(), *watching]
             result = run_trial(spec, context, train_callbacks=callbacks, on_progress=on_progress)
         except Exception as error:
-            # Recorded, not raised: Tune would start the trial again, and Train has retried its training already.
+            if not on_progress.is_heard():
+                raise  # the search was stopped, which takes much away that a trial needs
             failure = TrialFailure(fingerprint=spec.fingerprint, cause=last_line(error))
-            context.experiment.write(FAILURES, spec.fingerprint, failure, identity={})
+            own.write(FAILURES, spec.fingerprint, failure, identity={})
             on_progress.enter("failed")
-            return
+            raise TrialFailedError(failure.cause) from error
         finally:
             on_progress(None)
         on_progress.enter("done")
         _post_hours(result, spec, context.space, on_progress)
-        ray.tune.report({metrics.TOKENS: result.tokens, metrics.HELD_OUT_NLL: result.after.mean_nll})
+        last = {metrics.TOKENS: result.tokens, metrics.TIME_AXIS: result.tokens}
+        ray.tune.report({**last, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(context.driver_demand)),
@@ -117,10 +135,10 @@ def _run_wave(
         tune_config=ray.tune.TuneConfig(
             max_concurrent_trials=context.max_concurrent_trials,
             trial_name_creator=lambda trial: str(trial.config["trial"]["name"]),
-            trial_dirname_creator=lambda trial: str(trial.config["trial"]["fingerprint"]),
+            trial_dirname_creator=lambda trial: directory_name(by_fingerprint[trial.config["trial"]["fingerprint"]]),
         ),
         run_config=ray.tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
+            name=logs.experiment,  # the same each time: a trial that goes on does so in its directory
             **ray_storage(logs.tune_url),
             callbacks=tracker_callbacks(logs.tracking, logs.experiment),
             failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
@@ -142,13 +160,19 @@ def _run_wave(
     return failures
 
 
+def directory_name(spec: TrialSpec) -> str:
+    """Of a trial's logs, for people: `ppl-20-cpt-lr-0.0003-seed-0-<fingerprint>`."""
+    readable = re.sub(r"[^\w.-]+", "-", spec.name).strip("-")[:LONGEST_NAME]
+    return f"{readable}-{spec.fingerprint}"
+
+
 def _about(name: str, logs: TrialLogs) -> Progress:
     return logs.progress.about(f"trial {name}")
 
 
 def _post_hours(result: TrialResult, spec: TrialSpec, space: SearchSpace, progress: Progress) -> None:
     for job, run in zip(space.jobs(spec), result.runs, strict=True):
-        progress.spend(job.fingerprint, run.accelerator_seconds / 3600)
+        progress.spend(job.run_name, run.accelerator_seconds / 3600)
 
 
 def _describe(spec: TrialSpec) -> dict[str, object]:

@@ -4,40 +4,32 @@ Needed is what a report or a rerun of an experiment reads:
 
 - its trials, and the training runs of these, by fingerprint;
 - every record about its dense model or one of its retrained models: scores, measurements, evaluations, tokens;
-- payload attempts that a needed record, or a file of an experiment, names.
+- payload attempts that a needed record, or a file of an experiment, names;
+- the checkpoints before the decay of its training runs, from which longer ones go on.
 
 While an experiment is not finished, all training runs from its dense model count as its own. A place below
-`experiments/` without a plan (a search that has not planned yet, or `jobs.retrain`) may need any record: as long as
-there is one, records stay. Nothing younger than a safety age is touched, so that no writer loses what it has written
-and not recorded yet.
+`experiments/` without a plan, that of a search which has not planned yet, may need any record: as long as there is one,
+records stay. Nothing younger than a safety age is touched, so that no writer loses what it has written and not recorded
+yet; and while things are removed no search begins.
 """
 
 import datetime
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.logs import LOGGER
-from shortened_llm.search.experiment import RECORD, REPORT, TRIAL_KIND, TRIALS
+from shortened_llm.retraining.job import stable_fingerprint
+from shortened_llm.search.experiment import RECORD, REPORT, RUNS, TRIAL_KIND, TRIALS, read_runs
 from shortened_llm.storage.inventory import StoredRecord, read_records
-from shortened_llm.storage.lease import is_held
-from shortened_llm.storage.store import EXPERIMENTS, Store
+from shortened_llm.storage.lease import holder
+from shortened_llm.storage.store import CLEANING, EXPERIMENTS, Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
-RUN_KIND, MODEL_KIND = "retrained", "models"
-# Where the identity of a record says which model's files, or whose tokenizer, it is about; see the stages.
-MODEL_OF = {
-    "scores": ("model", "files"),
-    "measurements": ("model", "files"),
-    "evaluations": ("model", "files"),
-    RUN_KIND: ("model", "files"),
-    "tokens": ("tokenizer",),
-    "token_shards": ("tokenizer",),
-}
-
+RUN_KIND, MODEL_KIND, STABLE_KIND = "retrained", "models", "stable"
 Group = list[StoredFile]
 
 
@@ -56,16 +48,16 @@ class _Experiment:
     name: str
     held: bool
     text: str
-    """Its record and report as they are stored; empty where it has no plan."""
-    dense: str | None
+    """Its record and report as they are stored; empty where it has none."""
+    planned: bool
+    dense: frozenset[str]
+    """Fingerprints of the models that it begins with."""
     trials: frozenset[str]
+    runs: frozenset[str]
+    """Of `jobs.retrain`, which makes no trials."""
 
-    @property
-    def planned(self) -> bool:
-        return self.dense is not None
-
-    def is_finished(self, done: Collection[str]) -> bool:
-        return self.planned and not self.held and self.trials <= set(done)
+    def is_finished(self, trials: Collection[str], runs: Collection[str]) -> bool:
+        return self.planned and not self.held and self.trials <= set(trials) and self.runs <= set(runs)
 
 
 def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded]:
@@ -76,10 +68,12 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
     """
     files = find_files(store.url)
     experiments, records = _experiments(store, files), read_records(store, files)
-    is_needed = _needed_records(records, experiments)
+    runs = _needed_runs(records, experiments)
+    is_needed = _needed_records(records, experiments, runs)
     kept = [record.text for record in records if is_needed(record)]
     given_up = [record for record in records if not is_needed(record)]
-    places = _by_directory((file for file in files if not file.path.startswith(f"{EXPERIMENTS}/")), depth=2)
+    own = (f"{EXPERIMENTS}/", f"{CLEANING}/")
+    places = _by_directory((file for file in files if not file.path.startswith(own)), depth=2)
     named = _attempts_in([*kept, *(one.text for one in experiments)])
     groups: dict[tuple[str, str], Group] = {}
     for record in given_up:
@@ -90,10 +84,12 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
         for attempt, of_attempt in _by_attempt(members).items():
             if attempt not in named:
                 groups["attempts", f"{place}/{attempt}"] = of_attempt
-    done = {record.fingerprint for record in records if record.kind == TRIAL_KIND}
+    done = [_fingerprints(records, kind) for kind in (TRIAL_KIND, RUN_KIND)]
     for one in experiments:
-        own = [file for file in files if file.path.startswith(f"{EXPERIMENTS}/{one.name}/")]
-        groups |= _left_by(one, own, done)
+        of_one = [file for file in files if file.path.startswith(f"{EXPERIMENTS}/{one.name}/")]
+        groups |= _left_by(one, of_one, is_finished=one.is_finished(*done))
+    if all(one.is_finished(*done) for one in experiments):
+        groups |= _stable_of_others(places, [record for record in records if record.fingerprint in runs])
     newest = datetime.datetime.now(datetime.UTC) - min_age
     found = [
         Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
@@ -106,59 +102,83 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
 def remove(store: Store, things: Sequence[Unneeded]) -> None:
     """Remove what `find_unneeded` found: a record goes before its payload, so that none is left without."""
     for thing in things:
-        if thing.kind in MODEL_OF or thing.kind in (MODEL_KIND, TRIAL_KIND):
+        if thing.path.count("/") == 1:
             store.remove(*thing.path.split("/"))
         delete(join(store.url, thing.path))
 
 
+def _fingerprints(records: Iterable[StoredRecord], kind: str) -> set[str]:
+    return {record.fingerprint for record in records if record.kind == kind}
+
+
 def _needed_records(
-    records: Sequence[StoredRecord], experiments: Sequence[_Experiment]
+    records: Sequence[StoredRecord], experiments: Sequence[_Experiment], runs: set[str]
 ) -> Callable[[StoredRecord], bool]:
     if unplanned := ", ".join(one.name for one in experiments if not one.planned):
         LOGGER.warning("no record is given up, since these may need any: %s (no %s)", unplanned, RECORD)
         return lambda record: True
     trials = {fingerprint for one in experiments for fingerprint in one.trials}
-    dense = {one.dense for one in experiments if one.dense is not None}
-    runs = _needed_runs(records, experiments)
-    results, models = {TRIAL_KIND: trials, RUN_KIND: runs, MODEL_KIND: dense}, {None, *dense, *runs}
+    dense = {fingerprint for one in experiments for fingerprint in one.dense}
+    results, models = {TRIAL_KIND: trials, RUN_KIND: runs, MODEL_KIND: dense}, {*dense, *runs}
 
     def is_needed(record: StoredRecord) -> bool:
         if record.kind in results:
             return record.fingerprint in results[record.kind]
-        return record.kind not in MODEL_OF or _model_of(record) in models
+        about = _models_of(record.identity)
+        return not about or bool(about & models)
 
     return is_needed
 
 
 def _needed_runs(records: Sequence[StoredRecord], experiments: Sequence[_Experiment]) -> set[str]:
-    """Runs that a trial names, and all that began with the dense model of an unfinished experiment."""
+    """Runs that an experiment names, and all that began with the dense model of an unfinished one."""
     runs = {record.fingerprint: record for record in records if record.kind == RUN_KIND}
     trials = {record.fingerprint: record.text for record in records if record.kind == TRIAL_KIND}
     texts = [trials[fingerprint] for one in experiments for fingerprint in one.trials & trials.keys()]
     needed = {fingerprint for fingerprint in runs if any(f'"{fingerprint}"' in text for text in texts)}
-    origins: set[str | None] = {None, *(one.dense for one in experiments if not one.is_finished(trials.keys()))}
-    while more := {key for key, run in runs.items() if key not in needed and _model_of(run) in origins}:
+    needed |= {fingerprint for one in experiments for fingerprint in one.runs & runs.keys()}
+    unfinished = [one for one in experiments if not one.is_finished(trials.keys(), runs.keys())]
+    origins = {fingerprint for one in unfinished for fingerprint in one.dense}
+    while more := {key for key, run in runs.items() if key not in needed and _models_of(run.identity) & origins}:
         needed |= more
         origins |= more  # a run may begin with the model of another
     return needed
 
 
-def _model_of(record: StoredRecord) -> str | None:
-    """Fingerprint of the model that a record is about, where it says so."""
-    found: object = record.identity
-    for key in MODEL_OF.get(record.kind, ()):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else None
+def _models_of(identity: object) -> set[str]:
+    """Fingerprints of the models that a record is about, wherever its identity says so: of the files of a model, or of
+    the one whose tokenizer made tokens."""
+    if isinstance(identity, list):
+        return set().union(*map(_models_of, identity))
+    if not isinstance(identity, dict):
+        return set()
+    found = set().union(*map(_models_of, identity.values()))
+    model = identity.get("model")
+    for name in (model.get("files") if isinstance(model, dict) else None, identity.get("tokenizer")):
+        if isinstance(name, str):
+            found.add(name)
+    return found
 
 
-def _left_by(experiment: _Experiment, own: Sequence[StoredFile], done: Collection[str]) -> dict[tuple[str, str], Group]:
+def _stable_of_others(places: Mapping[str, Group], runs: Iterable[StoredRecord]) -> dict[tuple[str, str], Group]:
+    """Checkpoints before the decay of runs that are not needed."""
+    trained = (record.identity for record in runs if record.kind == RUN_KIND and record.identity.get("recipe"))
+    needed = {f"{STABLE_KIND}/{stable_fingerprint(identity)}" for identity in trained}
+    return {
+        (STABLE_KIND, path): files
+        for path, files in places.items()
+        if path.startswith(f"{STABLE_KIND}/") and path not in needed
+    }
+
+
+def _left_by(experiment: _Experiment, own: Sequence[StoredFile], *, is_finished: bool) -> dict[tuple[str, str], Group]:
     """Among its own files: checkpoints once it is finished, and all leases but the newest."""
     if experiment.held:
         return {}
     place = f"{EXPERIMENTS}/{experiment.name}"
     groups: dict[tuple[str, str], Group] = {}
     training = [file for file in own if file.path.startswith(f"{place}/train/")]
-    if training and experiment.is_finished(done):
+    if training and is_finished:
         groups["train runs", f"{place}/train"] = training
     leases = sorted((file for file in own if file.path.startswith(f"{place}/lease/")), key=lambda file: file.path)
     for lease in leases[:-1]:  # the newest number stays: the next driver counts on from it
@@ -188,22 +208,32 @@ def _attempts_in(texts: Iterable[str]) -> set[str]:
 def _experiments(store: Store, files: Sequence[StoredFile]) -> list[_Experiment]:
     paths = {file.path for file in files}
     names = sorted({file.path.split("/")[1] for file in files if file.path.startswith(f"{EXPERIMENTS}/")})
-    found = []
-    for name in names:
-        texts = [
-            read_bytes(join(store.url, path)).decode()
-            for place in (RECORD, f"{REPORT}/{TRIALS}")
-            if (path := f"{EXPERIMENTS}/{name}/{place}") in paths
-        ]
-        dense, trials = None, set()
-        for text in texts:
-            try:
-                content = json.loads(text)
-                dense = dense or content["dense_fingerprint"]
-                trials |= {trial["spec"]["fingerprint"] for trial in content["trials"]}
-            except (ValueError, KeyError, TypeError):
-                dense = None
-                break
-        held = is_held(store.experiment_url(name))
-        found.append(_Experiment(name=name, held=held, text="".join(texts), dense=dense, trials=frozenset(trials)))
-    return found
+    return [_experiment(store, name, paths) for name in names]
+
+
+def _experiment(store: Store, name: str, paths: Collection[str]) -> _Experiment:
+    texts = [
+        read_bytes(join(store.url, path)).decode()
+        for place in (RECORD, f"{REPORT}/{TRIALS}")
+        if (path := f"{EXPERIMENTS}/{name}/{place}") in paths
+    ]
+    runs = read_runs(store, name) if f"{EXPERIMENTS}/{name}/{RUNS}" in paths else None
+    dense: set[str] = set(runs.dense) if runs else set()
+    trials: set[str] = set()
+    planned = bool(texts or runs)
+    for text in texts:
+        try:
+            content = json.loads(text)
+            dense.add(content["dense_fingerprint"])
+            trials |= {trial["spec"]["fingerprint"] for trial in content["trials"]}
+        except (ValueError, KeyError, TypeError):
+            planned = False
+    return _Experiment(
+        name=name,
+        held=holder(store.experiment_url(name)) is not None,
+        text="".join(texts),
+        planned=planned,
+        dense=frozenset(dense),
+        trials=frozenset(trials),
+        runs=frozenset(runs.runs if runs else ()),
+    )

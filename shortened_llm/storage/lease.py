@@ -22,35 +22,44 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
-from shortened_llm.storage.retry import patience
+from shortened_llm.storage.retry import may_tell, outage_seconds, patience
 from shortened_llm.storage.urls import create_bytes, delete, join, list_names, modified, read_bytes, write_bytes
 
 EXPIRY_SECONDS = 30.0
 ATTEMPT_SECONDS = 3.0
 """One attempt to renew takes no longer, or it would come too late to tell."""
 RETRY_SECONDS = 1.0
+RELEASE_SECONDS = 5.0
 
 
 class LeaseLostError(RuntimeError):
     """Another driver owns the experiment now."""
 
 
+class StorageLostError(RuntimeError):
+    """The storage has not answered for as long as the job waits for it."""
+
+
 class Lease:
-    """A held lease; renewed by a thread until released. Losing it interrupts the main thread."""
+    """A held lease; renewed by a thread until released. Losing it interrupts the main thread, and so does a storage
+    that is gone for longer than the job waits for it."""
 
     def __init__(self, url: str, number: int, expiry_seconds: float, on_lost: Callable[[], None] | None = None) -> None:
         self._url = url
         self._number = number
         self._expiry_seconds = expiry_seconds
         self._on_lost = on_lost or _interrupt_main_thread
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        """Who holds it, as nobody else is called."""
         self._renewals = 0
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_released, name="lease", daemon=True)
         self.lost = threading.Event()
         """Set when another driver took over: this one must stop writing."""
+        self.outage: str | None = None
+        """Why the storage counts as lost."""
 
     def try_take(self) -> bool:
         """Create the lease object; returns whether this driver owns the experiment now."""
@@ -66,8 +75,14 @@ class Lease:
         """Stop renewing and let the next driver in at once."""
         self._released.set()
         self._thread.join()
-        if not self.lost.is_set() and not self._is_taken():
-            write_bytes(self._object_url(self._number), self._content("released"))
+        if self.lost.is_set() or self.outage:
+            return
+        try:
+            with patience(RELEASE_SECONDS):
+                if not self._is_taken():
+                    write_bytes(self._object_url(self._number), self._content("released"))
+        except Exception as error:  # Nothing is lost: it expires by itself.
+            LOGGER.warning("lease not released (%s): it expires in %.0f s", brief(error), self._expiry_seconds)
 
     def _renew_until_released(self) -> None:
         wait, renewed = self._expiry_seconds / 4, time.monotonic()
@@ -85,13 +100,18 @@ class Lease:
                 wait, renewed = self._expiry_seconds / 4, begun
             except Exception as error:  # An outage of the store must not end the driver: it renews when it can.
                 wait = min(RETRY_SECONDS, self._expiry_seconds / 20)
-                LOGGER.warning("lease not renewed for %.0f s (%s); trying again", begun - renewed, error)
+                if time.monotonic() - renewed > outage_seconds():
+                    self.outage = brief(error)
+                    self._on_lost()
+                    return
+                if may_tell():
+                    LOGGER.warning("lease not renewed for %.0f s (%s); trying again", begun - renewed, brief(error))
 
     def _is_taken(self) -> bool:
         return _numbers(self._url)[-1:] != [self._number]
 
     def _content(self, state: str) -> bytes:
-        return json.dumps({"owner": self._owner, "state": state, "renewals": self._renewals}).encode()
+        return json.dumps({"owner": self.owner, "state": state, "renewals": self._renewals}).encode()
 
     def _object_url(self, number: int) -> str:
         return join(self._url, f"{number:08d}.json")
@@ -121,21 +141,26 @@ def hold_lease(
     except KeyboardInterrupt:
         if lease.lost.is_set():
             raise LeaseLostError(f"another driver took over {experiment_url}") from None
+        if lease.outage:
+            raise StorageLostError(
+                f"{experiment_url} has not answered for {outage_seconds():.0f} s (storage.outage_seconds), at last "
+                f"with {lease.outage}; the same command goes on when it does"
+            ) from None
         raise
     finally:
         lease.release()
 
 
-def is_held(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> bool:
-    """Whether a driver seems to be alive: it has renewed its lease lately, by the clocks of the store and of this
-    machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
+def holder(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> str | None:
+    """The owner of the lease, where it seems to be alive: it has renewed its lease lately, by the clocks of the store
+    and of this machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
     url = join(experiment_url, "lease")
     last = _numbers(url)[-1:]
     held = _read(object_url := join(url, f"{last[0]:08d}.json")) if last else None
     if held is None or held["state"] == "released":
-        return False
+        return None
     age = datetime.datetime.now(datetime.UTC) - modified(object_url)
-    return age.total_seconds() < expiry_seconds
+    return held["owner"] if age.total_seconds() < expiry_seconds else None
 
 
 def _take(url: str, expiry_seconds: float) -> Lease:

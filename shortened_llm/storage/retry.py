@@ -1,15 +1,17 @@
 """Faults of remote storage that pass by themselves: which they are, and how long they are waited for.
 
 Two layers. The S3 client tries each request again (a part of a large file, not the file), for 40 s or so; gcsfs does
-so too, for 31 s. Around them every operation of `urls.py` is tried again as a whole for `PATIENCE_SECONDS`, with
-back-off and full jitter, so that a thousand workers do not come back at one moment. What is permanent (nothing there,
-no permission, no such bucket) is raised at once.
+so too, for 31 s. Around them every operation of `urls.py` is tried again as a whole, for as long as the job waits for
+an outage to pass, with back-off and full jitter, so that a thousand workers do not come back at one moment. What is
+permanent (nothing there, no permission, no such bucket) is raised at once.
 """
 
 import contextlib
 import functools
 import http.client
 import importlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
@@ -25,10 +27,11 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
+from shortened_llm.errors import brief
 from shortened_llm.logs import LOGGER
 
-PATIENCE_SECONDS = 120.0
-"""How long an operation is tried again, counted from its beginning."""
+OUTAGE_SECONDS = 300.0
+"""How long an operation is tried again, counted from its beginning, unless the process says otherwise."""
 FEWEST_ATTEMPTS = 5
 """Of an operation that takes long, such as the upload of a large file that was cut off."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
@@ -62,23 +65,45 @@ CONNECTION_ERRORS = (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_patience: ContextVar[float] = ContextVar("patience", default=PATIENCE_SECONDS)
+TOLD_SECONDS = 30.0
+"""Between two lines of the log on attempts that failed: many operations wait for the same outage."""
+
+
+class _Process:
+    """What holds for every thread of this process."""
+
+    outage_seconds = OUTAGE_SECONDS
+    told = float("-inf")
+    lock = threading.Lock()
+
+
+_haste: ContextVar[float | None] = ContextVar("haste", default=None)
+
+
+def outlast(seconds: float) -> None:
+    """From now on every operation of this process is tried again for `seconds`."""
+    _Process.outage_seconds = seconds
+
+
+def outage_seconds() -> float:
+    """How long an operation of this process is tried again."""
+    return _Process.outage_seconds
 
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """For operations of this thread in the context: give up after `seconds` instead; with less than the time that the
-    clients take by themselves, these try once."""
-    token = _patience.set(seconds)
+    """For operations of this thread in the context: give up after `seconds` instead, and clients try each request
+    once."""
+    token = _haste.set(seconds)
     try:
         yield
     finally:
-        _patience.reset(token)
+        _haste.reset(token)
 
 
 def is_patient() -> bool:
     """Whether clients may try again by themselves."""
-    return _patience.get() >= PATIENCE_SECONDS
+    return _haste.get() is None
 
 
 def retried(operation: Callable[P, R]) -> Callable[P, R]:
@@ -100,8 +125,9 @@ def retried(operation: Callable[P, R]) -> Callable[P, R]:
 
 
 def _give_up() -> stop_base:
-    in_time = stop_before_delay(_patience.get())
-    return stop_all(in_time, stop_after_attempt(FEWEST_ATTEMPTS)) if is_patient() else in_time
+    if (haste := _haste.get()) is not None:
+        return stop_before_delay(haste)
+    return stop_all(stop_before_delay(_Process.outage_seconds), stop_after_attempt(FEWEST_ATTEMPTS))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -140,4 +166,15 @@ def _connection_errors() -> tuple[type[BaseException], ...]:
 
 def _tell(operation: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    LOGGER.warning("storage: %s failed (%s: %s); trying again", operation, type(error).__name__, error)
+    if may_tell():
+        LOGGER.warning("storage: %s failed (%s); trying again", operation, brief(error))
+
+
+def may_tell() -> bool:
+    """Whether a line on an attempt that failed may go to the log now: one each `TOLD_SECONDS`."""
+    with _Process.lock:
+        now = time.monotonic()
+        if now - _Process.told < TOLD_SECONDS:
+            return False
+        _Process.told = now
+        return True

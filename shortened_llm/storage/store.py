@@ -19,13 +19,16 @@ from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import canonical
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import to_json
-from shortened_llm.storage.retry import patience
+from shortened_llm.storage.clients import check_bucket
+from shortened_llm.storage.retry import OUTAGE_SECONDS, outlast, patience
 from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
 
 T = TypeVar("T")
 
 EXPERIMENTS = "experiments"
 """Directory with one directory for each experiment; every other one beside it is a kind of results."""
+CLEANING = "cleaning"
+"""Directory with the lease of whoever removes what no experiment needs."""
 RECORD_NAME = "record.json"
 PROBE_SECONDS = 5.0
 
@@ -42,9 +45,11 @@ class Store:
     """The records below one storage URL."""
 
     url: str
+    outage_seconds: float = OUTAGE_SECONDS
+    """How long the job waits for a storage that does not answer."""
 
     @classmethod
-    def at(cls, url: str) -> "Store":
+    def at(cls, url: str, outage_seconds: float = OUTAGE_SECONDS) -> "Store":
         """A store at a user's URL or directory; creates nothing.
 
         Raises:
@@ -55,7 +60,11 @@ class Store:
                 f"storage.url: {url!r} is relative, but a submitted job runs in a temporary copy of the working "
                 "directory; give an absolute path or a URL"
             )
-        return cls(normalise(url))
+        return cls(normalise(url), outage_seconds)
+
+    def enter(self) -> None:
+        """Make every operation of this process outlast the outages that the job does; each process begins with it."""
+        outlast(self.outage_seconds)
 
     def experiment_url(self, name: str) -> str:
         """Directory of what belongs to one experiment alone."""
@@ -104,13 +113,15 @@ class Store:
         delete(self._record_url(kind, fingerprint))
 
     def probe(self) -> None:
-        """Write and delete one small object; of a local directory that does not exist yet, in its nearest ancestor.
+        """Write and delete one small object; of a local directory that does not exist yet, in its nearest ancestor. A
+        bucket must be there.
 
         Raises:
             BadInputError: when the storage cannot be reached or written.
         """
         try:
             with patience(PROBE_SECONDS):  # a user waits for the answer
+                check_bucket(self.url)
                 url = join(self._nearest_directory(), f".probe-{secrets.token_hex(4)}")
                 if not create_bytes(url, secrets.token_bytes(8)):
                     raise OSError("a new object already exists")
@@ -125,10 +136,10 @@ class Store:
         if not is_local(self.url):
             return self.url
         directory = Path(self.url)
-        while not directory.exists():
+        while not os.path.lexists(directory):
             directory = directory.parent
         if not directory.is_dir():
-            raise NotADirectoryError(f"{directory} is a file")
+            raise NotADirectoryError(f"{directory} is a file, or a link to nothing")
         return str(directory)
 
     def _record_url(self, kind: str, fingerprint: str) -> str:

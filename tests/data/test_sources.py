@@ -6,11 +6,13 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from shortened_llm.config import SearchConfig, TextSource, parse_config
 from shortened_llm.data.rows import find_files
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.logs import LOGGER
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, write_bytes
 
@@ -174,6 +176,39 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as stream:
         stream.write('{"text": "packed"}\n')
     assert list(documents(str(tmp_path / "a.jsonl.gz")).rows()) == ["packed"]
+
+
+def test_a_zstandard_file_of_several_frames_is_read_whole(tmp_path: Path) -> None:
+    """As `zstd` with threads, and `cat a.zst b.zst`, make them."""
+    packed = [zstd.compress(json.dumps({"text": text}).encode() + b"\n") for text in ("first", "second")]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(packed))
+    assert list(documents(str(tmp_path / "a.jsonl.zst")).rows()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a?.jsonl", "a*.jsonl", "a b#c%20.jsonl"])
+def test_a_path_that_exists_is_meant_literally(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "meant"}\n')
+    (tmp_path / "a1.jsonl").write_text('{"text": "matched"}\n')
+    assert list(documents(str(tmp_path / name)).rows()) == ["meant"]
+
+
+def test_a_few_bad_rows_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    rows = [json.dumps({"text": f"row {index}"}) for index in range(300)]
+    rows[7], rows[299] = '{"text": null}', rows[299][:9]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    found = list(documents(str(tmp_path / "a.jsonl")).rows())
+    assert len(found) == 298
+    assert "2 of 300 rows cannot be used and are left out: row 7" in caplog.text
+
+
+def test_columns_that_nobody_asked_for_may_change_their_type(tmp_path: Path) -> None:
+    """After any guess of a schema from the first rows."""
+    with (tmp_path / "a.jsonl").open("w") as stream:
+        for index in range(20_000):
+            meta = {"id": index} if index < 19_990 else "none"
+            stream.write(json.dumps({"text": f"row {index}", "meta": meta}) + "\n")
+    assert len(list(documents(str(tmp_path / "a.jsonl")).rows())) == 20_000
 
 
 def test_identity_is_content_not_place(tmp_path: Path) -> None:

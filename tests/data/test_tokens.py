@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers.processors import Sequence, TemplateProcessing
 
 from shortened_llm.data import packing, pieces
 from shortened_llm.data.batches import TokenSequences
@@ -75,6 +76,19 @@ def test_packing_joins_documents_with_an_end_token(
     assert len(dataset.files) > 1
     assert all(Path(entry.path).name.startswith("tokens-") for entry in dataset.files)
     assert dataset.num_documents == 3
+
+
+def test_a_tokenizer_s_own_end_token_is_not_written_twice(tmp_path: Path, tokenizer, local_store: Store) -> None:
+    """Some add it behind each text by themselves, such as those of Qwen's and Gemma's embedding models."""
+    texts = ["hello world", "a second, longer document"]
+    expected = token_stream(tokenizer, texts)
+    end = tokenizer.eos_token
+    adding = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    before = tokenizer.backend_tokenizer.post_processor
+    tokenizer.backend_tokenizer.post_processor = Sequence([before, adding]) if before else adding
+    assert tokenizer("hello world")["input_ids"][-1] == tokenizer.eos_token_id
+    dataset = pack(packing_job(corpus(tmp_path, [{"text": text} for text in texts]), 4), tokenizer, local_store)
+    assert rows_of(dataset) == cut(expected, 4)
 
 
 def test_packing_is_done_once(tmp_path: Path, tokenizer, local_store: Store, tokenised: list) -> None:

@@ -1,7 +1,9 @@
 """The storage is away, slow or erring while a search needs it; and a driver that dies while it writes the report."""
 
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import s3fs
@@ -14,6 +16,7 @@ from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.s3_server import S3Server
 
 OUTAGE_SECONDS = 30
+PATIENCE_SECONDS = 30
 
 
 @pytest.fixture
@@ -85,6 +88,33 @@ def test_an_outage_of_half_a_minute_during_everything_costs_time_alone(
         )
     s3_search.end()
     check_whole_on_s3(s3_search, undisturbed)
+
+
+@pytest.mark.timeout(900)
+def test_a_storage_that_is_lost_for_good_ends_the_search(
+    s3_search: Search, proxy: FaultyProxy, undisturbed: Undisturbed
+) -> None:
+    """All its processes together wait for one time, it leaves nothing on this disk, and it goes on another day."""
+    temporary = Path(tempfile.gettempdir())
+    before = set(temporary.glob("shortened_llm_*"))
+    s3_search.values["storage"]["outage_seconds"] = PATIENCE_SECONDS
+    s3_search.start()
+    wait_for_request(s3_search, proxy, "PUT", "/checkpoint_0")
+    proxy.down()
+    began = time.monotonic()
+    s3_search.end(code=1)
+    seconds = time.monotonic() - began
+    said = s3_search.said
+    assert said.splitlines()[-1].startswith("failed: StorageLostError: s3://")
+    assert "storage.outage_seconds" in said
+    assert PATIENCE_SECONDS < seconds < PATIENCE_SECONDS + 45
+    assert said.count("trying again") <= 3
+    assert set(temporary.glob("shortened_llm_*")) <= before
+    proxy.up()
+    assert not objects(s3_search, "experiments/*/failures/*/record.json"), "an outage is no failure of a trial"
+    s3_search.start().end()
+    check_whole_on_s3(s3_search, undisturbed)
+    record("S3 is lost for good", tokens_lost=s3_search.lost_tokens(), seconds=seconds)
 
 
 @pytest.mark.timeout(900)

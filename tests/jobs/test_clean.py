@@ -12,7 +12,7 @@ from jobs.clean import main
 from jobs.report import main as report
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import Experiment, ReportedTrial
-from shortened_llm.search.experiment import read_experiment, write_experiment
+from shortened_llm.search.experiment import add_runs, own_experiment, read_experiment, write_experiment
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import find_files, join, write_bytes
@@ -35,7 +35,7 @@ def stored_experiment(store: Store, *, finished: bool = True) -> Experiment:
     write_experiment(store, replace(plan, trials=tuple(replace(trial, result=None) for trial in trials)))
     for kind, identity in (
         ("models", {}),
-        ("scores", {"model": {"files": DENSE, "kept_blocks": None}}),
+        ("scores", {"measurement": {"model": {"files": DENSE, "kept_blocks": None}}}),
         ("measurements", {"model": {"files": DENSE, "kept_blocks": None}}),
         ("evaluations", {"model": {"files": DENSE, "kept_blocks": [0, 1]}}),
         ("tokens", {"tokenizer": DENSE}),
@@ -80,7 +80,8 @@ def leave_rubbish(store: Store) -> set[str]:
     with_payload(store, "models", OTHER, {})
     store.write("trials", "8" * 16, SCORE, identity={})
     store.write("evaluations", "6" * 16, SCORE, identity={"model": {"files": "7" * 16, "kept_blocks": None}})
-    store.write("scores", "6" * 16, SCORE, identity={"model": {"files": OTHER, "kept_blocks": None}})
+    about_other = {"model": {"files": OTHER, "kept_blocks": None}}
+    store.write("scores", "6" * 16, SCORE, identity={"measurement": about_other})
     write_bytes(join(store.experiment_url(NAME), "lease", "00000000.json"), b"{}")
     return {
         *(url.removeprefix(store.url + "/") for url in (killed, second)),
@@ -153,6 +154,41 @@ def test_an_unfinished_experiment_keeps_its_checkpoints_and_runs(local_store: St
     everything = paths(local_store)
     main([local_store.url, "--min-age", "0", "--remove"])
     assert paths(local_store) == everything
+
+
+def test_no_search_begins_while_things_are_removed(local_store: Store) -> None:
+    stored_experiment(local_store)
+    with (
+        hold_lease(join(local_store.url, "cleaning")),
+        pytest.raises(BadInputError, match=r"storage\.url: jobs\.clean is removing"),
+        own_experiment(local_store, "another"),
+    ):
+        pytest.fail("it began")
+    main([local_store.url, "--min-age", "0", "--remove"])
+    assert not any(path.startswith("cleaning") for path in paths(local_store))
+    with own_experiment(local_store, "another"):
+        pass
+
+
+def test_runs_outside_a_search_are_needed_and_stop_nothing(local_store: Store) -> None:
+    """`jobs.retrain` leaves no plan, but says which runs it made."""
+    stored_experiment(local_store)
+    kept, lost = "5" * 16, "4" * 16
+    for fingerprint in (kept, lost):
+        with_payload(local_store, "retrained", fingerprint, {"model": {"files": OTHER, "kept_blocks": [0]}})
+    with hold_lease(local_store.experiment_url("alone")):
+        add_runs(local_store, "alone", OTHER, ["3" * 16])
+    rubbish = leave_rubbish(local_store) - {f"models/{OTHER}", f"scores/{'6' * 16}"}
+    unfinished = paths(local_store)
+    main([local_store.url, "--min-age", "0", "--remove"])
+    gone = rubbish - {f"retrained/{'7' * 16}", f"evaluations/{'6' * 16}"}  # of a dense model that is still worked on
+    assert paths(local_store) == {path for path in unfinished if not below(path, gone)}
+    with_payload(local_store, "retrained", "3" * 16, {"model": {"files": OTHER, "kept_blocks": [0]}})
+    add_runs(local_store, "alone", OTHER, [kept])
+    main([local_store.url, "--min-age", "0", "--remove"])
+    found = {path.split("/")[1] for path in paths(local_store) if path.startswith("retrained/")}
+    assert {kept, "3" * 16} <= found
+    assert not {lost, "7" * 16} & found
 
 
 @pytest.mark.parametrize("content", [None, b"{", b'{"trials": []}'])

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
 from shortened_llm.records import BlockScores, from_json
 
+ROOT = Path(__file__).parents[2]
 Main = Callable[[list[str]], None]
 
 
@@ -115,6 +119,37 @@ def test_a_bad_file_is_named(
     assert word in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["", "search:\n"])
+def test_a_key_given_twice_is_named_with_its_lines(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """YAML parsers keep the last without a word."""
+    indent = "  " if below else ""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{below}{indent}ratios: [0.2]\n{indent}other: 1\n{indent}ratios: [0.4]\n")
+    monkeypatch.setattr(sys, "argv", ["job", str(config)])
+    with pytest.raises(SystemExit, match="2"):
+        run(search.main)
+    first = 2 if below else 1
+    assert f"'ratios' is given twice, in lines {first} and {first + 2}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--serch.ratios", ["--serch.ratios is no flag", "did you mean --search.ratios?"]),
+        ("--retraining.tokns=8k", ["--retraining.tokns is no flag", "did you mean --retraining.tokens?"]),
+        ("--dry", ["--dry is no flag", "--dry-run"]),
+        ("--quux", ["--quux is no flag"]),
+    ],
+)
+def test_a_misspelt_flag_is_one_line(command, tmp_path: Path, flag: str, words: list[str]) -> None:
+    code, out, err = command(search.main, flag, *([] if "=" in flag or flag == "--dry" else ["[0.25]"]))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    for word in words:
+        assert word in err
+
+
 @pytest.mark.parametrize("broken", ["no tokenizer", "no config", "not causal", "empty corpus", "short corpus"])
 def test_broken_files_are_named(broken: str, command, tmp_path: Path, tiny_values: dict) -> None:
     values = copy.deepcopy(tiny_values)
@@ -153,6 +188,22 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(command, tmp_path: Pat
     assert not (tmp_path / "results").exists()
 
 
+def test_many_passes_over_a_corpus_are_told_before_anything_runs(command, tmp_path: Path) -> None:
+    """580 of them passed without a word."""
+    small = tmp_path / "small.jsonl"
+    small.write_text(
+        "".join(json.dumps({"text": f"the story of number {i}, told once more"}) + "\n" for i in range(400))
+    )
+    told = []
+    for tokens in ("8k", "10M"):
+        flags = ["--retraining.data", json.dumps([{"path": str(small)}]), "--retraining.tokens", tokens]
+        code, _, err = command(search.main, "--dry-run", *flags)
+        assert code == 0, err
+        told.append(err)
+    assert "passes it" not in told[0]
+    assert re.search(r"The corpus holds at most [\d,]+ tokens: a budget of 9,999,360 passes it [\d,]+ times", told[1])
+
+
 def test_another_configuration_under_the_same_name_is_refused(command, tmp_path: Path, tiny_config) -> None:
     from shortened_llm.search.experiment import write_config
     from shortened_llm.storage.store import Store
@@ -164,6 +215,31 @@ def test_another_configuration_under_the_same_name_is_refused(command, tmp_path:
     assert code == 2
     for word in ("retraining.tokens was 8192, is 9216", "--experiment test-2"):
         assert word in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_stopped_says_so(number: int, code: int) -> None:
+    program = """
+import time
+from jobs.cli import run
+
+def main(arguments):
+    print("begun", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("left", flush=True)
+
+run(main)
+"""
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert stopped.stdout is not None
+    assert stopped.stdout.readline() == "begun\n"
+    stopped.send_signal(number)
+    out, err = stopped.communicate(timeout=30)
+    assert (stopped.returncode, out, err) == (code, "left\n", "stopped; the same command goes on from here\n")
 
 
 def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:

@@ -1,6 +1,7 @@
 """The whole loop on the tiny model, on real Ray clusters: killed, resumed, submitted, on S3."""
 
 import contextlib
+import datetime
 import json
 import signal
 import subprocess
@@ -22,6 +23,9 @@ from shortened_llm import cluster_metrics, metrics
 from shortened_llm.records import Experiment, ReportedTrial, TrialResult, from_json
 from shortened_llm.retraining.checkpoint import check_complete
 from shortened_llm.retraining.manifest import DamagedCheckpointError
+from shortened_llm.search.unneeded import find_unneeded, remove
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import delete, find_files
 from tests.ray.conftest import ROOT, Cluster
 from tests.ray.watch import Scraper, get_json, metric_addresses
 from tests.s3_server import S3Server
@@ -95,7 +99,7 @@ def test_killed_and_started_again_it_continues(
     tiny_values["search"]["ratios"] = [0.25, 0.5]
     tiny_values["scoring"]["criteria"] = ["magnitude"]
     # Workers outlive their driver by seconds: far more steps than they do in these.
-    tiny_values["retraining"] |= {"tokens": 327_680, "checkpoint_tokens": 16_384}
+    tiny_values["retraining"] |= {"tokens": 327_680, "checkpoint_tokens": 16_384, "keep_stable_checkpoint": True}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_values))
     storage = tmp_path / "results"
@@ -144,6 +148,18 @@ def test_killed_and_started_again_it_continues(
     for name in ("report.html", "report.md", "trials.csv", "trials.json", "pareto.png"):
         assert (report.parent / name).stat().st_size > 0
     assert not list(storage.glob("experiments/test/train/*/checkpoint_*")), "checkpoints of finished runs were left"
+    check_clean_up(Store.at(str(storage)))
+
+
+def check_clean_up(store: Store) -> None:
+    """All that a search leaves is needed while its experiment is there, and nothing of it afterwards."""
+    at_once = datetime.timedelta()
+    kinds = {file.path.split("/")[0] for file in find_files(store.url)}
+    assert {"scores", "measurements", "tokens", "evaluations", "retrained", "trials", "stable"} <= kinds
+    assert find_unneeded(store, min_age=at_once) == []
+    delete(store.experiment_url("test"))
+    remove(store, find_unneeded(store, min_age=at_once))
+    assert find_files(store.url) == []
 
 
 def check_metrics(cluster: Cluster, scraped: Scraper, result: TrialResult) -> None:
@@ -198,7 +214,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     url = f"s3://{s3_server.bucket}/submitted"
     # Windows that overlap: scoring lasts some seconds, so that whoever looks each second or two sees it.
     stories = "~/.cache/shortened_llm/assets/tiny/texts/stories.jsonl"
-    selection = [{"path": stories, "bos": "none", "max_tokens": 8192, "segment_length": 128, "stride": 8}]
+    selection = [{"path": stories, "bos": "none", "max_tokens": 4096, "segment_length": 128, "stride": 8}]
     command = [
         "python", "-m", "jobs.submit", "jobs/configs/tiny.yaml", "--address", cluster.dashboard_url,
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",

@@ -25,7 +25,7 @@ def searched(*trials: ReportedTrial, dense: EvalScores) -> Experiment:
 
 def table(view: ReportView, number: int, role: str = "report") -> dict[str, float]:
     """Title of a column -> what the trial of this number has there."""
-    after = view.rows[number - 1].after
+    after = next(row for row in view.rows if row.number == number).after
     return {column.title: after[column].value for column in view.columns if column.role == role and column in after}
 
 

@@ -68,8 +68,16 @@ def test_a_tie_has_one_winner_whatever_the_order() -> None:
 
 def test_rows_do_not_depend_on_the_order_of_the_records() -> None:
     full = experiment()
-    assert trial_rows(full) == trial_rows(replace(full, trials=tuple(reversed(full.trials))))
-    assert [row.trial.spec.fingerprint for row in trial_rows(full)] == ["f2", "f1", "f4", "f3", "f6", "f5"]
+    backwards = replace(full, trials=tuple(reversed(full.trials)))
+    for one in (full, backwards):
+        assert [row.trial.spec.fingerprint for row in trial_rows(one)] == ["f2", "f1", "f4", "f3", "f6", "f5"]
+
+
+def test_a_row_has_the_number_that_its_trial_has_in_the_log() -> None:
+    """Its place in the experiment, wherever its scores put it."""
+    full = experiment()
+    assert [row.number for row in trial_rows(full)] == [2, 1, 4, 3, 6, 5]
+    assert all(full.trials[row.number - 1] is row.trial for row in trial_rows(full))
 
 
 def test_numbers_of_an_unfinished_trial_are_missing() -> None:
@@ -157,7 +165,7 @@ def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> N
     (line,) = partial.missing
     assert (line.unit, line.cause) == (MISSING_TASK.unit, MISSING_TASK.cause)
     (number,) = line.numbers
-    assert report_view(everything()).rows[number - 1].trial.spec.control == "random"
+    assert everything().trials[number - 1].spec.control == "random"
     both = replace(
         experiment(),
         dense_report=replace(experiment().dense_report, missing=(MISSING_TASK,)),

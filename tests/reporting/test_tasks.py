@@ -107,6 +107,17 @@ def test_no_mean_counts_a_task_twice() -> None:
     assert section(searched(own, with_tasks("a", *own), lacks_one)).sets == found.sets
 
 
+def test_no_mean_mixes_shots() -> None:
+    """One task of each number of shots: each is shown, and no mean over both."""
+    own = tuple(
+        task_score(task, "acc", share, seed=1, protocol=f"lm-eval 0.4.13, {shots} shots, all 20 items")
+        for task, shots, share in (("mmlu", 5, 0.4), ("piqa", 0, 0.6), ("boolq", 0, 0.8))
+    )
+    found = section(searched(own, with_tasks("a", *own)))
+    assert [[column.source for column in columns] for columns in found.sets] == [["mmlu"], ["piqa", "boolq"]]
+    assert found.set_titles == ("mmlu acc", "mean of 2 tasks")
+
+
 def test_the_published_mean_stands_apart_from_other_tasks() -> None:
     seven = ("boolq", "piqa_local", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
     own = tuple(task_score(task, "acc", 0.5, seed=1) for task in (*seven[:3], "gsm8k", *seven[3:], "mmlu"))
@@ -175,7 +186,7 @@ def test_csv_has_every_new_score_under_its_protocol() -> None:
     assert view.tasks is not None
     rows = list(csv.DictReader(io.StringIO(to_csv(view.rows, view.columns, view.dense, view.tasks.sets))))
     best = next(row for row in rows if row["best_of_size"] == "True")
-    own = view.rows[int(best["number"]) - 1].trial.after
+    own = everything().trials[int(best["number"]) - 1].after
     piqa = next(task for task in own.tasks if task.task == "piqa")
     name = f"piqa:{piqa.protocol}"
     assert float(best[f"report_after_acc:{name}"]) == piqa.value

@@ -86,26 +86,26 @@ def test_page_shows_every_figure(page: Page) -> None:
 
 
 def test_missing_is_a_dash_and_never_zero(page: Page) -> None:
-    unfinished = page.rows["trial-5"]
+    unfinished = page.rows["trial-6"]
     assert unfinished[-2:] == ["waiting", "—"]
     # Selection NLL, two selection and two report texts before and after.
     assert unfinished[8:17] == ["—"] * 9
     assert not {"0.0", "0.00", "0.000", "None", "nan"} & set(unfinished)
-    failed = page.rows["trial-6"]
+    failed = page.rows["trial-5"]
     assert failed[13:17] == ["310.20", "—", "201.70", "—"]
     assert failed[-2] == "failed: OutOfMemoryError: the worker on node 10.0.3.7 asked for 81.2 GiB"
 
 
 def test_a_finished_trial_has_its_own_numbers_in_its_columns(page: Page) -> None:
-    best = page.rows["trial-1"]
+    best = page.rows["trial-2"]
     assert [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in best[:8]] == [
-        "ppl 20 %, taylor 20 % best", "1", "24", "20.0 %", "15.8 %", "cpt", "3e-4", "0",
+        "ppl 20 %, taylor 20 % best", "2", "24", "20.0 %", "15.8 %", "cpt", "3e-4", "0",
     ]  # fmt: skip
     assert best[9:] == [
         "83.21", "32.81", "92.40", "61.40", "91.07", "34.55", "73.50", "59.02",
         "113.3 M", "9, 11, 13, 17, 20, 24", "41 k", "99.9", "0.0555", "131", "410", "done", "s3://bucket/team/models/f2/a1",
     ]  # fmt: skip
-    assert [name for name, cells in page.rows.items() if "best" in cells[0]] == ["trial-1", "trial-3"]
+    assert [name for name, cells in page.rows.items() if "best" in cells[0]] == ["trial-2", "trial-4"]
 
 
 def test_dense_stands_first(page: Page) -> None:
@@ -274,7 +274,7 @@ def test_survives_scores_that_are_not_finite(tmp_path: Path) -> None:
     page = Page(
         write_report(replace(full, trials=(*full.trials, lost), block_scores=(scores,)), tmp_path).read_text("utf-8")
     )
-    assert "inf" in page.rows["trial-1"]
+    assert "inf" in page.rows["trial-7"]
     assert "No result to choose from" in page.text
 
 

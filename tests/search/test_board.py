@@ -71,3 +71,22 @@ def test_notes_are_read_once() -> None:
     assert board.read(0).notes == ["a: one"]
     board.note("b", "two")
     assert board.read(1).notes == ["b: two"]
+
+
+def test_a_search_says_how_far_it_is_as_a_whole() -> None:
+    clock = Clock()
+    board = Board(clock)
+    for trial in "abcdef":
+        board.enter(trial, "pending")
+    board.enter("f", "done")  # by an earlier driver: it tells nothing of how long they take
+    assert board.read(0).overview is None
+    board.enter("a", "training")
+    board.enter("b", "waiting")
+    assert board.read(0).overview == "1 of 6 trials done, 2 under way, 3 pending"
+    clock.now += 600
+    board.enter("a", "done")
+    board.enter("c", "training")
+    assert board.read(0).overview == "2 of 6 trials done, 2 under way, 2 pending; about 15 min left"
+    board.enter("c", "failed")
+    clock.now += 60
+    assert "1 failed" in str(board.read(0).overview)

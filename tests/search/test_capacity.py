@@ -20,6 +20,8 @@ def one_node(**amounts: float) -> Capacity:
     [
         ({"workers": 4, "cpus_per_worker": 0.5}, one_node(CPU=2), ["4 workers", "2.1 CPUs", "1 x 2 CPU"]),
         ({"workers": 2, "gpus_per_worker": 1}, one_node(CPU=64, GPU=1), ["2 workers", "2 GPUs"]),
+        # Of what is missing, GPUs are what the user has to know of.
+        ({"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 8}, one_node(CPU=2), ["need 2 GPUs", "it can hold 0"]),
         ({"gpus_per_evaluator": 2}, one_node(CPU=64, GPU=1), ["resources.evaluators", "2 GPU"]),
         ({"evaluator_labels": {"pool": "best"}}, Capacity(nodes=(SMALL,)), ["'pool': 'best'", "pool=evaluation"]),
         ({"worker_labels": {"pool": "training"}}, Capacity(nodes=(SMALL,)), ["training workers", "'pool': 'training'"]),

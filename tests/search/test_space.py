@@ -38,6 +38,7 @@ def space(tiny_config: SearchConfig, tiny_model: ModelRef) -> SearchSpace:
         retraining=tiny_config.retraining,
         selection=selection_units(tiny_config, text_roles(tiny_config)),
         dtype="float32",
+        export_dtype="float32",
     )
 
 

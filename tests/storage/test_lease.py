@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import s3fs
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.storage.lease import Lease, LeaseLostError, hold_lease
+from shortened_llm.storage.lease import Lease, LeaseLostError, StorageLostError, hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, list_names, read_bytes
 from tests.faulty_proxy import FaultyProxy
@@ -94,6 +95,25 @@ def test_an_outage_of_the_store_does_not_cost_the_lease(faulty_store: Store, pro
         with proxy.outage(EXPIRY * 2), pytest.raises(BadInputError, match="another driver"):
             take(faulty_store.url)  # a watcher that begins in the outage
         assert not lease.lost.is_set()
+
+
+def test_a_storage_that_is_lost_for_good_stops_the_driver(faulty_store: Store, proxy: FaultyProxy) -> None:
+    """Also one that waits for the storage itself; and it leaves without waiting once more."""
+
+    def drive() -> None:
+        with hold_lease(faulty_store.url, expiry_seconds=EXPIRY):
+            proxy.down()
+            read_bytes(join(faulty_store.url, "file"))
+
+    replace(faulty_store, outage_seconds=EXPIRY * 2).enter()
+    started = time.monotonic()
+    try:
+        with pytest.raises(StorageLostError, match=r"storage\.outage_seconds"):
+            drive()
+    finally:
+        faulty_store.enter()
+        proxy.up()
+    assert EXPIRY * 2 < time.monotonic() - started < EXPIRY * 6
 
 
 def test_an_owner_that_was_cut_off_stops_once_it_is_back(

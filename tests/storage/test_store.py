@@ -117,6 +117,18 @@ def test_wrong_credentials_and_servers_are_refused(
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_a_bucket_that_is_not_there_is_refused_and_not_created(s3_server: S3Server) -> None:
+    with pytest.raises(BadInputError, match=r"storage\.url.*no bucket 'no-such-bucket'"):
+        Store.at("s3://no-such-bucket/results").probe()
+    assert s3fs.S3FileSystem(skip_instance_cache=True).ls("") == [s3_server.bucket]
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInputError, match="link to nothing"):
+        Store.at(str(tmp_path / "link")).probe()
+
+
 def test_a_relative_directory_in_a_submitted_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0123"
     copy.mkdir(parents=True)

@@ -60,6 +60,7 @@ def make_job(
         validation=None,
         recipe=recipe,
         dtype=dtype,
+        export_dtype=dtype,
         placement=config,
     )
 
