@@ -22,11 +22,10 @@ from shortened_llm.retraining.adapters import (
     verify_adapter,
 )
 from shortened_llm.retraining.checkpoint import RunProgress
-from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.job import KIND, RetrainingJob
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 
-KIND = "retrained"
 # Of two devices' bfloat16 logits, relative to their norm; a wrong or missing tensor is off by far more.
 GATHERED_TOLERANCE = 0.05
 

@@ -8,6 +8,8 @@ from shortened_llm.fingerprint import canonical, fingerprint
 from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
 STAGE_VERSION = 2
+KIND = "retrained"
+"""Of a `RetrainedModel` in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.records import RetrainedModel
-from shortened_llm.retraining.export import KIND
-from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.job import KIND, RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
-from shortened_llm.retraining.worker import LASTING, run_worker
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
@@ -83,7 +81,7 @@ def retrain(
         failure_url = join(runs_url, f"{job.run_name}.failure.json")
         delete(failure_url)
         trainer = TorchTrainer(
-            run_worker,
+            _train,
             train_loop_config={
                 "job": job,
                 "store": store,
@@ -121,6 +119,14 @@ def retrain(
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.run_name))  # Checkpoints weigh six times the exported model.
     return retrained
+
+
+def _train(config: dict) -> None:
+    """What each worker runs. The process that controls the run reads this too, and would take seconds to import what
+    it does not need."""
+    from shortened_llm.retraining.worker import run_worker
+
+    run_worker(config)
 
 
 def _fit(trainer: TorchTrainer, resources: ResourcesConfig, max_failures: int) -> None:
@@ -177,5 +183,7 @@ def _raise_failure(url: str) -> None:
         cause = json.loads(read_bytes(url))
     except FileNotFoundError:
         return
+    from shortened_llm.retraining.worker import LASTING
+
     errors = {error.__name__: error for error in LASTING}
     raise errors[cause["error"]](cause["message"])

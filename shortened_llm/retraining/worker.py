@@ -27,8 +27,8 @@ from shortened_llm.retraining.checkpoint import (
     check_complete,
     newest_usable,
 )
-from shortened_llm.retraining.export import KIND, export_sharded, retrained_record
-from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.export import export_sharded, retrained_record
+from shortened_llm.retraining.job import KIND, RetrainingJob
 from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.run_directory import checkpoint_name

@@ -14,7 +14,7 @@ from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
-from shortened_llm.retraining.export import KIND as RUN_KIND
+from shortened_llm.retraining.job import KIND as RUN_KIND
 from shortened_llm.search.experiment import BEGUN, FAILURES, Begun
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace, waves

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import s3fs
 import yaml
 
 from shortened_llm.models.export import export_view
 from shortened_llm.records import EvaluatedModel, ModelRef, from_json
+from tests.s3_server import S3Server
 
 
 def evaluate(tmp_path: Path, values: dict, *arguments: str) -> subprocess.CompletedProcess:
@@ -21,10 +23,13 @@ def evaluate(tmp_path: Path, values: dict, *arguments: str) -> subprocess.Comple
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_a_pruned_model_is_scored_beside_the_dense_one(tiny_model: ModelRef, tiny_values: dict, tmp_path: Path) -> None:
+def test_a_pruned_model_is_scored_beside_the_dense_one(
+    tiny_model: ModelRef, tiny_values: dict, tmp_path: Path, s3_server: S3Server
+) -> None:
+    """Under the name that its card gives it; then once more from a URL."""
     kept, directory = (0, 1, 4, 5, 6, 7), tmp_path / "pruned"
     export_view(tiny_model.view(kept), directory, "float32")
-    (directory / "pruning.json").write_text(json.dumps({"kept_blocks": kept}))
+    (directory / "pruning.json").write_text(json.dumps({"name": "by hand", "kept_blocks": kept}))
     text = tiny_values["evaluation"]["report"]["perplexity"][0]
     tiny_values["evaluation"]["report"]["agreement"] = [{**text, "max_tokens": 512}]
     tiny_values["evaluation"]["efficiency"] = {"batch_sizes": [1], "output_lengths": [4], "runs": 1, "warmups": 0}
@@ -42,7 +47,10 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(tiny_model: ModelRef, tin
     assert speed.ideal_speed_ups[0] > 1
     assert f"{pruned.report.perplexity[0].perplexity:.4f}" in done.stderr
     assert len(json.loads((tmp_path / "out/scores.json").read_text())) == 2
-    again = evaluate(tmp_path, tiny_values, "--model", str(directory))
+    assert any(line.split()[-2:] == ["by", "hand"] for line in done.stderr.splitlines()), "the heading of its column"
+    url = f"s3://{s3_server.bucket}/pruned"
+    s3fs.S3FileSystem(skip_instance_cache=True).put(f"{directory}/", url, recursive=True)
+    again = evaluate(tmp_path, tiny_values, "--model", url)
     scores = [from_json(EvaluatedModel, line) for line in again.stdout.splitlines()]
     assert [one.selection for one in scores] == [dense.selection, pruned.selection]
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.report import main
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import EvalScores, Experiment, TrialFailure, from_json
-from shortened_llm.search.experiment import publish_report, read_experiment, write_experiment
+from shortened_llm.search.experiment import Begun, publish_report, read_experiment, write_experiment
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import experiment
@@ -46,30 +46,35 @@ def test_a_running_search_is_reported_as_far_as_it_is(local_store: Store, capsys
     store_result(local_store, 0)
     own = Store(directory)
     own.write("failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={})
-    (Path(directory) / "tune" / "20261122-130219" / "f6").mkdir(parents=True)
-    (Path(directory) / "tune" / "20261122-130219" / "f1").mkdir()
-    with hold_lease(directory):
+    own.write("begun", "f2", Begun(driver="an earlier one"), identity={})
+    with hold_lease(directory) as lease:
+        for begun in ("f1", "f5", "f6"):
+            own.write("begun", begun, Begun(driver=lease.owner), identity={})
         page = written(capsys, directory)
     assert page == f"{directory}/report/report.html"
     found = {trial.spec.fingerprint: trial for trial in reported(page).trials}
     assert found["f1"].result == experiment().trials[0].result
     assert found["f5"].failure == "out of memory"
     assert [name for name, trial in found.items() if trial.running] == ["f6"]
+    assert [name for name, trial in found.items() if trial.stopped] == ["f2"]
     text = Path(page).read_text(encoding="utf-8")
     assert "This report is partial: 1 of 6 trials finished." in text
-    assert "1 running; 3 waiting; 1 failed" in text
+    assert "1 running; 1 stopped; 2 waiting; 1 failed" in text
 
 
 def test_after_a_crash_nothing_runs(local_store: Store) -> None:
+    def states() -> list[tuple[bool, bool]]:
+        return [(t.running, t.stopped) for t in read_experiment(directory).trials if t.spec.fingerprint == "f6"]
+
     write_experiment(local_store, planned())
     directory = local_store.experiment_url("smollm2-20-40")
-    (Path(directory) / "tune" / "20261122-130219" / "f6").mkdir(parents=True)
-    assert not any(trial.running for trial in read_experiment(directory).trials)
-    with hold_lease(directory):
-        assert any(trial.running for trial in read_experiment(directory).trials)
-        lease = next((Path(directory) / "lease").glob("*.json"))
-        os.utime(lease, (0, 0))  # its driver was killed: nobody renews it
-        assert not any(trial.running for trial in read_experiment(directory).trials)
+    with hold_lease(directory) as lease:
+        assert states() == [(False, False)]
+        Store(directory).write("begun", "f6", Begun(driver=lease.owner), identity={})
+        assert states() == [(True, False)]
+        os.utime(next((Path(directory) / "lease").glob("*.json")), (0, 0))  # its driver was killed: nobody renews it
+        assert states() == [(False, True)]
+    assert states() == [(False, True)]
 
 
 @pytest.mark.parametrize("place", ["", "/", "/report", "/report/trials.json", "/report/report.html"])

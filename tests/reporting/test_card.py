@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from shortened_llm.records import Provenance, SourceFacts
-from shortened_llm.reporting.card import is_non_commercial, plan_card, trial_cards
-from tests.reporting.experiments import BOS_FIRST, SMALL_CUT, experiment, plan, texts, trial
+from shortened_llm.pruning.plan import chosen_plan
+from shortened_llm.records import LoraOptions, ModelSize, Provenance, SourceFacts
+from shortened_llm.reporting.card import adapter_cards, is_non_commercial, plan_card, trial_cards
+from tests.reporting.experiments import BOS_FIRST, SMALL_CUT, experiment, plan, recipe, texts, trial
 
 PROVENANCE = Provenance(
     base_model="meta-llama/Llama-3.1-8B",
@@ -64,6 +65,43 @@ def test_data_for_non_commercial_use_is_stamped() -> None:
     for_programs = json.loads(card["pruning.json"])
     assert for_programs["base_license"] == PROVENANCE.base_license
     assert "cc-by-nc-4.0" in [source["license"] for source in for_programs["sources"]]
+
+
+def test_a_plan_made_by_hand_claims_no_criterion() -> None:
+    size = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
+    card = plan_card(chosen_plan((0, 1, 4, 5, 6, 7), size), 8, replace(PROVENANCE, dtype="float32"))
+    text = card["README.md"]
+    assert "The blocks were named by hand." in text
+    assert "fewer than its base, stored in float32." in text
+    assert "Chosen by" not in text
+    assert "calibration" not in text
+    facts = json.loads(card["pruning.json"])
+    assert (facts["labels"], facts["dtype"]) == ([{"criterion": "chosen", "ratio": 0.25}], "float32")
+    assert "wiki" not in [source["name"] for source in facts["sources"]]
+
+
+def test_adapters_say_what_they_belong_to() -> None:
+    lora = LoraOptions(rank=8, alpha=16.0, dropout=0.0, target_modules=("q_proj",))
+    taught = replace(recipe("lora", instructions=True), lora=lora)
+    done = trial("f7", plan(SMALL_CUT, ("ppl", 0.2)), after=texts(wiki=30.0), recipes=(recipe("cpt"), taught))
+    assert done.result is not None
+    first, _ = done.result.runs
+    adapter = replace(first.model, url="s3://bucket/adapter")
+    second = replace(first, adapter=adapter, model=replace(first.model, url="s3://bucket/merged"))
+    for runs, recipes, base in (
+        ((first, second), done.spec.recipes, f"`BASE` is `{first.model.url}`"),
+        ((second,), done.spec.recipes[1:], "--output OUTPUT --remove 9,11,13,17,20,24`"),
+    ):
+        cards = adapter_cards(replace(done.spec, recipes=recipes), runs, 30, PROVENANCE)
+        assert list(cards) == ["s3://bucket/adapter"]
+        text = cards["s3://bucket/adapter"]
+        assert ModelCard(text).data.library_name == "peft"
+        assert "`meta-llama/Llama-3.1-8B` without its blocks 9, 11, 13, 17, 20, 24" in text
+        assert base in text
+        assert "merged is `s3://bucket/merged`" in text
+        assert "rank 8, alpha 16.0" in text
+        assert "`alpaca.jsonl` (cc-by-nc-4.0)" in text
+        assert "Not for commercial use" in text
 
 
 HOSTILE = "a|b <script>x</script>"
