@@ -56,8 +56,8 @@ def retrain(
     """The retrained model: read back, or trained from the run's last checkpoint, or from the start.
 
     Args:
-        runs_url: directory of this experiment's Train runs. The run's name in it is the job's fingerprint: that is
-            what makes it resume, so no other driver may use the directory.
+        runs_url: directory of this experiment's Train runs. The run's name in it ends in the job's fingerprint:
+            that is what makes it resume, so no other driver may use the directory.
         tokens_before: of the runs that this one follows in a trial, for the metrics.
         needs_files: whether a model that was trained, and whose files are gone, is trained again.
         callbacks: Ray Train callbacks of the caller, for metrics.

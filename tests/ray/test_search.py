@@ -31,7 +31,8 @@ from tests.ray.watch import Scraper, get_json, metric_addresses
 from tests.s3_server import S3Server
 
 START = [sys.executable, "-m", "jobs.search"]
-TIMEOUT = 400
+# Against hanging, and no measure of speed: on two slow cores the processes of a search take minutes to start.
+TIMEOUT = 1200
 SCALARS = (metrics.TOKENS, metrics.LOSS, metrics.VALIDATION_LOSS, metrics.TOKENS_PER_SECOND, metrics.HELD_OUT_NLL)
 
 
@@ -88,7 +89,7 @@ def wait_until_left(storage: Path) -> None:
                 return
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_killed_and_started_again_it_continues(
     tmp_path: Path, tiny_values: dict, local_environment: dict[str, str]
 ) -> None:
@@ -99,7 +100,7 @@ def test_killed_and_started_again_it_continues(
     tiny_values["search"]["ratios"] = [0.25, 0.5]
     tiny_values["scoring"]["criteria"] = ["magnitude"]
     # Workers outlive their driver by seconds: far more steps than they do in these.
-    tiny_values["retraining"] |= {"tokens": 327_680, "checkpoint_tokens": 16_384, "keep_stable_checkpoint": True}
+    tiny_values["retraining"] |= {"tokens": 163_840, "checkpoint_tokens": 16_384, "keep_stable_checkpoint": True}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_values))
     storage = tmp_path / "results"
@@ -144,7 +145,7 @@ def test_killed_and_started_again_it_continues(
         assert trial.result is not None
         steps = [point.step for point in trial.result.runs[-1].history]
         assert steps == sorted(set(steps)), "a step is in the history twice"
-        assert steps[-1] == 320
+        assert steps[-1] == 160
     for name in ("report.html", "report.md", "trials.csv", "trials.json", "pareto.png"):
         assert (report.parent / name).stat().st_size > 0
     assert not list(storage.glob("experiments/test/train/*/checkpoint_*")), "checkpoints of finished runs were left"
@@ -208,13 +209,13 @@ def check_dashboard(cluster: Cluster) -> None:
     assert [run["status"] for run in runs["train_runs"]] == ["FINISHED"] * 2  # the workers leave the cause, and return
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: S3Server) -> None:
     """One good and one failing trial: the report is written all the same, and the exit code says that one failed."""
     url = f"s3://{s3_server.bucket}/submitted"
     # Windows that overlap: scoring lasts some seconds, so that whoever looks each second or two sees it.
     stories = "~/.cache/shortened_llm/assets/tiny/texts/stories.jsonl"
-    selection = [{"path": stories, "bos": "none", "max_tokens": 4096, "segment_length": 128, "stride": 8}]
+    selection = [{"path": stories, "bos": "none", "max_tokens": 2048, "segment_length": 128, "stride": 8}]
     command = [
         "python", "-m", "jobs.submit", "jobs/configs/tiny.yaml", "--address", cluster.dashboard_url,
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
