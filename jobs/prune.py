@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.cli import make_parser, open_store, parse_command, run
-from jobs.remove import add_remove_flag, kept_blocks
+from jobs.removed_blocks import add_remove_flag, kept_blocks
 from jobs.score import score_here
 from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
-from jobs.remove import add_remove_flag, kept_blocks
+from jobs.removed_blocks import add_remove_flag, kept_blocks
 from shortened_llm.config import SearchConfig
 from shortened_llm.records import RetrainedModel
 from shortened_llm.search.preflight import ScoringFacts, check_retraining

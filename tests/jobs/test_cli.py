@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
@@ -201,7 +202,7 @@ def test_many_passes_over_a_corpus_are_told_before_anything_runs(command, tmp_pa
         assert code == 0, err
         told.append(err)
     assert "passes it" not in told[0]
-    assert re.search(r"The corpus holds at most [\d,]+ tokens: a budget of 9,999,360 passes it [\d,]+ times", told[1])
+    assert re.search(r"The corpus holds at most [\d,]+ tokens: a budget of 10,000,000 passes it [\d,]+ times", told[1])
 
 
 def test_another_configuration_under_the_same_name_is_refused(command, tmp_path: Path, tiny_config) -> None:
@@ -278,6 +279,21 @@ def test_prune_writes_models_that_load(command, tmp_path: Path) -> None:
     assert code == 0
     for line in out.splitlines():
         assert AutoModelForCausalLM.from_pretrained(line).config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prune_removes_the_blocks_that_are_named(command, tmp_path: Path, dtype: str) -> None:
+    """And writes weights of the type that is asked for, whatever it computes in."""
+    flags = ["--output", str(tmp_path / "out"), "--remove", "3,5", "--model.export_dtype", dtype]
+    code, out, err = command(prune.main, *flags)
+    assert code == 0
+    assert f"writing weights in {dtype}" in err
+    (directory,) = (Path(line) for line in out.splitlines())
+    assert directory == tmp_path / "out" / "without-3-5"
+    facts = json.loads((directory / "pruning.json").read_text())
+    assert (facts["removed_blocks"], facts["labels"][0]["criterion"], facts["dtype"]) == ([3, 5], "chosen", dtype)
+    tensors = load_file(directory / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
 
 
 def test_retrain_says_what_it_would_train(command, tmp_path: Path) -> None:
