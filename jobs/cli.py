@@ -142,7 +142,7 @@ def _ray_ended() -> Iterator[None]:
     finally:
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
-            from shortened_llm.retraining.scratch import remove_left_behind
+            from shortened_llm.storage.scratch import remove_left_behind
 
             ray.shutdown()
             until = time.monotonic() + ENDING_SECONDS

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import itertools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import FileEntry, TokenDataset
 from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
@@ -153,7 +153,7 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
         sequences = _pair_sequences(usable(), PairEncoder(source, tokenizer, job.sequence_length), job, count)
     else:
         sequences = _document_sequences(usable(), tokenizer, job, count)
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_tokens_") as temporary:
+    with temporary_directory() as temporary:
         _write_shards(sequences, Path(temporary), job, count)
         cut = job.at_most is not None and count.sequences == job.at_most
         key = fingerprint(job.piece_identity(piece, cut=cut))

@@ -1,7 +1,6 @@
 """Measure one unit of one model; what was measured before is read back."""
 
 import importlib.metadata
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from shortened_llm.models.cut import cut_config
 from shortened_llm.models.load import empty_model, load_config, load_model, load_tokenizer, model_directory
 from shortened_llm.records import AgreementScore, ModelRef, TaskScore
 from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
@@ -169,7 +169,7 @@ def _task_files(
         upload_directory(output, url)
         return replace(score, results_url=join(url, "results.json"))
 
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_task_") as temporary:
+    with temporary_directory() as temporary:
         output = Path(temporary)
         yield output, finished
 

@@ -18,6 +18,7 @@ from shortened_llm.models.inspection import check_directory, check_headers, chec
 from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.payload import describe_files, download_directory, upload_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join
 
@@ -51,7 +52,7 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
     identity = _source_identity(config)
     if stored := store.read(KIND, fingerprint(identity), ModelRef):
         return stored
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_") as temporary:
+    with temporary_directory() as temporary:
         on_progress(f"fetching {config.path}")
         return _upload(_fetch(config, identity, Path(temporary)), store, identity)
 

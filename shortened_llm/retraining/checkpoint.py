@@ -37,7 +37,7 @@ from shortened_llm.retraining.manifest import (
     write_manifest,
 )
 from shortened_llm.retraining.schedule import stable_end
-from shortened_llm.retraining.scratch import scratch_directory
+from shortened_llm.storage.scratch import scratch_directory
 from shortened_llm.storage.urls import join, read_bytes
 
 PROGRESS_NAME = "progress.json"

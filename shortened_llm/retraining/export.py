@@ -1,6 +1,5 @@
 """From a sharded model to a plain Hugging Face directory on storage."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from shortened_llm.retraining.adapters import (
 from shortened_llm.retraining.checkpoint import RunProgress
 from shortened_llm.retraining.job import KIND, RetrainingJob
 from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 
 # Of two devices' bfloat16 logits, relative to their norm; a wrong or missing tensor is off by far more.
@@ -65,13 +65,13 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     difference = (logits.float() - sharded_logits).norm() / sharded_logits.norm()
     if not difference < GATHERED_TOLERANCE:
         raise ExportError(f"run {job.fingerprint}: the gathered model's logits are off by {difference:.3g} (relative)")
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_export_") as temporary:
+    with temporary_directory() as temporary:
         export_model(plain, load_tokenizer(directory), Path(temporary))
         verify_export(Path(temporary), logits, job.export_dtype)
         exported = _upload(Path(temporary), job, store)
     if not adapter or job.recipe.lora is None:
         return Exported(model=exported, adapter=None)
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_adapter_") as temporary:
+    with temporary_directory() as temporary:
         save_adapter(adapter, job.recipe.lora, Path(temporary), base=_base_of_adapter(job.model))
         verify_adapter(empty_model(config), adapter, Path(temporary))
         return Exported(model=exported, adapter=_upload(Path(temporary), job, store))

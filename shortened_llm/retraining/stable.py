@@ -4,7 +4,6 @@ It lies in the store under the fingerprint of what such runs share, so that it s
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,6 +13,7 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import step_of
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage.payload import download_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import filesystem, is_local, join, list_names
 
@@ -47,5 +47,5 @@ def _as_directory(url: str) -> Iterator[str]:
     if is_local(url):
         yield filesystem(url)[1]
         return
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_stable_") as directory:
+    with temporary_directory() as directory:
         yield str(download_directory(url, Path(directory)))

@@ -1,6 +1,5 @@
 """Read or compute what criteria are reduced from: arrays over calibration sequences, stored once."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from shortened_llm.scoring.one_pass import walk_statistics
 from shortened_llm.scoring.racing import race
 from shortened_llm.scoring.taylor import measure_taylor
 from shortened_llm.storage.payload import local_directory, upload_directory
+from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 
 KIND = "measurements"
@@ -151,7 +151,7 @@ def _read(unit: Unit, job: ScoringJob, store: Store) -> np.ndarray | None:
 def _keep(unit: Unit, values: np.ndarray, job: ScoringJob, store: Store) -> None:
     its_identity = identity(unit, job)
     key = fingerprint(its_identity)
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_scores_") as temporary:
+    with temporary_directory() as temporary:
         np.save(Path(temporary) / FILE, values)
         url = store.attempt_url(KIND, key)
         record = Measurement(url=url, files=upload_directory(Path(temporary), url))

@@ -209,7 +209,7 @@ def test_the_disk_space_of_a_killed_process_is_freed(tmp_path: Path) -> None:
     """By the next process on the node; a process that lives keeps its own."""
     code = (
         "import signal, sys\n"
-        "from shortened_llm.retraining.scratch import scratch_directory\n"
+        "from shortened_llm.storage.scratch import scratch_directory\n"
         "(scratch_directory() / 'shards').write_bytes(bytes(1000))\n"
         "print(flush=True)\n"
         "signal.pause()"
@@ -223,7 +223,7 @@ def test_the_disk_space_of_a_killed_process_is_freed(tmp_path: Path) -> None:
     killed.kill()
     killed.wait()
     assert len(list(tmp_path.glob("*/shards"))) == 2
-    ends = "from shortened_llm.retraining.scratch import scratch_directory; scratch_directory()"
+    ends = "from shortened_llm.storage.scratch import scratch_directory; scratch_directory()"
     subprocess.run([sys.executable, "-c", ends], env=environment, check=True)
     assert len(list(tmp_path.glob("*/shards"))) == 1
     assert len(list(tmp_path.iterdir())) == 2
