@@ -148,29 +148,23 @@ def kept_blocks(place: str, num_blocks: int) -> tuple[int, ...]:
     Raises:
         BadInputError: the card does not say.
     """
-    if not (card := card_of(place)):
-        return tuple(range(num_blocks))
-    try:
-        return tuple(int(block) for block in card["kept_blocks"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadInputError(
-            f"--model: {join(place, PRUNING)} does not say which blocks were kept ({brief(error)})"
-        ) from None
+    return tuple(card["kept_blocks"]) if (card := card_of(place)) else tuple(range(num_blocks))
 
 
 def card_of(place: str) -> dict[str, Any]:
     """What the card of a model says, for programs; empty where it has none.
 
     Raises:
-        BadInputError: it cannot be read.
+        BadInputError: it does not say which blocks were kept.
     """
     card = join(place, PRUNING)
     if not exists(card):
         return {}
     try:
-        return dict(json.loads(read_bytes(card)))
-    except (ValueError, TypeError, OSError) as error:
-        raise BadInputError(f"--model: {card} cannot be read ({brief(error)})") from None
+        found = dict(json.loads(read_bytes(card)))
+        return {**found, "kept_blocks": [int(block) for block in found["kept_blocks"]]}
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise BadInputError(f"--model: {card} does not say which blocks were kept ({brief(error)})") from None
 
 
 if __name__ == "__main__":
