@@ -13,6 +13,7 @@ import s3fs
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.storage.lease import Lease, LeaseLostError, StorageLostError, hold_lease
+from shortened_llm.storage.retry import OUTAGE_SECONDS
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, list_names, read_bytes
 from tests.faulty_proxy import FaultyProxy
@@ -113,7 +114,7 @@ def test_a_storage_that_is_lost_for_good_stops_the_driver(faulty_store: Store, p
     finally:
         faulty_store.enter()
         proxy.up()
-    assert EXPIRY * 2 < time.monotonic() - started < EXPIRY * 6
+    assert EXPIRY * 2 < time.monotonic() - started < OUTAGE_SECONDS / 5
 
 
 def test_an_owner_that_was_cut_off_stops_once_it_is_back(
