@@ -101,8 +101,8 @@ class Board:
         return ", ".join(told) + ("" if left is None else f"; about {max(1, round(left / 60))} min left")
 
     def _seconds_left(self, pending: int) -> float | None:
-        """By the mean time of those that ended, as many at once as now; None while there is none."""
-        if not self._took:
+        """By the mean time of those that ended, as many at once as now; None while none has, or none is left."""
+        if not self._took or not (self._begun or pending):
             return None
         mean, now = sum(self._took) / len(self._took), self._clock()
         of_begun = sum(max(0.0, mean - (now - begun)) for begun in self._begun.values())

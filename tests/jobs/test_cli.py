@@ -225,8 +225,8 @@ import time
 from jobs.cli import run
 
 def main(arguments):
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     finally:
         print("left", flush=True)

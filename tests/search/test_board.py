@@ -90,3 +90,6 @@ def test_a_search_says_how_far_it_is_as_a_whole() -> None:
     board.enter("c", "failed")
     clock.now += 60
     assert "1 failed" in str(board.read(0).overview)
+    for trial in "bde":
+        board.enter(trial, "done")
+    assert board.read(0).overview == "5 of 6 trials done, 0 under way, 1 failed"
