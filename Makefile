@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Processors without AVX-512 emulate bfloat16, several times slower than float32.
 DTYPE = import torch; print("float32" if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") else "bfloat16")
-demo: setup  ## Six pruned, retrained versions of a real model against the original: a report in 12 minutes
+demo: setup  ## Six pruned, retrained versions of a real model against the original: a report in a quarter of an hour
 	@$(BIN)/python -m jobs.assets demo > /dev/null
 	@$(BIN)/python -m jobs.search jobs/configs/demo.yaml --model.dtype $$($(BIN)/python -c '$(DTYPE)')
 
