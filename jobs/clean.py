@@ -47,13 +47,16 @@ def main(arguments: Sequence[str]) -> None:
         print(f"nothing was removed; to do so: python -m jobs.clean {flags.storage} --remove" if found else "")
         return
     place = join(store.url, CLEANING)
+    held = False
     try:
-        with hold_lease(place):  # no search begins meanwhile
+        with hold_lease(place):  # no search begins meanwhile, and nobody else removes anything
+            held = True
             found = find_unneeded(store, min_age=min_age)
             print(table(found))
             remove(store, found)
     finally:
-        delete(place)
+        if held:  # else it is somebody's
+            delete(place)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")
 
 

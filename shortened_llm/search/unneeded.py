@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.logs import LOGGER
+from shortened_llm.retraining.job import KIND as RUN_KIND
 from shortened_llm.retraining.job import stable_fingerprint
 from shortened_llm.search.experiment import RECORD, REPORT, RUNS, TRIAL_KIND, TRIALS, read_runs
 from shortened_llm.storage.inventory import StoredRecord, read_records
@@ -29,7 +30,7 @@ from shortened_llm.storage.store import CLEANING, EXPERIMENTS, Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
-RUN_KIND, MODEL_KIND, STABLE_KIND = "retrained", "models", "stable"
+MODEL_KIND, STABLE_KIND = "models", "stable"
 Group = list[StoredFile]
 
 

@@ -247,3 +247,13 @@ def test_it_runs_without_torch_and_ray_and_leaves_with_its_exit_code(local_store
     code = "import sys, jobs.clean; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_of_two_who_remove_the_second_leaves_the_first_alone(local_store: Store) -> None:
+    """The lease of the first is no file that the second may take away."""
+    write_bytes(join(local_store.url, "models", "x"), b"")
+    with hold_lease(join(local_store.url, "cleaning"), expiry_seconds=2) as lease:
+        with pytest.raises(BadInputError, match="another driver"):
+            main([local_store.url, "--remove"])
+        assert any(path.startswith("cleaning/lease/") for path in paths(local_store))
+        assert not lease.lost.is_set()
