@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.search.unneeded import Unneeded, find_unneeded, remove
+from shortened_llm.storage.layout import cleaning_url
 from shortened_llm.storage.lease import hold_lease
-from shortened_llm.storage.store import CLEANING, Store
-from shortened_llm.storage.urls import delete, exists, join
+from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import delete, exists
 
 SHOWN_NAMES = 3
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         print(table(found))
         print(f"nothing was removed; to do so: python -m jobs.clean {flags.storage} --remove" if found else "")
         return
-    place = join(store.url, CLEANING)
+    place = cleaning_url(store.url)
     held = False
     try:
         with hold_lease(place):  # no search begins meanwhile, and nobody else removes anything

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import ModelConfig, SearchConfig
@@ -22,12 +23,13 @@ from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.models.load import model_directory
+from shortened_llm.models.directory import model_directory
 from shortened_llm.models.stage import inspect_model, stage_model
-from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, to_json
+from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, Transform, to_json
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
+from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import exists, join, read_bytes
 
 
@@ -61,14 +63,11 @@ def main(arguments: Sequence[str]) -> None:
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
     every: list[EvaluatedModel] = []
     for path in (config.model.path, *models):
-        ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info) if every else dense
+        ref = _candidate(path, dense, store) if every else dense
         timing: list[Unit] = []
         # The dense model is timed in the same turns as each other one; by itself only where there is no other.
         if flags.efficiency and (every or not models):
-            kept = kept_blocks(str(model_directory(ref)), ref.num_blocks)
-            if every and not (model_directory(ref) / PRUNING).is_file():
-                LOGGER.warning("%s has no %s: the ideal speed-up is of the first %d blocks", path, PRUNING, len(kept))
-            timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept))
+            timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense))
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
             return evaluate(
@@ -134,35 +133,47 @@ def check_model(path: str, dense: ScoringFacts) -> None:
             f"--model: {path!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
             f"{dense.vocab_size}; scores of different tokenizers cannot be compared"
         )
-    kept = kept_blocks(path, config.num_hidden_layers)
-    if len(kept) != config.num_hidden_layers or not set(kept) <= set(range(dense.num_blocks)):
-        raise BadInputError(
-            f"--model: {join(path, PRUNING)} says that blocks {list(kept)} were kept, but the model has "
-            f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
-        )
+    for transform in origin_of(path) or ():
+        if len(transform.kept) != config.num_hidden_layers or not set(transform.kept) <= set(range(dense.num_blocks)):
+            raise BadInputError(
+                f"--model: {join(path, PRUNING)} says that blocks {list(transform.kept)} were kept, but the model has "
+                f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
+            )
 
 
-def kept_blocks(place: str, num_blocks: int) -> tuple[int, ...]:
-    """The dense model's blocks that a model of so many has, as its card says; without one, the first.
+def _candidate(path: str, dense: ModelRef, store: Store) -> ModelRef:
+    """The model of `--model`, with what its card says of its origin."""
+    ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info)
+    if ref.fingerprint == dense.fingerprint:
+        return ref
+    origin = origin_of(path)
+    if origin is None:
+        LOGGER.warning("%s has no %s: its ideal speed-up is not known", path, PRUNING)
+    return replace(ref, origin=origin)
+
+
+def origin_of(place: str) -> tuple[Transform, ...] | None:
+    """What was done to the dense model, as the card of a model says; None where it has none.
 
     Raises:
         BadInputError: the card does not say.
     """
-    return tuple(card["kept_blocks"]) if (card := card_of(place)) else tuple(range(num_blocks))
+    card = card_of(place)
+    return tuple(card["origin"]) if card else None
 
 
 def card_of(place: str) -> dict[str, Any]:
     """What the card of a model says, for programs; empty where it has none.
 
     Raises:
-        BadInputError: it does not say which blocks were kept.
+        BadInputError: it does not say what was done to the dense model.
     """
     card = join(place, PRUNING)
     if not exists(card):
         return {}
     try:
         found = dict(json.loads(read_bytes(card)))
-        return {**found, "kept_blocks": [int(block) for block in found["kept_blocks"]]}
+        return {**found, "origin": TypeAdapter(tuple[Transform, ...]).validate_python(found["origin"])}
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise BadInputError(f"--model: {card} does not say which blocks were kept ({brief(error)})") from None
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.cli import make_parser, open_store, parse_command, run
-from jobs.removed_blocks import add_remove_flag, kept_blocks
+from jobs.removed_blocks import add_remove_flag, removed_blocks
 from jobs.score import score_here
 from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
-from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
+from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan
 from shortened_llm.reporting.card import plan_card
@@ -27,30 +27,29 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(parser, arguments)
     store = open_store(config)
     facts = check_search(config, store)
-    kept = None if flags.remove is None else kept_blocks(flags.remove, facts)
+    removed = None if flags.remove is None else removed_blocks(flags.remove, facts)
     if flags.dry_run:
-        number = 1 if kept else len(config.scoring.criteria) * len(facts.counts)
+        number = 1 if removed else len(config.scoring.criteria) * len(facts.counts)
         print(f"would write at most {number} models to {flags.output}")
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
     origin = provenance(config)
     LOGGER.info("writing weights in %s", config.model.exported_dtype)
-    for name, plan in _plans(config, facts, dense, store, kept):
+    for name, plan in _plans(config, facts, dense, store, removed):
         directory = flags.output / name
-        export_view(dense.view(plan.kept_blocks), directory, config.model.exported_dtype)
-        for file, text in plan_card(plan, dense.num_blocks, origin).items():
+        export_view(dense.view(plan.transforms), directory, config.model.exported_dtype)
+        for file, text in plan_card(plan, origin).items():
             (directory / file).write_text(text)
         print(directory, flush=True)
 
 
 def _plans(
-    config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, kept: tuple[int, ...] | None
+    config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
-    size = size_of(dense)
-    if kept is not None:
-        plan = chosen_plan(kept, size)
-        yield f"without-{'-'.join(map(str, plan.removed_blocks))}", plan
+    size = size_of(dense, config.model.exported_dtype)
+    if removed is not None:
+        yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, size)
         return
     for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
         yield "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels), plan

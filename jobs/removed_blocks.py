@@ -3,6 +3,7 @@
 import argparse
 
 from shortened_llm.errors import BadInputError
+from shortened_llm.records import BlocksTransform
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.preflight import ScoringFacts
 
@@ -18,8 +19,8 @@ def add_remove_flag(parser: argparse.ArgumentParser, otherwise: str) -> None:
     )
 
 
-def kept_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
-    """The blocks that stay where those of a flag such as `5,8,9` go.
+def removed_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
+    """The blocks of a flag such as `5,8,9`, ascending.
 
     Raises:
         BadInputError: they are no proper subset, or the architecture cannot lose them.
@@ -32,5 +33,5 @@ def kept_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
     if not removed < set(every):
         raise BadInputError(f"--remove: is {text!r}; allowed are some of the blocks 0 to {facts.num_blocks - 1}")
     kept = tuple(block for block in every if block not in removed)
-    rehearse_plans(facts.model_config, facts.tokenizer, [kept])
-    return kept
+    rehearse_plans(facts.model_config, facts.tokenizer, [(BlocksTransform(kept=kept),)])
+    return tuple(sorted(removed))

@@ -7,7 +7,8 @@ from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import Experiment
 from shortened_llm.reporting.merge import merge_experiments
-from shortened_llm.search.experiment import REPORT, experiment_directory, publish_to, read_experiment
+from shortened_llm.search.experiment import experiment_directory, publish_to, read_experiment
+from shortened_llm.storage.layout import REPORT, REPORTED
 from shortened_llm.storage.urls import exists, join, normalise
 
 MOST_NAMES = 4
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def own_report(directory: str) -> str:
     """Where an experiment's report lies: its own directory, for a `trials.json` that was copied alone."""
-    return directory if exists(join(directory, "trials.json")) else join(directory, REPORT)
+    return directory if exists(join(directory, REPORTED)) else join(directory, REPORT)
 
 
 def names(experiments: Sequence[Experiment]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
-from jobs.removed_blocks import add_remove_flag, kept_blocks
+from jobs.removed_blocks import add_remove_flag, removed_blocks
 from shortened_llm.config import SearchConfig
 from shortened_llm.records import RetrainedModel
 from shortened_llm.search.preflight import ScoringFacts, check_retraining
@@ -20,14 +20,16 @@ def main(arguments: Sequence[str]) -> None:
 
     def check() -> tuple[ScoringFacts, tuple[int, ...] | None]:
         facts = check_retraining(config, store)
-        return facts, None if flags.remove is None else kept_blocks(flags.remove, facts)
+        return facts, None if flags.remove is None else removed_blocks(flags.remove, facts)
 
-    (facts, kept), _ = check_with_placement(check, config.resources, dry_run=flags.dry_run)
+    (facts, removed), _ = check_with_placement(check, config.resources, dry_run=flags.dry_run)
     if flags.dry_run:
-        blocks = f"blocks {flags.remove}" if kept else f"what {config.scoring.criteria[0]} removes"
+        blocks = f"blocks {flags.remove}" if removed else f"what {config.scoring.criteria[0]} removes"
         print(f"would retrain {config.model.path} without {blocks} by {', '.join(config.retraining.methods)}")
         return
-    for spec, runs in retrain_plan(config, facts, store, kept):
+    for spec, runs in retrain_plan(config, facts, store, removed):
+        if not runs:
+            print(f"{spec.name}: a view of the dense model's files, which jobs.prune writes")
         for recipe, done in zip(spec.recipes, runs, strict=True):
             speed = f", {done.tokens:,} tokens in {done.seconds:.0f} s" if done.tokens else ""
             name = f"{spec.plan.name} {recipe.method} lr {recipe.learning_rate:g} seed {recipe.seed}"
@@ -37,8 +39,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def losses(run: RetrainedModel) -> str:
     """What a run has gained on the validation sequences, which are the same before and after."""
-    if not run.history:
-        return "untrained"
     before, after = run.first_validation_loss, run.last_validation_loss
     if before is None or after is None:
         return f"training loss {run.history[-1].loss:.3f} at the end; the selection texts fill no validation sequence"

@@ -4,6 +4,7 @@ A record says what was computed and how; where it lies is the store's business (
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -25,11 +26,47 @@ def from_json(record_type: type[T], text: str | bytes) -> T:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlocksTransform:
-    """Keep some blocks of the dense model, in their order."""
+    """Keep some blocks of a model, in their order."""
 
-    kept_blocks: tuple[int, ...]
-    """Indices into the dense model's blocks, ascending."""
+    kept: tuple[int, ...]
+    """Indices of the blocks that stay, ascending."""
     kind: Literal["blocks"] = "blocks"
+
+    def changes(self, num_blocks: int) -> bool:
+        """Whether a model of so many blocks loses any."""
+        return self.kept != tuple(range(num_blocks))
+
+    def removed(self, num_blocks: int) -> tuple[int, ...]:
+        """Indices of the blocks that go, ascending."""
+        return tuple(block for block in range(num_blocks) if block not in self.kept)
+
+    def describe(self, num_blocks: int) -> str:
+        """What was done, in words that follow the name of a model."""
+        return f"without blocks {', '.join(map(str, self.removed(num_blocks)))}"
+
+    def facts(self, num_blocks: int) -> dict[str, str]:
+        """Columns of a table that say what was done, by name."""
+        return {
+            "kept_blocks": " ".join(map(str, self.kept)),
+            "removed_blocks": " ".join(map(str, self.removed(num_blocks))),
+        }
+
+    def then(self, later: "BlocksTransform") -> "BlocksTransform":
+        """Both as one, in this one's indices; `later` has those of the model that this one leaves."""
+        return BlocksTransform(kept=tuple(self.kept[block] for block in later.kept))
+
+
+Transform = BlocksTransform
+"""What is done to a model's files when they are loaded. A further kind makes this a union, told apart by `kind`."""
+
+
+def composed(first: tuple[Transform, ...], later: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """Two lists of transforms as one, in the indices of the first; `later` has those of the model that it leaves."""
+    by_kind = {transform.kind: transform for transform in first}
+    for transform in later:
+        before = by_kind.get(transform.kind)
+        by_kind[transform.kind] = before.then(transform) if before else transform
+    return tuple(by_kind[kind] for kind in sorted(by_kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +81,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """A model: Hugging Face files, and the view of them to load."""
+    """A model: Hugging Face files, and the transforms under which they are loaded."""
 
     url: str
     """Directory of config.json, tokenizer and safetensors files."""
@@ -52,37 +89,72 @@ class ModelRef:
     """Identity of the files: what produced them, or their hashes."""
     files: tuple[FileEntry, ...]
     num_blocks: int
-    """Blocks in the files."""
-    transform: BlocksTransform | None = None
+    """Number of blocks in the files."""
+    transforms: tuple[Transform, ...] = ()
+    """At most one of each kind, by kind; their indices are those of the files. One that changes nothing is left out."""
+    origin: tuple[Transform, ...] | None = ()
+    """What was done to the dense model to make these files, in its indices; None where it is not known."""
 
-    def view(self, kept_blocks: tuple[int, ...]) -> "ModelRef":
-        """The same files, loaded with only `kept_blocks`."""
-        return replace(self, transform=BlocksTransform(kept_blocks=kept_blocks))
+    def view(self, transforms: Sequence[Transform]) -> "ModelRef":
+        """The same files, loaded under `transforms`."""
+        changing = [transform for transform in transforms if transform.changes(self.num_blocks)]
+        return replace(self, transforms=tuple(sorted(changing, key=lambda transform: transform.kind)))
+
+    def exported(self, *, url: str, fingerprint: str, files: tuple[FileEntry, ...]) -> "ModelRef":
+        """The model of files that were written from what loads here."""
+        return ModelRef(
+            url=url, fingerprint=fingerprint, files=files, num_blocks=self.num_loaded_blocks, origin=self.shortening
+        )
 
     @property
-    def kept_blocks(self) -> tuple[int, ...]:
-        """Indices of the blocks that loading yields."""
-        return self.transform.kept_blocks if self.transform else tuple(range(self.num_blocks))
+    def num_loaded_blocks(self) -> int:
+        """Number of blocks that loading yields."""
+        return next((len(t.kept) for t in self.transforms if t.kind == "blocks"), self.num_blocks)
+
+    @property
+    def shortening(self) -> tuple[Transform, ...] | None:
+        """What makes the loaded model from the dense one, in the dense model's indices; None where it is not known."""
+        return None if self.origin is None else composed(self.origin, self.transforms)
 
     @property
     def identity(self) -> dict[str, object]:
         """What a score of this model depends on; the place of the files is not part of it."""
-        whole = self.kept_blocks == tuple(range(self.num_blocks))
-        return {"files": self.fingerprint, "kept_blocks": None if whole else self.kept_blocks}
+        return {"files": self.fingerprint, "transforms": self.transforms}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large a model is."""
+
+    blocks: int
+    parameters: int
+    """Number of parameters; a tied head counts once."""
+    nonzero_parameters: int
+    num_bytes: int
+    """Bytes of the weights as they are exported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """Sizes of a model, from its files."""
+    """Parameters of a model by block, from its files."""
 
     block_parameters: tuple[int, ...]
-    """Parameters of each block."""
+    """Number of parameters of each block."""
     other_parameters: int
-    """Parameters outside the blocks: embeddings, final norm, an untied head."""
+    """Number of parameters outside the blocks: embeddings, final norm, an untied head."""
+    bytes_per_parameter: int
+    """Bytes of each weight as it is exported."""
 
-    def parameters(self, kept_blocks: tuple[int, ...]) -> int:
-        """Parameters of the model with only `kept_blocks`."""
-        return self.other_parameters + sum(self.block_parameters[block] for block in kept_blocks)
+    def without(self, removed: Collection[int]) -> Size:
+        """The size of the model without the blocks `removed`."""
+        kept = [number for block, number in enumerate(self.block_parameters) if block not in removed]
+        parameters = self.other_parameters + sum(kept)
+        return Size(
+            blocks=len(kept),
+            parameters=parameters,
+            nonzero_parameters=parameters,
+            num_bytes=parameters * self.bytes_per_parameter,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,16 +297,34 @@ class PlanLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
-    """Which blocks stay. Labels that lead to the same blocks share one plan."""
+    """What is done to the dense model. Labels that lead to the same transforms share one plan."""
 
-    kept_blocks: tuple[int, ...]
-    removed_blocks: tuple[int, ...]
+    transforms: tuple[Transform, ...]
+    """As in a view of the dense model: empty where nothing is removed."""
     labels: tuple[PlanLabel, ...]
-    block_ratio: float
-    """Removed blocks / all blocks."""
-    parameters: int
-    parameter_ratio: float
-    """Removed parameters / all parameters."""
+    size: Size
+    dense: Size
+    """The size of the dense model."""
+
+    @property
+    def removed_blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks that go, ascending."""
+        return next((t.removed(self.dense.blocks) for t in self.transforms if t.kind == "blocks"), ())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Columns of a table that say what was done, by name; those of kinds that were not used are absent."""
+        return {name: text for t in self.transforms for name, text in t.facts(self.dense.blocks).items()}
+
+    @property
+    def block_ratio(self) -> float:
+        """Removed blocks / all blocks."""
+        return 1 - self.size.blocks / self.dense.blocks
+
+    @property
+    def parameter_ratio(self) -> float:
+        """Removed parameters / all parameters."""
+        return 1 - self.size.parameters / self.dense.parameters
 
     @property
     def name(self) -> str:
@@ -372,8 +462,8 @@ class EfficiencyScore:
     """For each point: share of the dense model's time that its blocks take, 0 to 1."""
     head_shares: tuple[float, ...]
     """The same of its head; embeddings and the loop around the model take the rest."""
-    ideal_speed_ups: tuple[float, ...]
-    """For each point: dense time / (dense time less the removed blocks' share of it)."""
+    ideal_speed_ups: tuple[float | None, ...]
+    """For each point: dense time / (dense time less the share of what was removed); None where that is not known."""
     speed_ups: tuple[float, ...]
     """For each point, measured: dense latency / latency, the median over the turns, so that what disturbs a run of one
     model does not count. The ratio of the mean latencies may differ."""
@@ -445,10 +535,10 @@ class DistillOptions:
 class Recipe:
     """One training run: everything that changes the weights, but for the model and the data."""
 
-    method: Literal["none", "cpt", "lora", "distill", "last_blocks"]
+    method: Literal["cpt", "lora", "distill", "last_blocks"]
     train_on: Literal["corpus", "instructions"]
     num_steps: int
-    """Optimiser steps; none of them leaves the model as it is."""
+    """Optimiser steps (count)."""
     global_batch_size: int
     """Sequences per optimiser step, over all workers."""
     sequence_length: int
@@ -536,7 +626,7 @@ class TrialSpec:
     method: str
     """none, cpt, lora, cpt_lora, distill or last_blocks."""
     recipes: tuple[Recipe, ...]
-    """Training runs, each from the model of the one before."""
+    """Training runs, each from the model of the one before; there is none where nothing is trained."""
     control: Literal["dense", "random"] | None = None
     """A comparison instead of a candidate: the unpruned model, or blocks drawn at random."""
     equal_seconds: bool = False
@@ -544,27 +634,28 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        last = self.recipes[-1]
-        if self.method == "none":
+        if not self.recipes:
             return f"{self.plan.name} untrained"
+        last = self.recipes[-1]
         rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
         on = " on instructions" if last.train_on == "instructions" else ""
         at = " at equal seconds" if self.equal_seconds else ""
         return f"{self.plan.name} {self.method}{on} lr {rates} seed {last.seed}{at}"
 
     @property
-    def learning_rate(self) -> float:
-        """At the peak of the last run."""
-        return self.recipes[-1].learning_rate
+    def learning_rate(self) -> float | None:
+        """At the peak of the last run; None where nothing is trained."""
+        return self.recipes[-1].learning_rate if self.recipes else None
 
     @property
-    def seed(self) -> int:
-        return self.recipes[-1].seed
+    def seed(self) -> int | None:
+        """Seed of the last run; None where nothing is trained."""
+        return self.recipes[-1].seed if self.recipes else None
 
     @property
-    def train_on(self) -> str:
-        """corpus, or instructions where the last run used them."""
-        return self.recipes[-1].train_on
+    def train_on(self) -> str | None:
+        """Data of the last run, corpus or instructions; None where nothing is trained."""
+        return self.recipes[-1].train_on if self.recipes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -572,18 +663,15 @@ class TrialResult:
     """A finished trial, measured with the selection texts."""
 
     fingerprint: str
+    model: ModelRef
+    """That of the last run; the plan's view where nothing was trained."""
     runs: tuple[RetrainedModel, ...]
-    """Of each training run, in order."""
+    """What each training run handed on, in order."""
     before: EvalScores
     """The plan before retraining."""
     after: EvalScores
     seconds: float
     """Wall time of the trial's last attempt: scoring, start-up, training, export."""
-
-    @property
-    def model(self) -> ModelRef:
-        """The retrained model."""
-        return self.runs[-1].model
 
     @property
     def tokens(self) -> int:
@@ -677,8 +765,7 @@ class Experiment:
     name: str
     model: str
     """The dense model as the user named it."""
-    num_blocks: int
-    dense_parameters: int
+    dense_size: Size
     dense_url: str
     dense_selection: EvalScores
     dense_report: EvalScores

@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, stage_assets
 from shortened_llm.config import RetrainingConfig, SearchConfig, parse_config
 from shortened_llm.data.packing import PackingJob, pack_tokens
 from shortened_llm.data.sources import text_roles
-from shortened_llm.models.load import load_config, load_tokenizer, model_directory
-from shortened_llm.records import ModelRef, TokenMixture
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
+from shortened_llm.records import BlocksTransform, ModelRef, TokenMixture
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.storage.payload import describe_files
@@ -93,6 +93,11 @@ def reference_to(directory: Path) -> ModelRef:
         files=describe_files(directory),
         num_blocks=load_config(directory).num_hidden_layers,
     )
+
+
+def keeping(kept: Sequence[int]) -> tuple[BlocksTransform, ...]:
+    """The transforms of a view with these blocks alone."""
+    return (BlocksTransform(kept=tuple(kept)),)
 
 
 SaveModel = Callable[[PreTrainedConfig], tuple[PreTrainedModel, ModelRef]]
@@ -172,7 +177,7 @@ def make_job(tiny_config: SearchConfig, tiny_model: ModelRef, corpus: TokenMixtu
         (budget,) = config.budgets
         recipe = next(chains(config, method, budget, 0))[0]  # type: ignore[arg-type]
         return RetrainingJob(
-            model=tiny_model.view((0, 1, 4, 6, 7)),
+            model=tiny_model.view(keeping((0, 1, 4, 6, 7))),
             teacher=tiny_model if recipe.distill else None,
             tokens=corpus,
             validation=corpus,

@@ -18,7 +18,7 @@ def test_values_matter(other: dict) -> None:
 
 
 def test_records_are_hashed_by_their_fields() -> None:
-    assert fingerprint(BlocksTransform(kept_blocks=(0, 1))) != fingerprint(BlocksTransform(kept_blocks=(0, 2)))
+    assert fingerprint(BlocksTransform(kept=(0, 1))) != fingerprint(BlocksTransform(kept=(0, 2)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object(), {1: 2}, b"bytes"])

@@ -19,13 +19,12 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import FileEntry, TokenDataset
+from shortened_llm.storage.layout import TOKEN_SHARDS, TOKENS
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
-KIND = "tokens"
-PIECE_KIND = "token_shards"
 STAGE_VERSION = 3
 SHARD_TOKENS = 16 * 2**20
 """Tokens of a file, at most."""
@@ -104,7 +103,7 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
     Raises:
         BadInputError: the source cannot be read, or holds unknown token ids or rows of another length.
     """
-    if stored := store.read(KIND, job.fingerprint, TokenDataset):
+    if stored := store.read(TOKENS, job.fingerprint, TokenDataset):
         return stored
     packed = pack_pieces(job.source.num_shards, job.at_most, executor, on_progress=on_progress)
     tally = job.source.tally()
@@ -116,7 +115,7 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
             "%s: %d pairs are left out, since their prompts leave no room for a response in max_length = %d tokens",
             job.name, too_long, job.sequence_length,
         )  # fmt: skip
-    root = join(store.url, PIECE_KIND)
+    root = join(store.url, TOKEN_SHARDS)
     total = sum(piece.num_sequences for piece in packed)
     dataset = TokenDataset(
         url=root,
@@ -127,7 +126,8 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
         num_documents=sum(piece.num_documents for piece in packed),
         notes=(left_out(tally.num_rows, tally.num_bad, tally.first_bad),) if tally.num_bad else (),
     )
-    store.write(KIND, job.fingerprint, dataset, identity=job.identity)
+    parents = (job.tokenizer_identity, *(piece.fingerprint for piece in packed))
+    store.write(TOKENS, job.fingerprint, dataset, identity=job.identity, parents=parents)
     return dataset
 
 
@@ -138,7 +138,7 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
         BadInputError: see `pack_with`.
     """
     for cut in (False, True):
-        if stored := store.read(PIECE_KIND, fingerprint(job.piece_identity(piece, cut=cut)), PackedPiece):
+        if stored := store.read(TOKEN_SHARDS, fingerprint(job.piece_identity(piece, cut=cut)), PackedPiece):
             return stored
     source, tally, count, first = job.source, job.source.tally(), _Count(), piece.range * PIECE_ROWS
 
@@ -157,9 +157,10 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
         _write_shards(sequences, Path(temporary), job, count)
         cut = job.at_most is not None and count.sequences == job.at_most
         key = fingerprint(job.piece_identity(piece, cut=cut))
-        url = store.attempt_url(PIECE_KIND, key)
+        url = store.attempt_url(TOKEN_SHARDS, key)
         files = upload_directory(Path(temporary), url) if count.sequences else ()
     packed = PackedPiece(
+        fingerprint=key,
         url=url,
         files=files,
         num_sequences=count.sequences,
@@ -170,7 +171,8 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
         first_bad=tally.first_bad,
         is_last=not cut and tally.num_rows < PIECE_ROWS,
     )
-    store.write(PIECE_KIND, key, packed, identity=job.piece_identity(piece, cut=cut))
+    identity = job.piece_identity(piece, cut=cut)
+    store.write(TOKEN_SHARDS, key, packed, identity=identity, parents=(job.tokenizer_identity,))
     return packed
 
 

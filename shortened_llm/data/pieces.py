@@ -32,6 +32,7 @@ class Piece:
 class PackedPiece:
     """The record of a stored piece."""
 
+    fingerprint: str
     url: str
     files: tuple[FileEntry, ...]
     num_sequences: int

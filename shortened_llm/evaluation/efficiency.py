@@ -24,8 +24,9 @@ from shortened_llm.evaluation.generation import (
     speed_up,
 )
 from shortened_llm.evaluation.shares import TimeShares, time_shares
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
-from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
 
 STAGE_VERSION = 2
@@ -57,7 +58,6 @@ def measure_efficiency(
     device: str,
     on_progress: Callable[[str], None],
     on_run: Callable[[], None] = lambda: None,
-    kept_blocks: tuple[int, ...] | None = None,
 ) -> EfficiencyScore:
     """Generate with both models in turns, in one process, so that whatever drifts or disturbs meets both.
 
@@ -69,18 +69,14 @@ def measure_efficiency(
     Args:
         dense: the whole model.
         on_run: called now and then, not while something is timed.
-        kept_blocks: the dense model's blocks that `model` has, where its own files do not say: a retrained model's.
 
     Raises:
         BadInputError: a shape is longer than the model's positions.
-        ValueError: `kept_blocks` is missing, or is not of that many blocks.
     """
-    kept = _kept_blocks(dense, model, kept_blocks)
     check_lengths(load_config(model_directory(dense)), settings)
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
     models = [only_greedy(aligned(load_model(ref, dtype, device=device))) for ref in (dense, model)]
     measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
-    removed = tuple(block for block in range(dense.num_blocks) if block not in kept)
     dense_model, own_model = models
     return EfficiencyScore(
         protocol=protocol(settings, dtype, models[0].device, left_out),
@@ -94,7 +90,7 @@ def measure_efficiency(
         dense_flops_per_token=forward_flops(dense_model),
         block_shares=tuple(sum(one.shares.blocks) for one in measured),
         head_shares=tuple(one.shares.head for one in measured),
-        ideal_speed_ups=tuple(one.shares.ideal_speed_up(removed) for one in measured),
+        ideal_speed_ups=tuple(one.shares.ideal_speed_up(model.shortening) for one in measured),
         speed_ups=tuple(one.speed_up for one in measured),
     )
 
@@ -138,15 +134,6 @@ def protocol(settings: EfficiencyConfig, dtype: str, device: torch.device, left_
     if left_out:
         options.append(f"left out for want of memory: {', '.join(map(str, left_out))}")
     return ", ".join(options)
-
-
-def _kept_blocks(dense: ModelRef, model: ModelRef, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    if given is None and model.num_blocks != dense.num_blocks:
-        raise ValueError(f"the model has files of {model.num_blocks} blocks, the dense one {dense.num_blocks}: which?")
-    kept = model.kept_blocks if given is None else given
-    if len(kept) != len(model.kept_blocks) or not set(kept) <= set(range(dense.num_blocks)):
-        raise ValueError(f"kept_blocks {kept} are not those of a model of {len(model.kept_blocks)} blocks")
-    return kept
 
 
 def _measure_shapes(

@@ -19,15 +19,16 @@ from shortened_llm.evaluation.task_requests import RequestsDifferError, TaskPart
 from shortened_llm.evaluation.tasks import join_task, measure_task
 from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.load import empty_model, load_config, load_model, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
+from shortened_llm.models.view import empty_view
 from shortened_llm.records import AgreementScore, ModelRef, TaskScore
+from shortened_llm.storage.layout import EVALUATIONS
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
-KIND = "evaluations"
 Part = TextPart | TaskPart | Score
 """Of a text, the losses of some chunks; of a task that was shared, some answers; else the score itself."""
 
@@ -66,7 +67,7 @@ def read_score(ref: ModelRef, unit: Unit, store: Store, dtype: str) -> Score | N
     """The score, where it is stored; speed and memory are of a machine and a moment, and measured each time."""
     if isinstance(unit, EfficiencyUnit):
         return None
-    score: Score | None = store.read(KIND, fingerprint(score_identity(ref, unit, dtype)), unit.score_type)
+    score: Score | None = store.read(EVALUATIONS, fingerprint(score_identity(ref, unit, dtype)), unit.score_type)
     return score
 
 
@@ -99,7 +100,6 @@ def measure_part(
             return measure_efficiency(
                 unit.dense, ref, unit.settings,
                 dtype=loaded.dtype, device=loaded.device, on_progress=on_note, on_run=sign_of_life,
-                kept_blocks=unit.kept_blocks,
             )  # fmt: skip
         case MetricUnit():
             (model,) = loaded.hold(ref)
@@ -163,7 +163,7 @@ def _task_files(
     ref: ModelRef, unit: TaskUnit, store: Store, dtype: str
 ) -> Iterator[tuple[Path, Callable[[TaskScore], TaskScore]]]:
     """A directory for lm-eval's files, and what stores them and gives the score their URL."""
-    url = store.attempt_url(KIND, fingerprint(score_identity(ref, unit, dtype)))
+    url = store.attempt_url(EVALUATIONS, fingerprint(score_identity(ref, unit, dtype)))
 
     def finished(score: TaskScore) -> TaskScore:
         upload_directory(output, url)
@@ -188,7 +188,7 @@ def join_task_parts(
     """
     directory = model_directory(ref)
     # lm-eval wants a model to describe in its results, and asks it nothing.
-    model = empty_model(cut_config(load_config(directory), ref.kept_blocks), dtype)
+    model = empty_view(ref, dtype)
     with _task_files(ref, unit, store, dtype) as (output, finished):
         try:
             score = join_task(
@@ -211,5 +211,5 @@ def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store,
     if not isinstance(unit, EfficiencyUnit):  # whose protocol begins with it
         score = replace(score, protocol=f"{score.protocol}, {dtype}")
     identity = score_identity(ref, unit, dtype)
-    store.write(KIND, fingerprint(identity), score, identity=identity)
+    store.write(EVALUATIONS, fingerprint(identity), score, identity=identity, parents=(ref.fingerprint,))
     return score

@@ -27,7 +27,7 @@ import torch
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.generation import Shape, Timing, in_turns, prompt_tokens, shapes, speed_of, speed_up
-from shortened_llm.models.load import load_tokenizer
+from shortened_llm.models.directory import load_tokenizer
 from shortened_llm.records import ServingScore
 
 HOST = "127.0.0.1"

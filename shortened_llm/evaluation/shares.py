@@ -1,7 +1,7 @@
 """Where the time of a generation goes: blocks, head, and the rest. Hooks slow it, so it is never a timed one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.generation import Timing, synchronise
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.transforms import KINDS
+from shortened_llm.records import Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +24,19 @@ class TimeShares:
     """Of each block, in model order."""
     head: float
 
-    def ideal_speed_up(self, removed_blocks: tuple[int, ...]) -> float:
-        """Of the model without these blocks, if nothing but their time went away."""
-        return 1 / (1 - sum(self.blocks[block] for block in removed_blocks))
+    def ideal_speed_up(self, shortening: Sequence[Transform] | None) -> float | None:
+        """Dense time / (dense time less what was removed of it), if nothing but that went away.
+
+        Args:
+            shortening: what was done to the dense model.
+
+        Returns:
+            None where that is not known, or does not tell what it saves.
+        """
+        if shortening is None or len(shortening) > 1:
+            return None
+        left = [KINDS[transform.kind].time_left(self.blocks, transform) for transform in shortening] or [1.0]
+        return 1 / left[0] if left[0] else None
 
 
 def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:

@@ -88,7 +88,8 @@ def _speeds(score: EfficiencyScore) -> list[str]:
     ]
     for index, (dense, own) in enumerate(zip(score.dense_points, score.points, strict=True)):
         shares = f"{score.block_shares[index]:>6.1%} {score.head_shares[index]:>6.1%}"
-        gains = f"{score.speed_ups[index]:>8.3f} {score.ideal_speed_ups[index]:>6.3f}"
+        ideal = score.ideal_speed_ups[index]
+        gains = f"{score.speed_ups[index]:>8.3f} {'-' if ideal is None else f'{ideal:.3f}':>6}"
         lines.append(f"dense {_speed(dense)} {dense.peak_memory_bytes / 2**20:>10,.0f} {shares}")
         lines.append(f"model {_speed(own)} {own.peak_memory_bytes / 2**20:>10,.0f} {'':>13} {gains}")
     return lines

@@ -123,8 +123,6 @@ class EfficiencyUnit:
 
     settings: EfficiencyConfig
     dense: ModelRef
-    kept_blocks: tuple[int, ...]
-    """The dense model's blocks that the model has."""
     score_type: ClassVar[type[Any]] = EfficiencyScore
     is_divisible: ClassVar[bool] = False
 
@@ -138,7 +136,6 @@ class EfficiencyUnit:
             "stage": efficiency.STAGE_VERSION,
             "settings": self.settings.model_dump(mode="json"),
             "dense": self.dense.identity,
-            "kept_blocks": self.kept_blocks,
         }
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.models.load import DTYPES, load_model, load_tokenizer, model_directory
+from shortened_llm.models.build import DTYPES
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
 
 PROBE_LENGTH = 16

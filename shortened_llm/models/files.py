@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ class TensorHeader:
     """What a file says of one tensor."""
 
     file: str
-    """Its name in the directory."""
+    """Name of the file in the directory."""
+    name: str
+    """The tensor's name in the file; a view may call it otherwise."""
     shape: tuple[int, ...]
     dtype: str
     """As safetensors names it, such as BF16."""
@@ -48,6 +51,15 @@ class TensorHeaders:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: header.shape for name, header in self.of.items()}
 
+    def in_files(self, name: str) -> str:
+        """The name of a tensor of a view with its block's index in the files, also where the files lack it."""
+        if own := BLOCK_NAME.match(name):
+            for other, header in self.of.items():
+                beside, stored = BLOCK_NAME.match(other), BLOCK_NAME.match(header.name)
+                if beside and stored and beside["block"] == own["block"]:
+                    return f"{own['prefix']}.{stored['block']}.{own['rest']}"
+        return name
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFiles(TensorHeaders):
@@ -57,13 +69,15 @@ class TensorFiles(TensorHeaders):
     def directory(self) -> Path:
         return Path(self.place)
 
-    def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (new name, tensor) for each `{name on disk: new name}`, file by file."""
-        for file in sorted({self.of[name].file for name in names}):
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor) for each name, file by file."""
+        by_file: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            by_file[self.of[name].file].append(name)
+        for file in sorted(by_file):
             with safe_open(self.directory / file, framework="pt") as tensors:
-                for name, new_name in names.items():
-                    if self.of[name].file == file:
-                        yield new_name, tensors.get_tensor(name)
+                for name in by_file[file]:
+                    yield name, tensors.get_tensor(self.of[name].name)
 
     @contextmanager
     def mapped(self) -> Iterator[Callable[[str], torch.Tensor]]:
@@ -72,10 +86,10 @@ class TensorFiles(TensorHeaders):
             handles: dict[str, Any] = {}
 
             def tensor_of(name: str) -> torch.Tensor:
-                file = self.of[name].file
-                if file not in handles:
-                    handles[file] = opened.enter_context(safe_open(self.directory / file, framework="pt"))
-                return handles[file].get_tensor(name)
+                header = self.of[name]
+                if header.file not in handles:
+                    handles[header.file] = opened.enter_context(safe_open(self.directory / header.file, framework="pt"))
+                return handles[header.file].get_tensor(header.name)
 
             yield tensor_of
 
@@ -154,7 +168,7 @@ def _read_header(place: str, name: str) -> dict[str, TensorHeader]:
         if 8 + length + max(ends, default=0) != size:
             raise ValueError(f"{size:,} bytes instead of {8 + length + max(ends, default=0):,}")
         return {
-            key: TensorHeader(file=name, shape=tuple(map(int, entry["shape"])), dtype=str(entry["dtype"]))
+            key: TensorHeader(file=name, name=key, shape=tuple(map(int, entry["shape"])), dtype=str(entry["dtype"]))
             for key, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -192,21 +206,7 @@ def block_of(name: str, prefix: str) -> int | None:
     return int(match["block"]) if match and match["prefix"] == prefix else None
 
 
-def renumbered(names: Mapping[str, object], kept_blocks: tuple[int, ...], num_blocks: int) -> dict[str, str]:
-    """`{name on disk: name in the shorter model}` for every tensor of a view."""
-    prefix = block_prefix(names, num_blocks)
-    position = {block: index for index, block in enumerate(kept_blocks)}
-    result = {}
-    for name in names:
-        block = block_of(name, prefix)
-        if block is None:
-            result[name] = name
-        elif block in position:
-            result[name] = f"{prefix}.{position[block]}{name.removeprefix(f'{prefix}.{block}')}"
-    return result
-
-
-def model_size(files: TensorHeaders, num_blocks: int) -> ModelSize:
+def model_size(files: TensorHeaders, num_blocks: int, bytes_per_parameter: int) -> ModelSize:
     """Parameters of each block and of the rest. A tied head is stored once, so it is counted once; blocks in the files
     that the model does not have count nowhere."""
     shapes = files.shapes
@@ -219,4 +219,35 @@ def model_size(files: TensorHeaders, num_blocks: int) -> ModelSize:
             other += prod(shape)
         elif block < num_blocks:
             per_block[block] += prod(shape)
-    return ModelSize(block_parameters=tuple(per_block), other_parameters=other)
+    return ModelSize(block_parameters=tuple(per_block), other_parameters=other, bytes_per_parameter=bytes_per_parameter)
+
+
+def unjoinable_experts(place: str) -> BadInputError:
+    """The error for a block whose experts are not complete or not alike."""
+    return BadInputError(
+        f"model.path: {place} lacks weights of experts, or has them in different shapes: transformers cannot "
+        "join the experts of a block; every weight must be in the files"
+    )
+
+
+Mismatch = tuple[str, Sequence[int], Sequence[int]]
+"""A tensor's name in a view, its shape in the files, its shape in the model."""
+
+
+def refuse_mismatched(files: TensorHeaders, mismatched: Iterable[Mismatch]) -> None:
+    """Raises `BadInputError` where there are any."""
+    if found := sorted(mismatched):
+        name, stored, wanted = found[0]
+        raise BadInputError(
+            f"model.path: {len(found)} tensors of {files.place} have another shape than its config.json asks for, "
+            f"such as {files.in_files(name)}, which has {tuple(stored)} instead of {tuple(wanted)}"
+        )
+
+
+def refuse_missing(files: TensorHeaders, names: Iterable[str]) -> None:
+    """Raises `BadInputError` where there are any, `names` being those of a view."""
+    if missing := sorted(map(files.in_files, names)):
+        raise BadInputError(
+            f"model.path: {files.place} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:3])}; "
+            "every weight must be in the files"
+        )

@@ -6,10 +6,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
+from shortened_llm.models.build import empty_model
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.files import TensorHeaders, open_tensor_files
-from shortened_llm.models.load import empty_model, load_config
 from shortened_llm.models.sources import check_files, check_ties, find_sources
-from shortened_llm.records import ModelRef
+from shortened_llm.models.view import transformed_headers
 
 SHOWN_NAMES = 3
 
@@ -20,8 +21,8 @@ def check_headers(config: PretrainedConfig, headers: TensorHeaders) -> None:
     Raises:
         BadInputError: as `sources.check_files`.
     """
-    plain = empty_model(config)
-    if left_out := check_files(plain, headers, _whole(config, headers)):
+    plain, whole = empty_model(config), transformed_headers(headers, config.num_hidden_layers)
+    if left_out := sorted({*check_files(plain, whole), *(headers.of.keys() - whole.of.keys())}):
         some = ", ".join(left_out[:SHOWN_NAMES]) + (", ..." if len(left_out) > SHOWN_NAMES else "")
         LOGGER.warning(
             "%s: %d tensors are left out, since %s does without them (such as blocks for multi-token prediction): %s",
@@ -37,9 +38,9 @@ def check_directory(directory: Path) -> None:
     """
     config, files = load_config(directory), open_tensor_files(directory)
     check_headers(config, files)
-    plain = empty_model(config)
-    with files.mapped() as stored:
-        check_ties(find_sources(plain, files, _whole(config, files)), plain, files, stored)
+    plain, whole = empty_model(config), transformed_headers(files, config.num_hidden_layers)
+    with whole.mapped() as stored:
+        check_ties(find_sources(plain, whole), plain, whole, stored)
 
 
 def check_special_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,7 +59,3 @@ def check_special_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenize
                 f"model.path: the tokenizer's {name} {getattr(tokenizer, name)!r} has id {token}, but the model has "
                 f"embeddings for ids from 0 to {rows - 1}; give the tokenizer that it was trained with"
             )
-
-
-def _whole(config: PretrainedConfig, headers: TensorHeaders) -> ModelRef:
-    return ModelRef(url=headers.place, fingerprint="", files=(), num_blocks=config.num_hidden_layers)

@@ -11,10 +11,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
+from shortened_llm.models.build import empty_model
 from shortened_llm.models.cpu import release_freed_memory
-from shortened_llm.models.files import open_tensor_files
-from shortened_llm.models.load import empty_model, model_directory, refuse_missing, set_generation_config
+from shortened_llm.models.directory import model_directory, set_generation_config
+from shortened_llm.models.files import refuse_missing
 from shortened_llm.models.sources import EVERYTHING, check_files, check_ties, find_sources
+from shortened_llm.models.view import view_files
 from shortened_llm.records import ModelRef
 
 T = TypeVar("T")
@@ -48,15 +50,14 @@ def fill_shards(
         BadInputError: as `sources.check_files` and `sources.check_ties`. Every process raises it, before any weight is
             filled.
     """
-    directory = model_directory(ref)
-    files = open_tensor_files(directory)
+    files = view_files(ref)
     plain = empty_model(copy.deepcopy(model.config))
     with files.mapped() as stored_tensor:
-        check_files(plain, files, ref)
-        sources = check_ties(find_sources(plain, files, ref), plain, files, stored_tensor)
+        check_files(plain, files)
+        sources = check_ties(find_sources(plain, files), plain, files, stored_tensor)
         added = sorted(_tensors(model).keys() - _tensors(plain).keys())
         if initialise is None:
-            refuse_missing(directory, added, ref.kept_blocks)
+            refuse_missing(files, added)
         _materialise(model, torch.device(device))
         tensors = _tensors(model)
         filled = []
@@ -72,7 +73,7 @@ def fill_shards(
             _copy_own_part(tensors[name], initialise(name, tensors[name].shape), cut=False)
             filled.append(id(tensors[name]))
     assert sorted(filled) == sorted({id(tensor) for tensor in tensors.values()}), "not every weight was filled once"
-    set_generation_config(model, directory)
+    set_generation_config(model, model_directory(ref))
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,14 @@ from transformers.core_model_loading import (
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.families import DERIVED_TENSORS
-from shortened_llm.models.files import TensorHeaders, block_of, block_prefix, renumbered
-from shortened_llm.models.load import refuse_mismatched, refuse_missing, unjoinable_experts
-from shortened_llm.records import ModelRef
+from shortened_llm.models.files import (
+    TensorHeaders,
+    block_of,
+    block_prefix,
+    refuse_mismatched,
+    refuse_missing,
+    unjoinable_experts,
+)
 
 EVERYTHING = slice(None)
 FLOATS = ("F32", "BF16", "F16")
@@ -36,7 +41,8 @@ class Source:
     target: str
     """The tensor of the model, or the first of them."""
     names: Mapping[str, Sequence[str]]
-    """Per pattern of the converter: names on disk, in order. One name where nothing is converted."""
+    """Per pattern of the converter: stored tensors by their names in the view, in order. One name where nothing is
+    converted."""
     converter: WeightConverter | None
 
     @property
@@ -55,7 +61,7 @@ class Source:
 
         Args:
             plain: the model without wrappers, which tells a converter the shapes.
-            stored: gives the tensor with this name on disk.
+            stored: gives the stored tensor with this name in the view.
         """
         if self.converter is None:
             ((name,),) = self.names.values()
@@ -71,20 +77,24 @@ class Source:
         return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
 
 
-def find_sources(plain: PreTrainedModel, files: TensorHeaders, ref: ModelRef) -> list[Source]:
-    """Which stored tensors make up which tensors of the model, by the rules of transformers' own loading."""
+def find_sources(plain: PreTrainedModel, files: TensorHeaders) -> list[Source]:
+    """Which stored tensors make up which tensors of the model, by the rules of transformers' own loading.
+
+    Args:
+        plain: the model without weights.
+        files: the tensors of its view.
+    """
     mapping = get_model_conversion_mapping(plain)
     renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     wanted, prefix = plain.state_dict(), plain.base_model_prefix
     found: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
-    in_view = renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)
     # Experts are stacked in the order of their numbers.
-    for name, new_name in sorted(in_view.items(), key=lambda item: dot_natural_key(item[1])):
-        target, pattern = rename_source_key(new_name, renamings, converters, prefix, wanted)
-        if target not in wanted and new_name in wanted:  # as it is in memory, so not to be renamed
-            target, pattern = rename_source_key(new_name, [], [], prefix, wanted)
+    for name in sorted(files.of, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
+        if target not in wanted and name in wanted:  # as it is in memory, so not to be renamed
+            target, pattern = rename_source_key(name, [], [], prefix, wanted)
         if target in wanted:
             found[target][pattern].append(name)
     sources = []
@@ -98,12 +108,13 @@ def find_sources(plain: PreTrainedModel, files: TensorHeaders, ref: ModelRef) ->
     return sources
 
 
-def check_files(plain: PreTrainedModel, headers: TensorHeaders, ref: ModelRef) -> tuple[str, ...]:
+def check_files(plain: PreTrainedModel, headers: TensorHeaders) -> tuple[str, ...]:
     """Check from the headers that the files hold the model: every tensor, in its shape, as a number of 16 or 32 bits,
     and nothing in its blocks that is not understood.
 
     Args:
-        plain: the model of `ref`, without weights.
+        plain: the model without weights.
+        headers: the tensors of its view.
 
     Returns:
         Names of stored tensors that are left out, because the model's class does without them.
@@ -111,25 +122,24 @@ def check_files(plain: PreTrainedModel, headers: TensorHeaders, ref: ModelRef) -
     Raises:
         BadInputError: with the tensor and what to give instead.
     """
-    sources = find_sources(plain, headers, ref)
-    _check_shapes(sources, plain, headers, ref)
+    sources = find_sources(plain, headers)
+    _check_shapes(sources, plain, headers)
     wanted = plain.state_dict()
     consumed = {name: source.target for source in sources for names in source.names.values() for name in names}
     for name, target in consumed.items():
         if headers.of[name].dtype not in FLOATS and wanted[target].is_floating_point():
             raise BadInputError(
-                f"model.path: {headers.place} holds {name} as {headers.of[name].dtype}, not as a number of 16 or 32 "
-                "bits; quantised weights cannot be pruned or trained: give the full-precision model"
+                f"model.path: {headers.place} holds {headers.of[name].name} as {headers.of[name].dtype}, not as a "
+                "number of 16 or 32 bits; quantised weights cannot be pruned or trained: give the full-precision model"
             )
     left_out = [name for name in headers.of if name not in consumed and not _is_derived(name, plain, headers)]
-    prefix = block_prefix(headers.of, ref.num_blocks)
+    prefix = block_prefix(headers.of, plain.config.num_hidden_layers)
     for name in left_out:
-        block = block_of(name, prefix)
-        if block is not None and block in ref.kept_blocks and not _is_ignored(name, plain):
+        if block_of(name, prefix) is not None and not _is_ignored(name, plain):
             raise BadInputError(
-                f"model.path: {headers.place} holds {name}, which {type(plain).__name__} has no place for, so that "
-                f"block {block} would not be what was trained; give the full-precision model in the layout of "
-                "transformers, without adapters or quantisation beside its weights"
+                f"model.path: {headers.place} holds {(stored := headers.of[name].name)}, which {type(plain).__name__} "
+                f"has no place for, so that block {block_of(stored, prefix)} would not be what was trained; give the "
+                "full-precision model in transformers' layout, without adapters or quantisation beside its weights"
             )
     return tuple(sorted(left_out))
 
@@ -143,7 +153,7 @@ def check_ties(
     """The sources without a second one of tied weights.
 
     Args:
-        stored: gives the tensor with this name on disk.
+        stored: gives the stored tensor with this name in the view.
 
     Raises:
         BadInputError: the files hold two values for tied weights.
@@ -162,7 +172,7 @@ def check_ties(
     return list(first.values())
 
 
-def _check_shapes(sources: Sequence[Source], plain: PreTrainedModel, headers: TensorHeaders, ref: ModelRef) -> None:
+def _check_shapes(sources: Sequence[Source], plain: PreTrainedModel, headers: TensorHeaders) -> None:
     wanted = plain.state_dict(keep_vars=True)
     ties: dict[int, list[str]] = defaultdict(list)
     for name, tensor in wanted.items():
@@ -176,9 +186,9 @@ def _check_shapes(sources: Sequence[Source], plain: PreTrainedModel, headers: Te
             raise unjoinable_experts(headers.place) from None
         shapes |= {name: value.shape for name, value in values.items()}
     missing = [name for name, tensor in wanted.items() if not any(tied in shapes for tied in ties[id(tensor)])]
-    refuse_missing(headers.place, missing, ref.kept_blocks)
+    refuse_missing(headers, missing)
     mismatched = [(name, shape, wanted[name].shape) for name, shape in shapes.items() if shape != wanted[name].shape]
-    refuse_mismatched(headers.place, mismatched, ref.kept_blocks)
+    refuse_mismatched(headers, mismatched)
 
 
 def _is_derived(name: str, plain: PreTrainedModel, headers: TensorHeaders) -> bool:

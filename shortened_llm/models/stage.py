@@ -12,18 +12,18 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import file_sha256, fingerprint
+from shortened_llm.models.directory import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.files import read_headers
 from shortened_llm.models.gguf import convert_gguf
 from shortened_llm.models.inspection import check_directory, check_headers, check_special_tokens
-from shortened_llm.models.load import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.records import ModelRef
+from shortened_llm.storage.layout import MODELS
 from shortened_llm.storage.payload import describe_files, download_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join
 
 STAGE_VERSION = 1
-KIND = "models"
 # Weights in other formats (pickle, ONNX, original checkpoints) are neither hashed nor copied.
 METADATA_FILES = ("*.json", "*.model", "tokenizer*", "*.txt", "*.jinja", "LICENSE*")
 MODEL_FILES = (*METADATA_FILES, "*.safetensors")
@@ -48,9 +48,9 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
         if is_local(store.url):
             return ModelRef(url=str(directory), fingerprint=fingerprint(identity), files=files, num_blocks=blocks)
-        return store.read(KIND, fingerprint(identity), ModelRef) or _upload(directory, store, identity)
+        return store.read(MODELS, fingerprint(identity), ModelRef) or _upload(directory, store, identity)
     identity = _source_identity(config)
-    if stored := store.read(KIND, fingerprint(identity), ModelRef):
+    if stored := store.read(MODELS, fingerprint(identity), ModelRef):
         return stored
     with temporary_directory() as temporary:
         on_progress(f"fetching {config.path}")
@@ -157,8 +157,8 @@ def _upload(directory: Path, store: Store, identity: dict[str, object]) -> Model
     check_directory(directory)
     load_tokenizer(directory)
     key = fingerprint(identity)
-    url = store.attempt_url(KIND, key)
+    url = store.attempt_url(MODELS, key)
     files = upload_directory(directory, url, MODEL_FILES)
     ref = ModelRef(url=url, fingerprint=key, files=files, num_blocks=blocks)
-    store.write(KIND, key, ref, identity=identity)
+    store.write(MODELS, key, ref, identity=identity, parents=())
     return ref

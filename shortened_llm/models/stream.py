@@ -1,6 +1,7 @@
 """A model larger than memory: its blocks are read from safetensors when they are needed, one ahead of the compute."""
 
 import mmap
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +15,11 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.build import DTYPES
 from shortened_llm.models.cpu import release_freed_memory
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.files import TensorFiles, block_of, block_prefix, open_tensor_files, renumbered
-from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory, refuse_missing
+from shortened_llm.models.files import TensorFiles, block_of, block_prefix, refuse_mismatched, refuse_missing
+from shortened_llm.models.view import empty_view, view_files
 from shortened_llm.records import ModelRef
 
 
@@ -35,10 +35,8 @@ class StreamedModel:
     dtype: torch.dtype
     device: torch.device
     _files: TensorFiles
-    _kept_blocks: tuple[int, ...]
-    """Indices in the files."""
-    _block_tensors: tuple[dict[str, str], ...]
-    """Per block: `{name on disk: name in the model}`."""
+    _block_tensors: tuple[tuple[str, ...], ...]
+    """Names of the tensors of each block."""
 
     @classmethod
     def open(cls, ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu") -> "StreamedModel":
@@ -47,25 +45,19 @@ class StreamedModel:
         Raises:
             BadInputError: the files are damaged, or lack the head or another tensor outside the blocks.
         """
-        directory = model_directory(ref)
-        files = open_tensor_files(directory)
-        names = renumbered(files.shapes, ref.kept_blocks, ref.num_blocks)
-        prefix = block_prefix(files.shapes, ref.num_blocks)
-        of_block: tuple[dict[str, str], ...] = tuple({} for _ in ref.kept_blocks)
-        others: dict[str, str] = {}
-        for name, new_name in names.items():
-            block = block_of(new_name, prefix)
-            (others if block is None else of_block[block])[name] = new_name
-        model = empty_model(cut_config(load_config(directory), ref.kept_blocks), dtype).eval()
+        files, model = view_files(ref), empty_view(ref, dtype).eval()
+        prefix = block_prefix(files.of, model.config.num_hidden_layers)
+        names: dict[int | None, list[str]] = defaultdict(list)
+        for name in files.of:
+            names[block_of(name, prefix)].append(name)
         streamed = cls(
             model=model,
             dtype=DTYPES[dtype],
             device=torch.device(device),
             _files=files,
-            _kept_blocks=ref.kept_blocks,
-            _block_tensors=of_block,
+            _block_tensors=tuple(tuple(names[block]) for block in range(model.config.num_hidden_layers)),
         )
-        streamed._load_others(others)
+        streamed._load_others(names[None])
         return streamed
 
     @property
@@ -104,7 +96,7 @@ class StreamedModel:
         self._check_filled(self.blocks[index])
         self.blocks[index].requires_grad_(False)
 
-    def _load_others(self, names: dict[str, str]) -> None:
+    def _load_others(self, names: Sequence[str]) -> None:
         for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
             # In the dtype of the files: a copy in another would hold the whole matrix.
             module.weight = nn.Parameter(module.weight.to(self._matrix_dtype(names)), requires_grad=False)
@@ -123,10 +115,10 @@ class StreamedModel:
                 for tensors in (module._parameters, module._buffers):
                     _replace(tensors, move)
 
-    def _matrix_dtype(self, names: dict[str, str]) -> torch.dtype:
+    def _matrix_dtype(self, names: Sequence[str]) -> torch.dtype:
         """Dtype of the largest tensor outside the blocks, which is the embedding or the head."""
         largest = max(names, key=lambda name: torch.Size(self._files.shapes[name]).numel())
-        return next(self._files.read({largest: largest}))[1].dtype
+        return next(self._files.read([largest]))[1].dtype
 
     def _fill(self, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
         """Put tensors, named as on disk, into the model by transformers' own conversion."""
@@ -139,19 +131,14 @@ class StreamedModel:
                 weight_mapping=get_model_conversion_mapping(self.model),
             ),
         )
-        if mismatched := sorted(report.mismatched_keys):
-            name, found, wanted = mismatched[0]
-            raise BadInputError(
-                f"model.path: {name} in {self._files.directory} has shape {tuple(found)} instead of {tuple(wanted)}, "
-                "which its config.json asks for"
-            )
+        refuse_mismatched(self._files, report.mismatched_keys)
 
     def _check_filled(self, module: nn.Module, but: nn.Module | None = None) -> None:
         """Refuse weights that no file holds, in `module` without `but`."""
         excluded = {id(weight) for weight in but.parameters()} if but else set()
         names = {id(weight): name for name, weight in self.model.named_parameters(remove_duplicate=False)}
         empty = [names[id(w)] for w in module.parameters() if w.is_meta and id(w) not in excluded]
-        refuse_missing(self._files.directory, empty, self._kept_blocks)
+        refuse_missing(self._files, empty)
 
 
 def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from shortened_llm.config import SearchSection
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import BlockScores, ModelSize, PlanLabel, PrunePlan
+from shortened_llm.records import BlockScores, BlocksTransform, ModelSize, PlanLabel, PrunePlan
 
 
 def removed_count(ratio: float, num_blocks: int) -> int:
@@ -35,14 +35,8 @@ def requested_counts(
     return tuple(sorted(counts))
 
 
-def kept_blocks(scores: BlockScores, count: int) -> tuple[int, ...]:
-    """The blocks that stay when the criterion removes `count`."""
-    removed = scores.removed(count)
-    return tuple(block for block in range(len(scores.scores)) if block not in removed)
-
-
 def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: ModelSize) -> tuple[PrunePlan, ...]:
-    """One plan per distinct set of kept blocks, with the labels of every (criterion, ratio) that leads to it.
+    """One plan per distinct set of removed blocks, with the labels of every (criterion, ratio) that leads to it.
 
     The shortest models come last; of equal size, in the order of the criteria.
 
@@ -54,34 +48,31 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
     for criterion in scores:
         for count, ratio in requested_counts(search, num_blocks, criterion.protected):
             label = PlanLabel(criterion=criterion.criterion, ratio=ratio)
-            labels.setdefault(kept_blocks(criterion, count), []).append(label)
-    by_size = sorted(labels.items(), key=lambda item: -len(item[0]))
-    return tuple(_plan(kept, tuple(its_labels), size) for kept, its_labels in by_size)
+            labels.setdefault(criterion.removed(count), []).append(label)
+    by_size = sorted(labels.items(), key=lambda item: len(item[0]))
+    return tuple(_plan(removed, tuple(its_labels), size) for removed, its_labels in by_size)
 
 
 def dense_plan(size: ModelSize) -> PrunePlan:
     """The plan that removes nothing."""
-    return _without_criterion(tuple(range(len(size.block_parameters))), "dense", size)
+    return _without_criterion((), "dense", size)
 
 
-def chosen_plan(kept: tuple[int, ...], size: ModelSize) -> PrunePlan:
+def chosen_plan(removed: tuple[int, ...], size: ModelSize) -> PrunePlan:
     """The plan of a user who names the blocks."""
-    return _without_criterion(kept, "chosen", size)
+    return _without_criterion(removed, "chosen", size)
 
 
-def _without_criterion(kept: tuple[int, ...], label: str, size: ModelSize) -> PrunePlan:
-    ratio = 1 - len(kept) / len(size.block_parameters)
-    return _plan(kept, (PlanLabel(criterion=label, ratio=ratio),), size)
+def _without_criterion(removed: tuple[int, ...], label: str, size: ModelSize) -> PrunePlan:
+    ratio = len(removed) / len(size.block_parameters)
+    return _plan(removed, (PlanLabel(criterion=label, ratio=ratio),), size)
 
 
-def _plan(kept: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
-    num_blocks = len(size.block_parameters)
-    parameters = size.parameters(kept)
+def _plan(removed: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
+    kept = tuple(block for block in range(len(size.block_parameters)) if block not in removed)
     return PrunePlan(
-        kept_blocks=kept,
-        removed_blocks=tuple(block for block in range(num_blocks) if block not in kept),
+        transforms=(BlocksTransform(kept=kept),) if removed else (),
         labels=labels,
-        block_ratio=1 - len(kept) / num_blocks,
-        parameters=parameters,
-        parameter_ratio=1 - parameters / size.parameters(tuple(range(num_blocks))),
+        size=size.without(removed),
+        dense=size.without(()),
     )

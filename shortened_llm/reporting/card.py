@@ -40,39 +40,37 @@ def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
 def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> dict[str, str]:
     columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
     return {
-        "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
+        "README.md": _render(row.plan, experiment.provenance, row, dense, columns),
         PRUNING: _pruning_json(row.plan, experiment.model, experiment.provenance, row.trial),
     }
 
 
-def trained_card(
-    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, provenance: Provenance
-) -> dict[str, str]:
+def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
     """The files of the card of a model that was retrained, and is not scored yet."""
     unscored = EvalScores()
-    result = TrialResult(fingerprint=spec.fingerprint, runs=runs, before=unscored, after=unscored, seconds=0)
+    result = TrialResult(
+        fingerprint=spec.fingerprint, model=runs[-1].model, runs=runs, before=unscored, after=unscored, seconds=0
+    )
     trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
     row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
     return {
-        "README.md": _render(spec.plan, num_blocks, provenance, row, {}, []),
+        "README.md": _render(spec.plan, provenance, row, {}, []),
         PRUNING: _pruning_json(spec.plan, provenance.base_model, provenance, trial),
     }
 
 
-def adapter_cards(
-    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, provenance: Provenance
-) -> dict[str, str]:
+def adapter_cards(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
     """`{directory or URL of a run's adapters: text of its README.md}`."""
     before = (None, *(run.model.url for run in runs))
     return {
-        run.adapter.url: _adapter_card(spec.plan, recipe, run.model.url, begins_with, num_blocks, provenance)
+        run.adapter.url: _adapter_card(spec.plan, recipe, run.model.url, begins_with, provenance)
         for run, recipe, begins_with in zip(runs, spec.recipes, before, strict=False)
         if run.adapter
     }
 
 
 def _adapter_card(
-    plan: PrunePlan, recipe: Recipe, merged_url: str, begins_with: str | None, num_blocks: int, provenance: Provenance
+    plan: PrunePlan, recipe: Recipe, merged_url: str, begins_with: str | None, provenance: Provenance
 ) -> str:
     role = "training" if recipe.train_on == "corpus" else "instructions"
     sources = [source for source in provenance.sources if source.role == role]
@@ -82,7 +80,6 @@ def _adapter_card(
         .render(
             base=provenance.base_model,
             plan=plan,
-            num_blocks=num_blocks,
             recipe=recipe,
             provenance=provenance,
             sources=sources,
@@ -94,10 +91,10 @@ def _adapter_card(
     )
 
 
-def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[str, str]:
+def plan_card(plan: PrunePlan, provenance: Provenance) -> dict[str, str]:
     """The files of the card of a model that was pruned and not retrained."""
     return {
-        "README.md": _render(plan, num_blocks, provenance, None, {}, []),
+        "README.md": _render(plan, provenance, None, {}, []),
         PRUNING: _pruning_json(plan, provenance.base_model, provenance),
     }
 
@@ -109,7 +106,11 @@ def _pruning_json(
     facts: dict[str, object] = {
         "name": trial.spec.name if trial else plan.name,
         "base_model": base_model,
-        **asdict(plan),
+        "origin": [asdict(transform) for transform in plan.transforms],
+        **{name: [int(index) for index in text.split()] for name, text in plan.facts.items()},
+        "labels": [asdict(label) for label in plan.labels],
+        "size": asdict(plan.size),
+        "base_size": asdict(plan.dense),
         "dtype": provenance.dtype if provenance else None,
         "base_license": provenance.base_license if provenance else None,
         "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
@@ -134,7 +135,6 @@ def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTria
     roles = {
         "training" if recipe.train_on == "corpus" else "instructions"
         for recipe in (trial.spec.recipes if trial else ())
-        if recipe.num_steps
     }
     if any(label.criterion not in (*TEXTLESS_CRITERIA, *NO_CRITERIA) for label in plan.labels):
         roles.add("calibration")
@@ -143,7 +143,6 @@ def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTria
 
 def _render(
     plan: PrunePlan,
-    num_blocks: int,
     provenance: Provenance | None,
     row: TrialRow | None,
     dense: Measurements,
@@ -156,7 +155,6 @@ def _render(
         .get_template("card.md.j2")
         .render(
             plan=plan,
-            num_blocks=num_blocks,
             provenance=provenance,
             sources=used,
             row=row,

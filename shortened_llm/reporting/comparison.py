@@ -88,7 +88,7 @@ def methods_section(
     """
     order = list(dict.fromkeys(method_name(trial.spec) for trial in experiment.trials))
     trained = sorted((row for row in rows if row.learning_rates), key=lambda row: order.index(row.method))
-    plans = {row.plan.kept_blocks: row.plan for row in rows if not row.is_control}
+    plans = {row.plan.transforms: row.plan for row in rows if not row.is_control}
     compared = [
         PlanComparison(title=_title(plan, experiment, budget), tables=tables)
         for plan in plans.values()
@@ -112,7 +112,7 @@ def _has_equal_tokens(row: TrialRow) -> bool:
 
 
 def _of_plan(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[TrialRow]:
-    return [row for row in trained if row.plan.kept_blocks == plan.kept_blocks and not row.is_control]
+    return [row for row in trained if row.plan.transforms == plan.transforms and not row.is_control]
 
 
 def _budgets(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[int]:
@@ -122,7 +122,7 @@ def _budgets(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[int]:
 
 
 def _title(plan: PrunePlan, experiment: Experiment, budget: int) -> str:
-    removed = f"{plan.name}: {len(plan.removed_blocks)} of {experiment.num_blocks} blocks removed"
+    removed = f"{plan.name}: {len(plan.removed_blocks)} of {experiment.dense_size.blocks} blocks removed"
     return f"{removed}, {formats.compact(budget)} tokens" if budget else removed
 
 
@@ -130,7 +130,7 @@ def _bases(plan: PrunePlan, rows: Sequence[TrialRow], dense: Measurements) -> tu
     """What was not trained: the plan and the dense model."""
     before: Measurements = {}
     for row in rows:
-        if row.plan.kept_blocks == plan.kept_blocks:
+        if row.plan.transforms == plan.transforms:
             before = row.before | before
     return tuple(untrained(name, found) for name, found in (("untrained", before), ("dense", dense)) if found)
 
@@ -180,7 +180,7 @@ def _comparable(trained: Sequence[Entrant]) -> bool:
 def _controls(row: TrialRow, plan: PrunePlan, budget: int) -> bool:
     """Whether a control is one for this plan and budget: the dense model, or other blocks of the same number."""
     control = row.trial.spec.control
-    same_size = control == "dense" or len(row.plan.kept_blocks) == len(plan.kept_blocks)
+    same_size = control == "dense" or row.plan.size.blocks == plan.size.blocks
     return control is not None and same_size and corpus_budget(row.trial.spec) == budget
 
 

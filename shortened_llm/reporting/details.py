@@ -23,14 +23,14 @@ class LineageStep:
 
 def lineage(experiment: Experiment, row: TrialRow) -> tuple[LineageStep, ...]:
     """Dense model, view, and the model of each run, as far as the trial came."""
-    view = f"view: blocks {formats.block_ranges(row.plan.kept_blocks)} of it"
+    view = f"view: without its blocks {formats.block_ranges(row.plan.removed_blocks)}"
     steps = [
         LineageStep(
             name=f"dense: {experiment.model}", fingerprint=experiment.dense_fingerprint, url=experiment.dense_url
         ),
         LineageStep(name=view if row.plan.removed_blocks else "all of its blocks", fingerprint=None, url=None),
     ]
-    trained = [pair for pair in zip(row.trial.spec.recipes, row.runs, strict=False) if pair[0].num_steps]
+    trained = list(zip(row.trial.spec.recipes, row.runs, strict=False))
     for number, (recipe, run) in enumerate(trained, start=1):
         name = f"run {number}: {recipe.method} on {recipe.train_on}"
         steps.append(LineageStep(name=name, fingerprint=run.model.fingerprint, url=run.model.url))
@@ -46,7 +46,7 @@ def configurations(row: TrialRow) -> tuple[tuple[Fact, ...], ...]:
     """Of each run that trains."""
     runs: list[RetrainedModel | None] = [*row.runs] or [None] * len(row.trial.spec.recipes)
     pairs = zip(row.trial.spec.recipes, runs, strict=True)
-    return tuple(tuple(_run(recipe, run)) for recipe, run in pairs if recipe.num_steps)
+    return tuple(tuple(_run(recipe, run)) for recipe, run in pairs)
 
 
 def _run(recipe: Recipe, run: RetrainedModel | None) -> Iterator[Fact]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import PerplexityScore
+from shortened_llm.records import PerplexityScore, Transform
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.paired import Difference, paired_difference
 from shortened_llm.reporting.rows import TrialRow
@@ -78,9 +78,9 @@ def untrained(name: str, scores: Measurements) -> Entrant:
 
 def entrants(rows: Sequence[TrialRow]) -> tuple[Entrant, ...]:
     """One entrant per method, and per control and method, in the order of `rows`."""
-    groups: dict[tuple[str, tuple[int, ...]], list[TrialRow]] = {}
+    groups: dict[tuple[str, tuple[Transform, ...]], list[TrialRow]] = {}
     for row in rows:
-        groups.setdefault((_name(row), row.plan.kept_blocks), []).append(row)
+        groups.setdefault((_name(row), row.plan.transforms), []).append(row)
     return tuple(_best_rate(name, group) for (name, _), group in groups.items())
 
 

@@ -5,8 +5,9 @@ Columns, always in this order:
 - `number` in the report, `name`, `fingerprint`, `experiments` that have the trial, separated by `;`, `status` (done,
   running, stopped, waiting, failed), `failure` (its cause), `best_of_size` (True, False);
 - `criteria` and `ratios`, one entry per label, separated by `;`;
-- `kept_blocks` and `removed_blocks`: indices in the dense model, separated by spaces; `num_kept_blocks`,
-  `num_removed_blocks`, `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all);
+- `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
+  `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
+  `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
 - `control` (dense, random; empty for a candidate), `method`, `train_on` (corpus, instructions), `learning_rates` of the
   training runs, separated by `;`, `seed`, `equal_seconds` (True, False), `budget_tokens` as planned, padding included;
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
@@ -53,13 +54,12 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "best_of_size": lambda row: row.best_of_size,
     "criteria": lambda row: ";".join(label.criterion for label in row.plan.labels),
     "ratios": lambda row: ";".join(repr(label.ratio) for label in row.plan.labels),
-    "kept_blocks": lambda row: " ".join(map(str, row.plan.kept_blocks)),
-    "removed_blocks": lambda row: " ".join(map(str, row.plan.removed_blocks)),
-    "num_kept_blocks": lambda row: len(row.plan.kept_blocks),
-    "num_removed_blocks": lambda row: len(row.plan.removed_blocks),
+    "blocks": lambda row: row.plan.size.blocks,
     "block_ratio": lambda row: row.plan.block_ratio,
-    "parameters": lambda row: row.plan.parameters,
+    "parameters": lambda row: row.plan.size.parameters,
     "parameter_ratio": lambda row: row.plan.parameter_ratio,
+    "nonzero_parameters": lambda row: row.plan.size.nonzero_parameters,
+    "bytes": lambda row: row.plan.size.num_bytes,
     "control": lambda row: row.trial.spec.control,
     "method": lambda row: row.trial.spec.method,
     "train_on": lambda row: row.trial.spec.train_on if row.learning_rates else None,
@@ -163,6 +163,7 @@ def to_csv(
     """The file's text: a heading and one line per trial."""
     lines = [
         {name: cell(row) for name, cell in TRIAL_CELLS.items()}
+        | row.plan.facts
         | score_cells(row, columns, dense)
         | task_cells(row, columns, dense, sets)
         | efficiency_cells(row)

@@ -60,7 +60,7 @@ def size_summaries(
     """One summary per number of kept blocks and best trial, in the order of `rows`; controls are no candidates."""
     by_size: dict[int, list[TrialRow]] = {}
     for row in (row for row in rows if not row.is_control):
-        by_size.setdefault(len(row.plan.kept_blocks), []).append(row)
+        by_size.setdefault(row.plan.size.blocks, []).append(row)
     summaries = []
     for size_rows in by_size.values():
         found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
@@ -76,7 +76,7 @@ def _summary(
     tasks: TasksSection | None,
 ) -> SizeSummary:
     plans = [row.plan for row in ([best] if best else rows)]
-    parameters = _range([formats.parameters(plan.parameters) for plan in plans])
+    parameters = _range([formats.parameters(plan.size.parameters) for plan in plans])
     fewer = _range([formats.percent(plan.parameter_ratio) for plan in plans])
     if best is None:
         choice = f"No result to choose from ({status_counts(rows)})."
@@ -84,7 +84,7 @@ def _summary(
         finished = sum(row.selection_nll is not None and row.selection_texts == best.selection_texts for row in rows)
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
     return SizeSummary(
-        lead=f"{len(rows[0].plan.kept_blocks)} of {experiment.num_blocks} blocks",
+        lead=f"{rows[0].plan.size.blocks} of {experiment.dense_size.blocks} blocks",
         size=f"{parameters} parameters, {fewer} fewer",
         best=best,
         choice=choice,

@@ -69,8 +69,8 @@ def merge_experiments(experiments: Sequence[Experiment]) -> Experiment:
 def _check_same_dense(first: Experiment, other: Experiment) -> None:
     known = first.dense_fingerprint and other.dense_fingerprint
     compared = {
-        "blocks": (first.num_blocks, other.num_blocks),
-        "parameters": (first.dense_parameters, other.dense_parameters),
+        "blocks": (first.dense_size.blocks, other.dense_size.blocks),
+        "parameters": (first.dense_size.parameters, other.dense_size.parameters),
         "files": (first.dense_fingerprint, other.dense_fingerprint) if known else (first.model, other.model),
     }
     differing = [f"{name} {one} and {two}" for name, (one, two) in compared.items() if one != two]

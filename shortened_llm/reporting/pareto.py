@@ -100,8 +100,8 @@ def pareto_panel(x: Quantity, y: Quantity, rows: Sequence[TrialRow]) -> ParetoPa
     own = [row for row in rows if not row.is_control]
     dense, after = _point(x.dense, y.dense, None), points(own, "after")
     if x.within_size:
-        sizes = dict.fromkeys(len(row.plan.kept_blocks) for row in own)
-        competing = [[p for p in after if p.row and len(p.row.plan.kept_blocks) == size] for size in sizes]
+        sizes = dict.fromkeys(row.plan.size.blocks for row in own)
+        competing = [[p for p in after if p.row and p.row.plan.size.blocks == size] for size in sizes]
     else:
         competing = [[*([dense] if dense else []), *after]]
     return ParetoPanel(
@@ -198,14 +198,14 @@ def task_means(title: str, tasks: TaskSet, dense: Measurements) -> Quantity:
 
 
 def parameters(experiment: Experiment) -> Quantity:
-    scale, unit = (1e9, "billions") if experiment.dense_parameters >= 1e9 else (1e6, "millions")
+    scale, unit = (1e9, "billions") if experiment.dense_size.parameters >= 1e9 else (1e6, "millions")
     return Quantity(
         title="parameters",
         axis=f"parameters ({unit})",
         protocol="",
         lower_is_better=True,
-        dense=experiment.dense_parameters / scale,
-        of=lambda row, stage: row.plan.parameters / scale,
+        dense=experiment.dense_size.parameters / scale,
+        of=lambda row, stage: row.plan.size.parameters / scale,
         written=lambda value: f"{formats.parameters(value * scale)} parameters",
     )
 

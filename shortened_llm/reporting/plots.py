@@ -129,7 +129,7 @@ def curve_names(rows: Sequence[TrialRow], styles: Styles) -> dict[int, tuple[str
 
 def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
     """Number of kept blocks -> index of its line style, largest model first."""
-    sizes = sorted({len(row.plan.kept_blocks) for row in rows}, reverse=True)
+    sizes = sorted({row.plan.size.blocks for row in rows}, reverse=True)
     return {size: index % len(LINE_STYLES) for index, size in enumerate(sizes)}
 
 
@@ -151,7 +151,7 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
                 *zip(*curve, strict=True),
                 color=names[row.number][1],
                 linewidth=1.2,
-                linestyle=LINE_STYLES[dashes[len(row.plan.kept_blocks)]],
+                linestyle=LINE_STYLES[dashes[row.plan.size.blocks]],
                 marker="o" if len(curve) < FEW_POINTS else None,
                 markersize=3,
                 gid=f"loss-{row.number}",

@@ -116,13 +116,13 @@ class TrialRow:
     @property
     def size_name(self) -> str:
         """`24 blocks`, for tables that name models by size."""
-        return f"{len(self.plan.kept_blocks)} blocks"
+        return f"{self.plan.size.blocks} blocks"
 
     @property
     def checkpoint_url(self) -> str | None:
-        """Directory that `from_pretrained` loads; None where the trial left only a view of the dense files."""
-        model = self.trial.result.model if self.trial.result else None
-        return model.url if model and model.transform is None else None
+        """Directory that `from_pretrained` loads; None where nothing was trained: the model is a view of the dense
+        files."""
+        return self.runs[-1].model.url if self.runs else None
 
     @property
     def adapter_url(self) -> str | None:
@@ -138,7 +138,7 @@ def method_name(spec: TrialSpec) -> str:
 
 def learning_rates(spec: TrialSpec) -> tuple[float, ...]:
     """At the peak of each run that trains."""
-    return tuple(recipe.learning_rate for recipe in spec.recipes if recipe.num_steps)
+    return tuple(recipe.learning_rate for recipe in spec.recipes)
 
 
 def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[tuple[int, Texts]
     best: dict[tuple[int, Texts], ReportedTrial] = {}
     for trial in sorted(trials, key=_rank):
         if trial.spec.control is None and selection_nll(trial) is not None:
-            best.setdefault((len(trial.spec.plan.kept_blocks), selection_texts(trial)), trial)
+            best.setdefault((trial.spec.plan.size.blocks, selection_texts(trial)), trial)
     return best
 
 
@@ -209,7 +209,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     trials = sorted(
         enumerate(experiment.trials, start=1),
         key=lambda numbered: (
-            -len(numbered[1].spec.plan.kept_blocks),
+            -numbered[1].spec.plan.size.blocks,
             numbered[1].spec.control is not None,
             STATUSES.index(trial_status(numbered[1])),
             _rank(numbered[1]),
@@ -245,8 +245,8 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
 def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePlan]:
     """Each distinct plan that a criterion led to, the fewest removed blocks first."""
-    plans = {row.plan.kept_blocks: row.plan for row in rows if criterion in row.criteria and not row.is_control}
-    return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.kept_blocks))
+    plans = {row.plan.transforms: row.plan for row in rows if criterion in row.criteria and not row.is_control}
+    return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.removed_blocks))
 
 
 def asked_ratios(plan: PrunePlan, criterion: str) -> str:

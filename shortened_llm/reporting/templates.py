@@ -61,7 +61,7 @@ def _block_scores(view: ReportView) -> dict[str, object]:
     block_scores = view.experiment.block_scores
     tables = [draws_table(scores, _counts(view, scores)) for scores in block_scores]
     return {
-        "score_lines": score_lines(block_scores, view.experiment.num_blocks),
+        "score_lines": score_lines(block_scores, view.experiment.dense_size.blocks),
         "cut_sentences": [cut_sentences(scores) for scores in block_scores],
         "draws_tables": [table for table in tables if table],
         "text_read": [text_read(scores) for scores in block_scores],

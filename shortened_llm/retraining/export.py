@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.models.cut import cut_config
+from shortened_llm.models.build import DTYPES
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
-from shortened_llm.models.load import DTYPES, empty_model, load_config, load_tokenizer, model_directory
 from shortened_llm.models.shards import plain_name, whole_tensor
+from shortened_llm.models.view import empty_view
 from shortened_llm.records import ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -21,7 +22,8 @@ from shortened_llm.retraining.adapters import (
     verify_adapter,
 )
 from shortened_llm.retraining.checkpoint import RunProgress
-from shortened_llm.retraining.job import KIND, RetrainingJob
+from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
@@ -54,8 +56,7 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     if rank != 0:
         return None
     directory = model_directory(job.model)
-    config = cut_config(load_config(directory), job.model.kept_blocks)
-    plain = empty_model(config)
+    plain = empty_view(job.model)
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
@@ -73,21 +74,19 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
         return Exported(model=exported, adapter=None)
     with temporary_directory() as temporary:
         save_adapter(adapter, job.recipe.lora, Path(temporary), base=_base_of_adapter(job.model))
-        verify_adapter(empty_model(config), adapter, Path(temporary))
+        verify_adapter(empty_view(job.model), adapter, Path(temporary))
         return Exported(model=exported, adapter=_upload(Path(temporary), job, store))
 
 
 def _base_of_adapter(model: ModelRef) -> str:
     """The model that adapters belong to, for people: files where it has some of its own, else how to make it."""
-    if model.transform is None:
-        return model.url
-    removed = [block for block in range(model.num_blocks) if block not in model.kept_blocks]
-    return f"{model.url} without blocks {', '.join(map(str, removed))}" if removed else model.url
+    changes = [transform.describe(model.num_blocks) for transform in model.transforms]
+    return " ".join((model.url, *changes))
 
 
-def retrained_record(exported: Exported, progress: RunProgress) -> RetrainedModel:
-    """What a run hands on."""
-    return RetrainedModel(
+def write_run(job: RetrainingJob, exported: Exported, progress: RunProgress, store: Store) -> None:
+    """Write the record of what a run hands on."""
+    record = RetrainedModel(
         model=exported.model,
         adapter=exported.adapter,
         tokens=progress.tokens,
@@ -98,12 +97,13 @@ def retrained_record(exported: Exported, progress: RunProgress) -> RetrainedMode
         loss_spikes=progress.loss_spikes,
         first_validation_loss=progress.first_validation_loss,
     )
+    store.write(RETRAINED, job.fingerprint, record, identity=job.identity, parents=job.parents)
 
 
 def _upload(directory: Path, job: RetrainingJob, store: Store) -> ModelRef:
-    url = store.attempt_url(KIND, job.fingerprint)
+    url = store.attempt_url(RETRAINED, job.fingerprint)
     files = upload_directory(directory, url)
-    return ModelRef(url=url, fingerprint=job.fingerprint, files=files, num_blocks=len(job.model.kept_blocks))
+    return job.model.exported(url=url, fingerprint=job.fingerprint, files=files)
 
 
 @torch.no_grad()

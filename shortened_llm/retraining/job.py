@@ -1,15 +1,12 @@
 """What one retraining run is."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shortened_llm.config import RetrainingConfig
-from shortened_llm.fingerprint import canonical, fingerprint
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
-STAGE_VERSION = 2
-KIND = "retrained"
-"""Of a `RetrainedModel` in the store."""
+STAGE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +35,20 @@ class RetrainingJob:
             "stage": STAGE_VERSION,
             "model": self.model.identity,
             "teacher": self.teacher.identity if self.teacher else None,
-            "data": self.tokens.identity if self.recipe.num_steps else None,
-            "recipe": self.recipe if self.recipe.num_steps else None,
+            "data": self.tokens.identity,
+            "recipe": self.recipe,
             # The masks of dropout are drawn for each micro-batch.
             "micro_batch_size": self.placement.micro_batch_size if self._drops_out else None,
             "dtype": self.dtype,
             "export_dtype": self.export_dtype,
         }
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Fingerprints of the results that the run needs."""
+        data = [part.fingerprint for mixture in (self.tokens, self.validation) if mixture for part in mixture.parts]
+        models = [ref.fingerprint for ref in (self.model, self.teacher) if ref]
+        return (*models, *data, self.stable_fingerprint)
 
     @property
     def _drops_out(self) -> bool:
@@ -57,24 +61,17 @@ class RetrainingJob:
     @property
     def run_name(self) -> str:
         """Of the Train run, and the same whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
-        recipe, blocks = self.recipe, len(self.model.kept_blocks)
+        recipe, blocks = self.recipe, self.model.num_loaded_blocks
         return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
 
     @property
     def stable_fingerprint(self) -> str:
         """Of the part of a wsd run that every longer run shares."""
-        return stable_fingerprint({**self.identity, "recipe": canonical(self.recipe)})
+        shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
+        return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
 
     @property
     def checkpoint_steps(self) -> int:
         """Optimiser steps between checkpoints."""
         tokens = self.placement.checkpoint_tokens or self.recipe.tokens // 3
         return max(1, tokens // self.recipe.tokens_per_step)
-
-
-def stable_fingerprint(identity: Mapping[str, object]) -> str:
-    """The same, from the identity of a run as it is stored."""
-    recipe = identity["recipe"]
-    assert isinstance(recipe, Mapping), "nothing was trained"
-    shared = {**recipe, "num_steps": 0, "decay_steps": 0, "final_learning_rate_ratio": 0.0}
-    return fingerprint({**identity, "recipe": shared, "part": "stable"})

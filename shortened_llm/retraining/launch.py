@@ -15,9 +15,10 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.records import RetrainedModel
-from shortened_llm.retraining.job import KIND, RetrainingJob
+from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.storage.clients import ray_storage
+from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join, read_bytes
@@ -36,7 +37,7 @@ class NodesMissingError(RuntimeError):
 
 def is_retrained(job: RetrainingJob, store: Store) -> bool:
     """Whether the job's model is stored, with its files."""
-    known = store.read(KIND, job.fingerprint, RetrainedModel)
+    known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     return known is not None and has_files(known.model.url, known.model.files)
 
 
@@ -67,10 +68,10 @@ def retrain(
     Raises:
         NodesMissingError: there is no room for the workers.
     """
-    known = store.read(KIND, job.fingerprint, RetrainedModel)
+    known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if known is not None and needs_files and not has_files(known.model.url, known.model.files):
         on_note(f"the retrained model is gone from {known.model.url}: it is trained again")
-        store.remove(KIND, job.fingerprint)
+        store.remove(RETRAINED, job.fingerprint)
         known = None
     if known is None:
         for name, value in INTERVALS.items():
@@ -114,7 +115,7 @@ def retrain(
         )
         _fit(trainer, resources, max_failures)
         _raise_failure(failure_url)
-    retrained = store.read(KIND, job.fingerprint, RetrainedModel)
+    retrained = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.run_name))  # Checkpoints weigh six times the exported model.

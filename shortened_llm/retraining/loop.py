@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from shortened_llm import metrics
 from shortened_llm.data.batches import MicroBatch, StepBatch, TrainingStream, validation_batches
 from shortened_llm.logs import LOGGER
+from shortened_llm.models.build import DTYPES
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.head import Documents
 from shortened_llm.models.isolation import choose_isolation, document_inputs
-from shortened_llm.models.load import DTYPES, load_tokenizer, model_directory
 from shortened_llm.records import Recipe, TrainingPoint
 from shortened_llm.retraining.adapters import initial_adapter
 from shortened_llm.retraining.checkpoint import Checkpointer, PendingCheckpoint, RunProgress, load_checkpoint
@@ -27,7 +28,7 @@ from shortened_llm.retraining.guard import Guard
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loaded import check_loaded, evaluating
 from shortened_llm.retraining.meter import Meter
-from shortened_llm.retraining.methods import prepare_method
+from shortened_llm.retraining.methods import freeze, prepare_method
 from shortened_llm.retraining.schedule import learning_rate
 from shortened_llm.retraining.sharding import make_mesh, open_sharded
 from shortened_llm.retraining.stable import keeps_stable
@@ -80,9 +81,6 @@ def train(
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
     progress = RunProgress()
-    if recipe.num_steps == 0:
-        on_loaded()
-        return model, progress
     teacher = _open_teacher(job, mesh, device)
     keep_apart = _keep_apart(model, recipe, job.dtype)
     check_loaded(model, keep_apart)
@@ -155,10 +153,9 @@ def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) ->
     """The teacher of a distillation, sharded like the student, frozen in the compute dtype."""
     if job.teacher is None or job.recipe.distill is None:
         return None
-    frozen = replace(job.recipe, method="none", distill=None)
     model = open_sharded(
-        job.teacher, mesh, job.dtype, job.placement, device=device, sequence_length=frozen.sequence_length,
-        prepare=partial(prepare_method, recipe=frozen, dtype=job.dtype),
+        job.teacher, mesh, job.dtype, job.placement, device=device, sequence_length=job.recipe.sequence_length,
+        prepare=partial(freeze, dtype=job.dtype),
     )  # fmt: skip
     return Teacher(model.eval(), job.recipe.distill)
 

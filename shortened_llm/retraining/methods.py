@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shortened_llm.models.blocks import find_blocks, find_decoder
-from shortened_llm.models.load import DTYPES
+from shortened_llm.models.build import DTYPES
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.adapters import inject_adapters
 
@@ -26,8 +26,12 @@ def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str) -> None:
         last = blocks[len(blocks) - min(recipe.tuned_blocks, len(blocks)) :]
         for module in (*last, model.get_output_embeddings(), _final_norm(model)):
             module.requires_grad_(True)
-    elif recipe.method == "none":
-        model.requires_grad_(False)
+    _cast_parameters(model, frozen=DTYPES[dtype])
+
+
+def freeze(model: PreTrainedModel, dtype: str) -> None:
+    """Train nothing, as a teacher needs it: all weights lie in the compute dtype."""
+    model.requires_grad_(False)
     _cast_parameters(model, frozen=DTYPES[dtype])
 
 

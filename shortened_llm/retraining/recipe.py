@@ -12,7 +12,7 @@ Chain = tuple[Recipe, ...]
 
 
 def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int | None) -> Iterator[Chain]:
-    """The runs of `method`, one chain for each learning rate and seed.
+    """The runs of `method`, one chain for each learning rate and seed; the chain of `none` has no run.
 
     Args:
         budget: tokens of a chain on the corpus.
@@ -24,7 +24,7 @@ def chains(config: RetrainingConfig, method: Method, budget: int, num_pairs: int
     """
     steps = budget // config.tokens_per_step
     if method == "none":
-        yield (_run(config, config.cpt, method, 1.0, 0, 0),)
+        yield ()
         return
     for seed in config.seed:
         if method in ("cpt", "distill", "last_blocks"):
@@ -68,7 +68,7 @@ def _adapters(
 def _run(
     config: RetrainingConfig,
     options: OptimizerConfig,
-    method: Literal["none", "cpt", "lora", "distill", "last_blocks"],
+    method: Literal["cpt", "lora", "distill", "last_blocks"],
     rate: float,
     steps: int,
     seed: int,

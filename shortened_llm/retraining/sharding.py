@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from shortened_llm.config import RetrainingConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.cut import cut_config
+from shortened_llm.models.build import DTYPES
 from shortened_llm.models.head import attach, final_hidden, sequence_nll, training_loss
-from shortened_llm.models.load import DTYPES, empty_model, load_config, model_directory
 from shortened_llm.models.shards import Initialise, fill_shards
+from shortened_llm.models.view import empty_view
 from shortened_llm.records import ModelRef
 
 # Gathered parameters may stay between forward and backward while they take less than this share of the memory.
@@ -52,7 +52,7 @@ def open_sharded(
         prepare: changes the model while it has neither weights nor shards: freezes, adds adapters.
         initialise: see `fill_shards`, which says too what is raised.
     """
-    model = empty_model(cut_config(load_config(model_directory(ref)), ref.kept_blocks)).train()
+    model = empty_view(ref).train()
     if device.type == "cpu" and sequence_length <= PLAIN_ATTENTION_LENGTH:
         model.set_attn_implementation("eager")
     if prepare is not None:

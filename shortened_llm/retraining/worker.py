@@ -27,8 +27,8 @@ from shortened_llm.retraining.checkpoint import (
     check_complete,
     newest_usable,
 )
-from shortened_llm.retraining.export import export_sharded, retrained_record
-from shortened_llm.retraining.job import KIND, RetrainingJob
+from shortened_llm.retraining.export import export_sharded, write_run
+from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.run_directory import checkpoint_name
@@ -94,8 +94,7 @@ def _train_and_export(config: dict) -> None:
     on_progress(f"exporting in {job.export_dtype}")
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
-        record = retrained_record(exported, progress)
-        store.write(KIND, job.fingerprint, record, identity=job.identity)
+        write_run(job, exported, progress, store)
 
 
 def _usable_device(on_note: Callable[[str], None]) -> torch.device:

@@ -53,7 +53,7 @@ class ScoringJob:
 
     @property
     def num_blocks(self) -> int:
-        return len(self.model.kept_blocks)
+        return self.model.num_loaded_blocks
 
     @property
     def protected(self) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import numpy as np
 from shortened_llm.config import Criterion
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.families import needs_bos
-from shortened_llm.models.load import load_tokenizer, model_directory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import FileEntry
 from shortened_llm.scoring.criterion import Progress
@@ -20,11 +20,11 @@ from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import walk_statistics
 from shortened_llm.scoring.racing import race
 from shortened_llm.scoring.taylor import measure_taylor
+from shortened_llm.storage.layout import MEASUREMENTS
 from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 
-KIND = "measurements"
 FILE = "values.npy"
 
 
@@ -138,11 +138,11 @@ def measured(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards:
 
 
 def _stored(unit: Unit, job: ScoringJob, store: Store) -> bool:
-    return store.read(KIND, fingerprint(identity(unit, job)), Measurement) is not None
+    return store.read(MEASUREMENTS, fingerprint(identity(unit, job)), Measurement) is not None
 
 
 def _read(unit: Unit, job: ScoringJob, store: Store) -> np.ndarray | None:
-    record = store.read(KIND, fingerprint(identity(unit, job)), Measurement)
+    record = store.read(MEASUREMENTS, fingerprint(identity(unit, job)), Measurement)
     if record is None:
         return None
     return np.load(local_directory(record.url, record.files) / FILE)
@@ -153,6 +153,6 @@ def _keep(unit: Unit, values: np.ndarray, job: ScoringJob, store: Store) -> None
     key = fingerprint(its_identity)
     with temporary_directory() as temporary:
         np.save(Path(temporary) / FILE, values)
-        url = store.attempt_url(KIND, key)
+        url = store.attempt_url(MEASUREMENTS, key)
         record = Measurement(url=url, files=upload_directory(Path(temporary), url))
-    store.write(KIND, key, record, identity=its_identity)
+    store.write(MEASUREMENTS, key, record, identity=its_identity, parents=(job.model.fingerprint,))

@@ -20,9 +20,8 @@ from shortened_llm.scoring.measure import measured
 from shortened_llm.scoring.ppl import ppl_scores
 from shortened_llm.scoring.racing import raced_cuts, raced_scores, replay, sequences_read
 from shortened_llm.scoring.random_order import random_scores
+from shortened_llm.storage.layout import SCORES
 from shortened_llm.storage.store import Store
-
-KIND = "scores"
 
 
 def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int = 1) -> BlockScores:
@@ -33,10 +32,10 @@ def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_sha
     """
     its_identity = _identity(criterion, job)
     key = fingerprint(its_identity)
-    if stored := store.read(KIND, key, BlockScores):
+    if stored := store.read(SCORES, key, BlockScores):
         return stored
     record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
-    store.write(KIND, key, record, identity=its_identity)
+    store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
     return record
 
 

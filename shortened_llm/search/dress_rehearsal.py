@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +11,18 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from shortened_llm.config import Criterion, TaylorConfig
 from shortened_llm.errors import BadInputError, Faults, brief
+from shortened_llm.models.build import empty_model
 from shortened_llm.models.bypass import bypassing
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import check_generation, export_model, probe_tokens, verify_export
 from shortened_llm.models.head import IGNORE, check_head, next_token_labels, training_loss
 from shortened_llm.models.isolation import choose_isolation
-from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.toy import build_toy
-from shortened_llm.records import LoraOptions, ModelRef
+from shortened_llm.models.view import check_transforms
+from shortened_llm.records import LoraOptions, ModelRef, Transform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
     check_neutral,
@@ -35,7 +38,6 @@ from shortened_llm.scoring.job import WALKED
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
 
-Blocks = tuple[int, ...]
 SEQUENCES, LENGTH = 2, 12
 TOLERANCE = 1e-4
 """Relative, of fp32 numbers that are computed in two ways."""
@@ -125,27 +127,35 @@ def rehearse_export(toy: Toy) -> None:
         verify_export(toy.directory / "dense", toy.model(input_ids=tokens, use_cache=False).logits, "float32")
 
 
-def rehearse_plans(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kept: Iterable[Blocks]) -> None:
-    """Try each of several sets of blocks that stay; raises as `rehearse_plan`, one line for each fault."""
+def rehearse_plans(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, plans: Iterable[Sequence[Transform]]
+) -> None:
+    """Check the transforms of each plan against the architecture, and try them; one line for each fault.
+
+    Raises:
+        BadInputError: as `check_transforms` and `rehearse_plan`.
+    """
     faults = Faults()
     with Toy(config, tokenizer) as toy:
-        for blocks in kept:
+        for transforms in plans:
             with faults.gather():
-                rehearse_plan(toy, blocks)
+                check_transforms(config, transforms)
+                rehearse_plan(toy, transforms)
     faults.raise_any()
 
 
-def rehearse_plan(toy: Toy, kept_blocks: Blocks) -> None:
-    """Load the toy without the other blocks, compare it with the toy in which these pass on what they get, and generate
-    with the cache.
+def rehearse_plan(toy: Toy, transforms: Sequence[Transform]) -> None:
+    """Load the toy's view, compare it with the toy in which removed blocks pass on what they get, and generate with the
+    cache.
 
     Raises:
         BadInputError: naming the family.
     """
-    removed = [block for block in range(toy.ref.num_blocks) if block not in kept_blocks]
-    listed = ", ".join(map(str, removed))
-    with _trying(toy.config, f"used without blocks {listed}", advice="choose another ratio or criterion"):
-        view = load_model(toy.ref.view(kept_blocks), "float32")
+    num_blocks = toy.ref.num_blocks
+    removed = [block for transform in transforms for block in transform.removed(num_blocks)]
+    what = " ".join(("used", *(transform.describe(num_blocks) for transform in transforms)))
+    with _trying(toy.config, what, advice="choose another ratio or criterion"):
+        view = load_model(toy.ref.view(transforms), "float32")
         check_head(view)
         with torch.no_grad(), bypassing(toy.model, removed, toy.tokens):
             bypassed = toy.model(input_ids=toy.tokens, use_cache=False).logits

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from shortened_llm.records import TrialResult, TrialSpec
+from shortened_llm.records import Transform, TrialResult, TrialSpec
 from shortened_llm.search.space import SearchSpace
 
 REFERENCE = "cpt"
@@ -20,11 +20,9 @@ def equal_seconds_trials(
     Speeds are means over seeds and rates of finished trials, so that the budgets follow from what is stored. A method
     as fast as the reference gets the trial that it had.
     """
-    seconds: dict[tuple[tuple[int, ...], int, str], list[float]] = defaultdict(list)
+    seconds: dict[tuple[tuple[Transform, ...], int, str], list[float]] = defaultdict(list)
     compared = [
-        spec
-        for spec in specs
-        if spec.control is None and spec.train_on == "corpus" and spec.method != "none" and spec.fingerprint in results
+        spec for spec in specs if spec.control is None and spec.train_on == "corpus" and spec.fingerprint in results
     ]
     for spec in compared:
         seconds[_place(spec, spec.method)].append(_seconds(results[spec.fingerprint]))
@@ -45,6 +43,6 @@ def _seconds(result: TrialResult) -> float:
     )
 
 
-def _place(spec: TrialSpec, method: str) -> tuple[tuple[int, ...], int, str]:
+def _place(spec: TrialSpec, method: str) -> tuple[tuple[Transform, ...], int, str]:
     """What trials must share to be compared."""
-    return spec.plan.kept_blocks, sum(recipe.num_steps for recipe in spec.recipes), method
+    return spec.plan.transforms, sum(recipe.num_steps for recipe in spec.recipes), method

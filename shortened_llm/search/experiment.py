@@ -15,24 +15,23 @@ from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFailure, TrialResult, from_json, to_json
 from shortened_llm.reporting.write import write_report
+from shortened_llm.storage.layout import (
+    BEGUN,
+    CONFIG,
+    EXPERIMENTS,
+    FAILURES,
+    PAGE,
+    PLANNED,
+    REPORT,
+    REPORTED,
+    RUNS,
+    TRIALS,
+    cleaning_url,
+)
 from shortened_llm.storage.lease import hold_lease, holder
 from shortened_llm.storage.payload import upload_directory
-from shortened_llm.storage.store import CLEANING, EXPERIMENTS, DamagedRecordError, Store
+from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import join, normalise, read_bytes, write_bytes
-
-RECORD = "experiment.json"
-REPORT = "report"
-TRIALS = "trials.json"
-TRIAL_KIND = "trials"
-"""Kind of a `TrialResult` in the store."""
-FAILURES = "failures"
-"""Kind of a `TrialFailure` in the experiment's own directory."""
-RUNS = "runs.json"
-"""What `jobs.retrain` made under an experiment's name."""
-BEGUN = "begun"
-"""Kind of a `Begun` in the experiment's own directory."""
-TUNE = "tune"
-"""Directory of Tune's logs, with one directory for each trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ def own_experiment(store: Store, name: str) -> Iterator[str]:
         BadInputError: while another driver runs it, or something is being removed from the storage.
     """
     with hold_lease(store.experiment_url(name)) as lease:
-        if holder(join(store.url, CLEANING)):
+        if holder(cleaning_url(store.url)):
             raise BadInputError(
                 f"storage.url: jobs.clean is removing what {store.url} does not need, which might be needed from now "
                 "on; wait until it is done"
@@ -109,7 +108,7 @@ def write_config(store: Store, config: SearchConfig) -> None:
 
 def write_experiment(store: Store, experiment: Experiment) -> None:
     """Record what a report needs: once the trials are known, with none of their results, and again at the end."""
-    write_bytes(join(store.experiment_url(experiment.name), RECORD), to_json(experiment).encode())
+    write_bytes(join(store.experiment_url(experiment.name), PLANNED), to_json(experiment).encode())
 
 
 def read_experiment(url: str) -> Experiment:
@@ -123,12 +122,12 @@ def read_experiment(url: str) -> Experiment:
         BadInputError: there is no experiment, or its record cannot be read.
     """
     directory = experiment_directory(url)
-    planned, reported = _read(join(directory, RECORD)), _read(join(directory, REPORT, TRIALS))
-    found = planned or reported or _read(join(directory, TRIALS))
+    planned, reported = _read(join(directory, PLANNED)), _read(join(directory, REPORT, REPORTED))
+    found = planned or reported or _read(join(directory, REPORTED))
     if found is None:
         raise BadInputError(
             f"EXPERIMENT: {url!r} holds no experiment; give the path or URL of <storage>/experiments/<name>, which has "
-            f"{RECORD} or {REPORT}/{TRIALS}"
+            f"{PLANNED} or {REPORT}/{REPORTED}"
         )
     if planned and reported:
         found = _with_report_scores(planned, reported)
@@ -140,7 +139,7 @@ def read_experiment(url: str) -> Experiment:
 def experiment_directory(url: str) -> str:
     """The directory behind any place that `read_experiment` takes."""
     directory = normalise(url)
-    if directory.rsplit("/", 1)[-1] in (RECORD, TRIALS, "report.html"):
+    if directory.rsplit("/", 1)[-1] in (PLANNED, REPORTED, PAGE):
         directory = directory.rsplit("/", 1)[0]
     return directory.rsplit("/", 1)[0] if directory.rsplit("/", 1)[-1] == REPORT else directory
 
@@ -185,7 +184,7 @@ def filled_in(experiment: Experiment, store: Store, directory: str) -> Experimen
 def _filled_in(trial: ReportedTrial, store: Store, own: Store, driver: str | None) -> ReportedTrial:
     fingerprint = trial.spec.fingerprint
     try:
-        result = trial.result or store.load(TRIAL_KIND, fingerprint, TrialResult)
+        result = trial.result or store.load(TRIALS, fingerprint, TrialResult)
         failure = own.load(FAILURES, fingerprint, TrialFailure) if result is None else None
     except DamagedRecordError as error:  # it must not cost the other trials their report
         result, failure = None, TrialFailure(fingerprint=fingerprint, cause=str(error))
@@ -213,4 +212,4 @@ def publish_to(url: str, experiment: Experiment) -> str:
 
 
 def _config_url(store: Store, name: str) -> str:
-    return join(store.experiment_url(name), "config.json")
+    return join(store.experiment_url(name), CONFIG)

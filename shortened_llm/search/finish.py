@@ -92,7 +92,7 @@ def measure_report(
             continue
         on_progress = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts
-        before = pool.submit(dense.view(trial.spec.plan.kept_blocks), texts, on_progress)
+        before = pool.submit(dense.view(trial.spec.plan.transforms), texts, on_progress)
         pending[index] = (before, pool.submit(trial.result.model, units, on_progress))
     for index, submitted in pending.items():
         before_scores, after_scores = (_result(pool, one) for one in submitted)
@@ -103,8 +103,7 @@ def measure_report(
     if config.evaluation.report.efficiency:
         for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
             if trial.spec.fingerprint in best and trial.result is not None:
-                kept = trial.spec.plan.kept_blocks
-                unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense, kept_blocks=kept)
+                unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
                 on_progress = progress.about(f"time {trial.spec.name}")
                 found = _result(pool, pool.submit(trial.result.model, (unit,), on_progress))
                 missing_scores = (*trial.after.missing, *found.missing)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
-from shortened_llm.models.load import size_of
+from shortened_llm.models.view import size_of
 from shortened_llm.records import (
     BlockScores,
     EvalScores,
@@ -36,8 +36,7 @@ def planned_experiment(
     return Experiment(
         name=config.experiment,
         model=config.model.path,
-        num_blocks=dense.num_blocks,
-        dense_parameters=size_of(dense).parameters(dense.kept_blocks),
+        dense_size=size_of(dense, config.model.exported_dtype).without(()),
         dense_url=dense.url,
         dense_fingerprint=dense.fingerprint,
         dense_selection=dense_scores.selection,

@@ -17,7 +17,7 @@ from shortened_llm.evaluation.units import AgreementUnit, MetricUnit, TaskUnit, 
 from shortened_llm.evaluation.units import Unit as EvaluationUnit
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
-from shortened_llm.models.load import load_config, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture, TrainingData
 from shortened_llm.scoring.job import ScoringJob, Unit
 from shortened_llm.scoring.measure import measure, pending_units

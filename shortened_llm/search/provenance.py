@@ -42,16 +42,12 @@ def publish_cards(experiment: Experiment) -> None:
         _write_card(url, files)
 
 
-def publish_trained_card(
-    spec: TrialSpec, runs: tuple[RetrainedModel, ...], num_blocks: int, origin: Provenance
-) -> None:
+def publish_trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], origin: Provenance) -> None:
     """As `publish_cards`, of a model that was just exported: nobody should find it without its licences. One that has a
     card keeps it."""
-    for url, text in adapter_cards(spec, runs, num_blocks, origin).items():
+    for url, text in adapter_cards(spec, runs, origin).items():
         _write_card(url, {"README.md": text})
-    model = runs[-1].model
-    if model.transform is None:  # else a view of the dense model's own files
-        _write_card(model.url, trained_card(spec, runs, num_blocks, origin), is_first=True)
+    _write_card(runs[-1].model.url, trained_card(spec, runs, origin), is_first=True)
 
 
 def _write_card(url: str, files: Mapping[str, str], *, is_first: bool = False) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
+from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
@@ -22,12 +22,12 @@ from shortened_llm.storage.store import Store
 
 
 def retrain_plan(
-    config: SearchConfig, facts: ScoringFacts, store: Store, kept: tuple[int, ...] | None
+    config: SearchConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[TrialSpec, tuple[RetrainedModel, ...]]]:
     """Retrain a plan by every method, rate and seed of the configuration, one after another; each as it is done.
 
     Args:
-        kept: the blocks that stay; None: what the first criterion keeps at the first ratio.
+        removed: the blocks that go; None: what the first criterion removes at the first ratio.
 
     Raises:
         BadInputError: a driver runs the experiment of this name, or the architecture cannot lose these blocks.
@@ -38,8 +38,8 @@ def retrain_plan(
         dense = stage_model(config.model, store, on_progress=staging)
         staging(None)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
-        plan = _plan(config, facts, dense, kept, store, log.about("prepare"))
-        rehearse_plans(facts.model_config, facts.tokenizer, [plan.kept_blocks])
+        plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
+        rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms])
         space = SearchSpace(
             dense=dense,
             data=packing(),
@@ -71,13 +71,13 @@ def _plan(
     config: SearchConfig,
     facts: ScoringFacts,
     dense: ModelRef,
-    kept: tuple[int, ...] | None,
+    removed: tuple[int, ...] | None,
     store: Store,
     progress: Progress,
 ) -> PrunePlan:
-    size = size_of(dense)
-    if kept is not None:
-        return chosen_plan(kept, size)
+    size = size_of(dense, config.model.exported_dtype)
+    if removed is not None:
+        return chosen_plan(removed, size)
     job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
     plans = make_plans(config.search, score(job, config, store, progress), size)
     return plans[0]

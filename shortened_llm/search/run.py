@@ -6,8 +6,8 @@ from dataclasses import replace
 from shortened_llm.config import SearchConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.load import size_of
 from shortened_llm.models.stage import stage_model
+from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob
@@ -16,7 +16,7 @@ from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_ma
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.equal_seconds import equal_seconds_trials
-from shortened_llm.search.experiment import TUNE, own_experiment, publish_report, write_config, write_experiment
+from shortened_llm.search.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
@@ -27,6 +27,7 @@ from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.trackers import check_node
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.tuner import TrialLogs, run_trials
+from shortened_llm.storage.layout import TUNE
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
@@ -128,11 +129,11 @@ def _trials(
     store: Store,
 ) -> tuple[TrialSpec, ...]:
     """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
-    size = size_of(space.dense)
+    size = size_of(space.dense, space.export_dtype)
     plans, controls = make_plans(config.search, scores, size), config.search.controls
     of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
     random = make_plans(config.search, of_random, size)
-    rehearse_plans(facts.model_config, facts.tokenizer, [plan.kept_blocks for plan in (*plans, *random)])
+    rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms for plan in (*plans, *random)])
     dense = [dense_plan(size)] if "dense" in controls else []
     specs = distinct((*space.trials(plans), *space.controls("dense", dense), *space.controls("random", random)))
     labels = sum(len(plan.labels) for plan in plans)

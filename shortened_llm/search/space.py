@@ -50,16 +50,17 @@ class SearchSpace:
 
     def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
         """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
-        model = self.dense.view(spec.plan.kept_blocks)
+        model = self.dense.view(spec.plan.transforms)
         jobs: list[RetrainingJob] = []
         for recipe in spec.recipes:
             jobs.append(self._job(model, recipe))
-            model = replace(model, fingerprint=jobs[-1].fingerprint, num_blocks=len(model.kept_blocks), transform=None)
+            model = model.exported(url=model.url, fingerprint=jobs[-1].fingerprint, files=())
         return tuple(jobs)
 
     def trial_identity(self, spec: TrialSpec) -> dict[str, object]:
         """What determines a trial's result."""
         return {
+            "model": self.dense.view(spec.plan.transforms).identity,
             "retraining": [job.identity for job in self.jobs(spec)],
             "selection": [unit.identity for unit in self.selection],
         }

@@ -2,7 +2,7 @@
 
 from shortened_llm.config import RetrainingConfig, SearchConfig
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.load import empty_model
+from shortened_llm.models.build import empty_model
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.storage.store import Store

@@ -11,10 +11,10 @@ from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import Provenance, RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import is_retrained, retrain
-from shortened_llm.search.experiment import TRIAL_KIND
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.provenance import publish_trained_card
 from shortened_llm.search.space import SearchSpace
+from shortened_llm.storage.layout import TRAIN, TRIALS
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
@@ -49,7 +49,7 @@ def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
     """The trial's result, where it is trained. One that cannot be read, such as another version's, or whose model is
     gone, is made again."""
     try:
-        result = store.read(TRIAL_KIND, spec.fingerprint, TrialResult)
+        result = store.read(TRIALS, spec.fingerprint, TrialResult)
     except ValidationError as error:
         LOGGER.warning("the record of trial %s cannot be read (%d faults)", spec.name, error.error_count())
         return None
@@ -57,6 +57,12 @@ def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
         LOGGER.warning("the model of trial %s is gone from %s", spec.name, result.model.url)
         return None
     return result
+
+
+def write_result(store: Store, result: TrialResult, identity: Mapping[str, object]) -> None:
+    """Write the record of a trial."""
+    parents = (result.model.fingerprint, *(run.model.fingerprint for run in result.runs))
+    store.write(TRIALS, result.fingerprint, result, identity=identity, parents=parents)
 
 
 def is_done(store: Store, spec: TrialSpec) -> bool:
@@ -78,28 +84,32 @@ def run_trial(
     scoring = on_progress.about(f"evaluate {spec.name}")
 
     # The untrained view is scored by the pool while training starts.
-    scores_before = context.pool.submit(space.dense.view(spec.plan.kept_blocks), selection, scoring)
+    view = space.dense.view(spec.plan.transforms)
+    scores_before = context.pool.submit(view, selection, scoring)
     runs = train_runs(spec, context, train_callbacks=train_callbacks, on_progress=on_progress)
     on_progress("scoring the retrained model")
     on_progress.enter("scoring")
-    after = context.pool.evaluate(runs[-1].model, selection, scoring)
+    model = runs[-1].model if runs else view
+    after = context.pool.evaluate(model, selection, scoring)
     before = context.pool.result(scores_before)
 
     result = TrialResult(
         fingerprint=spec.fingerprint,
+        model=model,
         runs=runs,
         before=before,
         after=after,
         seconds=time.monotonic() - started,
     )
-    context.store.write(TRIAL_KIND, spec.fingerprint, result, identity=space.trial_identity(spec))
+    write_result(context.store, result, space.trial_identity(spec))
     return result
 
 
 def train_runs(
     spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object], on_progress: Progress
 ) -> tuple[RetrainedModel, ...]:
-    """The training runs of a trial, each from the model of the one before; what is stored is read back."""
+    """The training runs of a trial, each from the model of the one before; what is stored is read back. A trial that
+    trains nothing has none."""
     runs: list[RetrainedModel] = []
     jobs = context.space.jobs(spec)
     # A run whose model is there needs no files of those before it.
@@ -112,7 +122,7 @@ def train_runs(
             retrain(
                 replace(job, model=begins_with),
                 context.store,
-                runs_url=join(context.experiment.url, "train"),
+                runs_url=join(context.experiment.url, TRAIN),
                 resources=context.resources,
                 max_failures=context.max_failures,
                 tokens_before=sum(run.tokens for run in runs),
@@ -122,5 +132,6 @@ def train_runs(
                 on_note=on_progress.note,
             )
         )
-    publish_trained_card(spec, tuple(runs), context.space.dense.num_blocks, context.provenance)
+    if runs:
+        publish_trained_card(spec, tuple(runs), context.provenance)
     return tuple(runs)

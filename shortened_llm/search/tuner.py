@@ -14,14 +14,14 @@ from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
-from shortened_llm.retraining.job import KIND as RUN_KIND
-from shortened_llm.search.experiment import BEGUN, FAILURES, Begun
+from shortened_llm.search.experiment import Begun
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.space import SearchSpace, waves
 from shortened_llm.search.trackers import tracker_callbacks
 from shortened_llm.search.train_callbacks import watch_callbacks
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 from shortened_llm.storage.clients import ray_storage
+from shortened_llm.storage.layout import BEGUN, FAILURES, RETRAINED
 
 # Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
@@ -79,7 +79,7 @@ def run_trials(
     for spec in later:
         # Made by a trial of the first wave, unless that failed; two trials must not make it at a time.
         begins_with = context.space.jobs(spec)[0]
-        if context.store.read(RUN_KIND, begins_with.fingerprint, RetrainedModel) is None:
+        if context.store.read(RETRAINED, begins_with.fingerprint, RetrainedModel) is None:
             cause = f"the {begins_with.recipe.method} run that it begins with failed in another trial"
             failures[spec.fingerprint] = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
             _about(names[spec.fingerprint], logs).enter("failed")
@@ -109,7 +109,7 @@ def _run_wave(
         name, own = names[spec.fingerprint], context.experiment
         if known := own.read(FAILURES, spec.fingerprint, TrialFailure):
             raise TrialFailedError(known.cause)  # Tune starts it once more: Train has retried its training already
-        own.write(BEGUN, spec.fingerprint, Begun(driver=context.driver), identity={})
+        own.write(BEGUN, spec.fingerprint, Begun(driver=context.driver), identity={}, parents=())
         on_progress = _about(name, logs)
         watching = watch_callbacks(logs.experiment, name, context.resources, on_progress)
         try:
@@ -119,7 +119,7 @@ def _run_wave(
             if not on_progress.is_heard():
                 raise  # the search was stopped, which takes much away that a trial needs
             failure = TrialFailure(fingerprint=spec.fingerprint, cause=last_line(error))
-            own.write(FAILURES, spec.fingerprint, failure, identity={})
+            own.write(FAILURES, spec.fingerprint, failure, identity={}, parents=())
             on_progress.enter("failed")
             raise TrialFailedError(failure.cause) from error
         finally:
@@ -181,7 +181,7 @@ def _describe(spec: TrialSpec) -> dict[str, object]:
         "fingerprint": spec.fingerprint,
         "name": spec.name,
         "plan": spec.plan.name,
-        "kept_blocks": len(spec.plan.kept_blocks),
+        "blocks": spec.plan.size.blocks,
         "method": spec.method,
         "learning_rate": spec.learning_rate,
         "seed": spec.seed,

@@ -1,11 +1,12 @@
 """What no experiment of a storage needs any more. Rather too little than too much: in doubt a thing is needed.
 
-Needed is what a report or a rerun of an experiment reads:
+Every record names its parents, the results that it was made from. Needed is what a report or a rerun of an experiment
+reads:
 
-- its trials, and the training runs of these, by fingerprint;
-- every record about its dense model or one of its retrained models: scores, measurements, evaluations, tokens;
-- payload attempts that a needed record, or a file of an experiment, names;
-- the checkpoints before the decay of its training runs, from which longer ones go on.
+- its trials, with all that they were made from: training runs, tokens, and the checkpoints before the decay of these
+  runs, from which longer ones go on;
+- every record made from its dense model or one of its retrained models: scores, measurements, evaluations, tokens;
+- payload attempts that a needed record, or a file of an experiment, names.
 
 While an experiment is not finished, all training runs from its dense model count as its own. A place below
 `experiments/` without a plan, that of a search which has not planned yet, may need any record: as long as there is one,
@@ -17,20 +18,31 @@ import datetime
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.logs import LOGGER
-from shortened_llm.retraining.job import KIND as RUN_KIND
-from shortened_llm.retraining.job import stable_fingerprint
-from shortened_llm.search.experiment import RECORD, REPORT, RUNS, TRIAL_KIND, TRIALS, read_runs
+from shortened_llm.search.experiment import read_runs
 from shortened_llm.storage.inventory import StoredRecord, read_records
+from shortened_llm.storage.layout import (
+    CLEANING,
+    EXPERIMENTS,
+    LEASE,
+    MODELS,
+    PLANNED,
+    REPORT,
+    REPORTED,
+    RETRAINED,
+    RUNS,
+    STABLE,
+    TRAIN,
+    TRIALS,
+)
 from shortened_llm.storage.lease import holder
-from shortened_llm.storage.store import CLEANING, EXPERIMENTS, Store
+from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
-MODEL_KIND, STABLE_KIND = "models", "stable"
 Group = list[StoredFile]
 
 
@@ -69,10 +81,10 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
     """
     files = find_files(store.url)
     experiments, records = _experiments(store, files), read_records(store, files)
-    runs = _needed_runs(records, experiments)
-    is_needed = _needed_records(records, experiments, runs)
-    kept = [record.text for record in records if is_needed(record)]
-    given_up = [record for record in records if not is_needed(record)]
+    done = [_fingerprints(records, kind) for kind in (TRIALS, RETRAINED)]
+    needed = _needed(records, experiments, [one for one in experiments if not one.is_finished(*done)])
+    kept = [record.text for record in records if record.fingerprint in needed]
+    given_up = [record for record in records if record.fingerprint not in needed]
     own = (f"{EXPERIMENTS}/", f"{CLEANING}/")
     places = _by_directory((file for file in files if not file.path.startswith(own)), depth=2)
     named = _attempts_in([*kept, *(one.text for one in experiments)])
@@ -85,12 +97,12 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
         for attempt, of_attempt in _by_attempt(members).items():
             if attempt not in named:
                 groups["attempts", f"{place}/{attempt}"] = of_attempt
-    done = [_fingerprints(records, kind) for kind in (TRIAL_KIND, RUN_KIND)]
     for one in experiments:
         of_one = [file for file in files if file.path.startswith(f"{EXPERIMENTS}/{one.name}/")]
         groups |= _left_by(one, of_one, is_finished=one.is_finished(*done))
     if all(one.is_finished(*done) for one in experiments):
-        groups |= _stable_of_others(places, [record for record in records if record.fingerprint in runs])
+        stable = {path: files for path, files in places.items() if path.startswith(f"{STABLE}/")}
+        groups |= {(STABLE, path): files for path, files in stable.items() if path.split("/")[1] not in needed}
     newest = datetime.datetime.now(datetime.UTC) - min_age
     found = [
         Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
@@ -112,64 +124,35 @@ def _fingerprints(records: Iterable[StoredRecord], kind: str) -> set[str]:
     return {record.fingerprint for record in records if record.kind == kind}
 
 
-def _needed_records(
-    records: Sequence[StoredRecord], experiments: Sequence[_Experiment], runs: set[str]
-) -> Callable[[StoredRecord], bool]:
+def _needed(
+    records: Sequence[StoredRecord], experiments: Sequence[_Experiment], unfinished: Sequence[_Experiment]
+) -> set[str]:
+    """Fingerprints of all that the experiments need, whether or not it has a record."""
     if unplanned := ", ".join(one.name for one in experiments if not one.planned):
-        LOGGER.warning("no record is given up, since these may need any: %s (no %s)", unplanned, RECORD)
-        return lambda record: True
-    trials = {fingerprint for one in experiments for fingerprint in one.trials}
-    dense = {fingerprint for one in experiments for fingerprint in one.dense}
-    results, models = {TRIAL_KIND: trials, RUN_KIND: runs, MODEL_KIND: dense}, {*dense, *runs}
-
-    def is_needed(record: StoredRecord) -> bool:
-        if record.kind in results:
-            return record.fingerprint in results[record.kind]
-        about = _models_of(record.identity)
-        return not about or bool(about & models)
-
-    return is_needed
-
-
-def _needed_runs(records: Sequence[StoredRecord], experiments: Sequence[_Experiment]) -> set[str]:
-    """Runs that an experiment names, and all that began with the dense model of an unfinished one."""
-    runs = {record.fingerprint: record for record in records if record.kind == RUN_KIND}
-    trials = {record.fingerprint: record.text for record in records if record.kind == TRIAL_KIND}
-    texts = [trials[fingerprint] for one in experiments for fingerprint in one.trials & trials.keys()]
-    needed = {fingerprint for fingerprint in runs if any(f'"{fingerprint}"' in text for text in texts)}
-    needed |= {fingerprint for one in experiments for fingerprint in one.runs & runs.keys()}
-    unfinished = [one for one in experiments if not one.is_finished(trials.keys(), runs.keys())]
+        LOGGER.warning("no record is given up, since these may need any: %s (no %s)", unplanned, PLANNED)
+        return {fingerprint for record in records for fingerprint in (record.fingerprint, *record.parents)}
+    parents: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        parents[record.fingerprint] |= record.parents
+    runs = [record for record in records if record.kind == RETRAINED]
+    needed = _with_ancestors({f for one in experiments for f in (*one.trials, *one.runs, *one.dense)}, parents)
     origins = {fingerprint for one in unfinished for fingerprint in one.dense}
-    while more := {key for key, run in runs.items() if key not in needed and _models_of(run.identity) & origins}:
-        needed |= more
+    while more := {run.fingerprint for run in runs if run.parents & origins} - origins:
         origins |= more  # a run may begin with the model of another
-    return needed
+    needed |= _with_ancestors(origins, parents)
+    # A dense model in a local directory has no record.
+    models = needed & {*(r.fingerprint for r in records if r.kind in (MODELS, RETRAINED)), *(needed - parents.keys())}
+    about = {r.fingerprint for r in records if r.kind not in (MODELS, RETRAINED, TRIALS) and r.parents & models}
+    return needed | _with_ancestors(about, parents)
 
 
-def _models_of(identity: object) -> set[str]:
-    """Fingerprints of the models that a record is about, wherever its identity says so: of the files of a model, or of
-    the one whose tokenizer made tokens."""
-    if isinstance(identity, list):
-        return set().union(*map(_models_of, identity))
-    if not isinstance(identity, dict):
-        return set()
-    found = set().union(*map(_models_of, identity.values()))
-    model = identity.get("model")
-    for name in (model.get("files") if isinstance(model, dict) else None, identity.get("tokenizer")):
-        if isinstance(name, str):
-            found.add(name)
+def _with_ancestors(fingerprints: set[str], parents: Mapping[str, set[str]]) -> set[str]:
+    found, ahead = set(fingerprints), list(fingerprints)
+    while ahead:
+        new = parents.get(ahead.pop(), set()) - found
+        found |= new
+        ahead += new
     return found
-
-
-def _stable_of_others(places: Mapping[str, Group], runs: Iterable[StoredRecord]) -> dict[tuple[str, str], Group]:
-    """Checkpoints before the decay of runs that are not needed."""
-    trained = (record.identity for record in runs if record.kind == RUN_KIND and record.identity.get("recipe"))
-    needed = {f"{STABLE_KIND}/{stable_fingerprint(identity)}" for identity in trained}
-    return {
-        (STABLE_KIND, path): files
-        for path, files in places.items()
-        if path.startswith(f"{STABLE_KIND}/") and path not in needed
-    }
 
 
 def _left_by(experiment: _Experiment, own: Sequence[StoredFile], *, is_finished: bool) -> dict[tuple[str, str], Group]:
@@ -178,10 +161,10 @@ def _left_by(experiment: _Experiment, own: Sequence[StoredFile], *, is_finished:
         return {}
     place = f"{EXPERIMENTS}/{experiment.name}"
     groups: dict[tuple[str, str], Group] = {}
-    training = [file for file in own if file.path.startswith(f"{place}/train/")]
+    training = [file for file in own if file.path.startswith(f"{place}/{TRAIN}/")]
     if training and is_finished:
-        groups["train runs", f"{place}/train"] = training
-    leases = sorted((file for file in own if file.path.startswith(f"{place}/lease/")), key=lambda file: file.path)
+        groups["train runs", f"{place}/{TRAIN}"] = training
+    leases = sorted((file for file in own if file.path.startswith(f"{place}/{LEASE}/")), key=lambda file: file.path)
     for lease in leases[:-1]:  # the newest number stays: the next driver counts on from it
         groups["leases", lease.path] = [lease]
     return groups
@@ -215,7 +198,7 @@ def _experiments(store: Store, files: Sequence[StoredFile]) -> list[_Experiment]
 def _experiment(store: Store, name: str, paths: Collection[str]) -> _Experiment:
     texts = [
         read_bytes(join(store.url, path)).decode()
-        for place in (RECORD, f"{REPORT}/{TRIALS}")
+        for place in (PLANNED, f"{REPORT}/{REPORTED}")
         if (path := f"{EXPERIMENTS}/{name}/{place}") in paths
     ]
     runs = read_runs(store, name) if f"{EXPERIMENTS}/{name}/{RUNS}" in paths else None

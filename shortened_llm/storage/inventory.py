@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.storage.store import EXPERIMENTS, RECORD_NAME, Store
+from shortened_llm.storage.layout import EXPERIMENTS, RECORD_NAME
+from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import StoredFile, join, read_bytes
 
 
@@ -17,8 +18,9 @@ class StoredRecord:
     kind: str
     fingerprint: str
     text: str
-    """As stored: it names its payload, and what it was made from."""
-    identity: dict[str, object]
+    """As stored; it names its payload."""
+    parents: frozenset[str]
+    """Fingerprints of the results that it was made from."""
 
     @property
     def path(self) -> str:
@@ -42,7 +44,8 @@ def read_records(store: Store, files: Sequence[StoredFile]) -> list[StoredRecord
         kind, fingerprint, _ = path.split("/")
         text = read_bytes(join(store.url, path)).decode()
         try:
-            return StoredRecord(kind=kind, fingerprint=fingerprint, text=text, identity=json.loads(text)["identity"])
+            parents = frozenset(json.loads(text)["parents"])
+            return StoredRecord(kind=kind, fingerprint=fingerprint, text=text, parents=parents)
         except (ValueError, KeyError, TypeError):
             raise BadInputError(f"STORAGE: {path} is no record; look at it and remove it") from None
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
+from shortened_llm.storage.layout import LEASE
 from shortened_llm.storage.retry import may_tell, outage_seconds, patience
 from shortened_llm.storage.urls import create_bytes, delete, join, list_names, modified, read_bytes, write_bytes
 
@@ -134,7 +135,7 @@ def hold_lease(
     Raises:
         BadInputError: while another driver renews its lease.
     """
-    url = join(experiment_url, "lease")
+    url = join(experiment_url, LEASE)
     lease = _take(url, expiry_seconds)
     try:
         yield lease
@@ -154,7 +155,7 @@ def hold_lease(
 def holder(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> str | None:
     """The owner of the lease, where it seems to be alive: it has renewed its lease lately, by the clocks of the store
     and of this machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
-    url = join(experiment_url, "lease")
+    url = join(experiment_url, LEASE)
     last = _numbers(url)[-1:]
     held = _read(object_url := join(url, f"{last[0]:08d}.json")) if last else None
     if held is None or held["state"] == "released":

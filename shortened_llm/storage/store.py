@@ -8,7 +8,7 @@ import datetime
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,17 +19,13 @@ from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import canonical
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import to_json
+from shortened_llm.storage import layout
 from shortened_llm.storage.clients import check_bucket
 from shortened_llm.storage.retry import OUTAGE_SECONDS, outlast, patience
 from shortened_llm.storage.urls import create_bytes, delete, is_local, join, normalise, read_bytes, write_bytes
 
 T = TypeVar("T")
 
-EXPERIMENTS = "experiments"
-"""Directory with one directory for each experiment; every other one beside it is a kind of results."""
-CLEANING = "cleaning"
-"""Directory with the lease of whoever removes what no experiment needs."""
-RECORD_NAME = "record.json"
 PROBE_SECONDS = 5.0
 
 # In the path of the copy of the working directory that Ray makes for a submitted job.
@@ -68,11 +64,11 @@ class Store:
 
     def experiment_url(self, name: str) -> str:
         """Directory of what belongs to one experiment alone."""
-        return join(self.url, EXPERIMENTS, name)
+        return layout.experiment_url(self.url, name)
 
     def attempt_url(self, kind: str, fingerprint: str) -> str:
         """A new place for the payload of one attempt at a result."""
-        return join(self.url, kind, fingerprint, f"attempt-{secrets.token_hex(4)}")
+        return layout.attempt_url(self.url, kind, fingerprint, secrets.token_hex(4))
 
     def read(self, kind: str, fingerprint: str, record_type: type[T]) -> T | None:
         """The stored record, or None where the result is still to be computed; a damaged one counts as absent."""
@@ -88,7 +84,7 @@ class Store:
         Raises:
             DamagedRecordError: what is stored is no such record.
         """
-        url = self._record_url(kind, fingerprint)
+        url = layout.record_url(self.url, kind, fingerprint)
         try:
             return TypeAdapter(record_type).validate_python(json.loads(read_bytes(url))["record"])
         except FileNotFoundError:
@@ -96,21 +92,29 @@ class Store:
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedRecordError(f"{url} is no record that this version reads ({_cause(error)})") from None
 
-    def write(self, kind: str, fingerprint: str, record: object, *, identity: Mapping[str, object]) -> None:
-        """Store a finished result, with the identity behind its fingerprint for people to read."""
+    def write(
+        self, kind: str, fingerprint: str, record: object, *, identity: Mapping[str, object], parents: Iterable[str]
+    ) -> None:
+        """Store a finished result.
+
+        Args:
+            identity: what the fingerprint is of, for people to read.
+            parents: fingerprints of the results that it was made from, so that clean-up knows what is needed.
+        """
         envelope = {
             "kind": kind,
             "fingerprint": fingerprint,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "parents": sorted(set(parents)),
             "identity": canonical(identity),
             "record": json.loads(to_json(record, indent=None)),
         }
         content = json.dumps(envelope, indent=2, allow_nan=False)
-        write_bytes(self._record_url(kind, fingerprint), content.encode())
+        write_bytes(layout.record_url(self.url, kind, fingerprint), content.encode())
 
     def remove(self, kind: str, fingerprint: str) -> None:
         """Forget a result; nothing there is no error."""
-        delete(self._record_url(kind, fingerprint))
+        delete(layout.record_url(self.url, kind, fingerprint))
 
     def probe(self) -> None:
         """Write and delete one small object; of a local directory that does not exist yet, in its nearest ancestor. A
@@ -141,9 +145,6 @@ class Store:
         if not directory.is_dir():
             raise NotADirectoryError(f"{directory} is a file, or a link to nothing")
         return str(directory)
-
-    def _record_url(self, kind: str, fingerprint: str) -> str:
-        return join(self.url, kind, fingerprint, RECORD_NAME)
 
 
 def _cause(error: Exception) -> str:

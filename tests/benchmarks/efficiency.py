@@ -20,6 +20,7 @@ from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import EfficiencyScore, GenerationPoint
 from tests.benchmarks.loading import reference_to
 from tests.benchmarks.scoring import ASSETS
+from tests.conftest import keeping
 
 PROTECT_FIRST, PROTECT_LAST = 4, 2
 
@@ -51,7 +52,7 @@ def main() -> None:
     dense = reference_to(options.model)
     kept = kept_blocks(dense.num_blocks, options.ratio)
     score = measure_efficiency(
-        dense, dense.view(kept), settings, dtype=options.dtype, device=options.device, on_progress=print
+        dense, dense.view(keeping(kept)), settings, dtype=options.dtype, device=options.device, on_progress=print
     )
     print_table(score)
     if options.json:

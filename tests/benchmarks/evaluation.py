@@ -25,6 +25,7 @@ from shortened_llm.records import EvalScores, ModelRef
 from shortened_llm.search.progress import ProgressLog
 from shortened_llm.storage.store import Store
 from tests.benchmarks.scoring import ASSETS
+from tests.conftest import keeping
 
 TASKS = ("piqa_local", "openbookqa_local")
 NUM_MODELS = 4
@@ -34,7 +35,7 @@ def models(dense: ModelRef) -> list[ModelRef]:
     """The dense model and views that lack 6, 12 and 18 of its blocks."""
     free = range(4, dense.num_blocks - 2)
     lacking = [set(free[:count]) for count in range(0, 6 * NUM_MODELS, 6)]
-    return [dense.view(tuple(b for b in range(dense.num_blocks) if b not in removed)) for removed in lacking]
+    return [dense.view(keeping(tuple(b for b in range(dense.num_blocks) if b not in removed))) for removed in lacking]
 
 
 def score_here(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store) -> tuple[list[EvalScores], float]:

@@ -24,13 +24,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaConfig, MixtralConfig, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import RetrainingConfig, TrainingSource
+from shortened_llm.models.build import empty_model
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.directory import load_config
+from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
 from shortened_llm.retraining.sharding import open_sharded, shard_model
 from shortened_llm.storage.payload import describe_files
 from tests.benchmarks.peak_memory import PeakMemory
 from tests.benchmarks.scoring import ASSETS
+from tests.conftest import keeping
 
 PROCESSES = 2
 CPU = torch.device("cpu")
@@ -86,7 +89,7 @@ def main() -> None:
             directory = Path(temporary) / title
             model.save_pretrained(directory)
             print(f"{title}, {len(kept)} of {model.config.num_hidden_layers} blocks, {PROCESSES} processes; MiB")
-            figures[title] = compare(reference_to(directory).view(kept), Path(temporary))
+            figures[title] = compare(reference_to(directory).view(keeping(kept)), Path(temporary))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 

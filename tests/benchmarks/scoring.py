@@ -29,9 +29,11 @@ from shortened_llm.config import CalibrationConfig, TaylorConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.sources import Documents
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.build import DTYPES
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
+from shortened_llm.models.directory import load_config, load_tokenizer
 from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import DTYPES, load_config, load_model, load_tokenizer
+from shortened_llm.models.load import load_model
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import ModelRef
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
@@ -39,6 +41,7 @@ from shortened_llm.scoring.taylor import measure_taylor
 from shortened_llm.scoring.weights import block_score, scored_weights
 from shortened_llm.storage.payload import describe_files
 from tests.benchmarks.peak_memory import PeakMemory
+from tests.conftest import keeping
 
 SEQUENCES, LENGTH = 10, 128
 ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
@@ -176,7 +179,7 @@ def run_one(name: str, directory: Path, num_blocks: int) -> dict[str, object]:
     prepare_cpu(fair_threads(1))
     reference = reference_to(directory)
     if num_blocks < reference.num_blocks:
-        reference = reference.view(tuple(range(num_blocks)))
+        reference = reference.view(keeping(tuple(range(num_blocks))))
     tokens = calibration(directory)
     _, procedure, dtype = PROCEDURES[name]
     partly = name == "a" and directory.name == "random"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from shortened_llm.models.load import load_tokenizer
+from shortened_llm.models.directory import load_tokenizer
 
 
 @pytest.fixture

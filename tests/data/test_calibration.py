@@ -10,7 +10,7 @@ from shortened_llm.config import CalibrationConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.load import load_tokenizer
+from shortened_llm.models.directory import load_tokenizer
 
 VOCAB_SIZE = 300
 TEXTS = [{"text": f"{index} " * (20 + index)} for index in range(50)]

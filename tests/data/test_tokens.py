@@ -250,7 +250,7 @@ import resource, sys
 from pathlib import Path
 import datasets
 from shortened_llm.data import packing
-from shortened_llm.models.load import load_tokenizer
+from shortened_llm.models.directory import load_tokenizer
 from shortened_llm.storage.store import Store
 from tests.data.sources import documents, packing_job
 packing.SHARD_TOKENS = 2**20

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, measure_effi
 from shortened_llm.evaluation.footprint import kv_bytes_per_token, memory_growth, weight_bytes
 from shortened_llm.evaluation.generation import Shape, in_turns, make_generation, only_greedy, prompt_tokens
 from shortened_llm.evaluation.shares import time_shares
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import EfficiencyScore, ModelRef, from_json, to_json
-from tests.conftest import SaveModel, reference_to
+from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
 
 KEPT = (0, 1, 4, 6, 7)
@@ -58,7 +60,7 @@ def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_every_shape_is_measured_for_both_in_turns(tiny_model: ModelRef, generate_calls: list[int]) -> None:
-    score = measure(tiny_model, tiny_model.view(KEPT))
+    score = measure(tiny_model, tiny_model.view(keeping(KEPT)))
     shapes = [(point.batch_size, point.output_tokens) for point in score.points]
     assert shapes == [(1, 2), (3, 2), (1, 6), (3, 6)]
     assert shapes == [(point.batch_size, point.output_tokens) for point in score.dense_points]
@@ -76,7 +78,7 @@ def test_every_shape_is_measured_for_both_in_turns(tiny_model: ModelRef, generat
 
 def test_the_ideal_speed_up_is_one_without_removal(tiny_model: ModelRef) -> None:
     settings = SMALL.model_copy(update={"batch_sizes": (2,)})
-    whole, view = (measure(tiny_model, model, settings) for model in (tiny_model, tiny_model.view(KEPT)))
+    whole, view = (measure(tiny_model, model, settings) for model in (tiny_model, tiny_model.view(keeping(KEPT))))
     assert whole.ideal_speed_ups == (1.0, 1.0)
     assert all(ideal > 1 for ideal in view.ideal_speed_ups)
     for blocks, head in zip(view.block_shares, view.head_shares, strict=True):
@@ -95,14 +97,16 @@ def test_the_speed_up_is_the_median_over_the_turns(tiny_model: ModelRef, monkeyp
 
     monkeypatch.setattr(GenerationMixin, "generate", generate)
     settings = EfficiencyConfig(batch_sizes=1, output_lengths=1, runs=3, warmups=0)
-    score = measure(tiny_model, tiny_model.view(KEPT), settings)
+    score = measure(tiny_model, tiny_model.view(keeping(KEPT)), settings)
     assert score.dense_points[0].latency > 1
     assert score.dense_points[0].latency_deviation > 1
     assert 0.3 < score.speed_ups[0] < 0.9
 
 
 def test_bytes_and_flops_by_straight_formulas(tiny_model: ModelRef) -> None:
-    score = measure(tiny_model, tiny_model.view(KEPT), EfficiencyConfig(batch_sizes=1, output_lengths=2, runs=1))
+    score = measure(
+        tiny_model, tiny_model.view(keeping(KEPT)), EfficiencyConfig(batch_sizes=1, output_lengths=2, runs=1)
+    )
     hidden, intermediate, heads, kv_heads, head_dim, vocabulary = 128, 352, 4, 2, 32, 257
     matrices = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
     for blocks, weights, cache, flops in (
@@ -123,7 +127,7 @@ def test_cache_and_arithmetic_of_other_families(family: str, cached: int, save_r
     """`cached`: elements for each block and token: keys and values, or what they are made of (DeepSeek)."""
     config = (FAMILIES | INDEXED)[family]
     _, ref = save_random_model(config)
-    whole, view = (load_model(one, "bfloat16") for one in (ref, ref.view((0, 1, 2, 5))))
+    whole, view = (load_model(one, "bfloat16") for one in (ref, ref.view(keeping((0, 1, 2, 5)))))
     assert kv_bytes_per_token(whole) == 6 * cached * 2
     assert kv_bytes_per_token(view) == 4 * cached * 2
     assert forward_flops(view) < forward_flops(whole)
@@ -161,7 +165,7 @@ def test_new_tokens_are_forced_where_the_model_would_stop(tiny_model: ModelRef, 
 @pytest.mark.parametrize(("static", "kind"), [(True, "StaticCache"), (False, "DynamicCache")])
 def test_cache(static: bool, kind: str, tiny_model: ModelRef) -> None:
     settings = EfficiencyConfig(batch_sizes=2, output_lengths=(8, 4), runs=2, warmups=1, static_cache=static)
-    score = measure(tiny_model, tiny_model.view(KEPT), settings)
+    score = measure(tiny_model, tiny_model.view(keeping(KEPT)), settings)
     assert [point.output_tokens for point in score.points] == [4, 8]
     assert f"{'static' if static else 'dynamic'} cache" in score.protocol
     assert score.kv_bytes_per_token == 5 * 2 * 2 * 32 * 4
@@ -181,7 +185,7 @@ def test_a_shape_beyond_memory_is_left_out_for_both_with_the_larger_ones(tiny_mo
     lines: list[str] = []
     settings = EfficiencyConfig(batch_sizes=(2 * 10**13, 1, 10**13), output_lengths=(2, 4), runs=1, warmups=0)
     score = measure_efficiency(
-        tiny_model, tiny_model.view(KEPT), settings, dtype="float32", device="cpu", on_progress=lines.append
+        tiny_model, tiny_model.view(keeping(KEPT)), settings, dtype="float32", device="cpu", on_progress=lines.append
     )
     for points in (score.points, score.dense_points):
         assert [(point.batch_size, point.output_tokens) for point in points] == [(1, 2), (1, 4)]
@@ -196,7 +200,7 @@ def test_another_error_is_not_taken_for_lack_of_memory(tiny_model: ModelRef, mon
 
     monkeypatch.setattr(GenerationMixin, "generate", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        measure(tiny_model, tiny_model.view(KEPT))
+        measure(tiny_model, tiny_model.view(keeping(KEPT)))
 
 
 def test_a_generation_longer_than_the_positions_is_refused(tiny_model: ModelRef) -> None:
@@ -205,15 +209,12 @@ def test_a_generation_longer_than_the_positions_is_refused(tiny_model: ModelRef)
         measure(tiny_model, tiny_model, settings)
 
 
-def test_a_model_with_files_of_its_own_needs_its_kept_blocks(tiny_model: ModelRef, tmp_path: Path) -> None:
-    load_model(tiny_model.view(KEPT), "float32").save_pretrained(tmp_path / "retrained")
+def test_a_model_of_unknown_origin_has_no_ideal_speed_up(tiny_model: ModelRef, tmp_path: Path) -> None:
+    load_model(tiny_model.view(keeping(KEPT)), "float32").save_pretrained(tmp_path / "retrained")
     retrained = reference_to(tmp_path / "retrained")
-    with pytest.raises(ValueError, match="which"):
-        measure(tiny_model, retrained)
-    with pytest.raises(ValueError, match="kept_blocks"):
-        measure(tiny_model, retrained, kept_blocks=(0, 1))
     settings = EfficiencyConfig(batch_sizes=1, output_lengths=4, runs=2, warmups=1)
-    assert measure(tiny_model, retrained, settings, kept_blocks=KEPT).ideal_speed_ups[0] > 1
+    assert measure(tiny_model, replace(retrained, origin=keeping(KEPT)), settings).ideal_speed_ups[0] > 1
+    assert measure(tiny_model, replace(retrained, origin=None), settings).ideal_speed_ups == (None,)
 
 
 def test_shares_are_those_of_the_slow_parts(tiny_model: ModelRef) -> None:
@@ -229,7 +230,7 @@ def test_shares_are_those_of_the_slow_parts(tiny_model: ModelRef) -> None:
     assert shares.blocks[2] == pytest.approx(0.5, abs=0.1)
     assert shares.blocks[5] == pytest.approx(0.25, abs=0.1)
     assert shares.head == pytest.approx(0.25, abs=0.1)
-    assert shares.ideal_speed_up((2,)) == pytest.approx(2, rel=0.25)
+    assert shares.ideal_speed_up(keeping((0, 1, 3, 4, 5, 6, 7))) == pytest.approx(2, rel=0.25)
     assert shares.ideal_speed_up(()) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -15,6 +15,7 @@ from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUn
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import EfficiencyScore, ModelRef
 from shortened_llm.storage.store import Store
+from tests.conftest import keeping
 
 MODEL = ModelRef(url="/model", fingerprint="model", files=(), num_blocks=8)
 
@@ -77,7 +78,7 @@ def test_the_split_and_commit_of_a_hub_text_are_stamped(text: TextUnit) -> None:
 
 
 def test_model_and_dtype_count(text: TextUnit) -> None:
-    assert len({key(text), key(text, MODEL.view((0, 1))), key(text, dtype="bfloat16")}) == 3
+    assert len({key(text), key(text, MODEL.view(keeping((0, 1)))), key(text, dtype="bfloat16")}) == 3
 
 
 def test_the_dtype_is_in_the_protocol(text: TextUnit, local_store: Store) -> None:
@@ -114,11 +115,11 @@ def test_each_option_of_a_task_counts(change: dict) -> None:
 
 def test_speed_is_never_read_back(local_store: Store) -> None:
     """It is of a machine, which no identity knows."""
-    unit = EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL, kept_blocks=(0, 1))
+    unit = EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL)
     score = EfficiencyScore(
         protocol="", points=(), dense_points=(), weight_bytes=1, dense_weight_bytes=2, kv_bytes_per_token=1,
         dense_kv_bytes_per_token=2, flops_per_token=1, dense_flops_per_token=2, block_shares=(), head_shares=(),
         ideal_speed_ups=(), speed_ups=(),
     )  # fmt: skip
-    local_store.write("evaluations", key(unit), score, identity={})
+    local_store.write("evaluations", key(unit), score, identity={}, parents=())
     assert read_score(MODEL, unit, local_store, "float32") is None

@@ -6,8 +6,10 @@ import pytest
 
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.own_metric import load_metric, measure_metric, metric_identity
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
+from tests.conftest import keeping
 
 SOURCE = """
 import numpy
@@ -45,7 +47,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def test_a_metric_is_called_with_model_and_tokenizer(module: str, tiny_model: ModelRef) -> None:
     tokenizer = load_tokenizer(model_directory(tiny_model))
-    score = measure_metric(load_model(tiny_model.view((0, 7)), "float32"), tokenizer, f"{module}:blocks_and_eos")
+    score = measure_metric(
+        load_model(tiny_model.view(keeping((0, 7))), "float32"), tokenizer, f"{module}:blocks_and_eos"
+    )
     assert score.value == 2 + tokenizer.eos_token_id / 1000
     assert score.name == f"{module}:blocks_and_eos"
     assert "version 2.1" in score.protocol

@@ -19,9 +19,11 @@ from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
 from shortened_llm.evaluation.units import AgreementUnit, TextUnit
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
+from tests.conftest import keeping
 from tests.evaluation.dealing import dealt
 
 TEXTS = ["Once there was a cat.", "", "It sat on a mat, and it was happy with the mat it had."]
@@ -135,7 +137,10 @@ def test_a_sliding_window_predicts_each_token_once(bos: str, stride: int, unit, 
 
 @pytest.mark.parametrize("protocol", [{}, {"stride": 6}])
 def test_agreement_is_that_of_whole_logits(protocol: dict, unit, tiny_model: ModelRef) -> None:
-    dense, model = load_model(tiny_model, "float32"), load_model(tiny_model.view((0, 1, 2, 5, 6, 7)), "float32")
+    dense, model = (
+        load_model(tiny_model, "float32"),
+        load_model(tiny_model.view(keeping((0, 1, 2, 5, 6, 7))), "float32"),
+    )
     text = unit(bos="none", segment_length=16, **protocol)
     segments = text_segments(text.documents, text.source, load_tokenizer(model_directory(tiny_model)))
     score = measure_agreement(model, dense, segments, text.documents, text.source, batch_size=2)
@@ -177,7 +182,7 @@ def test_sums_by_document_are_the_perplexity_taken_apart(
     segments = text_segments(text.documents, text.source, tokenizer)
     scores = [
         measure(load_model(ref, "float32"), segments, text, batch_size=2)
-        for ref in (tiny_model, tiny_model.view((0, 7)))
+        for ref in (tiny_model, tiny_model.view(keeping((0, 7))))
     ]
     for score in scores:
         assert score.document_predictions == predictions
@@ -239,7 +244,7 @@ def test_a_score_is_measured_once(
         return evaluate(ref, units, local_store, LoadedModels("float32", "cpu"), batch_size=4, on_progress=print)
 
     first = scores(tiny_model, 16)
-    view = scores(tiny_model.view((0, 7)), 16)
+    view = scores(tiny_model.view(keeping((0, 7))), 16)
     assert view.mean_nll > first.mean_nll
     monkeypatch.setattr("shortened_llm.evaluation.measure.load_model", lambda *_, **__: pytest.fail("loaded again"))
     assert scores(tiny_model, 16) == first
@@ -260,7 +265,7 @@ def test_a_mean_over_sources_is_over_their_losses() -> None:
 def test_the_dense_model_agrees_with_itself(unit, tiny_model: ModelRef, local_store: Store) -> None:
     text = unit(bos="none", segment_length=16)
     asked = [AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model)]
-    pruned = tiny_model.view((0, 1, 6, 7))
+    pruned = tiny_model.view(keeping((0, 1, 6, 7)))
     same, other = (
         evaluate(ref, asked, local_store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=print)
         for ref in (tiny_model, pruned)

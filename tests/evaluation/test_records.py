@@ -43,7 +43,7 @@ def test_an_infinite_perplexity_is_stored_as_one(hopeless: PerplexityScore, loca
     text = to_json(scores)
     assert strict(text)["perplexity"][0]["perplexity"] == "Infinity"
     assert from_json(EvalScores, text) == scores
-    local_store.write("evaluations", "0", hopeless, identity={"model": "hopeless"})
+    local_store.write("evaluations", "0", hopeless, identity={"model": "hopeless"}, parents=())
     assert local_store.read("evaluations", "0", PerplexityScore) == hopeless
     (record,) = Path(local_store.url.removeprefix("file://")).rglob("record.json")
     assert strict(record.read_text())["record"]["mean_nll"] == 800.0
@@ -54,7 +54,7 @@ def test_what_is_not_a_number_stays_so(local_store: Store) -> None:
         task="own", metric="longest", value=-math.inf, standard_error=math.nan, num_items=2, protocol="",
         item_values=(0.1, math.inf),
     )  # fmt: skip
-    local_store.write("evaluations", "0", score, identity={"model": "any"})
+    local_store.write("evaluations", "0", score, identity={"model": "any"}, parents=())
     for read in (from_json(TaskScore, to_json(score)), local_store.read("evaluations", "0", TaskScore)):
         assert read is not None
         assert read.standard_error is not None

@@ -18,6 +18,7 @@ from shortened_llm.evaluation.generation import Shape
 from shortened_llm.evaluation.serving import ServerError, measure_serving, timed_request, vllm_command, vllm_server
 from shortened_llm.models.export import export_view
 from shortened_llm.records import ModelRef
+from tests.conftest import keeping
 
 SETTINGS = EfficiencyConfig(batch_sizes=(1, 2), output_lengths=(4,), runs=2, warmups=1, prompt_length=5)
 PAIR = Shape(batch_size=2, output_tokens=3)
@@ -115,7 +116,7 @@ def test_without_the_command_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(shutil.which("vllm") is None, reason="vllm is not on PATH")
 def test_vllm_serves_a_shortened_model(tiny_model: ModelRef, tmp_path: Path, tiny_assets: Path) -> None:
-    export_view(tiny_model.view((0, 1, 4, 6, 7)), tmp_path / "pruned", "float32")
+    export_view(tiny_model.view(keeping((0, 1, 4, 6, 7))), tmp_path / "pruned", "float32")
     before = set(psutil.pids())
     score = measure_serving(
         tiny_assets / "model", tmp_path / "pruned", SETTINGS, dtype="float32", on_progress=lambda line: None

@@ -20,7 +20,8 @@ from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.evaluation.tasks import measure_task
 from shortened_llm.evaluation.units import TaskUnit
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef, TaskScore
 from shortened_llm.storage.store import Store
 from tests.evaluation.local_tasks import CONTEXTS, ENDINGS

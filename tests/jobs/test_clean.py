@@ -31,17 +31,11 @@ def stored_experiment(store: Store, *, finished: bool = True) -> Experiment:
         trials = (*trials[:-1], replace(trials[-1], result=None))
     for trial in trials:
         if trial.result is not None:
-            store.write("trials", trial.spec.fingerprint, trial.result, identity={})
+            store.write("trials", trial.spec.fingerprint, trial.result, identity={}, parents=runs_of(trial))
     write_experiment(store, replace(plan, trials=tuple(replace(trial, result=None) for trial in trials)))
-    for kind, identity in (
-        ("models", {}),
-        ("scores", {"measurement": {"model": {"files": DENSE, "kept_blocks": None}}}),
-        ("measurements", {"model": {"files": DENSE, "kept_blocks": None}}),
-        ("evaluations", {"model": {"files": DENSE, "kept_blocks": [0, 1]}}),
-        ("tokens", {"tokenizer": DENSE}),
-        ("token_shards", {"tokenizer": DENSE}),
-    ):
-        with_payload(store, kind, DENSE if kind == "models" else "1" * 16, identity)
+    with_payload(store, "models", DENSE)
+    for number, kind in enumerate(("scores", "measurements", "evaluations", "tokens", "token_shards")):
+        with_payload(store, kind, f"c{number}" * 8, DENSE)
     own = store.experiment_url(NAME)
     write_bytes(join(own, "train", "a" * 16, "checkpoint_00000001_ab", "weights"), b"w" * 1000)
     write_bytes(join(own, "tune", "20261122-130219", "f1", "result.json"), b"{}")
@@ -56,17 +50,20 @@ def with_stored_model(store: Store, trial: ReportedTrial) -> ReportedTrial:
     runs = []
     for run in trial.result.runs:
         fingerprint = run.model.fingerprint
-        url = with_payload(store, "retrained", fingerprint, {"model": {"files": DENSE, "kept_blocks": [0]}})
+        url = with_payload(store, "retrained", fingerprint, DENSE)
         runs.append(replace(run, model=replace(run.model, url=url)))
-        about = {"model": {"files": fingerprint, "kept_blocks": None}}
-        store.write("evaluations", f"of-{fingerprint}", SCORE, identity=about)
+        store.write("evaluations", f"of-{fingerprint}", SCORE, identity={}, parents=(fingerprint,))
     return replace(trial, result=replace(trial.result, runs=tuple(runs)))
 
 
-def with_payload(store: Store, kind: str, fingerprint: str, identity: dict[str, object]) -> str:
+def runs_of(trial: ReportedTrial) -> list[str]:
+    return [run.model.fingerprint for run in trial.result.runs] if trial.result else []
+
+
+def with_payload(store: Store, kind: str, fingerprint: str, *parents: str) -> str:
     url = store.attempt_url(kind, fingerprint)
     write_bytes(join(url, "payload.bin"), b"p" * 100)
-    store.write(kind, fingerprint, {"url": url}, identity=identity)
+    store.write(kind, fingerprint, {"url": url}, identity={}, parents=parents)
     return url
 
 
@@ -76,16 +73,15 @@ def leave_rubbish(store: Store) -> set[str]:
     second = store.attempt_url("models", DENSE)  # beside a record that names another attempt
     for url in (killed, second):
         write_bytes(join(url, "weights.bin"), b"w" * 5000)
-    with_payload(store, "retrained", "7" * 16, {"model": {"files": OTHER, "kept_blocks": None}})
-    with_payload(store, "models", OTHER, {})
-    store.write("trials", "8" * 16, SCORE, identity={})
-    store.write("evaluations", "6" * 16, SCORE, identity={"model": {"files": "7" * 16, "kept_blocks": None}})
-    about_other = {"model": {"files": OTHER, "kept_blocks": None}}
-    store.write("scores", "6" * 16, SCORE, identity={"measurement": about_other})
+    with_payload(store, "retrained", "7" * 16, OTHER)
+    with_payload(store, "models", OTHER)
+    store.write("trials", "8" * 16, SCORE, identity={}, parents=())
+    store.write("evaluations", "a" * 16, SCORE, identity={}, parents=("7" * 16,))
+    store.write("scores", "6" * 16, SCORE, identity={}, parents=(OTHER,))
     write_bytes(join(store.experiment_url(NAME), "lease", "00000000.json"), b"{}")
     return {
         *(url.removeprefix(store.url + "/") for url in (killed, second)),
-        *(f"{kind}/{digit * 16}" for kind, digit in (("retrained", "7"), ("trials", "8"), ("evaluations", "6"))),
+        *(f"{kind}/{digit * 16}" for kind, digit in (("retrained", "7"), ("trials", "8"), ("evaluations", "a"))),
         f"models/{OTHER}",
         f"scores/{'6' * 16}",
         f"experiments/{NAME}/train",
@@ -149,8 +145,8 @@ def test_a_live_experiment_is_left_alone(store: Store) -> None:
 
 def test_an_unfinished_experiment_keeps_its_checkpoints_and_runs(local_store: Store) -> None:
     stored_experiment(local_store, finished=False)
-    with_payload(local_store, "retrained", "5" * 16, {"model": {"files": DENSE, "kept_blocks": [0]}})
-    with_payload(local_store, "retrained", "4" * 16, {"model": {"files": "5" * 16, "kept_blocks": None}})
+    with_payload(local_store, "retrained", "5" * 16, DENSE)
+    with_payload(local_store, "retrained", "4" * 16, "5" * 16)
     everything = paths(local_store)
     main([local_store.url, "--min-age", "0", "--remove"])
     assert paths(local_store) == everything
@@ -175,15 +171,15 @@ def test_runs_outside_a_search_are_needed_and_stop_nothing(local_store: Store) -
     stored_experiment(local_store)
     kept, lost = "5" * 16, "4" * 16
     for fingerprint in (kept, lost):
-        with_payload(local_store, "retrained", fingerprint, {"model": {"files": OTHER, "kept_blocks": [0]}})
+        with_payload(local_store, "retrained", fingerprint, OTHER)
     with hold_lease(local_store.experiment_url("alone")):
         add_runs(local_store, "alone", OTHER, ["3" * 16])
     rubbish = leave_rubbish(local_store) - {f"models/{OTHER}", f"scores/{'6' * 16}"}
     unfinished = paths(local_store)
     main([local_store.url, "--min-age", "0", "--remove"])
-    gone = rubbish - {f"retrained/{'7' * 16}", f"evaluations/{'6' * 16}"}  # of a dense model that is still worked on
+    gone = rubbish - {f"retrained/{'7' * 16}", f"evaluations/{'a' * 16}"}  # of a dense model that is still worked on
     assert paths(local_store) == {path for path in unfinished if not below(path, gone)}
-    with_payload(local_store, "retrained", "3" * 16, {"model": {"files": OTHER, "kept_blocks": [0]}})
+    with_payload(local_store, "retrained", "3" * 16, OTHER)
     add_runs(local_store, "alone", OTHER, [kept])
     main([local_store.url, "--min-age", "0", "--remove"])
     found = {path.split("/")[1] for path in paths(local_store) if path.startswith("retrained/")}
@@ -207,11 +203,11 @@ def test_an_experiment_without_a_plan_may_need_any_record(local_store: Store, co
 
 def test_a_payload_that_another_record_names_stays(local_store: Store) -> None:
     stored_experiment(local_store)
-    url = local_store.attempt_url("token_shards", "3" * 16)
+    url = local_store.attempt_url("token_shards", "f" * 16)
     write_bytes(join(url, "tokens-00000.npy"), b"t")
     name = url.rsplit("/", 1)[-1]
     local_store.write(
-        "tokens", "2" * 16, {"files": [f"{'3' * 16}/{name}/tokens-00000.npy"]}, identity={"tokenizer": DENSE}
+        "tokens", "b" * 16, {"files": [f"{'f' * 16}/{name}/tokens-00000.npy"]}, identity={}, parents=(DENSE,)
     )
     main([local_store.url, "--min-age", "0", "--remove"])
     assert any(name in path for path in paths(local_store))

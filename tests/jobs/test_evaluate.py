@@ -13,6 +13,7 @@ import yaml
 
 from shortened_llm.models.export import export_view
 from shortened_llm.records import EvaluatedModel, ModelRef, from_json
+from tests.conftest import keeping
 from tests.s3_server import S3Server
 
 
@@ -28,15 +29,17 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
 ) -> None:
     """Under the name that its card gives it; then once more from a URL."""
     kept, directory = (0, 1, 4, 5, 6, 7), tmp_path / "pruned"
-    export_view(tiny_model.view(kept), directory, "float32")
-    (directory / "pruning.json").write_text(json.dumps({"name": "by hand", "kept_blocks": kept}))
+    export_view(tiny_model.view(keeping(kept)), directory, "float32")
+    (directory / "pruning.json").write_text(
+        json.dumps({"name": "by hand", "origin": [{"kind": "blocks", "kept": kept}]})
+    )
     text = tiny_values["evaluation"]["report"]["perplexity"][0]
     tiny_values["evaluation"]["report"]["agreement"] = [{**text, "max_tokens": 512}]
     tiny_values["evaluation"]["efficiency"] = {"batch_sizes": [1], "output_lengths": [4], "runs": 1, "warmups": 0}
     done = evaluate(tmp_path, tiny_values, "--model", str(directory), "--efficiency", "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     dense, pruned = (from_json(EvaluatedModel, line) for line in done.stdout.splitlines())
-    assert dense.ref.kept_blocks == tuple(range(8))
+    assert (dense.ref.num_blocks, dense.ref.transforms) == (8, ())
     assert pruned.model == str(directory)
     assert pruned.selection.mean_nll > dense.selection.mean_nll
     assert pruned.report.perplexity[0].protocol == dense.report.perplexity[0].protocol
@@ -83,14 +86,17 @@ def test_bad_input_costs_nothing(
         (lambda path: (path / "model.safetensors").unlink(), ["--model:", "safetensors"]),
         (lambda path: (path / "tokenizer.json").write_text("{"), ["--model:", "tokenizer"]),
         (lambda path: (path / "pruning.json").write_text("[]"), ["--model:", "pruning.json", "which blocks"]),
-        (lambda path: (path / "pruning.json").write_text('{"kept_blocks": [0, 1]}'), ["[0, 1]", "6 blocks"]),
+        (
+            lambda path: (path / "pruning.json").write_text('{"origin": [{"kind": "blocks", "kept": [0, 1]}]}'),
+            ["[0, 1]", "6 blocks"],
+        ),
     ],
 )
 def test_a_model_that_cannot_be_scored_costs_nothing(
     damage: Callable[[Path], object], words: list[str], tiny_model: ModelRef, tiny_values: dict, tmp_path: Path
 ) -> None:
     directory = tmp_path / "pruned"
-    export_view(tiny_model.view((0, 1, 4, 5, 6, 7)), directory, "float32")
+    export_view(tiny_model.view(keeping((0, 1, 4, 5, 6, 7))), directory, "float32")
     damage(directory)
     done = evaluate(tmp_path, tiny_values, "--model", str(directory))
     assert done.returncode == 2, done.stderr

@@ -28,7 +28,7 @@ def planned() -> Experiment:
 def store_result(store: Store, number: int) -> None:
     result = experiment().trials[number].result
     assert result is not None
-    store.write("trials", result.fingerprint, result, identity={})
+    store.write("trials", result.fingerprint, result, identity={}, parents=())
 
 
 def reported(page: str) -> Experiment:
@@ -45,11 +45,11 @@ def test_a_running_search_is_reported_as_far_as_it_is(local_store: Store, capsys
     directory = local_store.experiment_url("smollm2-20-40")
     store_result(local_store, 0)
     own = Store(directory)
-    own.write("failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={})
-    own.write("begun", "f2", Begun(driver="an earlier one"), identity={})
+    own.write("failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={}, parents=())
+    own.write("begun", "f2", Begun(driver="an earlier one"), identity={}, parents=())
     with hold_lease(directory) as lease:
         for begun in ("f1", "f5", "f6"):
-            own.write("begun", begun, Begun(driver=lease.owner), identity={})
+            own.write("begun", begun, Begun(driver=lease.owner), identity={}, parents=())
         page = written(capsys, directory)
     assert page == f"{directory}/report/report.html"
     found = {trial.spec.fingerprint: trial for trial in reported(page).trials}
@@ -70,7 +70,7 @@ def test_after_a_crash_nothing_runs(local_store: Store) -> None:
     directory = local_store.experiment_url("smollm2-20-40")
     with hold_lease(directory) as lease:
         assert states() == [(False, False)]
-        Store(directory).write("begun", "f6", Begun(driver=lease.owner), identity={})
+        Store(directory).write("begun", "f6", Begun(driver=lease.owner), identity={}, parents=())
         assert states() == [(True, False)]
         os.utime(next((Path(directory) / "lease").glob("*.json")), (0, 0))  # its driver was killed: nobody renews it
         assert states() == [(False, True)]

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.cut import cut_config
 from shortened_llm.models.files import INDEX_NAME, SINGLE_NAME, open_tensor_files
-from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
+from shortened_llm.models.view import empty_view
 from shortened_llm.records import ModelRef
-from tests.conftest import SaveModel
+from tests.conftest import SaveModel, keeping
 from tests.models.families import FAMILIES
 
 UP = "model.layers.3.mlp.up_proj.weight"
@@ -22,8 +22,7 @@ UP = "model.layers.3.mlp.up_proj.weight"
 
 def load_by_filling(ref: ModelRef, dtype: str) -> PreTrainedModel:
     """What training workers do, without shards."""
-    config = cut_config(load_config(Path(ref.url)), ref.kept_blocks)
-    model = empty_model(config, dtype)
+    model = empty_view(ref, dtype)
     fill_shards(model, ref, device="cpu")
     return model
 
@@ -150,7 +149,7 @@ def test_missing_weights_are_refused_instead_of_made_up(
     family: str, without: str, named: str, load: Load, change: Callable[..., ModelRef]
 ) -> None:
     ref = change(family, lambda tensors: tensors.pop(without))
-    for view in (ref, ref.view((0, 2, 3, 5))):
+    for view in (ref, ref.view(keeping((0, 2, 3, 5)))):
         with pytest.raises(BadInputError, match=rf"model\.path.*{named}"):
             load(view, "float32")
 
@@ -158,7 +157,7 @@ def test_missing_weights_are_refused_instead_of_made_up(
 @both_ways
 def test_weights_of_removed_blocks_may_be_missing(load: Load, change: Callable[..., ModelRef]) -> None:
     ref = change("llama", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    load(ref.view((0, 2, 3, 5)), "float32")
+    load(ref.view(keeping((0, 2, 3, 5))), "float32")
 
 
 @both_ways
@@ -172,4 +171,4 @@ def test_a_tied_head_need_not_be_in_the_files(load: Load, change: Callable[..., 
 def test_weights_of_another_shape_are_refused(load: Load, change: Callable[..., ModelRef]) -> None:
     ref = change("llama", lambda tensors: tensors.update({UP: torch.zeros(3, 32)}))
     with pytest.raises(BadInputError, match=rf"model\.path.*{UP}, which has \(3, 32\) instead of \(48, 32\)"):
-        load(ref.view((0, 2, 3, 5)), "float32")
+        load(ref.view(keeping((0, 2, 3, 5))), "float32")

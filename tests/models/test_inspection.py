@@ -20,9 +20,9 @@ import shortened_llm
 from jobs.assets.tiny import byte_tokenizer
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.load import load_config, load_model
+from shortened_llm.models.load import load_model
 from shortened_llm.models.stage import inspect_model
+from shortened_llm.models.view import view_config
 from shortened_llm.storage.payload import upload_directory
 from tests.conftest import SaveModel, reference_to
 from tests.models.families import COMMON, INDEXED
@@ -149,7 +149,7 @@ def test_blocks_for_multi_token_prediction_are_left_out(
     assert "multi-token prediction" in caplog.text
     assert "model.layers.6." in caplog.text
     ref = reference_to(directory)
-    assert cut_config(load_config(directory), ref.kept_blocks).num_nextn_predict_layers == 0
+    assert view_config(ref).num_nextn_predict_layers == 0
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(load_model(ref, "float32")(tokens).logits, model(tokens).logits)

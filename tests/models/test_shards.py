@@ -16,13 +16,15 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import RetrainingConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.cut import cut_config
-from shortened_llm.models.load import empty_model, load_config, load_model
+from shortened_llm.models.build import empty_model
+from shortened_llm.models.directory import load_config
+from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards, plain_name
+from shortened_llm.models.view import empty_view
 from shortened_llm.records import ModelRef
 from shortened_llm.retraining.export import gathered_state
 from shortened_llm.retraining.sharding import open_sharded
-from tests.conftest import SaveModel, reference_to
+from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
 
 CPU = torch.device("cpu")
@@ -32,7 +34,7 @@ EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def unsharded(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
-    model = empty_model(cut_config(load_config(Path(ref.url)), ref.kept_blocks), dtype).eval()
+    model = empty_view(ref, dtype).eval()
     fill_shards(model, ref, device=CPU)
     return model
 
@@ -70,7 +72,7 @@ def assert_same(model: PreTrainedModel, expected: PreTrainedModel) -> None:
 @pytest.mark.parametrize("family", ALL)
 def test_a_filled_view_is_the_loaded_one(family: str, save_random_model: SaveModel) -> None:
     _, ref = save_random_model(ALL[family])
-    assert_same(unsharded(ref.view(KEPT)), load_model(ref.view(KEPT), "float32"))
+    assert_same(unsharded(ref.view(keeping(KEPT))), load_model(ref.view(keeping(KEPT)), "float32"))
 
 
 def placement(*, checkpointed: bool) -> RetrainingConfig:
@@ -86,13 +88,16 @@ def test_a_sharded_view_is_the_loaded_one(
 ) -> None:
     _, ref = save_random_model(ALL[family])
     mesh, how = init_device_mesh("cpu", (1,)), placement(checkpointed=activation_checkpointing)
-    model = open_sharded(ref.view(KEPT), mesh, "float32", how, device=CPU, sequence_length=1024)
+    model = open_sharded(ref.view(keeping(KEPT)), mesh, "float32", how, device=CPU, sequence_length=1024)
     assert model.training
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     tied = ALL[family].tie_word_embeddings
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-    assert_same(model, load_model(ref.view(KEPT), "float32"))
-    gathered, loaded = gathered_state(model, "bfloat16", rank=0), load_model(ref.view(KEPT), "bfloat16").state_dict()
+    assert_same(model, load_model(ref.view(keeping(KEPT)), "float32"))
+    gathered, loaded = (
+        gathered_state(model, "bfloat16", rank=0),
+        load_model(ref.view(keeping(KEPT)), "bfloat16").state_dict(),
+    )
     assert gathered.keys() == loaded.keys()
     assert all(torch.equal(gathered[name], tensor.bfloat16()) for name, tensor in loaded.items())
 
@@ -118,7 +123,7 @@ def test_adapters_need_a_first_value(save_random_model: SaveModel) -> None:
     mesh = init_device_mesh("cpu", (1,))
     with pytest.raises(BadInputError, match=r"lacks 16 tensors .* model\.layers\.0\.mlp\.down_proj\.lora_A"):
         open_sharded(
-            ref.view(KEPT),
+            ref.view(keeping(KEPT)),
             mesh,
             "float32",
             placement(checkpointed=True),
@@ -151,7 +156,7 @@ UNEVEN: dict[str, PretrainedConfig] = {
 
 
 def test_four_processes_hold_the_loaded_view_together(save_random_model: SaveModel, tmp_path: Path) -> None:
-    refs = [save_random_model(config)[1].view(KEPT) for config in UNEVEN.values()]
+    refs = [save_random_model(config)[1].view(keeping(KEPT)) for config in UNEVEN.values()]
     mp.spawn(_check_shards, args=(f"file://{tmp_path}/rendezvous", refs), nprocs=4)
 
 
@@ -195,4 +200,4 @@ def _check_adapters(ref: ModelRef, mesh: DeviceMesh) -> None:
         adapters += name not in expected
         wanted = expected[name] if name in expected else by_name(name, value.shape)
         assert torch.equal(value, wanted.detach()), name
-    assert adapters == 4 * len(ref.kept_blocks)
+    assert adapters == 4 * ref.num_loaded_blocks

@@ -8,12 +8,14 @@ import torch
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models import stage
-from shortened_llm.models.load import load_model, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import is_local, join, list_names
+from tests.conftest import keeping
 from tests.models.test_gguf import llama, write_gguf
 
 
@@ -39,7 +41,7 @@ def test_a_local_directory_is_used_in_place_or_copied_to_remote_storage(tiny_ass
     assert ref.url.startswith(path if is_local(store.url) else store.url)
     assert stage_here(path, store) == ref
     load_tokenizer(model_directory(ref))
-    assert logits(ref.view((0, 7))).shape == (1, 3, 257)
+    assert logits(ref.view(keeping((0, 7)))).shape == (1, 3, 257)
 
 
 def test_a_model_at_a_url_is_fetched_once(

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shortened_llm.errors import BadInputError
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
-from shortened_llm.models.files import model_size, open_tensor_files
-from shortened_llm.models.load import load_config, load_model
-from tests.conftest import SaveModel, reference_to
+from shortened_llm.models.load import load_model
+from shortened_llm.models.view import size_of
+from shortened_llm.records import Size
+from tests.conftest import SaveModel, keeping
 from tests.models.families import FAMILIES, INDEXED
 
 KEPT = (0, 2, 3, 5)
@@ -49,7 +54,7 @@ def test_a_view_has_the_logits_of_the_dense_model_without_the_blocks(
 ) -> None:
     model, ref = save_random_model(ALL[family])
     tokens = torch.randint(3, 97, (2, 20), generator=torch.Generator().manual_seed(1))
-    view = load_model(ref.view(kept), "float32")
+    view = load_model(ref.view(keeping(kept)), "float32")
     with torch.inference_mode():
         logits = view(input_ids=tokens, use_cache=False).logits
     assert torch.equal(logits, bypassed_logits(model, kept, tokens))
@@ -68,7 +73,7 @@ def test_an_exported_view_reloads_bit_for_bit_and_generates(
     family: str, save_random_model: SaveModel, tmp_path: Path
 ) -> None:
     _, ref = save_random_model(ALL[family])
-    view = load_model(ref.view(KEPT), "float32")
+    view = load_model(ref.view(keeping(KEPT)), "float32")
     export_model(view, AnyTokenizer(), tmp_path / "out")  # type: ignore[arg-type]
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = probe_tokens(97)
@@ -100,7 +105,7 @@ def test_another_process_reloads_views_without_this_package(save_random_model: S
     tokens = probe_tokens(97)
     for family in families:
         _, ref = save_random_model(ALL[family])
-        view = load_model(ref.view(KEPT), "float32")
+        view = load_model(ref.view(keeping(KEPT)), "float32")
         export_model(view, AnyTokenizer(), tmp_path / family / "model")  # type: ignore[arg-type]
         with torch.inference_mode():
             expected = {"tokens": tokens, "logits": view(input_ids=tokens).logits}
@@ -111,9 +116,9 @@ def test_another_process_reloads_views_without_this_package(save_random_model: S
 
 
 def test_the_proof_of_an_export_can_fail(tiny_model, tmp_path: Path) -> None:
-    from shortened_llm.models.load import load_tokenizer, model_directory
+    from shortened_llm.models.directory import load_tokenizer, model_directory
 
-    view = load_model(tiny_model.view((0, 3, 7)), "float32")
+    view = load_model(tiny_model.view(keeping((0, 3, 7))), "float32")
     export_model(view, load_tokenizer(model_directory(tiny_model)), tmp_path)
     with torch.inference_mode():
         logits = view(input_ids=probe_tokens(view.config.vocab_size)).logits
@@ -125,9 +130,12 @@ def test_the_proof_of_an_export_can_fail(tiny_model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_from_headers_are_those_of_the_loaded_view(family: str, save_random_model: SaveModel) -> None:
     _, ref = save_random_model(FAMILIES[family])
-    size = model_size(open_tensor_files(Path(ref.url)), ref.num_blocks)
-    view = load_model(ref.view(KEPT), "float32")
-    assert size.parameters(KEPT) == sum(parameter.numel() for parameter in view.parameters())
+    view = load_model(ref.view(keeping(KEPT)), "float32")
+    size = size_of(ref, "bfloat16").without([block for block in range(6) if block not in KEPT])
+    parameters = sum(parameter.numel() for parameter in view.parameters())
+    assert size == Size(
+        blocks=len(KEPT), parameters=parameters, nonzero_parameters=parameters, num_bytes=2 * parameters
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,8 +155,25 @@ def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, content: st
         load_config(tmp_path)
 
 
-def test_a_reference_knows_its_blocks(save_random_model: SaveModel) -> None:
+def test_a_transform_that_changes_nothing_is_none(save_random_model: SaveModel) -> None:
     _, ref = save_random_model(FAMILIES["llama"])
-    assert reference_to(Path(ref.url)).kept_blocks == (0, 1, 2, 3, 4, 5)
-    assert ref.view((0, 1, 2, 3, 4, 5)).identity == ref.identity
-    assert ref.view((0, 1)).identity != ref.identity
+    assert ref.num_loaded_blocks == 6
+    assert ref.view(keeping(range(6))) == ref
+    assert ref.view(keeping((0, 1))).num_loaded_blocks == 2
+
+
+def test_no_two_views_share_an_identity(save_random_model: SaveModel) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    subsets = [kept for count in range(1, 7) for kept in combinations(range(6), count)]
+    identities = {fingerprint(ref.view(keeping(kept)).identity) for kept in subsets}
+    assert len(identities) == len(subsets) == 63
+
+
+def test_an_exported_model_says_what_was_done_to_the_dense_one(save_random_model: SaveModel) -> None:
+    """Also one that was made in two steps, each with the indices of its own files."""
+    _, ref = save_random_model(FAMILIES["llama"])
+    once = ref.view(keeping((0, 2, 3, 5))).exported(url="once", fingerprint="once", files=())
+    assert (once.num_blocks, once.transforms, once.shortening) == (4, (), keeping((0, 2, 3, 5)))
+    twice = once.view(keeping((0, 3))).exported(url="twice", fingerprint="twice", files=())
+    assert (twice.num_blocks, twice.origin) == (2, keeping((0, 5)))
+    assert replace(once, origin=None).view(keeping((0,))).shortening is None

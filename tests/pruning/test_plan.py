@@ -4,8 +4,9 @@ import pytest
 
 from shortened_llm.config import SearchSection
 from shortened_llm.errors import BadInputError
-from shortened_llm.pruning.plan import kept_blocks, make_plans, removed_count, requested_counts
+from shortened_llm.pruning.plan import make_plans, removed_count, requested_counts
 from shortened_llm.records import BlockScores, ModelSize
+from tests.conftest import keeping
 
 
 def scores(criterion: str, order: list[int], protected: tuple[int, ...] = (0, 7)) -> BlockScores:
@@ -18,7 +19,7 @@ def scores(criterion: str, order: list[int], protected: tuple[int, ...] = (0, 7)
     )  # fmt: skip
 
 
-SIZE = ModelSize(block_parameters=(10, 20, 30, 40, 50, 60, 70, 80), other_parameters=140)
+SIZE = ModelSize(block_parameters=(10, 20, 30, 40, 50, 60, 70, 80), other_parameters=140, bytes_per_parameter=2)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_ratios_are_rounded_half_up(ratio: float, blocks: int, count: int) -> No
 
 
 def test_protected_blocks_stay() -> None:
-    assert kept_blocks(scores("ppl", [0, 7, 3, 1, 2, 4, 5, 6]), 3) == (0, 4, 5, 6, 7)
+    assert scores("ppl", [0, 7, 3, 1, 2, 4, 5, 6]).removed(3) == (1, 2, 3)
 
 
 def test_equal_plans_merge_and_keep_all_labels() -> None:
@@ -40,11 +41,15 @@ def test_equal_plans_merge_and_keep_all_labels() -> None:
         [scores("ppl", [3, 1, 2, 4, 5, 6, 0, 7]), scores("taylor", [1, 3, 5, 6, 2, 4, 0, 7])],
         SIZE,
     )
-    assert [plan.kept_blocks for plan in plans] == [(0, 2, 4, 5, 6, 7), (0, 5, 6, 7), (0, 2, 4, 7)]
+    assert [plan.transforms for plan in plans] == [
+        keeping((0, 2, 4, 5, 6, 7)),
+        keeping((0, 5, 6, 7)),
+        keeping((0, 2, 4, 7)),
+    ]
     assert [(label.criterion, label.ratio) for label in plans[0].labels] == [("ppl", 0.25), ("taylor", 0.25)]
     assert plans[0].name == "ppl+taylor 25%"
     assert plans[0].removed_blocks == (1, 3)
-    assert plans[0].parameters == 500 - 20 - 40
+    assert (plans[0].size.parameters, plans[0].size.num_bytes) == (500 - 20 - 40, 2 * (500 - 20 - 40))
     assert plans[0].parameter_ratio == pytest.approx(60 / 500)
     assert plans[0].block_ratio == pytest.approx(0.25)
 

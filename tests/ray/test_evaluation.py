@@ -14,6 +14,7 @@ from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.units import MetricUnit, TextUnit
 from shortened_llm.records import EvalScores, ModelRef, from_json
 from shortened_llm.storage.store import Store
+from tests.conftest import keeping
 from tests.ray.conftest import ROOT, Cluster
 from tests.ray.evaluation_driver import Order
 
@@ -83,7 +84,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     paths = [f"own_measures:{name}" for name in ("dies_once", "hangs_once", "always_fails", "says_no_number")]
     texts = (text_unit(stories, 16), text_unit(stories, 32))
     order = Order(
-        models=(tiny_model, tiny_model.view((0, 1, 2, 7))),
+        models=(tiny_model, tiny_model.view(keeping((0, 1, 2, 7)))),
         units=(*texts, *(MetricUnit(path=path) for path in paths)),
         store=Store.at(str(tmp_path / "results")),
         resources=ResourcesConfig(evaluators=2, cpus_per_evaluator=0.5, evaluation_timeout_seconds=15),

@@ -18,6 +18,7 @@ from shortened_llm.records import (
     MetricScore,
     MissingScore,
     ModelRef,
+    ModelSize,
     PerplexityScore,
     PlanLabel,
     PrunePlan,
@@ -31,10 +32,14 @@ from shortened_llm.records import (
     TrialSpec,
 )
 from shortened_llm.reporting.rows import best_of_each_size
+from tests.conftest import keeping
 
 NUM_BLOCKS = 30
 BLOCK_PARAMETERS = 3_540_096
 OTHER_PARAMETERS = 28_312_128
+SIZE = ModelSize(
+    block_parameters=(BLOCK_PARAMETERS,) * NUM_BLOCKS, other_parameters=OTHER_PARAMETERS, bytes_per_parameter=2
+)
 PROTECTED = (0, 1, 2, 3, 28, 29)
 BOS_FIRST = "test split, segments of 128 tokens, one BOS at the start, remainder dropped"
 HELD_OUT = "documents held out of the training text, segments of 128 tokens, one BOS at the start"
@@ -57,19 +62,12 @@ def texts(protocol: str = BOS_FIRST, **perplexities: float) -> EvalScores:
 
 def plan(removed: tuple[int, ...], *labels: tuple[str, float]) -> PrunePlan:
     kept = tuple(block for block in range(NUM_BLOCKS) if block not in removed)
-    parameters = OTHER_PARAMETERS + BLOCK_PARAMETERS * len(kept)
     return PrunePlan(
-        kept_blocks=kept,
-        removed_blocks=removed,
+        transforms=keeping(kept) if removed else (),
         labels=tuple(PlanLabel(criterion=criterion, ratio=ratio) for criterion, ratio in labels),
-        block_ratio=len(removed) / NUM_BLOCKS,
-        parameters=parameters,
-        parameter_ratio=1 - parameters / dense_parameters(),
+        size=SIZE.without(removed),
+        dense=SIZE.without(()),
     )
-
-
-def dense_parameters() -> int:
-    return OTHER_PARAMETERS + BLOCK_PARAMETERS * NUM_BLOCKS
 
 
 def history(start: float, end: float, tokens: int = 40_960) -> tuple[TrainingPoint, ...]:
@@ -117,7 +115,8 @@ def run(fingerprint: str, pruned: PrunePlan, recipe: Recipe, losses: tuple[float
             url=f"s3://bucket/team/models/{fingerprint}/a1",
             fingerprint=fingerprint,
             files=(),
-            num_blocks=len(pruned.kept_blocks),
+            num_blocks=pruned.size.blocks,
+            origin=pruned.transforms,
         ),
         tokens=recipe.tokens,
         seconds=seconds,
@@ -147,9 +146,11 @@ def trial(
     if after is not None:
         before = before or EvalScores()
         losses = (before.mean_nll if before.perplexity else 4.0, after.mean_nll if after.perplexity else 3.0)
+        runs = tuple(run(fingerprint, pruned, one, losses) for one in recipes)
         result = TrialResult(
             fingerprint=fingerprint,
-            runs=tuple(run(fingerprint, pruned, one, losses) for one in recipes),
+            model=runs[-1].model,
+            runs=runs,
             before=before,
             after=after,
             seconds=131.0,
@@ -309,8 +310,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="smollm2-20-40",
         model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        num_blocks=NUM_BLOCKS,
-        dense_parameters=dense_parameters(),
+        dense_size=SIZE.without(()),
         dense_url="s3://bucket/team/models/dense/a0",
         dense_selection=texts(HELD_OUT, wiki=24.09, c4=33.5),
         dense_report=with_task(texts(wikitext2=25.31, austen=36.02), 0.689),
@@ -599,7 +599,7 @@ def everything() -> Experiment:
                 tasks=tasks,
                 agreement=agreement(0.06 * removed, 0.92 - 0.02 * removed),
                 metrics=own_metric(0.4 - loss),
-                efficiency=efficiency(len(trial.spec.plan.kept_blocks)) if id(trial) in best else None,
+                efficiency=efficiency(trial.spec.plan.size.blocks) if id(trial) in best else None,
             )
             if control and trial.spec.control == "random" and removed == 6:
                 after = replace(after, tasks=tasks[:2] + tasks[3:], missing=(MISSING_TASK,))

@@ -26,7 +26,7 @@ PROVENANCE = Provenance(
 
 def test_a_card_says_what_the_model_is_and_how_it_scores() -> None:
     cards = trial_cards(replace(experiment(), provenance=PROVENANCE))
-    done = [trial for trial in experiment().trials if trial.result and trial.result.model.transform is None]
+    done = [trial for trial in experiment().trials if trial.result and not trial.result.model.transforms]
     assert set(cards) == {trial.result.model.url for trial in done if trial.result}
     url = next(trial.result.model.url for trial in done if trial.result and trial.spec.fingerprint == "f2")
     text = cards[url]["README.md"]
@@ -68,8 +68,8 @@ def test_data_for_non_commercial_use_is_stamped() -> None:
 
 
 def test_a_plan_made_by_hand_claims_no_criterion() -> None:
-    size = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
-    card = plan_card(chosen_plan((0, 1, 4, 5, 6, 7), size), 8, replace(PROVENANCE, dtype="float32"))
+    size = ModelSize(block_parameters=(10,) * 8, other_parameters=20, bytes_per_parameter=4)
+    card = plan_card(chosen_plan((2, 3), size), replace(PROVENANCE, dtype="float32"))
     text = card["README.md"]
     assert "The blocks were named by hand." in text
     assert "fewer than its base, stored in float32." in text
@@ -92,7 +92,7 @@ def test_adapters_say_what_they_belong_to() -> None:
         ((first, second), done.spec.recipes, f"`BASE` is `{first.model.url}`"),
         ((second,), done.spec.recipes[1:], "--output OUTPUT --remove 9,11,13,17,20,24`"),
     ):
-        cards = adapter_cards(replace(done.spec, recipes=recipes), runs, 30, PROVENANCE)
+        cards = adapter_cards(replace(done.spec, recipes=recipes), runs, PROVENANCE)
         assert list(cards) == ["s3://bucket/adapter"]
         text = cards["s3://bucket/adapter"]
         assert ModelCard(text).data.library_name == "peft"
@@ -126,18 +126,18 @@ def test_names_stay_text_and_cells_stay_in_their_column() -> None:
 @pytest.mark.parametrize(("name", "on_hub", "expected"), [("gpt2", True, "gpt2"), ("models/my-local", False, None)])
 def test_a_base_model_is_stated_where_it_is_one_of_the_hub(name: str, on_hub: bool, expected: str | None) -> None:
     told = replace(PROVENANCE, base_model=name, on_hub=on_hub)
-    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), 30, told)["README.md"]
+    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), told)["README.md"]
     assert ModelCard(card).data.base_model == expected
 
 
 def test_calibration_text_is_named_where_a_criterion_read_it() -> None:
-    cards = [plan_card(plan(SMALL_CUT, (name, 0.2)), 30, PROVENANCE)["README.md"] for name in ("taylor", "magnitude")]
+    cards = [plan_card(plan(SMALL_CUT, (name, 0.2)), PROVENANCE)["README.md"] for name in ("taylor", "magnitude")]
     assert ["wiki.jsonl" in card for card in cards] == [True, False]
 
 
 def test_a_plan_alone_has_a_card_too() -> None:
     local = replace(PROVENANCE, base_model="/models/my-model/", on_hub=False, base_license=None)
-    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), 30, local)
+    card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), local)
     assert ModelCard(card["README.md"]).data.base_model is None, "the hub takes ids only"
     assert "my-model with 24 of 30 blocks" in card["README.md"]
     assert "not retrained" in card["README.md"]

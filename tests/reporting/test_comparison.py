@@ -205,13 +205,13 @@ def test_one_method_is_no_comparison(keep: Callable[[ReportedTrial], bool], tmp_
 def test_an_untrained_trial_is_no_method() -> None:
     full = only(compared(), lambda one: one.spec.method == "cpt" and one.spec.control is None)
     first = full.trials[0]
-    (recipe,) = first.spec.recipes
-    bare = replace(first.spec, method="none", recipes=(replace(recipe, method="none", num_steps=0),))
-    view = report_view(replace(full, trials=(*full.trials, replace(first, spec=bare))))
+    bare = replace(first.spec, method="none", recipes=())
+    assert first.result is not None
+    untrained = replace(first, spec=bare, result=replace(first.result, runs=()))
+    view = report_view(replace(full, trials=(*full.trials, untrained)))
     assert view.comparisons == ()
     row = next(row for row in view.rows if row.method == "none")
-    assert row.learning_rates == ()
-    assert row.seed is None
+    assert (row.learning_rates, row.seed) == ((), None)
 
 
 def test_missing_report_scores_leave_gaps_or_give_way_to_selection_scores(tmp_path: Path) -> None:

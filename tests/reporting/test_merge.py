@@ -13,6 +13,7 @@ from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import (
     BOS_FIRST,
     HELD_OUT,
+    SIZE,
     block_scores,
     compared,
     experiment,
@@ -206,8 +207,8 @@ def test_the_page_says_of_each_row_which_experiment_has_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_blocks": 32}, "blocks 30 and 32"),
-        ({"dense_parameters": 7}, "parameters 134515008 and 7"),
+        ({"dense_size": replace(SIZE.without(()), blocks=32)}, "blocks 30 and 32"),
+        ({"dense_size": replace(SIZE.without(()), parameters=7)}, "parameters 134515008 and 7"),
         ({"model": "other/model"}, "files HuggingFaceTB/SmolLM2-135M-Instruct and other/model"),
     ],
 )

@@ -120,7 +120,7 @@ def test_training_cost_is_compared_within_a_size() -> None:
     assert panel.x.title == "accelerator hours"
     assert panel.dense
     assert panel.dense.x == 0.0
-    assert [len({point.row.plan.kept_blocks for point in line if point.row}) for line in panel.optimal] == [1, 1]
+    assert [len({point.row.plan.transforms for point in line if point.row}) for line in panel.optimal] == [1, 1]
     assert not any(point is panel.dense for line in panel.optimal for point in line)
 
 

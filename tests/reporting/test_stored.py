@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import EvalScores, Experiment, ModelRef, Provenance, SourceFacts, TrialFailure
+from shortened_llm.records import EvalScores, Experiment, Provenance, SourceFacts, TrialFailure
 from shortened_llm.reporting.view import report_view
 from shortened_llm.search.experiment import read_experiment, write_experiment
 from shortened_llm.search.provenance import publish_cards, publish_trained_card
@@ -32,13 +32,13 @@ def planned() -> Experiment:
         (b"\xff", "UnicodeDecodeError"),
         (b"[]", "TypeError"),
         (b"{}", "KeyError"),
-        (b'{"record": {"fingerprint": "f1"}}', "runs: Field required"),
+        (b'{"record": {"fingerprint": "f1"}}', "model: Field required"),
     ],
 )
 def test_a_damaged_record_costs_its_own_trial_alone(local_store: Store, content: bytes, said: str) -> None:
     write_experiment(local_store, planned())
     for trial in experiment().trials[:2]:
-        local_store.write("trials", trial.spec.fingerprint, trial.result, identity={})
+        local_store.write("trials", trial.spec.fingerprint, trial.result, identity={}, parents=())
     (Path(local_store.url) / "trials" / "f1" / "record.json").write_bytes(content)
     rows = report_view(read_experiment(local_store.experiment_url("smollm2-20-40"))).rows
     status = {row.trial.spec.fingerprint: row.status for row in rows}
@@ -52,7 +52,9 @@ def test_a_damaged_record_costs_its_own_trial_alone(local_store: Store, content:
 def test_a_damaged_record_of_a_failure_is_a_failure_too(local_store: Store) -> None:
     write_experiment(local_store, planned())
     directory = local_store.experiment_url("smollm2-20-40")
-    Store(directory).write("failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={})
+    Store(directory).write(
+        "failures", "f5", TrialFailure(fingerprint="f5", cause="out of memory"), identity={}, parents=()
+    )
     (Path(directory) / "failures" / "f5" / "record.json").write_text("{")
     (found,) = (trial for trial in read_experiment(directory).trials if trial.spec.fingerprint == "f5")
     assert found.failure is not None
@@ -67,19 +69,15 @@ def test_a_model_has_a_card_from_its_export_on(tmp_path: Path) -> None:
     one = experiment().trials[0]
     assert one.result is not None
     last = one.result.runs[-1]
-    export, view = tmp_path / "export", tmp_path / "view"
-    for directory in (export, view):
-        directory.mkdir()
+    export = tmp_path / "export"
+    export.mkdir()
     exported = replace(last, model=replace(last.model, url=str(export)))
-    publish_trained_card(one.spec, (exported,), 30, origin)
+    publish_trained_card(one.spec, (exported,), origin)
     assert "Not for commercial use" in (export / "README.md").read_text()
-    assert json.loads((export / "pruning.json").read_text())["kept_blocks"] == list(one.spec.plan.kept_blocks)
+    assert json.loads((export / "pruning.json").read_text())["removed_blocks"] == list(one.spec.plan.removed_blocks)
     (export / "README.md").write_text("with scores")
-    publish_trained_card(one.spec, (exported,), 30, origin)
+    publish_trained_card(one.spec, (exported,), origin)
     assert (export / "README.md").read_text() == "with scores"
-    of_dense = replace(last, model=ModelRef(url=str(view), fingerprint="d", files=(), num_blocks=30).view((0, 1)))
-    publish_trained_card(one.spec, (of_dense,), 30, origin)
-    assert not list(view.iterdir())
 
 
 def test_a_card_that_cannot_be_written_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

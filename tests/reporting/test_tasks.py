@@ -161,7 +161,7 @@ def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns
     assert [line.weight_bytes for line in table.footprints] == [
         first.dense_weight_bytes, *sorted((first.weight_bytes, second.weight_bytes), reverse=True),
     ]  # fmt: skip
-    by_size = {len(line.row.plan.kept_blocks): line for line in models if line.row}
+    by_size = {line.row.plan.size.blocks: line for line in models if line.row}
     assert by_size[24].speed_up == pytest.approx(first.dense_points[0].latency / first.points[0].latency)
     assert by_size[18].speed_up == pytest.approx(2 * second.dense_points[0].latency / second.points[0].latency)
     assert [(lines[0].point.batch_size, lines[0].point.output_tokens) for lines in table.shapes] == [

@@ -137,11 +137,11 @@ def test_csv_has_one_row_per_trial_that_reads_back(table: list[dict[str, str]]) 
     assert sorted(row["fingerprint"] for row in table) == sorted(full)
     for row in table:
         spec, result = full[row["fingerprint"]].spec, full[row["fingerprint"]].result
-        assert tuple(map(int, row["kept_blocks"].split())) == spec.plan.kept_blocks
+        assert tuple(map(int, row["removed_blocks"].split())) == spec.plan.removed_blocks
         assert row["criteria"].split(";") == [label.criterion for label in spec.plan.labels]
         assert [float(x) for x in row["ratios"].split(";")] == [label.ratio for label in spec.plan.labels]
         assert row["learning_rates"] == repr(spec.learning_rate)
-        assert int(row["parameters"]) == spec.plan.parameters
+        assert int(row["parameters"]) == spec.plan.size.parameters
         if result:
             assert float(row["selection_after_mean_nll"]) == result.after.mean_nll
             assert float(row["training_seconds"]) == result.training_seconds

@@ -7,7 +7,8 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.load import empty_model, load_model
+from shortened_llm.models.build import empty_model
+from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.records import LoraOptions, ModelRef
 from shortened_llm.retraining.adapters import (

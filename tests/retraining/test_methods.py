@@ -9,8 +9,10 @@ from peft import PeftModel
 
 from shortened_llm.data.batches import TrainingStream
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.models.build import empty_model
+from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.export import export_view
-from shortened_llm.models.load import empty_model, load_config, load_model, model_directory
+from shortened_llm.models.load import load_model
 from shortened_llm.records import DistillOptions, ModelRef
 from shortened_llm.retraining.adapters import adapter_targets, initial_adapter
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_checkpoint

@@ -15,10 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from jobs.assets.tiny import byte_tokenizer
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.build import empty_model
 from shortened_llm.models.bypass import bypassing
 from shortened_llm.models.head import final_hidden, next_token_labels, token_nll, training_loss
 from shortened_llm.models.isolation import choose_isolation, document_inputs
-from shortened_llm.models.load import empty_model, load_model
+from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import LoraOptions
@@ -32,6 +33,7 @@ from shortened_llm.search.dress_rehearsal import (
     rehearse_scoring,
     rehearse_training,
 )
+from tests.conftest import keeping
 
 NUM_BLOCKS = 3
 LORA = LoraOptions(rank=2, alpha=4.0, dropout=0.0, target_modules=())
@@ -185,7 +187,7 @@ def check_export(toy: Toy) -> None:
 
 def check_plan(toy: Toy) -> None:
     """The model of a plan computes what the dense one does where the other blocks pass on what they get."""
-    close(logits_of(load_model(toy.ref.view(kept(toy)), "float32"), toy.tokens), bypassed(toy), 1e-5)
+    close(logits_of(load_model(toy.ref.view(keeping(kept(toy))), "float32"), toy.tokens), bypassed(toy), 1e-5)
 
 
 def bypassed(toy: Toy) -> torch.Tensor:

@@ -22,12 +22,13 @@ from shortened_llm.records import (
 from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.prepare import selection_units
 from shortened_llm.search.space import SearchSpace, distinct, waves
+from tests.conftest import keeping
 
 TOKENS = TokenMixture(
     parts=(TokenDataset(url="/t", fingerprint="t", files=(), num_sequences=256, sequence_length=128, num_documents=3),)
 )
 DATA = TrainingData(corpus=TOKENS, instructions=TOKENS, validation=None)
-SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20)
+SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20, bytes_per_parameter=4)
 
 
 @pytest.fixture
@@ -105,6 +106,7 @@ def test_every_method_rate_and_seed_is_a_trial(
     assert counts == {"none": 1, "cpt": 4, "lora": 6, "cpt_lora": 12, "distill": 2, "last_blocks": 2}
     for trial in trials:
         assert sum(recipe.num_steps for recipe in trial.recipes) == (0 if trial.method == "none" else 8)
+        assert bool(space.jobs(trial)) == (trial.method != "none")
     (both, *_) = [trial for trial in trials if trial.method == "cpt_lora"]
     assert [recipe.method for recipe in both.recipes] == ["cpt", "lora"]
     assert both.name == "criterion0 25% cpt_lora lr 0.0001+0.001 seed 0"
@@ -116,8 +118,8 @@ def test_a_second_run_begins_at_the_first_one_s_model(
     space = space_of(tiny_values, space, methods=["cpt_lora"])
     (trial,) = space.trials(plans(tiny_config, ORDER))
     first, second = space.jobs(trial)
-    assert (second.model.fingerprint, second.model.num_blocks, second.model.transform) == (first.fingerprint, 6, None)
-    assert first.model.kept_blocks == (0, 3, 4, 5, 6, 7)
+    assert (second.model.fingerprint, second.model.num_blocks, second.model.transforms) == (first.fingerprint, 6, ())
+    assert first.model.transforms == second.model.origin == keeping((0, 3, 4, 5, 6, 7))
 
 
 def test_a_run_that_trials_share_is_made_once(tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace) -> None:
@@ -164,11 +166,11 @@ def test_equal_seconds_scale_the_budget_by_the_speed(
 ) -> None:
     space = space_of(tiny_values, space, methods=["none", "cpt", "lora", "cpt_lora"], tokens=102_400, seed=[0, 1])
     specs = space.trials(plans(tiny_config, ORDER))
-    seconds = {"none": 0.0, "cpt": 60.0, "lora": 40.0, "cpt_lora": 50.0}
+    seconds = {"cpt": 60.0, "lora": 40.0, "cpt_lora": 50.0}
     model = RetrainedModel(model=space.dense, tokens=1, seconds=1.0, history=())
     results = {
         spec.fingerprint: TrialResult(
-            fingerprint=spec.fingerprint, before=EvalScores(), after=EvalScores(), seconds=0.0,
+            fingerprint=spec.fingerprint, model=space.dense, before=EvalScores(), after=EvalScores(), seconds=0.0,
             runs=tuple(replace(model, seconds=seconds[spec.method] / len(spec.recipes)) for _ in spec.recipes),
         )
         for spec in specs

@@ -9,7 +9,7 @@ from shortened_llm.config import SearchConfig, parse_config
 from shortened_llm.data.packing import SHARD_TOKENS
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.load import load_config
+from shortened_llm.models.directory import load_config
 from shortened_llm.records import ModelRef
 from shortened_llm.search.preflight import check_search
 from shortened_llm.search.prepare import PackingJobs, packing_jobs, source_shares

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shortened_llm.records import FileEntry
-from shortened_llm.search.trial import TRIAL_KIND, is_done, read_result
+from shortened_llm.search.trial import TRIALS, is_done, read_result
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import plan, texts, trial
 
@@ -15,10 +15,8 @@ def test_a_result_whose_model_is_gone_is_made_again(local_store: Store, tmp_path
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"abc")
     files = (FileEntry(path=weights.name, num_bytes=3, sha256=""),)
-    last = one.result.runs[-1]
-    model = replace(last.model, url=str(tmp_path), files=files)
-    result = replace(one.result, runs=(*one.result.runs[:-1], replace(last, model=model)))
-    local_store.write(TRIAL_KIND, one.spec.fingerprint, result, identity={})
+    result = replace(one.result, model=replace(one.result.model, url=str(tmp_path), files=files))
+    local_store.write(TRIALS, one.spec.fingerprint, result, identity={}, parents=())
     assert read_result(local_store, one.spec) == result
     assert is_done(local_store, one.spec)
     weights.unlink()

@@ -24,7 +24,7 @@ def stored(store: Store, count: int) -> Experiment:
         fingerprint = f"{number:016x}"
         spec, result = replace(first.spec, fingerprint=fingerprint), replace(first.result, fingerprint=fingerprint)
         trials.append(replace(first, spec=spec, result=None))
-        store.write("trials", fingerprint, result, identity={})
+        store.write("trials", fingerprint, result, identity={}, parents=())
         for name in ("result.json", "progress.csv", "events.out"):
             write_bytes(join(store.experiment_url("e"), "tune", f"20261122-{number:06d}", fingerprint, name), b"x")
         write_bytes(join(store.url, "retrained", fingerprint, "attempt-00000000", "model.safetensors"), b"x")

@@ -18,7 +18,7 @@ SCORE = PerplexityScore(source="wiki", protocol="@128", perplexity=12.5, mean_nl
 
 def test_a_record_is_read_back_equal(store: Store) -> None:
     assert store.read("evaluations", "ab12", PerplexityScore) is None
-    store.write("evaluations", "ab12", SCORE, identity={"model": "x"})
+    store.write("evaluations", "ab12", SCORE, identity={"model": "x"}, parents=())
     assert store.read("evaluations", "ab12", PerplexityScore) == SCORE
 
 
@@ -27,7 +27,7 @@ def test_what_is_no_such_record_is_named_and_counts_as_absent(
     content: bytes | None, local_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """None: the record of another kind."""
-    local_store.write("evaluations", "ab12", SCORE, identity={})
+    local_store.write("evaluations", "ab12", SCORE, identity={}, parents=())
     file = Path(local_store.url) / "evaluations" / "ab12" / "record.json"
     if content is not None:
         file.write_bytes(content)

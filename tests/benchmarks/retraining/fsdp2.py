@@ -16,8 +16,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from shortened_llm.models.build import DTYPES
 from shortened_llm.models.cpu import fair_threads
-from shortened_llm.models.load import DTYPES, load_model
+from shortened_llm.models.load import load_model
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.schedule import learning_rate
 from tests.benchmarks.retraining.processes import Place

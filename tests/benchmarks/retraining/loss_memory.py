@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from shortened_llm.models.build import DTYPES
 from shortened_llm.models.head import next_token_labels, training_loss
-from shortened_llm.models.load import DTYPES
 from tests.benchmarks.peak_memory import PeakMemory
 from tests.benchmarks.retraining.processes import Place, run
 

@@ -9,11 +9,12 @@ import torch
 
 from shortened_llm.config import CptConfig, RetrainingConfig, TrainingSource
 from shortened_llm.data.batches import TrainingStream
-from shortened_llm.models.load import load_config, load_tokenizer
+from shortened_llm.models.directory import load_config, load_tokenizer
 from shortened_llm.records import ModelRef, TokenDataset, TokenMixture
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.storage.payload import describe_files
+from tests.conftest import keeping
 
 ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
 SMOLLM2, TINY = ASSETS / "smollm2-135m-instruct", ASSETS / "tiny/model"
@@ -54,7 +55,7 @@ def make_job(
     )
     ((recipe,),) = chains(config, "cpt", budget, num_pairs=0)
     return RetrainingJob(
-        model=dense.view(tuple(block for block in range(blocks) if block not in REMOVED[model])),
+        model=dense.view(keeping(tuple(block for block in range(blocks) if block not in REMOVED[model]))),
         teacher=None,
         tokens=TokenMixture(parts=(_write_tokens(directory, model, max(64, steps * sequences), length),)),
         validation=None,

@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.cut import cut_config
+from shortened_llm.models.transforms.blocks import check_blocks, cut_config
+from shortened_llm.records import BlocksTransform
 from tests.models.families import COMMON, FAMILIES, INDEXED
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -40,7 +41,9 @@ FULL, SLIDING = "full_attention", "sliding_attention"
     ],
 )
 def test_every_block_stays_what_it_was(family: str, kept: tuple[int, ...], expected: dict[str, object]) -> None:
-    cut = cut_config((FAMILIES | INDEXED)[family], kept)
+    transform = BlocksTransform(kept=kept)
+    check_blocks((FAMILIES | INDEXED)[family], transform)
+    cut = cut_config((FAMILIES | INDEXED)[family], transform)
     assert {name: getattr(cut, name) for name in expected} == expected
     assert cut.num_hidden_layers == len(kept)
 
@@ -48,14 +51,14 @@ def test_every_block_stays_what_it_was(family: str, kept: tuple[int, ...], expec
 def test_the_config_of_the_dense_model_stays() -> None:
     config = INDEXED["qwen3_moe_step"]
     before = config.to_dict()
-    cut_config(config, (0, 1))
+    cut_config(config, BlocksTransform(kept=(0, 1)))
     assert config.to_dict() == before
 
 
 def test_private_settings_are_kept() -> None:
     config = LlamaConfig(**COMMON)
     config._attn_implementation = "eager"
-    assert cut_config(config, (0, 1))._attn_implementation == "eager"
+    assert cut_config(config, BlocksTransform(kept=(0, 1)))._attn_implementation == "eager"
 
 
 INTERVAL = Ernie4_5_MoeConfig(
@@ -79,7 +82,7 @@ def test_a_plan_that_would_change_a_block_is_refused(
     config: PretrainedConfig, kept: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(BadInputError, match=r"^model\.path: ") as caught:
-        cut_config(config, kept)
+        check_blocks(config, BlocksTransform(kept=kept))
     for word in words:
         assert word in str(caught.value)
 
@@ -99,4 +102,6 @@ def test_a_plan_that_would_change_a_block_is_refused(
 def test_a_plan_is_not_refused_for_a_rule_that_changes_no_kept_block(
     config: PretrainedConfig, kept: tuple[int, ...]
 ) -> None:
-    assert cut_config(config, kept).num_hidden_layers == len(kept)
+    transform = BlocksTransform(kept=kept)
+    check_blocks(config, transform)
+    assert cut_config(config, transform).num_hidden_layers == len(kept)

@@ -1,6 +1,7 @@
-"""Config surgery: the configuration of a model that keeps some of its blocks, and the proof that they stay alike."""
+"""Whole blocks are removed: the configuration and the tensors of what stays, and the proof that it stays alike."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.families import (
-    EXTRA_BLOCK_COUNTERS,
     FIXED_RULES,
     INDEX_LISTS,
     LAST_INDICES,
@@ -21,50 +21,79 @@ from shortened_llm.models.families import (
     STEPS_WITH_EXCEPTIONS,
     TIES,
 )
+from shortened_llm.models.files import TensorHeader, block_of
+from shortened_llm.models.transforms.kind import TransformKind
+from shortened_llm.records import BlocksTransform
 
 # Attributes of a block's modules that hold its index, which is meant to change.
 INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 
 
-def cut_config(config: PretrainedConfig, kept_blocks: tuple[int, ...]) -> PretrainedConfig:
-    """A copy of `config` for a model with only `kept_blocks`.
+def cut_config(dense: PretrainedConfig, transform: BlocksTransform) -> PretrainedConfig:
+    """A copy of `dense` for a model with only some blocks.
 
-    A copy, because a config made anew would lose private settings such as the attention implementation. It counts no
-    blocks for multi-token prediction, which are left out of every view.
-
-    Raises:
-        BadInputError: a kept block would come out as another kind of block than it is in the dense model.
+    A copy, because a config made anew would lose private settings such as the attention implementation.
     """
-    cut = copy.deepcopy(config)
-    for name in EXTRA_BLOCK_COUNTERS:
-        if getattr(cut, name, None):
-            setattr(cut, name, 0)
-    num_blocks = cut.num_hidden_layers
-    if kept_blocks == tuple(range(num_blocks)):
-        return cut
-    for name, harmless, tie in TIES:
-        if getattr(cut, name, None) not in (harmless, None):
-            raise BadInputError(
-                f"model.path: {cut.model_type} has {name}={getattr(cut, name)!r}: {tie}, so no block can be removed; "
-                f"only {name}={harmless!r} is allowed"
-            )
-    _make_steps_explicit(cut, num_blocks)
-    fields = vars(cut)  # not getattr: some of these lists are computed from other fields
+    config, kept = copy.deepcopy(dense), transform.kept
+    num_blocks = config.num_hidden_layers
+    _make_steps_explicit(config, num_blocks)
+    fields = vars(config)  # not getattr: some of these lists are computed from other fields
     for name in PER_BLOCK_LISTS:
         if isinstance(fields.get(name), (list, tuple)) and len(fields[name]) == num_blocks:
-            setattr(cut, name, [fields[name][block] for block in kept_blocks])
+            setattr(config, name, [fields[name][block] for block in kept])
     for name in INDEX_LISTS:
         if isinstance(fields.get(name), (list, tuple)):
-            setattr(cut, name, [kept_blocks.index(block) for block in fields[name] if block in kept_blocks])
+            setattr(config, name, [kept.index(block) for block in fields[name] if block in kept])
     for name in PREFIXES:
         if fields.get(name) is not None:
-            setattr(cut, name, sum(block < fields[name] for block in kept_blocks))
+            setattr(config, name, sum(block < fields[name] for block in kept))
     for name in LAST_INDICES:
         if fields.get(name) is not None:
-            setattr(cut, name, sum(block <= fields[name] for block in kept_blocks) - 1)
-    cut.num_hidden_layers = len(kept_blocks)
-    _check_blocks_stay(config, cut, kept_blocks)
-    return cut
+            setattr(config, name, sum(block <= fields[name] for block in kept) - 1)
+    config.num_hidden_layers = len(kept)
+    return config
+
+
+def cut_files(tensors: Mapping[str, TensorHeader], prefix: str, transform: BlocksTransform) -> dict[str, TensorHeader]:
+    """The tensors of the blocks that stay, renumbered, and all that lie outside the blocks."""
+    position = {block: index for index, block in enumerate(transform.kept)}
+    found = {}
+    for name, header in tensors.items():
+        block = block_of(name, prefix)
+        if block is None:
+            found[name] = header
+        elif block in position:
+            found[f"{prefix}.{position[block]}{name.removeprefix(f'{prefix}.{block}')}"] = header
+    return found
+
+
+def check_blocks(dense: PretrainedConfig, transform: BlocksTransform) -> None:
+    """Build both models without weights, and compare each kept block with what it was.
+
+    This finds rules over the block index that live in transformers' code alone, such as a scale by depth. The cut
+    config is also read back from its file, because that is what leaves the system.
+
+    Raises:
+        BadInputError: blocks depend on others, or a kept block would come out as another kind of block.
+    """
+    for name, harmless, tie in TIES:
+        if getattr(dense, name, None) not in (harmless, None):
+            raise BadInputError(
+                f"model.path: {dense.model_type} has {name}={getattr(dense, name)!r}: {tie}, so no block can be "
+                f"removed; only {name}={harmless!r} is allowed"
+            )
+    cut, before = cut_config(dense, transform), _describe_blocks(dense)
+    for config in (cut, _read_back(cut)):
+        for new, (old, after) in enumerate(zip(transform.kept, _describe_blocks(config), strict=True)):
+            for name in sorted(before[old].keys() | after.keys()):
+                was, would_be = before[old].get(name, "absent"), after.get(name, "absent")
+                if was != would_be:
+                    rules = ", ".join(f"{rule}={vars(dense)[rule]!r}" for rule in FIXED_RULES if vars(dense).get(rule))
+                    raise BadInputError(
+                        f"model.path: {dense.model_type} sets up its blocks by their index ({rules or 'in its code'}): "
+                        f"block {old} would become block {new}, where {name} is {would_be!r} instead of {was!r}; only "
+                        "plans that leave every kept block as it is are allowed"
+                    )
 
 
 def _make_steps_explicit(config: PretrainedConfig, num_blocks: int) -> None:
@@ -75,26 +104,6 @@ def _make_steps_explicit(config: PretrainedConfig, num_blocks: int) -> None:
             left_out = {block for block in range(num_blocks) if (block + 1) % step}
             setattr(config, exceptions, sorted({*listed, *left_out}))
             setattr(config, name, 1)
-
-
-def _check_blocks_stay(dense: PretrainedConfig, cut: PretrainedConfig, kept_blocks: tuple[int, ...]) -> None:
-    """Build both models without weights, and compare each kept block with what it was.
-
-    This finds rules over the block index that live in transformers' code alone, such as a scale by depth. The cut
-    config is also read back from its file, because that is what leaves the system.
-    """
-    before = _describe_blocks(dense)
-    for config in (cut, _read_back(cut)):
-        for new, (old, after) in enumerate(zip(kept_blocks, _describe_blocks(config), strict=True)):
-            for name in sorted(before[old].keys() | after.keys()):
-                was, would_be = before[old].get(name, "absent"), after.get(name, "absent")
-                if was != would_be:
-                    rules = ", ".join(f"{rule}={vars(dense)[rule]!r}" for rule in FIXED_RULES if vars(dense).get(rule))
-                    raise BadInputError(
-                        f"model.path: {dense.model_type} sets up its blocks by their index ({rules or 'in its code'}): "
-                        f"block {old} would become block {new}, where {name} is {would_be!r} instead of {was!r}; only "
-                        "plans that leave every kept block as it is are allowed"
-                    )
 
 
 def _read_back(config: PretrainedConfig) -> PretrainedConfig:
@@ -125,3 +134,11 @@ def _describe(block: nn.Module) -> dict[str, object]:
             if isinstance(value, (bool, int, float, str, type(None))) and name not in INDEX_ATTRIBUTES:
                 described[f"{path}.{name}".removeprefix(".")] = value
     return described
+
+
+def time_left(block_shares: Sequence[float], transform: BlocksTransform) -> float:
+    """Share of the dense model's time without that of the removed blocks."""
+    return 1 - sum(block_shares[block] for block in transform.removed(len(block_shares)))
+
+
+BLOCKS = TransformKind(check=check_blocks, config=cut_config, files=cut_files, time_left=time_left)

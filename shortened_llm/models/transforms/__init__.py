@@ -1,0 +1,6 @@
+"""What can be done to a model's files when they are loaded: one row for each kind, one file for what it does."""
+
+from shortened_llm.models.transforms.blocks import BLOCKS
+from shortened_llm.models.transforms.kind import TransformKind
+
+KINDS: dict[str, TransformKind] = {"blocks": BLOCKS}

@@ -1,0 +1,75 @@
+"""A model as it is loaded: configuration and tensors of its files, under its transforms.
+
+Whoever loads a model, whole, streamed or in shards, reads these, and never learns which kinds of transforms there are.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shortened_llm.models.build import DTYPES, empty_model
+from shortened_llm.models.directory import load_config, model_directory
+from shortened_llm.models.families import EXTRA_BLOCK_COUNTERS
+from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, model_size, open_tensor_files
+from shortened_llm.models.transforms import KINDS
+from shortened_llm.records import ModelRef, ModelSize, Transform
+
+Headers = TypeVar("Headers", bound=TensorHeaders)
+
+
+def transformed_config(config: PretrainedConfig, transforms: Sequence[Transform]) -> PretrainedConfig:
+    """A copy of a configuration, changed by each transform. It counts no blocks for multi-token prediction, which are
+    left out of every view."""
+    changed = copy.deepcopy(config)
+    for name in EXTRA_BLOCK_COUNTERS:
+        if getattr(changed, name, None):
+            setattr(changed, name, 0)
+    for transform in transforms:
+        changed = KINDS[transform.kind].config(changed, transform)
+    return changed
+
+
+def transformed_headers(headers: Headers, num_blocks: int, transforms: Sequence[Transform] = ()) -> Headers:
+    """The tensors of files with `num_blocks` blocks under each transform, by their names in the model.
+
+    Raises:
+        BadInputError: the names do not tell the blocks.
+    """
+    prefix = block_prefix(headers.of, num_blocks)
+    tensors = {name: header for name, header in headers.of.items() if (block_of(name, prefix) or 0) < num_blocks}
+    for transform in transforms:
+        tensors = KINDS[transform.kind].files(tensors, prefix, transform)
+    return replace(headers, of=tensors)
+
+
+def view_config(ref: ModelRef) -> PretrainedConfig:
+    """The configuration of the model that loading yields; raises as `load_config`."""
+    return transformed_config(load_config(model_directory(ref)), ref.transforms)
+
+
+def view_files(ref: ModelRef) -> TensorFiles:
+    """The tensors of the model that loading yields, to be read by their names there; raises as `read_headers`."""
+    return transformed_headers(open_tensor_files(model_directory(ref)), ref.num_blocks, ref.transforms)
+
+
+def empty_view(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
+    """The model that loading yields, without weights; see `empty_model`."""
+    return empty_model(view_config(ref), dtype)
+
+
+def check_transforms(config: PretrainedConfig, transforms: Sequence[Transform]) -> None:
+    """Raises `BadInputError` where the architecture cannot be changed so. Loading takes it for granted."""
+    for transform in transforms:
+        KINDS[transform.kind].check(config, transform)
+
+
+def size_of(ref: ModelRef, dtype: str) -> ModelSize:
+    """Parameters of the blocks and of the rest, in the model's files.
+
+    Args:
+        dtype: type of the weights when they are exported.
+    """
+    return model_size(open_tensor_files(model_directory(ref)), ref.num_blocks, DTYPES[dtype].itemsize)
