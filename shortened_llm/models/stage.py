@@ -23,7 +23,7 @@ from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 # Weights in other formats (pickle, ONNX, original checkpoints) are neither hashed nor copied.
 METADATA_FILES = ("*.json", "*.model", "tokenizer*", "*.txt", "*.jinja", "LICENSE*")
 MODEL_FILES = (*METADATA_FILES, "*.safetensors")
