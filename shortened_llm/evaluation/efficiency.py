@@ -28,7 +28,7 @@ from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 ALIGNMENT = 64
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
@@ -83,6 +83,7 @@ def measure_efficiency(
     removed = tuple(block for block in range(dense.num_blocks) if block not in kept)
     dense_model, own_model = models
     return EfficiencyScore(
+        unit="",  # set by `finish_score`
         protocol=protocol(settings, dtype, models[0].device, left_out),
         points=tuple(one.model for one in measured),
         dense_points=tuple(one.dense for one in measured),

@@ -12,6 +12,7 @@ from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
 from shortened_llm.evaluation.task_files import task_file_hashes
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
 
 
@@ -124,7 +125,7 @@ class EfficiencyUnit:
     settings: EfficiencyConfig
     dense: ModelRef
     kept_blocks: tuple[int, ...]
-    """The dense model's blocks that the model has."""
+    """The dense model's blocks that the model has: a fact about the model, so no part of the unit's identity."""
     score_type: ClassVar[type[Any]] = EfficiencyScore
     is_divisible: ClassVar[bool] = False
 
@@ -138,9 +139,13 @@ class EfficiencyUnit:
             "stage": efficiency.STAGE_VERSION,
             "settings": self.settings.model_dump(mode="json"),
             "dense": self.dense.identity,
-            "kept_blocks": self.kept_blocks,
         }
 
 
 Unit = TextUnit | TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
 Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore
+
+
+def unit_fingerprint(unit: Unit, dtype: str) -> str:
+    """What the scores of all models on one unit have in common; scores in another dtype are not compared with them."""
+    return fingerprint({"unit": unit.identity, "dtype": dtype})

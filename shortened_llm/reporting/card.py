@@ -20,7 +20,7 @@ from shortened_llm.records import (
     TrialResult,
     TrialSpec,
 )
-from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
+from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, score_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
 
@@ -32,17 +32,16 @@ NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     """`{directory or URL of an exported model: {file name: text}}`."""
-    dense = dense_measurements(experiment)
-    rows = [row for row in trial_rows(experiment) if row.checkpoint_url]
-    return {str(row.checkpoint_url): _trial_card(experiment, row, dense) for row in rows}
-
-
-def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> dict[str, str]:
-    columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
-    return {
-        "README.md": _render(row.plan, experiment.num_blocks, experiment.provenance, row, dense, columns),
-        PRUNING: _pruning_json(row.plan, experiment.model, experiment.provenance, row.trial),
-    }
+    dense, columns, origin = dense_measurements(experiment), score_columns(experiment), experiment.provenance
+    cards = {}
+    for row in trial_rows(experiment):
+        if row.checkpoint_url:
+            own = [column for column in columns if column in row.after]
+            cards[row.checkpoint_url] = {
+                "README.md": _render(row.plan, experiment.num_blocks, origin, row, dense, own),
+                PRUNING: _pruning_json(row.plan, origin, row.trial),
+            }
+    return cards
 
 
 def trained_card(
@@ -55,7 +54,7 @@ def trained_card(
     row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
     return {
         "README.md": _render(spec.plan, num_blocks, provenance, row, {}, []),
-        PRUNING: _pruning_json(spec.plan, provenance.base_model, provenance, trial),
+        PRUNING: _pruning_json(spec.plan, provenance, trial),
     }
 
 
@@ -98,20 +97,18 @@ def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[
     """The files of the card of a model that was pruned and not retrained."""
     return {
         "README.md": _render(plan, num_blocks, provenance, None, {}, []),
-        PRUNING: _pruning_json(plan, provenance.base_model, provenance),
+        PRUNING: _pruning_json(plan, provenance),
     }
 
 
-def _pruning_json(
-    plan: PrunePlan, base_model: str, provenance: Provenance | None, trial: ReportedTrial | None = None
-) -> str:
+def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None = None) -> str:
     """What was removed, how the model was retrained, and the licences of what it was made of, for programs."""
     facts: dict[str, object] = {
         "name": trial.spec.name if trial else plan.name,
-        "base_model": base_model,
+        "base_model": provenance.base_model,
         **asdict(plan),
-        "dtype": provenance.dtype if provenance else None,
-        "base_license": provenance.base_license if provenance else None,
+        "dtype": provenance.dtype,
+        "base_license": provenance.base_license,
         "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
     }
     if trial is not None and trial.result is not None:
@@ -129,7 +126,7 @@ def is_non_commercial(license: str | None) -> bool:
     return bool(license and NON_COMMERCIAL.search(license.replace("-", " ").replace("_", " ")))
 
 
-def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTrial | None) -> list[SourceFacts]:
+def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None) -> list[SourceFacts]:
     """The data that this model was made with."""
     roles = {
         "training" if recipe.train_on == "corpus" else "instructions"
@@ -138,19 +135,19 @@ def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTria
     }
     if any(label.criterion not in (*TEXTLESS_CRITERIA, *NO_CRITERIA) for label in plan.labels):
         roles.add("calibration")
-    return [source for source in provenance.sources if source.role in roles] if provenance else []
+    return [source for source in provenance.sources if source.role in roles]
 
 
 def _render(
     plan: PrunePlan,
     num_blocks: int,
-    provenance: Provenance | None,
+    provenance: Provenance,
     row: TrialRow | None,
     dense: Measurements,
     columns: Sequence[ScoreColumn],
 ) -> str:
     used = _sources(plan, provenance, row.trial if row else None)
-    licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
+    licences = [provenance.base_license, *(source.license for source in used)]
     return (
         environment()
         .get_template("card.md.j2")

@@ -345,8 +345,8 @@ def _conditions(
 
 
 def _seen(experiment: Experiment, column: ScoreColumn) -> str:
-    if experiment.unseen_texts is None or column.role != "report":
+    if column.role != "report":
         return ""
-    if column.source in experiment.unseen_texts:
+    if column.unit in experiment.unseen_units:
         return "; never trained on"
     return "; other documents of this source were trained on"

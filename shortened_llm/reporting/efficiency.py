@@ -58,12 +58,12 @@ def shape_name(of: Shape) -> str:
     return f"batch {of[0]}, {of[2]} tokens out"
 
 
-def measured_efficiency(rows: Sequence[TrialRow]) -> dict[str, dict[int, EfficiencyScore]]:
-    """Protocol -> number of the trial -> its speed and memory."""
-    found: dict[str, dict[int, EfficiencyScore]] = {}
+def measured_efficiency(rows: Sequence[TrialRow]) -> dict[tuple[str, str], dict[int, EfficiencyScore]]:
+    """(unit, protocol) -> number of the trial -> its speed and memory. The protocol alone names the machine."""
+    found: dict[tuple[str, str], dict[int, EfficiencyScore]] = {}
     for row in rows:
         if (score := row.trial.after.efficiency) is not None and score.points:
-            found.setdefault(score.protocol, {})[row.number] = score
+            found.setdefault((score.unit, score.protocol), {})[row.number] = score
     return found
 
 
@@ -107,7 +107,7 @@ def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
     """One table per protocol; none where nothing was measured."""
     by_number = {row.number: row for row in rows}
     tables = []
-    for protocol, scores in measured_efficiency(rows).items():
+    for (_, protocol), scores in measured_efficiency(rows).items():
         of_models = [lines_of(score, by_number[number]) for number, score in scores.items()]
         shapes = tuple(
             (

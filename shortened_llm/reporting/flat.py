@@ -78,9 +78,14 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "adapter_url": lambda row: row.adapter_url,
     "selection_before_mean_nll": lambda row: _mean_nll(row.trial.result.before) if row.trial.result else None,
     "selection_after_mean_nll": lambda row: _mean_nll(row.trial.result.after) if row.trial.result else None,
-    "selection_texts": lambda row: ";".join(f"{source}, {protocol}" for source, protocol, _ in row.selection_texts),
-    "missing_scores": lambda row: ";".join(f"{score.unit}: {score.cause}" for score in missing_scores(row)),
+    "selection_texts": lambda row: _selection_texts(row),
+    "missing_scores": lambda row: ";".join(f"{score.name}: {score.cause}" for score in missing_scores(row)),
 }
+
+
+def _selection_texts(row: TrialRow) -> str:
+    texts = row.trial.result.after.perplexity if row.trial.result else ()
+    return ";".join(f"{text.source}, {text.protocol}" for text in texts)
 
 
 def _mean_nll(scores: EvalScores) -> float | None:

@@ -55,7 +55,11 @@ def status_counts(rows: Sequence[TrialRow]) -> str:
 
 
 def size_summaries(
-    experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements, tasks: TasksSection | None
+    experiment: Experiment,
+    rows: Sequence[TrialRow],
+    dense: Measurements,
+    columns: Sequence[ScoreColumn],
+    tasks: TasksSection | None,
 ) -> tuple[SizeSummary, ...]:
     """One summary per number of kept blocks and best trial, in the order of `rows`; controls are no candidates."""
     by_size: dict[int, list[TrialRow]] = {}
@@ -64,7 +68,7 @@ def size_summaries(
     summaries = []
     for size_rows in by_size.values():
         found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
-        summaries += [_summary(experiment, size_rows, best, dense, tasks) for best in found or [None]]
+        summaries += [_summary(experiment, size_rows, best, dense, columns, tasks) for best in found or [None]]
     return tuple(summaries)
 
 
@@ -73,6 +77,7 @@ def _summary(
     rows: Sequence[TrialRow],
     best: TrialRow | None,
     dense: Measurements,
+    columns: Sequence[ScoreColumn],
     tasks: TasksSection | None,
 ) -> SizeSummary:
     plans = [row.plan for row in ([best] if best else rows)]
@@ -83,12 +88,15 @@ def _summary(
     else:
         finished = sum(row.selection_nll is not None and row.selection_texts == best.selection_texts for row in rows)
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
+    facts: tuple[Fact, ...] = ()
+    if best:
+        facts = (*_texts(best, dense, columns), *_tasks(best, tasks), *_efficiency(best), _training(best))
     return SizeSummary(
         lead=f"{len(rows[0].plan.kept_blocks)} of {experiment.num_blocks} blocks",
         size=f"{parameters} parameters, {fewer} fewer",
         best=best,
         choice=choice,
-        facts=(*_texts(best, dense), *_tasks(best, tasks), *_efficiency(best), _training(best)) if best else (),
+        facts=facts,
     )
 
 
@@ -98,8 +106,8 @@ def _range(words: Sequence[str]) -> str:
     return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
 
 
-def _texts(best: TrialRow, dense: Measurements) -> tuple[Fact, ...]:
-    texts = [column for column in best.after if column.kind == "text"]
+def _texts(best: TrialRow, dense: Measurements, columns: Sequence[ScoreColumn]) -> tuple[Fact, ...]:
+    texts = [column for column in columns if column.kind == "text" and column in best.after]
     report = [column for column in texts if column.role == "report"]
     return tuple(_perplexity(column, best, dense) for column in report or texts)
 

@@ -15,7 +15,8 @@ DENSE = 0
 class MissingLine:
     """One score that one cause cost some models."""
 
-    unit: str
+    name: str
+    """Of its unit."""
     cause: str
     numbers: tuple[int, ...]
     """Of the trials, ascending; 0 is the dense model."""
@@ -38,13 +39,13 @@ class Partial:
 
 def partial_report(experiment: Experiment, rows: Sequence[TrialRow]) -> Partial | None:
     """None where every trial finished and has every score that was asked for."""
-    causes: dict[tuple[str, str], set[int]] = {}
+    causes: dict[MissingScore, set[int]] = {}
     for number, missing in _missing(experiment, rows):
-        causes.setdefault((missing.unit, missing.cause), set()).add(number)
+        causes.setdefault(missing, set()).add(number)
     lines = tuple(
-        MissingLine(unit=unit, cause=cause, numbers=tuple(sorted(numbers)))
-        for (unit, cause), numbers in causes.items()
-    )  # fmt: skip
+        MissingLine(name=missing.name, cause=missing.cause, numbers=tuple(sorted(numbers)))
+        for missing, numbers in causes.items()
+    )
     counts = Counter(row.status for row in rows)
     statements = [f"{counts[status]} {status}" for status in STATUSES[1:] if counts[status]]
     if number := sum(len(line.numbers) for line in lines):

@@ -149,8 +149,7 @@ def panel_groups(
     """
     perplexities = [perplexity(column, dense) for column in texts]
     means = [task_means(title, own, dense) for title, own in zip(set_titles(sets), sets, strict=True)]
-    unseen = experiment.unseen_texts or ()
-    first = [index for index, column in enumerate(texts) if column.source in unseen] or [0]
+    first = [index for index, column in enumerate(texts) if column.unit in experiment.unseen_units] or [0]
     qualities = [*(perplexities[index] for index in first[:1] if perplexities), *means]
     groups = [
         ("Size", [parameters(experiment)], [*perplexities, *means]),
@@ -225,7 +224,7 @@ def _speeds_or_sizes(
 ) -> list[Quantity]:
     """One per protocol, at the shape in this place of all, from the smallest."""
     found = []
-    for protocol, scores in measured_efficiency(rows).items():
+    for (_, protocol), scores in measured_efficiency(rows).items():
         of = shapes_of(list(scores.values()))[place]
         lines = {number: lines_of(score) for number, score in scores.items()}
         found.append(

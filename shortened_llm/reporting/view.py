@@ -9,7 +9,7 @@ from shortened_llm.reporting.columns import (
     Measurements,
     ScoreColumn,
     dense_measurements,
-    ordered_columns,
+    score_columns,
 )
 from shortened_llm.reporting.comparison import MethodsSection, methods_section
 from shortened_llm.reporting.efficiency import EfficiencyTable, efficiency_tables
@@ -18,7 +18,7 @@ from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
-from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, text_keys, trial_rows
+from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
 
@@ -40,7 +40,7 @@ class SelectionMean:
 
     texts: Texts
     name: str
-    """`wiki, c4`; with their protocols where another mean has the same names."""
+    """`wiki, c4`: the titles of their columns."""
     dense: float | None
     """Of the dense model, in nats per token."""
 
@@ -137,7 +137,7 @@ def report_view(experiment: Experiment) -> ReportView:
     rows = trial_rows(experiment)
     dense = dense_measurements(experiment)
     models = [dense, *(row.before for row in rows), *(row.after for row in rows)]
-    columns = ordered_columns(models)
+    columns = score_columns(experiment)
     texts = plotted_columns(columns)
     tasks = tasks_section(rows, dense, columns, texts)
     return ReportView(
@@ -145,9 +145,9 @@ def report_view(experiment: Experiment) -> ReportView:
         rows=rows,
         dense=dense,
         columns=columns,
-        selection_means=_selection_means(experiment, rows),
+        selection_means=_selection_means(experiment, rows, columns),
         partial=partial_report(experiment, rows),
-        sizes=size_summaries(experiment, rows, dense, tasks),
+        sizes=size_summaries(experiment, rows, dense, columns, tasks),
         trade_off=trade_off(rows, columns),
         status_counts=status_counts(rows),
         panel_groups=panel_groups(experiment, rows, dense, texts, tasks.sets if tasks else ()),
@@ -190,18 +190,17 @@ def experiment_order(experiment: Experiment, rows: Sequence[TrialRow]) -> list[T
     return sorted(rows, key=lambda row: places[id(row.trial)])
 
 
-def _selection_means(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[SelectionMean, ...]:
-    scores = experiment.dense_selection
-    dense = dict(zip(text_keys(scores), (text.mean_nll for text in scores.perplexity), strict=True))
+def _selection_means(
+    experiment: Experiment, rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]
+) -> tuple[SelectionMean, ...]:
+    dense = {text.unit: text.mean_nll for text in experiment.dense_selection.perplexity}
+    titles = {column.unit: column.title for column in columns if (column.role, column.kind) == ("selection", "text")}
     found = dict.fromkeys(row.selection_texts for row in rows if row.selection_texts) or {tuple(dense): None}
-    names = [", ".join(source for source, _, _ in texts) for texts in found]
     return tuple(
         SelectionMean(
             texts=texts,
-            name=name
-            if names.count(name) == 1
-            else "; ".join(f"{source}, {protocol}" for source, protocol, _ in texts),
+            name=", ".join(titles[text] for text in texts),
             dense=sum(dense[text] for text in texts) / len(texts) if texts and set(texts) <= set(dense) else None,
         )
-        for texts, name in zip(found, names, strict=True)
+        for texts in found
     )

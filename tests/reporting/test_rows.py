@@ -115,7 +115,7 @@ def test_headline_quotes_report_scores_of_the_best() -> None:
 def test_headline_says_where_its_scores_are_selection_scores_or_missing() -> None:
     only = trial("a", CUT, after=texts(HELD_OUT, wiki=30.0))
     view = report_view(replace(experiment(), trials=(only,)))
-    summary = size_summaries(experiment(), view.rows, {}, None)[0]
+    summary = size_summaries(experiment(), view.rows, {}, view.columns, None)[0]
     assert summary.choice == "The only finished trial."
     assert summary.facts[0].sentence == "perplexity, wiki (selection) 30.00"
 
@@ -163,7 +163,7 @@ def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> N
     assert partial is not None
     assert partial.statements == ("1 running", "1 waiting", "1 failed", "1 score missing")
     (line,) = partial.missing
-    assert (line.unit, line.cause) == (MISSING_TASK.unit, MISSING_TASK.cause)
+    assert (line.name, line.cause) == (MISSING_TASK.name, MISSING_TASK.cause)
     (number,) = line.numbers
     assert everything().trials[number - 1].spec.control == "random"
     both = replace(
