@@ -37,10 +37,7 @@ def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     for row in trial_rows(experiment):
         if row.checkpoint_url:
             own = [column for column in columns if column in row.after]
-            cards[row.checkpoint_url] = {
-                "README.md": _render(row.plan, experiment.num_blocks, origin, row, dense, own),
-                PRUNING: _pruning_json(row.plan, origin, row.trial),
-            }
+            cards[row.checkpoint_url] = _card(row.plan, experiment.num_blocks, origin, row, dense, own)
     return cards
 
 
@@ -52,10 +49,7 @@ def trained_card(
     result = TrialResult(fingerprint=spec.fingerprint, runs=runs, before=unscored, after=unscored, seconds=0)
     trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
     row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
-    return {
-        "README.md": _render(spec.plan, num_blocks, provenance, row, {}, []),
-        PRUNING: _pruning_json(spec.plan, provenance, trial),
-    }
+    return _card(spec.plan, num_blocks, provenance, row, {}, [])
 
 
 def adapter_cards(
@@ -95,13 +89,10 @@ def _adapter_card(
 
 def plan_card(plan: PrunePlan, num_blocks: int, provenance: Provenance) -> dict[str, str]:
     """The files of the card of a model that was pruned and not retrained."""
-    return {
-        "README.md": _render(plan, num_blocks, provenance, None, {}, []),
-        PRUNING: _pruning_json(plan, provenance),
-    }
+    return _card(plan, num_blocks, provenance, None, {}, [])
 
 
-def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None = None) -> str:
+def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None) -> str:
     """What was removed, how the model was retrained, and the licences of what it was made of, for programs."""
     facts: dict[str, object] = {
         "name": trial.spec.name if trial else plan.name,
@@ -138,17 +129,17 @@ def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | Non
     return [source for source in provenance.sources if source.role in roles]
 
 
-def _render(
+def _card(
     plan: PrunePlan,
     num_blocks: int,
     provenance: Provenance,
     row: TrialRow | None,
     dense: Measurements,
     columns: Sequence[ScoreColumn],
-) -> str:
-    used = _sources(plan, provenance, row.trial if row else None)
-    licences = [provenance.base_license, *(source.license for source in used)]
-    return (
+) -> dict[str, str]:
+    trial = row.trial if row else None
+    used = _sources(plan, provenance, trial)
+    readme = (
         environment()
         .get_template("card.md.j2")
         .render(
@@ -159,8 +150,9 @@ def _render(
             row=row,
             dense=dense,
             columns=columns,
-            non_commercial=any(map(is_non_commercial, licences)),
+            non_commercial=any(map(is_non_commercial, [provenance.base_license, *(one.license for one in used)])),
             is_non_commercial=is_non_commercial,
             no_criteria=NO_CRITERIA,
         )
     )
+    return {"README.md": readme, PRUNING: _pruning_json(plan, provenance, trial)}

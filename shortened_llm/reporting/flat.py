@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 
 from shortened_llm.records import EvalScores
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.efficiency import lines_of, shape, shape_name
+from shortened_llm.reporting.efficiency import FOOTPRINT, MEASURES, lines_of, shape, shape_name
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.rows import TrialRow
 from shortened_llm.reporting.tasks import TaskSet, differences, task_columns, task_mean
@@ -131,12 +131,6 @@ def task_cells(row: TrialRow, columns: Sequence[ScoreColumn], dense: Measurement
         cells[f"report_dense_task_mean:{of}"] = task_mean(dense, tasks)
         cells[f"report_after_task_mean:{of}"] = task_mean(row.after, tasks)
     return cells
-
-
-MEASURES = (
-    "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
-)  # fmt: skip
-FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
 
 
 def efficiency_cells(row: TrialRow) -> Cells:

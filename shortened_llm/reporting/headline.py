@@ -166,23 +166,3 @@ def _training(best: TrialRow) -> Fact:
         return Fact(about="training", key="none", also="")
     hours = f"{formats.hours(best.accelerator_seconds)} accelerator hours" if best.accelerator_seconds else ""
     return Fact(about="training", key=f"{formats.compact(best.tokens)} tokens", also=hours)
-
-
-def trade_off(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]) -> tuple[str, ...]:
-    """How far the headline may be trusted, from what was and was not measured."""
-    if not any(row.selection_nll is not None for row in rows):
-        return ("No trial has finished, so there is nothing to compare yet.",)
-    statements = ["Selection scores chose the best of each size; the lowest of several is flattered by that choice."]
-    if any(column.role == "report" for column in columns):
-        statements.append("Report scores were not used to choose: quote those.")
-    else:
-        statements.append("No report scores were measured: the scores shown are the selection scores that chose.")
-    statements.append(
-        "The dense model was retrained too, as a control: its gain is adaptation to the text, and part of every gain."
-        if any(row.trial.spec.control == "dense" and row.status == "done" for row in rows)
-        else "The dense model was not retrained, so a trained model's perplexity also holds what it learnt about its "
-        "training text."
-    )
-    if any(len(row.criteria) > 1 for row in rows):
-        statements.append("A plan that several criteria led to is one trial and carries every label.")
-    return tuple(statements)

@@ -7,7 +7,6 @@ from typing import TypeVar
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import (
     AgreementScore,
-    BlockScores,
     EvalScores,
     Experiment,
     MetricScore,
@@ -15,7 +14,6 @@ from shortened_llm.records import (
     PrunePlan,
     ReportedTrial,
     TaskScore,
-    TrialResult,
 )
 
 Score = TypeVar("Score", bound=PerplexityScore | TaskScore | AgreementScore | MetricScore)
@@ -68,7 +66,7 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
     return replace(
         merged,
         trials=tuple(trials.values()),
-        block_scores=_distinct_scores(merged.block_scores, named.block_scores),
+        block_scores=(*merged.block_scores, *(one for one in named.block_scores if one.criterion not in known)),
         dense_selection=_union(merged.dense_selection, named.dense_selection),
         dense_report=_union(merged.dense_report, named.dense_report),
         unseen_units=tuple(dict.fromkeys((*merged.unseen_units, *named.unseen_units))),
@@ -117,7 +115,11 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
     return replace(
         first,
         spec=replace(first.spec, plan=replace(first.spec.plan, labels=labels)),
-        result=min(filter(None, (first.result, second.result)), key=_num_missing, default=None),
+        result=min(
+            filter(None, (first.result, second.result)),
+            key=lambda result: len(result.before.missing) + len(result.after.missing),
+            default=None,
+        ),
         failure=first.failure or second.failure,
         running=first.running or second.running,
         stopped=first.stopped or second.stopped,
@@ -125,10 +127,6 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
         after=_union(first.after, second.after),
         experiments=(*first.experiments, *second.experiments),
     )
-
-
-def _num_missing(result: TrialResult) -> int:
-    return len(result.before.missing) + len(result.after.missing)
 
 
 def _union(first: EvalScores, second: EvalScores) -> EvalScores:
@@ -147,8 +145,3 @@ def _union(first: EvalScores, second: EvalScores) -> EvalScores:
 def _each_once(first: tuple[Score, ...], second: tuple[Score, ...]) -> tuple[Score, ...]:
     known = {score.unit for score in first}
     return (*first, *(score for score in second if score.unit not in known))
-
-
-def _distinct_scores(first: tuple[BlockScores, ...], second: tuple[BlockScores, ...]) -> tuple[BlockScores, ...]:
-    known = {scores.criterion for scores in first}
-    return (*first, *(scores for scores in second if scores.criterion not in known))

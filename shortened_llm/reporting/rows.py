@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel, TrialSpec
+from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
@@ -50,12 +50,14 @@ class TrialRow:
 
     @property
     def method(self) -> str:
-        return method_name(self.trial.spec)
+        """`lora`, or `lora on instructions`."""
+        spec = self.trial.spec
+        return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
         """At the peak of each run that trains."""
-        return learning_rates(self.trial.spec)
+        return tuple(recipe.learning_rate for recipe in self.trial.spec.recipes if recipe.num_steps)
 
     @property
     def seed(self) -> int | None:
@@ -129,16 +131,6 @@ class TrialRow:
         """Directory of the last run's adapters, which are merged in the checkpoint too."""
         adapter = self.runs[-1].adapter if self.runs else None
         return adapter.url if adapter else None
-
-
-def method_name(spec: TrialSpec) -> str:
-    """`lora`, or `lora on instructions`."""
-    return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
-
-
-def learning_rates(spec: TrialSpec) -> tuple[float, ...]:
-    """At the peak of each run that trains."""
-    return tuple(recipe.learning_rate for recipe in spec.recipes if recipe.num_steps)
 
 
 def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[str, ...]:

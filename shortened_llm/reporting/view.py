@@ -1,19 +1,13 @@
 """Everything the templates show, computed once from the records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shortened_llm.records import Experiment
-from shortened_llm.reporting.columns import (
-    Kind,
-    Measurements,
-    ScoreColumn,
-    dense_measurements,
-    score_columns,
-)
-from shortened_llm.reporting.comparison import MethodsSection, methods_section
+from shortened_llm.reporting.columns import Kind, Measurements, ScoreColumn, dense_measurements, score_columns
+from shortened_llm.reporting.comparison import MethodsSection, methods_sections
 from shortened_llm.reporting.efficiency import EfficiencyTable, efficiency_tables
-from shortened_llm.reporting.headline import SizeSummary, size_summaries, status_counts, trade_off
+from shortened_llm.reporting.headline import SizeSummary, size_summaries, status_counts
 from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
@@ -46,24 +40,6 @@ class SelectionMean:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OtherLine:
-    """One model's scores that are neither perplexities nor tasks."""
-
-    row: TrialRow | None
-    """None for the dense model."""
-    found: Measurements
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentMethods:
-    """Retraining methods side by side."""
-
-    experiment: str
-    """Empty where there is one alone."""
-    section: MethodsSection
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportView:
     """The experiment, and what follows from it."""
 
@@ -75,7 +51,6 @@ class ReportView:
     partial: Partial | None
     """None where nothing is missing."""
     sizes: tuple[SizeSummary, ...]
-    trade_off: tuple[str, ...]
     status_counts: str
     panel_groups: tuple[PanelGroup, ...]
     tasks: TasksSection | None
@@ -84,9 +59,7 @@ class ReportView:
     heat: tuple[HeatRow, ...]
     styles: dict[tuple[str, ...], SeriesStyle]
     protocols: tuple[ProtocolLine, ...]
-    methods: tuple[str, ...]
-    comparisons: tuple[ExperimentMethods, ...]
-    """None without two retrained models to compare. Experiments may differ in data, so each has its own."""
+    comparisons: tuple[MethodsSection, ...]
 
     @property
     def has_report_scores(self) -> bool:
@@ -97,18 +70,6 @@ class ReportView:
         return any(row.is_control for row in self.rows)
 
     @property
-    def has_incidents(self) -> bool:
-        return any(row.incidents for row in self.rows)
-
-    @property
-    def has_tasks(self) -> bool:
-        return any(column.kind == "task" for column in self.columns)
-
-    @property
-    def has_several_experiments(self) -> bool:
-        return any(row.trial.experiments for row in self.rows)
-
-    @property
     def headline_columns(self) -> tuple[ScoreColumn, ...]:
         """The perplexities that sizes are summed up by; a mean of tasks has its protocols below the table of tasks."""
         return plotted_columns(self.columns) if any(size.facts for size in self.sizes) else ()
@@ -116,20 +77,10 @@ class ReportView:
     def of_kind(self, *kinds: Kind) -> tuple[ScoreColumn, ...]:
         return tuple(column for column in self.columns if column.kind in kinds)
 
-    def other_lines(self, kind: Kind) -> tuple[OtherLine, ...]:
-        """Every model that has a score of a kind, the dense model first."""
-        columns = self.of_kind(kind)
-        lines = (OtherLine(row=None, found=self.dense), *(OtherLine(row=row, found=row.after) for row in self.rows))
-        return tuple(line for line in lines if any(column in line.found for column in columns))
-
-    @property
-    def failures(self) -> dict[str, tuple[TrialRow, ...]]:
-        """Cause -> the trials that failed of it: one fault often takes down all."""
-        causes: dict[str, tuple[TrialRow, ...]] = {}
-        for row in self.rows:
-            if row.status == "failed" and row.trial.failure is not None:
-                causes[row.trial.failure] = (*causes.get(row.trial.failure, ()), row)
-        return causes
+    def models_with(self, *kinds: Kind) -> tuple[tuple[TrialRow | None, Measurements], ...]:
+        """Every model that has a score of these kinds; the dense model first, as None."""
+        models = ((None, self.dense), *((row, row.after) for row in self.rows))
+        return tuple((row, found) for row, found in models if any(column in found for column in self.of_kind(*kinds)))
 
 
 def report_view(experiment: Experiment) -> ReportView:
@@ -148,7 +99,6 @@ def report_view(experiment: Experiment) -> ReportView:
         selection_means=_selection_means(experiment, rows, columns),
         partial=partial_report(experiment, rows),
         sizes=size_summaries(experiment, rows, dense, columns, tasks),
-        trade_off=trade_off(rows, columns),
         status_counts=status_counts(rows),
         panel_groups=panel_groups(experiment, rows, dense, texts, tasks.sets if tasks else ()),
         tasks=tasks,
@@ -166,28 +116,8 @@ def report_view(experiment: Experiment) -> ReportView:
             for column in columns
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl
         ),
-        methods=tuple(dict.fromkeys(row.method for row in rows)),
-        comparisons=_comparisons(experiment, rows, dense, texts),
+        comparisons=methods_sections(experiment, rows, dense, texts),
     )
-
-
-def _comparisons(
-    experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements, texts: Sequence[ScoreColumn]
-) -> tuple[ExperimentMethods, ...]:
-    found = []
-    for name in dict.fromkeys(name for row in rows for name in row.trial.experiments or ("",)):
-        own = [row for row in rows if name in (row.trial.experiments or ("",))]
-        one = replace(experiment, trials=tuple(row.trial for row in experiment_order(experiment, own)))
-        measured = [column for column in texts if any(column in row.after for row in own)] if name else texts
-        if section := methods_section(one, own, dense, measured):
-            found.append(ExperimentMethods(experiment=name, section=section))
-    return tuple(found)
-
-
-def experiment_order(experiment: Experiment, rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Rows in the order of the experiment's trials."""
-    places = {id(trial): place for place, trial in enumerate(experiment.trials)}
-    return sorted(rows, key=lambda row: places[id(row.trial)])
 
 
 def _selection_means(

@@ -180,13 +180,14 @@ def test_methods_are_compared_within_an_experiment_alone() -> None:
     view = report_view(merge_experiments([full, other]))
     assert [one.experiment for one in view.comparisons] == [full.name, "two"]
     (alone,) = report_view(full).comparisons
+    expected = alone.plans[0].tables[0]
     for one in view.comparisons:
-        assert [line.entrant.seeds for line in one.section.plans[0].tables[0].lines] == [
-            line.entrant.seeds for line in alone.section.plans[0].tables[0].lines
-        ]
-        assert [line.cells for line in one.section.plans[0].tables[0].lines] == [
-            line.cells for line in alone.section.plans[0].tables[0].lines
-        ]
+        found = one.plans[0].tables[0]
+        assert [entrant.seeds for entrant in found.entrants] == [entrant.seeds for entrant in expected.entrants]
+        for column in one.columns:
+            assert [entrant.difference(found.reference, column) for entrant in found.entrants] == [
+                entrant.difference(expected.reference, column) for entrant in expected.entrants
+            ]
 
 
 def test_the_page_says_of_each_row_which_experiment_has_it(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def test_markdown_shows_the_plot_and_the_numbers(directory: Path) -> None:
     markdown = (directory / "report.md").read_text(encoding="utf-8")
     assert "](pareto.png)" in markdown
     assert "91.07 → 34.55" in markdown
-    trials = markdown[markdown.index("## Trials") : markdown.index("## Block scores")]
+    assert "s3://bucket/team/models/f2/a1" in markdown
+    trials = markdown[markdown.index("## Trials") :]
     rows = [line for line in trials.splitlines() if re.match(r"\| (\d+ |#|--:|\| dense)", line)]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert len(rows) >= 8
