@@ -21,6 +21,7 @@ from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.serving import ServerError, measure_serving, vllm_command
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.directory import model_directory
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
             (flags.output / "scores.json").write_text(f"[{', '.join(to_json(one, indent=None) for one in every)}]\n")
     print(comparison_table(every), file=sys.stderr)
     if missing := [one for model in every for one in (*model.selection.missing, *model.report.missing)]:
-        raise RuntimeError(f"{len(missing)} missing: " + "; ".join(f"{one.unit}: {one.cause}" for one in missing))
+        raise RuntimeError(f"{len(missing)} missing: " + "; ".join(f"{one.name}: {one.cause}" for one in missing))
 
 
 def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -> EvaluatedModel:
@@ -104,7 +105,8 @@ def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -
             dtype=config.model.dtype, on_progress=LOGGER.info,
         )  # fmt: skip
     except (ServerError, OSError, ValueError, HTTPException) as error:  # what a server that dies or errs leads to
-        lost = MissingScore(unit="speed behind vLLM", cause=last_line(error))
+        unit = fingerprint({"serving": config.evaluation.efficiency})
+        lost = MissingScore(unit=unit, name="speed behind vLLM", cause=last_line(error))
         return replace(found, report=replace(found.report, missing=(*found.report.missing, lost)))
     return replace(found, serving=served)
 

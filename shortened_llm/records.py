@@ -338,18 +338,18 @@ class PrunePlan:
 class PerplexityScore:
     """Perplexity of one model on one text under one protocol."""
 
+    unit: str
+    """Fingerprint of what is measured, and how: scores of one unit can be compared; see `evaluation/units.py`."""
     source: str
     protocol: str
     perplexity: float
     mean_nll: float
     """Nats per predicted token."""
     num_predictions: int
-    documents: str = ""
-    """Fingerprint of the text's documents: two texts may have one name. Empty where it is not recorded."""
-    document_nll: tuple[float, ...] = ()
+    document_nll: tuple[float, ...]
     """Summed negative log-likelihood of the predictions in each document, in nats, to 4 decimals; documents in their
     order in the text, those without a prediction left out."""
-    document_predictions: tuple[int, ...] = ()
+    document_predictions: tuple[int, ...]
     """Predictions in each of these documents. Equal between models that share tokenizer and protocol."""
     notes: tuple[str, ...] = ()
     """How this measurement differed from what was asked for, such as smaller batches where memory was short."""
@@ -359,13 +359,15 @@ class PerplexityScore:
 class TaskScore:
     """One model on one lm-eval task or group."""
 
+    unit: str
+    """As in `PerplexityScore`."""
     task: str
     metric: str
     value: float
     standard_error: float | None
     num_items: int
     protocol: str
-    higher_is_better: bool = True
+    higher_is_better: bool
     item_values: tuple[float, ...] = ()
     """The metric of each item, in the order of the data, the tasks of a group one after another; empty where the value
     is no mean over items. Equal positions are equal items between models that share a protocol."""
@@ -389,6 +391,8 @@ class TaskScore:
 class AgreementScore:
     """How far one model predicts what the dense model predicts, on one text."""
 
+    unit: str
+    """As in `PerplexityScore`."""
     source: str
     protocol: str
     kl: float
@@ -398,14 +402,14 @@ class AgreementScore:
     num_predictions: int
     notes: tuple[str, ...] = ()
     """As in `PerplexityScore`."""
-    documents: str = ""
-    """Fingerprint of the text's documents; empty where it is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricScore:
     """A user's own measure of one model."""
 
+    unit: str
+    """As in `PerplexityScore`."""
     name: str
     """`module:function`."""
     value: float
@@ -444,6 +448,8 @@ class GenerationPoint(GenerationSpeed):
 class EfficiencyScore:
     """What one model costs to run, measured in turns with the dense model in one process."""
 
+    unit: str
+    """As in `PerplexityScore`; on which machine, the protocol says alone."""
     protocol: str
     """Device, dtype, threads, prompt, runs and options, in words."""
     points: tuple[GenerationPoint, ...]
@@ -488,7 +494,9 @@ class MissingScore:
     """A score that could not be had."""
 
     unit: str
-    """What was to be measured: `perplexity on wiki @128 bos-first, report part`, `task piqa`."""
+    """As in `PerplexityScore`."""
+    name: str
+    """The unit in words: `perplexity on wiki @128 bos-first, report part`, `task piqa`."""
     cause: str
     is_bad_input: bool = False
     """Whether what was asked for cannot work, rather than that processes failed."""
@@ -504,6 +512,19 @@ class EvalScores:
     metrics: tuple[MetricScore, ...] = ()
     efficiency: EfficiencyScore | None = None
     missing: tuple[MissingScore, ...] = ()
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Those that have a score."""
+        return frozenset(
+            (
+                *(score.unit for score in self.perplexity),
+                *(score.unit for score in self.tasks),
+                *(score.unit for score in self.agreement),
+                *(score.unit for score in self.metrics),
+                *((self.efficiency.unit,) if self.efficiency else ()),
+            )
+        )
 
     @property
     def mean_nll(self) -> float:
@@ -728,13 +749,13 @@ class Provenance:
 
     base_model: str
     """As the user named it."""
-    on_hub: bool = False
-    """Whether that name is an id of the Hugging Face hub; False where it is not recorded."""
+    on_hub: bool
+    """Whether that name is an id of the Hugging Face hub."""
     base_license: str | None
     """None where it is not known."""
     sources: tuple[SourceFacts, ...]
-    dtype: str | None = None
-    """Of the exported weights; None where it is not recorded."""
+    dtype: str
+    """Of the exported weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -773,11 +794,10 @@ class Experiment:
     trials: tuple[ReportedTrial, ...]
     notes: tuple[str, ...]
     """Facts about the protocol that a reader must know, such as a text used for both selection and report."""
-    unseen_texts: tuple[str, ...] | None = None
-    """Report texts whose source was never trained on, by name; None where that is not recorded."""
-    dense_fingerprint: str | None = None
-    """Identity of the dense model's files; None where that is not recorded."""
+    unseen_units: tuple[str, ...]
+    """Units of the report texts whose source was never trained on."""
+    dense_fingerprint: str
+    """Identity of the dense model's files."""
     versions: dict[str, str]
     """Versions of the libraries that set numbers."""
-    provenance: Provenance | None = None
-    """None where that is not recorded."""
+    provenance: Provenance

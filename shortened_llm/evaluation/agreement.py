@@ -10,11 +10,10 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.evaluation.perplexity import Segments, protocol
-from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.head import CHUNK_TOKENS, final_hidden, head_logits
 from shortened_llm.records import AgreementScore
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @torch.inference_mode()
@@ -56,11 +55,11 @@ def measure_agreement(
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"agreement on {source.label}: mean divergence is {mean}")
     return AgreementScore(
+        unit="",  # set by `finish_score`
         source=source.label,
         protocol=protocol(documents, source),
         kl=mean,
         top1=agreed / count,
         num_predictions=count,
-        documents=fingerprint(documents.identity),
         notes=segments.notes,
     )

@@ -29,7 +29,7 @@ from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 ALIGNMENT = 64
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
@@ -79,6 +79,7 @@ def measure_efficiency(
     measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
     dense_model, own_model = models
     return EfficiencyScore(
+        unit="",  # set by `finish_score`
         protocol=protocol(settings, dtype, models[0].device, left_out),
         points=tuple(one.model for one in measured),
         dense_points=tuple(one.dense for one in measured),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.measure import LoadedModels, finish_score, measure_part, read_score
-from shortened_llm.evaluation.units import Score, Unit
+from shortened_llm.evaluation.units import Score, Unit, unit_fingerprint
 from shortened_llm.records import (
     AgreementScore,
     EfficiencyScore,
@@ -43,7 +43,8 @@ def evaluate(
             except BadInputError:
                 raise
             except Exception as error:  # whatever a task, a measure or a model's numbers do
-                scores.append(MissingScore(unit=unit.name, cause=last_line(error)))
+                lost = unit_fingerprint(unit, loaded.dtype)
+                scores.append(MissingScore(unit=lost, name=unit.name, cause=last_line(error)))
                 continue
         scores.append(score)
     return gather_scores(scores)

@@ -17,7 +17,16 @@ from shortened_llm.evaluation.own_metric import measure_metric
 from shortened_llm.evaluation.perplexity import TextPart, measure_text, perplexity_score, text_segments
 from shortened_llm.evaluation.task_requests import RequestsDifferError, TaskPart
 from shortened_llm.evaluation.tasks import join_task, measure_task
-from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, MetricUnit, Score, TaskUnit, TextUnit, Unit
+from shortened_llm.evaluation.units import (
+    AgreementUnit,
+    EfficiencyUnit,
+    MetricUnit,
+    Score,
+    TaskUnit,
+    TextUnit,
+    Unit,
+    unit_fingerprint,
+)
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model
@@ -201,8 +210,8 @@ def join_task_parts(
 
 
 def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store, dtype: str) -> Score:
-    """The score of all parts, its protocol with the dtype; stored. Those of a task are joined before, by
-    `join_task_parts`."""
+    """The score of all parts with the fingerprint of its unit, and the dtype in its protocol; stored. The parts of a
+    task are joined before, by `join_task_parts`."""
     if isinstance(unit, TextUnit):
         texts = [part for part in parts if isinstance(part, TextPart)]
         score: Score = perplexity_score(texts, unit.documents, unit.source)
@@ -210,6 +219,7 @@ def finish_score(ref: ModelRef, unit: Unit, parts: Sequence[Part], store: Store,
         (score,) = parts  # type: ignore[assignment]
     if not isinstance(unit, EfficiencyUnit):  # whose protocol begins with it
         score = replace(score, protocol=f"{score.protocol}, {dtype}")
+    score = replace(score, unit=unit_fingerprint(unit, dtype))
     identity = score_identity(ref, unit, dtype)
     store.write(EVALUATIONS, fingerprint(identity), score, identity=identity, parents=(ref.fingerprint,))
     return score

@@ -13,7 +13,7 @@ from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.records import MetricScore
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 FIELD = "evaluation.report.metrics"
 
 
@@ -70,7 +70,12 @@ def measure_metric(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
         raise NonFiniteLossError(f"metric {path} is {value}")
     version = getattr(importlib.import_module(path.partition(":")[0]), "__version__", None)
     source = f"source {file_sha256(_source(path))[:8]}"
-    return MetricScore(name=path, value=value, protocol=f"version {version}, {source}" if version else source)
+    return MetricScore(
+        unit="",  # set by `finish_score`
+        name=path,
+        value=value,
+        protocol=f"version {version}, {source}" if version else source,
+    )
 
 
 def _source(path: str) -> Path:

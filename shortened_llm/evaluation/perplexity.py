@@ -14,13 +14,12 @@ from shortened_llm.data.rows import left_out
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.chunks import Taker
-from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.head import next_token_labels, token_nll
 from shortened_llm.records import PerplexityScore
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 # More than any vocabulary needs on average: a text cut there still has the tokens asked for.
 CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"
@@ -256,12 +255,12 @@ def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: Pe
     predictions = np.bincount(owners)
     sums = np.bincount(owners, weights=nll)
     return PerplexityScore(
+        unit="",  # set by `finish_score`
         source=source.label,
         protocol=protocol(documents, source),
         perplexity=_exp(mean),
         mean_nll=mean,
         num_predictions=nll.size,
-        documents=fingerprint(documents.identity),
         document_nll=tuple(round(value, STORED_DECIMALS) for value in sums[predictions > 0].tolist()),
         document_predictions=tuple(predictions[predictions > 0].tolist()),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),

@@ -30,7 +30,7 @@ from shortened_llm.evaluation.measure import (
     score_identity,
 )
 from shortened_llm.evaluation.task_requests import TaskPart
-from shortened_llm.evaluation.units import Score, TaskUnit, Unit
+from shortened_llm.evaluation.units import Score, TaskUnit, Unit, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
@@ -225,10 +225,13 @@ class _Pool:
         try:
             return await asyncio.shield(scoring)
         except BadInputError as error:
-            return MissingScore(unit=unit.name, cause=str(original(error)), is_bad_input=True)
+            return self._missing(unit, str(original(error)), is_bad_input=True)
         except Exception as error:
-            cause = str(error) if isinstance(error, WorkFailedError) else last_line(error)
-            return MissingScore(unit=unit.name, cause=cause)
+            return self._missing(unit, str(error) if isinstance(error, WorkFailedError) else last_line(error))
+
+    def _missing(self, unit: Unit, cause: str, *, is_bad_input: bool = False) -> MissingScore:
+        fingerprint = unit_fingerprint(unit, self._dtype)
+        return MissingScore(unit=fingerprint, name=unit.name, cause=cause, is_bad_input=is_bad_input)
 
     async def _read_or_measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)

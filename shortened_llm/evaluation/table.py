@@ -10,26 +10,23 @@ SPEED_TITLES = f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13}
 
 
 def comparison_table(models: Sequence[EvaluatedModel]) -> str:
-    """One line per score, one column per model; numbers stand side by side only under one protocol, and of one text."""
+    """One line per score, one column per model; only numbers of one unit stand side by side."""
     names = _column_names(models)
-    rows: dict[tuple[str, str, str, int], list[str]] = {}
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for index, model in enumerate(models):
-        seen: Counter[tuple[str, str, str]] = Counter()
         for role, scores in (("selection", model.selection), ("report", model.report)):
-            for name, protocol, documents, value in _cells(scores):
-                key = (f"{role} {name}", protocol, documents)
-                seen[key] += 1
-                rows.setdefault((*key, seen[key]), ["-"] * len(models))[index] = value
+            for unit, name, protocol, value in _cells(scores):
+                rows.setdefault((unit, f"{role} {name}", protocol), ["-"] * len(models))[index] = value
     widths = [max(len(name), 12) for name in names]
-    labels = _labels([(name, protocol) for name, protocol, _, _ in rows])
+    labels = _labels([(name, protocol) for _, name, protocol in rows])
     label = max(map(len, labels), default=0)
     lines = [" " * label + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True))]
-    for name, (_, protocol, _, _), values in zip(labels, rows, rows.values(), strict=True):
+    for name, (_, _, protocol), values in zip(labels, rows, rows.values(), strict=True):
         cells = "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
         lines.append(f"{name:<{label}}{cells}  {protocol}")
     for model, name in zip(models, names, strict=True):
         missing = (*model.selection.missing, *model.report.missing)
-        lines += [f"{name}: {one.unit} is missing: {one.cause}" for one in missing]
+        lines += [f"{name}: {one.name} is missing: {one.cause}" for one in missing]
         if model.report.efficiency:
             lines += ["", f"{name}: {model.report.efficiency.protocol}", *_speeds(model.report.efficiency)]
         if model.serving:
@@ -65,19 +62,20 @@ def _labels(names: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str, str]]:
-    """(score, protocol, documents of a text, value) of each."""
+    """(unit, score, protocol, value) of each."""
     for text in scores.perplexity:
-        yield f"perplexity {text.source}", text.protocol, text.documents, f"{text.perplexity:.4f}"
+        yield text.unit, f"perplexity {text.source}", text.protocol, f"{text.perplexity:.4f}"
     for task in scores.tasks:
         error = "" if task.standard_error is None else f" ±{task.standard_error:.3f}"
-        yield f"{task.task} {task.metric}", task.protocol, "", f"{task.value:.4f}{error}"
+        yield task.unit, f"{task.task} {task.metric}", task.protocol, f"{task.value:.4f}{error}"
         if task.bits_per_byte is not None:
-            yield f"{task.task} bits/byte", task.protocol, "", f"{task.bits_per_byte:.4f}"
+            yield task.unit, f"{task.task} bits/byte", task.protocol, f"{task.bits_per_byte:.4f}"
     for agreement in scores.agreement:
-        yield f"KL to dense {agreement.source}", agreement.protocol, agreement.documents, f"{agreement.kl:.4f}"
-        yield f"top-1 agreement {agreement.source}", agreement.protocol, agreement.documents, f"{agreement.top1:.4f}"
+        unit, source, protocol = agreement.unit, agreement.source, agreement.protocol
+        yield unit, f"KL to dense {source}", protocol, f"{agreement.kl:.4f}"
+        yield unit, f"top-1 agreement {source}", protocol, f"{agreement.top1:.4f}"
     for metric in scores.metrics:
-        yield metric.name, metric.protocol, "", f"{metric.value:.6g}"
+        yield metric.unit, metric.name, metric.protocol, f"{metric.value:.6g}"
 
 
 def _speeds(score: EfficiencyScore) -> list[str]:

@@ -24,7 +24,7 @@ from shortened_llm.evaluation.task_requests import (
 )
 from shortened_llm.records import TaskScore
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 # The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
 QUOTED_METRIC = {
     "boolq": "acc",
@@ -185,6 +185,7 @@ def _score(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, output
     items = join([task_items(leaf, samples[leaf.task_name], metric, filter_name) for leaf in scored])
     _save(results, samples, tracker, output)
     return TaskScore(
+        unit="",  # set by `finish_score`
         task=name,
         metric=metric,
         value=value,

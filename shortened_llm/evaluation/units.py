@@ -12,6 +12,7 @@ from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
 from shortened_llm.evaluation.task_files import task_file_hashes
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
 
 
@@ -141,3 +142,8 @@ class EfficiencyUnit:
 
 Unit = TextUnit | TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
 Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore
+
+
+def unit_fingerprint(unit: Unit, dtype: str) -> str:
+    """What the scores of all models on one unit have in common; scores in another dtype are not compared with them."""
+    return fingerprint({"unit": unit.identity, "dtype": dtype})

@@ -20,7 +20,7 @@ from shortened_llm.records import (
     TrialResult,
     TrialSpec,
 )
-from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, ordered_columns
+from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, score_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
 from shortened_llm.reporting.templates import environment
 
@@ -32,17 +32,13 @@ NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     """`{directory or URL of an exported model: {file name: text}}`."""
-    dense = dense_measurements(experiment)
-    rows = [row for row in trial_rows(experiment) if row.checkpoint_url]
-    return {str(row.checkpoint_url): _trial_card(experiment, row, dense) for row in rows}
-
-
-def _trial_card(experiment: Experiment, row: TrialRow, dense: Measurements) -> dict[str, str]:
-    columns = [column for column in ordered_columns([dense, row.after]) if column in row.after]
-    return {
-        "README.md": _render(row.plan, experiment.provenance, row, dense, columns),
-        PRUNING: _pruning_json(row.plan, experiment.model, experiment.provenance, row.trial),
-    }
+    dense, columns, origin = dense_measurements(experiment), score_columns(experiment), experiment.provenance
+    cards = {}
+    for row in trial_rows(experiment):
+        if row.checkpoint_url:
+            own = [column for column in columns if column in row.after]
+            cards[row.checkpoint_url] = _card(row.plan, origin, row, dense, own)
+    return cards
 
 
 def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
@@ -53,10 +49,7 @@ def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: 
     )
     trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
     row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
-    return {
-        "README.md": _render(spec.plan, provenance, row, {}, []),
-        PRUNING: _pruning_json(spec.plan, provenance.base_model, provenance, trial),
-    }
+    return _card(spec.plan, provenance, row, {}, [])
 
 
 def adapter_cards(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
@@ -93,26 +86,21 @@ def _adapter_card(
 
 def plan_card(plan: PrunePlan, provenance: Provenance) -> dict[str, str]:
     """The files of the card of a model that was pruned and not retrained."""
-    return {
-        "README.md": _render(plan, provenance, None, {}, []),
-        PRUNING: _pruning_json(plan, provenance.base_model, provenance),
-    }
+    return _card(plan, provenance, None, {}, [])
 
 
-def _pruning_json(
-    plan: PrunePlan, base_model: str, provenance: Provenance | None, trial: ReportedTrial | None = None
-) -> str:
+def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None) -> str:
     """What was removed, how the model was retrained, and the licences of what it was made of, for programs."""
     facts: dict[str, object] = {
         "name": trial.spec.name if trial else plan.name,
-        "base_model": base_model,
+        "base_model": provenance.base_model,
         "origin": [asdict(transform) for transform in plan.transforms],
         **{name: [int(index) for index in text.split()] for name, text in plan.facts.items()},
         "labels": [asdict(label) for label in plan.labels],
         "size": asdict(plan.size),
         "base_size": asdict(plan.dense),
-        "dtype": provenance.dtype if provenance else None,
-        "base_license": provenance.base_license if provenance else None,
+        "dtype": provenance.dtype,
+        "base_license": provenance.base_license,
         "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
     }
     if trial is not None and trial.result is not None:
@@ -130,7 +118,7 @@ def is_non_commercial(license: str | None) -> bool:
     return bool(license and NON_COMMERCIAL.search(license.replace("-", " ").replace("_", " ")))
 
 
-def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTrial | None) -> list[SourceFacts]:
+def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | None) -> list[SourceFacts]:
     """The data that this model was made with."""
     roles = {
         "training" if recipe.train_on == "corpus" else "instructions"
@@ -138,19 +126,19 @@ def _sources(plan: PrunePlan, provenance: Provenance | None, trial: ReportedTria
     }
     if any(label.criterion not in (*TEXTLESS_CRITERIA, *NO_CRITERIA) for label in plan.labels):
         roles.add("calibration")
-    return [source for source in provenance.sources if source.role in roles] if provenance else []
+    return [source for source in provenance.sources if source.role in roles]
 
 
-def _render(
+def _card(
     plan: PrunePlan,
-    provenance: Provenance | None,
+    provenance: Provenance,
     row: TrialRow | None,
     dense: Measurements,
     columns: Sequence[ScoreColumn],
-) -> str:
-    used = _sources(plan, provenance, row.trial if row else None)
-    licences = [provenance.base_license if provenance else None, *(source.license for source in used)]
-    return (
+) -> dict[str, str]:
+    trial = row.trial if row else None
+    used = _sources(plan, provenance, trial)
+    readme = (
         environment()
         .get_template("card.md.j2")
         .render(
@@ -160,8 +148,9 @@ def _render(
             row=row,
             dense=dense,
             columns=columns,
-            non_commercial=any(map(is_non_commercial, licences)),
+            non_commercial=any(map(is_non_commercial, [provenance.base_license, *(one.license for one in used)])),
             is_non_commercial=is_non_commercial,
             no_criteria=NO_CRITERIA,
         )
     )
+    return {"README.md": readme, PRUNING: _pruning_json(plan, provenance, trial)}

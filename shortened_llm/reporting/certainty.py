@@ -1,9 +1,34 @@
-"""How sure it is which blocks go, in words: by resampling the calibration text, and by how much of it was read."""
+"""How sure it is which blocks go: by resampling the calibration text, and by other draws of it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from shortened_llm.records import BlockScores, Cut
+from shortened_llm.records import BlockScores, ScoreDraw, removed_blocks
 from shortened_llm.reporting import formats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawsAgreement:
+    """How far all draws of the calibration text lead to the same plan."""
+
+    count: int
+    """Of blocks removed."""
+    always: tuple[int, ...]
+    """Blocks that go in every draw, ascending."""
+    sometimes: tuple[int, ...]
+    """Blocks that go in some draws only, ascending."""
+
+
+def draws_agreements(scores: BlockScores, counts: Sequence[int]) -> tuple[DrawsAgreement, ...]:
+    """One for each of `counts`; none where the calibration text was drawn once."""
+    draws_of: tuple[BlockScores | ScoreDraw, ...] = (scores, *scores.draws)
+    agreements = []
+    for count in counts if scores.draws else ():
+        draws = [set(removed_blocks(draw.order, draw.sets, scores.protected, count)) for draw in draws_of]
+        always = set.intersection(*draws)
+        sometimes = set.union(*draws) - always
+        agreements.append(DrawsAgreement(count=count, always=tuple(sorted(always)), sometimes=tuple(sorted(sometimes))))
+    return tuple(agreements)
 
 
 def undecided_blocks(scores: BlockScores) -> tuple[int, ...]:
@@ -19,39 +44,3 @@ def chances(scores: BlockScores, block: int) -> str:
     return ", ".join(
         [f"goes in {first[0]} of resamples at {first[1]} removed", *(f"in {p} at {count}" for p, count in others)]
     )
-
-
-def cut_sentences(scores: BlockScores) -> list[str]:
-    """For each requested cut, which blocks the calibration text does not tell apart; or that nothing is known of it."""
-    if scores.cuts is None:
-        return [f"{scores.criterion} has no interval: there are no resamples to tell one from."]
-    if not scores.cuts:
-        return [f"{scores.criterion}: no cut was requested, so none is judged."]
-    return [f"{scores.criterion} at {cut.count} removed: {_judged(cut)}" for cut in scores.cuts]
-
-
-def _judged(cut: Cut) -> str:
-    if not cut.undecided:
-        return "every block is decided."
-    first, *others = cut.undecided
-    named = [f"{first} (goes in {formats.share(cut.probabilities[first])} of resamples)"]
-    named += [f"{block} ({formats.share(cut.probabilities[block])})" for block in others]
-    blocks, verb = ("blocks", "are") if others else ("block", "is")
-    return f"{blocks} {listed(named)} {verb} within the noise of the calibration text."
-
-
-def listed(words: Sequence[object]) -> str:
-    """`a, b and c`."""
-    *firsts, last = map(str, words)
-    return f"{', '.join(firsts)} and {last}" if firsts else last
-
-
-def text_read(scores: BlockScores) -> str:
-    """How much calibration text was read; empty where the record does not say."""
-    parts = []
-    if scores.sequences:
-        low, high = min(scores.sequences), max(scores.sequences)
-        parts.append(f"racing read {low} to {high} sequences per block")
-    if scores.tokens:
-        parts.append(f"{formats.count(scores.tokens)} calibration tokens read in all")
-    return "; ".join(parts)

@@ -1,7 +1,6 @@
-"""Which scores an experiment has: one column per thing measured and protocol, selection apart from report."""
+"""Which scores an experiment has: one column per unit and metric, selection apart from report."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,31 +15,27 @@ KINDS: tuple[Kind, ...] = ("text", "task", "bits_per_byte", "agreement", "metric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreColumn:
-    """What a number must share with another to be compared with it."""
+    """What a number must share with another to be compared with it: role, unit, kind and metric. All else is only the
+    heading."""
 
     role: Role
-    kind: Kind = "text"
+    unit: str
+    kind: Kind
     metric: str
     """`perplexity`, the metric of a task, `bits_per_byte`, `kl`, `top1`, or `value` of a user's own measure."""
-    source: str
+    source: str = field(compare=False)
     """The text, the task, or the name of the user's own measure."""
-    protocol: str
-    occurrence: int = 1
-    """Counts texts that have the same name and protocol."""
-    higher_is_better: bool = False
-    differs: str = field(default="", compare=False)
-    """What its protocol says and that of another column of its name does not: `5 shots`."""
+    protocol: str = field(compare=False)
+    higher_is_better: bool = field(default=False, compare=False)
+    occurrence: int = field(default=1, compare=False)
+    """Counts columns that have the same name and protocol."""
+    note: str = field(default="", compare=False)
+    """What tells it from the other columns of its name: `, 5 shots`, or ` (2)` for a second text; else empty."""
 
     @property
     def name(self) -> str:
         """`wiki`, or `piqa acc`; other columns may have it too."""
         return self.source if self.kind in ("text", "metric") else f"{self.source} {self.metric}"
-
-    @property
-    def note(self) -> str:
-        """What tells it from the other columns of its name: `, 5 shots`, or ` (2)` for a second text; else empty."""
-        differs = f", {self.differs}" if self.differs else ""
-        return differs if self.occurrence == 1 else f"{differs} ({self.occurrence})"
 
     @property
     def title(self) -> str:
@@ -67,97 +62,89 @@ class Measured:
 Measurements = dict[ScoreColumn, Measured]
 
 
-ColumnKey = tuple[ScoreColumn, str, int]
-"""The first column of a name and protocol, the documents behind a score, and its place among the model's scores of that
-column and those documents: records that do not name their documents are told apart by it alone."""
+def measurements(selection: EvalScores, report: EvalScores) -> Measurements:
+    """The scores of one model, by column; speed and memory are in `efficiency.py`."""
+    return dict((*_scores("selection", selection), *_scores("report", report)))
 
 
-def known_columns(experiment: Experiment) -> dict[ColumnKey, ScoreColumn]:
-    """The column of each thing that any model was measured on, the dense model's first.
-
-    A text has one column in all models, whichever other texts a model lacks.
-    """
-    keys = dict.fromkeys(key for role, scores in _all_scores(experiment) for key, _ in _scores(role, scores))
-    seen: Counter[ScoreColumn] = Counter()
-    protocols: defaultdict[tuple[Role, Kind, str], set[str]] = defaultdict(set)
-    for first, _, _ in keys:
-        protocols[first.role, first.kind, first.name].add(first.protocol)
-    columns = {}
-    for key in keys:
-        first = key[0]
-        seen[first] += 1
-        differs = _differing(first.protocol, protocols[first.role, first.kind, first.name])
-        columns[key] = replace(first, occurrence=seen[first], differs=differs)
-    return columns
-
-
-def _all_scores(experiment: Experiment) -> Iterator[tuple[Role, EvalScores]]:
-    yield "selection", experiment.dense_selection
-    yield "report", experiment.dense_report
-    for trial in sorted(experiment.trials, key=lambda trial: trial.spec.fingerprint):
-        if trial.result:
-            yield "selection", trial.result.before
-            yield "selection", trial.result.after
-        yield "report", trial.before
-        yield "report", trial.after
-
-
-def _differing(protocol: str, protocols: set[str]) -> str:
-    """The parts of a protocol that not all of several have."""
-    common = set.intersection(*(set(one.split(", ")) for one in protocols))
-    return ", ".join(part for part in protocol.split(", ") if part not in common)
-
-
-def measurements(role: Role, scores: EvalScores, columns: Mapping[ColumnKey, ScoreColumn]) -> Measurements:
-    """The scores of one model, by column; speed and memory are in `efficiency.py`.
-
-    Args:
-        columns: from `known_columns`.
-    """
-    return {columns[key]: measured for key, measured in _scores(role, scores)}
-
-
-def _scores(role: Role, scores: EvalScores) -> Iterator[tuple[ColumnKey, Measured]]:
-    """Every score."""
-    seen: Counter[tuple[ScoreColumn, str]] = Counter()
-
-    def key(
-        kind: Kind, metric: str, source: str, protocol: str, *, documents: str = "", higher_is_better: bool = False
-    ) -> ColumnKey:
-        first = ScoreColumn(
-            role=role, kind=kind, metric=metric, source=source, protocol=protocol, higher_is_better=higher_is_better
-        )
-        seen[first, documents] += 1
-        return first, documents, seen[first, documents]
-
+def _scores(role: Role, scores: EvalScores) -> Iterator[tuple[ScoreColumn, Measured]]:
     for text in scores.perplexity:
-        measured = Measured(value=text.perplexity, num_items=text.num_predictions, text=text, notes=text.notes)
-        yield key("text", "perplexity", text.source, text.protocol, documents=text.documents), measured
+        yield (
+            ScoreColumn(
+                role=role, unit=text.unit, kind="text", metric="perplexity", source=text.source, protocol=text.protocol
+            ),
+            Measured(value=text.perplexity, num_items=text.num_predictions, text=text, notes=text.notes),
+        )
     for task in scores.tasks:
-        measured = Measured(
-            value=task.value, standard_error=task.standard_error, num_items=task.num_items, task=task, notes=task.notes
+        column = ScoreColumn(
+            role=role, unit=task.unit, kind="task", metric=task.metric, source=task.task, protocol=task.protocol,
+            higher_is_better=task.higher_is_better,
         )  # fmt: skip
-        yield key("task", task.metric, task.task, task.protocol, higher_is_better=task.higher_is_better), measured
+        yield (
+            column,
+            Measured(
+                value=task.value,
+                standard_error=task.standard_error,
+                num_items=task.num_items,
+                task=task,
+                notes=task.notes,
+            ),
+        )
         if task.bits_per_byte is not None:
-            bits = Measured(value=task.bits_per_byte, num_items=len(task.item_bits_per_byte), task=task)
-            yield key("bits_per_byte", "bits_per_byte", task.task, task.protocol), bits
+            bits = replace(column, kind="bits_per_byte", metric="bits_per_byte", higher_is_better=False)
+            yield bits, Measured(value=task.bits_per_byte, num_items=len(task.item_bits_per_byte), task=task)
     for agreement in scores.agreement:
         for metric, value in (("kl", agreement.kl), ("top1", agreement.top1)):
-            measured = Measured(value=value, num_items=agreement.num_predictions, notes=agreement.notes)
-            found = key(
-                "agreement", metric, agreement.source, agreement.protocol,
-                documents=agreement.documents, higher_is_better=metric == "top1",
+            column = ScoreColumn(
+                role=role, unit=agreement.unit, kind="agreement", metric=metric, source=agreement.source,
+                protocol=agreement.protocol, higher_is_better=metric == "top1",
             )  # fmt: skip
-            yield found, measured
+            yield column, Measured(value=value, num_items=agreement.num_predictions, notes=agreement.notes)
     for own in scores.metrics:
-        yield key("metric", "value", own.name, own.protocol), Measured(value=own.value)
+        column = ScoreColumn(
+            role=role, unit=own.unit, kind="metric", metric="value", source=own.name, protocol=own.protocol
+        )
+        yield column, Measured(value=own.value)
 
 
 def dense_measurements(experiment: Experiment) -> Measurements:
     """Every score of the dense model."""
-    columns = known_columns(experiment)
-    selection, report = experiment.dense_selection, experiment.dense_report
-    return measurements("selection", selection, columns) | measurements("report", report, columns)
+    return measurements(experiment.dense_selection, experiment.dense_report)
+
+
+def score_columns(experiment: Experiment) -> tuple[ScoreColumn, ...]:
+    """Every column that any model has, headed: selection first, then report; by kind; else as they were measured, the
+    dense model's first."""
+    owners: dict[ScoreColumn, list[set[str]]] = {column: [] for column in dense_measurements(experiment)}
+    for trial in sorted(experiment.trials, key=lambda trial: trial.spec.fingerprint):
+        result = trial.result
+        stages = [measurements(EvalScores(), scores) for scores in (trial.before, trial.after)]
+        stages += [measurements(scores, EvalScores()) for scores in (result.before, result.after)] if result else []
+        for column in (column for found in stages for column in found):
+            owners.setdefault(column, []).append(set(trial.experiments))
+    ordered = sorted(owners, key=lambda column: (column.role == "report", KINDS.index(column.kind)))
+    return tuple(_headed(column, ordered, owners) for column in ordered)
+
+
+def _headed(
+    column: ScoreColumn, columns: Sequence[ScoreColumn], owners: dict[ScoreColumn, list[set[str]]]
+) -> ScoreColumn:
+    """The column with what tells it from the others of its name: what its protocol alone says, else the experiment
+    whose trials have it, else a number."""
+
+    def experiments(one: ScoreColumn) -> str:
+        return ", ".join(sorted(set.intersection(*owners[one]))) if owners[one] else ""
+
+    named = [one for one in columns if (one.role, one.kind, one.name) == (column.role, column.kind, column.name)]
+    common = set.intersection(*(set(one.protocol.split(", ")) for one in named))
+    note = "".join(f", {part}" for part in column.protocol.split(", ") if part not in common)
+    alike = [one for one in named if one.protocol == column.protocol]
+    place = alike.index(column)
+    if place:
+        owner = experiments(column)
+        is_telling = owner and [experiments(one) for one in alike].count(owner) == 1
+        note += f" ({owner if is_telling else place + 1})"
+    return replace(column, note=note, occurrence=place + 1)
 
 
 def protocol_notes(columns: Iterable[ScoreColumn]) -> dict[str, str]:
@@ -166,9 +153,3 @@ def protocol_notes(columns: Iterable[ScoreColumn]) -> dict[str, str]:
     for column in columns:
         names.setdefault(column.protocol, []).append(column.name)
     return {protocol: ", ".join(dict.fromkeys(of)) for protocol, of in names.items()}
-
-
-def ordered_columns(all_measurements: Iterable[Measurements]) -> tuple[ScoreColumn, ...]:
-    """Every column that any model has: selection first, then report; by kind; else as measured."""
-    columns = dict.fromkeys(column for found in all_measurements for column in found)
-    return tuple(sorted(columns, key=lambda column: (column.role == "report", KINDS.index(column.kind))))

@@ -1,12 +1,20 @@
 """Speed and memory: one table per protocol, the dense model first in each shape of input."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from shortened_llm.records import EfficiencyScore, GenerationPoint
 from shortened_llm.reporting.rows import TrialRow
 
 GIB = 2**30
+MEASURES = (
+    "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
+)  # fmt: skip
+"""Of a model at one shape of input."""
+FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
+"""What a model weighs, whatever the shape of input."""
 Shape = tuple[int, int, int]
 """Batch size, prompt tokens, output tokens."""
 
@@ -28,25 +36,14 @@ class EfficiencyLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FootprintLine:
-    """What a model weighs, whatever the shape of input."""
-
-    row: TrialRow | None
-    """None for the dense model."""
-    weight_bytes: int
-    kv_bytes_per_token: int
-    flops_per_token: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EfficiencyTable:
     """All models under one protocol."""
 
     protocol: str
     shapes: tuple[tuple[EfficiencyLine, ...], ...]
     """Lines of each shape, the smallest first."""
-    footprints: tuple[FootprintLine, ...]
-    """Dense first."""
+    footprints: tuple[tuple[TrialRow | None, dict[str, float]], ...]
+    """Of each model, by the names of `FOOTPRINT`; the dense one first, as None."""
 
 
 def shape(point: GenerationPoint) -> Shape:
@@ -58,12 +55,12 @@ def shape_name(of: Shape) -> str:
     return f"batch {of[0]}, {of[2]} tokens out"
 
 
-def measured_efficiency(rows: Sequence[TrialRow]) -> dict[str, dict[int, EfficiencyScore]]:
-    """Protocol -> number of the trial -> its speed and memory."""
-    found: dict[str, dict[int, EfficiencyScore]] = {}
+def measured_efficiency(rows: Sequence[TrialRow]) -> dict[tuple[str, str], dict[int, EfficiencyScore]]:
+    """(unit, protocol) -> number of the trial -> its speed and memory. The protocol alone names the machine."""
+    found: dict[tuple[str, str], dict[int, EfficiencyScore]] = {}
     for row in rows:
         if (score := row.trial.after.efficiency) is not None and score.points:
-            found.setdefault(score.protocol, {})[row.number] = score
+            found.setdefault((score.unit, score.protocol), {})[row.number] = score
     return found
 
 
@@ -75,58 +72,37 @@ def shapes_of(scores: Sequence[EfficiencyScore]) -> list[Shape]:
 def lines_of(score: EfficiencyScore, row: TrialRow | None = None) -> dict[Shape, EfficiencyLine]:
     """The shapes of one model."""
     return {
-        shape(point): EfficiencyLine(
-            row=row, point=point, speed_up=measured, ideal_speed_up=ideal
-        )
+        shape(point): EfficiencyLine(row=row, point=point, speed_up=measured, ideal_speed_up=ideal)
         for point, measured, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True)
-    }  # fmt: skip
+    }
 
 
 def dense_point(scores: Sequence[EfficiencyScore], of: Shape) -> GenerationPoint:
     """The dense model at one shape: the mean over the turns with each of the other models."""
     points = [point for score in scores for point in score.dense_points if shape(point) == of]
-    utilisations = [point.gpu_utilisation for point in points if point.gpu_utilisation is not None]
-
-    def mean(name: str) -> float:
-        return sum(getattr(point, name) for point in points) / len(points)
-
-    return GenerationPoint(
-        batch_size=of[0],
-        prompt_tokens=of[1],
-        output_tokens=of[2],
-        latency=mean("latency"),
-        latency_deviation=mean("latency_deviation"),
-        time_to_first_token=mean("time_to_first_token"),
-        throughput=mean("throughput"),
-        peak_memory_bytes=round(mean("peak_memory_bytes")),
-        gpu_utilisation=sum(utilisations) / len(utilisations) if utilisations else None,
-    )
+    means: dict[str, Any] = {}
+    for name in MEASURES:
+        known = [value for point in points if (value := getattr(point, name)) is not None]
+        means[name] = fmean(known) if known else None
+    return replace(points[0], **means)
 
 
 def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
-    """One table per protocol; none where nothing was measured."""
+    """One table per unit and protocol; none where nothing was measured."""
     by_number = {row.number: row for row in rows}
     tables = []
-    for protocol, scores in measured_efficiency(rows).items():
-        of_models = [lines_of(score, by_number[number]) for number, score in scores.items()]
+    for (_, protocol), by_trial in measured_efficiency(rows).items():
+        scores = list(by_trial.values())
+        of_models = [lines_of(score, by_number[number]) for number, score in by_trial.items()]
         shapes = tuple(
-            (
-                _dense_line(list(scores.values()), of),
-                *(lines[of] for lines in of_models if of in lines),
-            )
-            for of in shapes_of(list(scores.values()))
+            (_dense_line(scores, of), *(lines[of] for lines in of_models if of in lines)) for of in shapes_of(scores)
         )
-        footprints = [_dense_footprint(next(iter(scores.values())))]
-        footprints += [
-            FootprintLine(
-                row=by_number[number],
-                weight_bytes=score.weight_bytes,
-                kv_bytes_per_token=score.kv_bytes_per_token,
-                flops_per_token=score.flops_per_token,
-            )
-            for number, score in scores.items()
+        dense = {name: getattr(scores[0], f"dense_{name}") for name in FOOTPRINT}
+        models = [
+            (by_number[number], {name: getattr(score, name) for name in FOOTPRINT})
+            for number, score in by_trial.items()
         ]
-        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=tuple(footprints)))
+        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=((None, dense), *models)))
     return tuple(tables)
 
 
@@ -135,15 +111,6 @@ def _dense_line(scores: Sequence[EfficiencyScore], of: Shape) -> EfficiencyLine:
     return EfficiencyLine(
         row=None,
         point=dense_point(scores, of),
-        block_share=sum(score.block_shares[index] for score, index in places) / len(places),
-        head_share=sum(score.head_shares[index] for score, index in places) / len(places),
-    )
-
-
-def _dense_footprint(score: EfficiencyScore) -> FootprintLine:
-    return FootprintLine(
-        row=None,
-        weight_bytes=score.dense_weight_bytes,
-        kv_bytes_per_token=score.dense_kv_bytes_per_token,
-        flops_per_token=score.dense_flops_per_token,
+        block_share=fmean(score.block_shares[index] for score, index in places),
+        head_share=fmean(score.head_shares[index] for score, index in places),
     )

@@ -34,6 +34,11 @@ class Entrant:
         return self.rows[0].learning_rates if self.rows else ()
 
     @property
+    def is_dense_control(self) -> bool:
+        """Whether it is the dense model, trained as the methods were."""
+        return any(row.trial.spec.control == "dense" for row in self.rows)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted(seed for seed in self.scores if seed is not None))
 

@@ -1,15 +1,12 @@
 """The figures of a report: plots put together from a view, as PNG or as SVG for the page."""
 
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortened_llm.records import BlockScores
 from shortened_llm.reporting.pareto import ParetoPanel
 from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto
-from shortened_llm.reporting.rows import TrialRow, asked_ratios, plans_of_criterion
-from shortened_llm.reporting.score_plot import CutLine, draw_criterion, figure_width, lines_height
+from shortened_llm.reporting.score_plot import draw_criterion, figure_width
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
 from shortened_llm.reporting.view import ReportView
 
@@ -71,39 +68,19 @@ def _pareto_svg(panel: ParetoPanel, view: ReportView, salt: str) -> str:
 
 
 def score_svgs(view: ReportView) -> list[str]:
-    """One `<svg>` per criterion: its scores by block above the plans they led to."""
+    """One `<svg>` per criterion: its scores by block."""
     svgs = []
     for index, scores in enumerate(view.experiment.block_scores):
-        lines = _plan_lines(scores, view.rows)
         colour = view.styles[(scores.criterion,)].colour
         with drawing(f"scores{index}"):
-            figure = new_figure(figure_width(len(scores.scores)), 2.2 + lines_height(lines))
-            tips = draw_criterion(figure, scores, lines, colour)
+            figure = new_figure(figure_width(len(scores.scores)), 2.2)
+            tips = draw_criterion(figure, scores, (), colour)
             svgs.append(to_svg(figure, f"{scores.criterion} score by block", tips))
     return svgs
 
 
-def _plan_lines(scores: BlockScores, rows: Sequence[TrialRow]) -> list[CutLine]:
-    """The plans of a criterion, named by the ratios that asked for them."""
-    undecided = {cut.count: cut.undecided for cut in scores.cuts or ()}
-    lines = []
-    for plan in plans_of_criterion(rows, scores.criterion):
-        name, removed = asked_ratios(plan, scores.criterion), plan.removed_blocks
-        lines.append(CutLine(name=name, removed=removed, undecided=undecided.get(len(removed), ())))
-    return lines
-
-
-def loss_svg(view: ReportView) -> str | None:
-    """The training loss of all trials; None where no trial has one."""
-    return _curves_svg(view, lambda point: point.loss, "training loss")
-
-
-def validation_svg(view: ReportView) -> str | None:
-    """The validation loss of all trials; None where no trial has one."""
-    return _curves_svg(view, lambda point: point.validation_loss, "validation loss")
-
-
-def _curves_svg(view: ReportView, value: Value, label: str) -> str | None:
+def curves_svg(view: ReportView, value: Value, label: str) -> str | None:
+    """A loss of all trials against tokens; None where no trial has it."""
     if not any(curves(row.runs, value) for row in view.rows):
         return None
     with drawing(label.replace(" ", "-")):

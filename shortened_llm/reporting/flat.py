@@ -36,7 +36,7 @@ from collections.abc import Callable, Sequence
 
 from shortened_llm.records import EvalScores
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.efficiency import lines_of, shape, shape_name
+from shortened_llm.reporting.efficiency import FOOTPRINT, MEASURES, lines_of, shape, shape_name
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.rows import TrialRow
 from shortened_llm.reporting.tasks import TaskSet, differences, task_columns, task_mean
@@ -78,9 +78,14 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "adapter_url": lambda row: row.adapter_url,
     "selection_before_mean_nll": lambda row: _mean_nll(row.trial.result.before) if row.trial.result else None,
     "selection_after_mean_nll": lambda row: _mean_nll(row.trial.result.after) if row.trial.result else None,
-    "selection_texts": lambda row: ";".join(f"{source}, {protocol}" for source, protocol, _ in row.selection_texts),
-    "missing_scores": lambda row: ";".join(f"{score.unit}: {score.cause}" for score in missing_scores(row)),
+    "selection_texts": lambda row: _selection_texts(row),
+    "missing_scores": lambda row: ";".join(f"{score.name}: {score.cause}" for score in missing_scores(row)),
 }
+
+
+def _selection_texts(row: TrialRow) -> str:
+    texts = row.trial.result.after.perplexity if row.trial.result else ()
+    return ";".join(f"{text.source}, {text.protocol}" for text in texts)
 
 
 def _mean_nll(scores: EvalScores) -> float | None:
@@ -126,12 +131,6 @@ def task_cells(row: TrialRow, columns: Sequence[ScoreColumn], dense: Measurement
         cells[f"report_dense_task_mean:{of}"] = task_mean(dense, tasks)
         cells[f"report_after_task_mean:{of}"] = task_mean(row.after, tasks)
     return cells
-
-
-MEASURES = (
-    "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
-)  # fmt: skip
-FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
 
 
 def efficiency_cells(row: TrialRow) -> Cells:

@@ -55,7 +55,11 @@ def status_counts(rows: Sequence[TrialRow]) -> str:
 
 
 def size_summaries(
-    experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements, tasks: TasksSection | None
+    experiment: Experiment,
+    rows: Sequence[TrialRow],
+    dense: Measurements,
+    columns: Sequence[ScoreColumn],
+    tasks: TasksSection | None,
 ) -> tuple[SizeSummary, ...]:
     """One summary per number of kept blocks and best trial, in the order of `rows`; controls are no candidates."""
     by_size: dict[int, list[TrialRow]] = {}
@@ -64,7 +68,7 @@ def size_summaries(
     summaries = []
     for size_rows in by_size.values():
         found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
-        summaries += [_summary(experiment, size_rows, best, dense, tasks) for best in found or [None]]
+        summaries += [_summary(experiment, size_rows, best, dense, columns, tasks) for best in found or [None]]
     return tuple(summaries)
 
 
@@ -73,6 +77,7 @@ def _summary(
     rows: Sequence[TrialRow],
     best: TrialRow | None,
     dense: Measurements,
+    columns: Sequence[ScoreColumn],
     tasks: TasksSection | None,
 ) -> SizeSummary:
     plans = [row.plan for row in ([best] if best else rows)]
@@ -83,12 +88,15 @@ def _summary(
     else:
         finished = sum(row.selection_nll is not None and row.selection_texts == best.selection_texts for row in rows)
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
+    facts: tuple[Fact, ...] = ()
+    if best:
+        facts = (*_texts(best, dense, columns), *_tasks(best, tasks), *_efficiency(best), _training(best))
     return SizeSummary(
         lead=f"{rows[0].plan.size.blocks} of {experiment.dense_size.blocks} blocks",
         size=f"{parameters} parameters, {fewer} fewer",
         best=best,
         choice=choice,
-        facts=(*_texts(best, dense), *_tasks(best, tasks), *_efficiency(best), _training(best)) if best else (),
+        facts=facts,
     )
 
 
@@ -98,8 +106,8 @@ def _range(words: Sequence[str]) -> str:
     return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
 
 
-def _texts(best: TrialRow, dense: Measurements) -> tuple[Fact, ...]:
-    texts = [column for column in best.after if column.kind == "text"]
+def _texts(best: TrialRow, dense: Measurements, columns: Sequence[ScoreColumn]) -> tuple[Fact, ...]:
+    texts = [column for column in columns if column.kind == "text" and column in best.after]
     report = [column for column in texts if column.role == "report"]
     return tuple(_perplexity(column, best, dense) for column in report or texts)
 
@@ -158,23 +166,3 @@ def _training(best: TrialRow) -> Fact:
         return Fact(about="training", key="none", also="")
     hours = f"{formats.hours(best.accelerator_seconds)} accelerator hours" if best.accelerator_seconds else ""
     return Fact(about="training", key=f"{formats.compact(best.tokens)} tokens", also=hours)
-
-
-def trade_off(rows: Sequence[TrialRow], columns: Sequence[ScoreColumn]) -> tuple[str, ...]:
-    """How far the headline may be trusted, from what was and was not measured."""
-    if not any(row.selection_nll is not None for row in rows):
-        return ("No trial has finished, so there is nothing to compare yet.",)
-    statements = ["Selection scores chose the best of each size; the lowest of several is flattered by that choice."]
-    if any(column.role == "report" for column in columns):
-        statements.append("Report scores were not used to choose: quote those.")
-    else:
-        statements.append("No report scores were measured: the scores shown are the selection scores that chose.")
-    statements.append(
-        "The dense model was retrained too, as a control: its gain is adaptation to the text, and part of every gain."
-        if any(row.trial.spec.control == "dense" and row.status == "done" for row in rows)
-        else "The dense model was not retrained, so a trained model's perplexity also holds what it learnt about its "
-        "training text."
-    )
-    if any(len(row.criteria) > 1 for row in rows):
-        statements.append("A plan that several criteria led to is one trial and carries every label.")
-    return tuple(statements)

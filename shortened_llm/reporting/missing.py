@@ -12,16 +12,6 @@ DENSE = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MissingLine:
-    """One score that one cause cost some models."""
-
-    unit: str
-    cause: str
-    numbers: tuple[int, ...]
-    """Of the trials, ascending; 0 is the dense model."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Partial:
     """Why a report is not whole."""
 
@@ -29,7 +19,8 @@ class Partial:
     trials: int
     statements: tuple[str, ...]
     """What is missing, in short."""
-    missing: tuple[MissingLine, ...]
+    missing: dict[MissingScore, tuple[int, ...]]
+    """Numbers of the trials that lack a score for one cause, ascending; 0 is the dense model."""
 
     @property
     def lead(self) -> str:
@@ -38,16 +29,12 @@ class Partial:
 
 def partial_report(experiment: Experiment, rows: Sequence[TrialRow]) -> Partial | None:
     """None where every trial finished and has every score that was asked for."""
-    causes: dict[tuple[str, str], set[int]] = {}
+    causes: dict[MissingScore, set[int]] = {}
     for number, missing in _missing(experiment, rows):
-        causes.setdefault((missing.unit, missing.cause), set()).add(number)
-    lines = tuple(
-        MissingLine(unit=unit, cause=cause, numbers=tuple(sorted(numbers)))
-        for (unit, cause), numbers in causes.items()
-    )  # fmt: skip
+        causes.setdefault(missing, set()).add(number)
     counts = Counter(row.status for row in rows)
     statements = [f"{counts[status]} {status}" for status in STATUSES[1:] if counts[status]]
-    if number := sum(len(line.numbers) for line in lines):
+    if number := sum(map(len, causes.values())):
         statements.append(f"{number} score{'' if number == 1 else 's'} missing")
     if unmeasured := _without_report(experiment, rows):
         statements.append(
@@ -55,7 +42,8 @@ def partial_report(experiment: Experiment, rows: Sequence[TrialRow]) -> Partial 
         )
     if not statements:
         return None
-    return Partial(finished=counts["done"], trials=len(rows), statements=tuple(statements), missing=lines)
+    missing_of = {missing: tuple(sorted(numbers)) for missing, numbers in causes.items()}
+    return Partial(finished=counts["done"], trials=len(rows), statements=tuple(statements), missing=missing_of)
 
 
 def missing_scores(row: TrialRow) -> tuple[MissingScore, ...]:

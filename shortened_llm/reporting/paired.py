@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
 from shortened_llm.records import PerplexityScore, TaskScore
 
@@ -159,7 +160,7 @@ def _by_item(first: Sequence[float], second: Sequence[float]) -> Difference | No
 def _flips(first: Sequence[int], second: Sequence[int]) -> int | None:
     if not first or len(first) != len(second):
         return None
-    return sum(one != other for one, other in zip(first, second, strict=True))
+    return int(np.not_equal(first, second).sum())
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -175,20 +176,8 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> float | None:
     """
     if not first or len(first) != len(second) or not {*first, *second} <= {0, 1}:
         return None
-    only_first = sum(one > other for one, other in zip(first, second, strict=True))
-    only_second = sum(one < other for one, other in zip(first, second, strict=True))
-    return binomial_p(only_first, only_first + only_second)
-
-
-def binomial_p(successes: int, tries: int) -> float:
-    """Exact two-sided p of `successes` in `tries` at probability 1/2."""
-    fewer = min(successes, tries - successes)
-    combinations = total = 1
-    for chosen in range(fewer):
-        combinations = combinations * (tries - chosen) // (chosen + 1)
-        total += combinations
-    # Integers until the end: no rounding, however many tries.
-    return min(1.0, 2 * total / 2**tries)
+    only_first, differing = int(np.greater(first, second).sum()), int(np.not_equal(first, second).sum())
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
 def mean_difference(differences: Sequence[Difference]) -> Difference | None:

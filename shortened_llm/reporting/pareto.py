@@ -1,8 +1,9 @@
 """One quantity against another: which models no other model beats on both."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from shortened_llm.records import Experiment, GenerationPoint
 from shortened_llm.reporting import formats
@@ -149,13 +150,16 @@ def panel_groups(
     """
     perplexities = [perplexity(column, dense) for column in texts]
     means = [task_means(title, own, dense) for title, own in zip(set_titles(sets), sets, strict=True)]
-    unseen = experiment.unseen_texts or ()
-    first = [index for index, column in enumerate(texts) if column.source in unseen] or [0]
+    first = [index for index, column in enumerate(texts) if column.unit in experiment.unseen_units] or [0]
     qualities = [*(perplexities[index] for index in first[:1] if perplexities), *means]
     groups = [
         ("Size", [parameters(experiment)], [*perplexities, *means]),
-        ("Latency", latencies(rows), qualities),
-        ("Peak memory", memories(rows), qualities),
+        ("Latency", measured_costs(rows, "latency", "s", 0, lambda point: point.latency), qualities),
+        (
+            "Peak memory",
+            measured_costs(rows, "peak memory", "GiB", -1, lambda point: point.peak_memory_bytes / GIB),
+            qualities,
+        ),
         ("Training cost", accelerator_hours(rows), qualities),
     ]
     made = []
@@ -210,24 +214,15 @@ def parameters(experiment: Experiment) -> Quantity:
     )
 
 
-def latencies(rows: Sequence[TrialRow]) -> list[Quantity]:
-    """One per protocol, at its smallest shape of input."""
-    return _speeds_or_sizes(rows, "latency", "s", 0, lambda point: point.latency)
-
-
-def memories(rows: Sequence[TrialRow]) -> list[Quantity]:
-    """One per protocol, at its largest shape of input."""
-    return _speeds_or_sizes(rows, "peak memory", "GiB", -1, lambda point: point.peak_memory_bytes / GIB)
-
-
-def _speeds_or_sizes(
+def measured_costs(
     rows: Sequence[TrialRow], name: str, unit: str, place: int, measure: Callable[[GenerationPoint], float]
 ) -> list[Quantity]:
-    """One per protocol, at the shape in this place of all, from the smallest."""
+    """One per protocol, at the shape of input in this place of all, from the smallest."""
     found = []
-    for protocol, scores in measured_efficiency(rows).items():
+    for (_, protocol), scores in measured_efficiency(rows).items():
         of = shapes_of(list(scores.values()))[place]
-        lines = {number: lines_of(score) for number, score in scores.items()}
+        lines = {number: lines_of(score).get(of) for number, score in scores.items()}
+        values = {number: measure(line.point) for number, line in lines.items() if line}
         found.append(
             Quantity(
                 title=f"{name} at {shape_name(of)}",
@@ -235,13 +230,15 @@ def _speeds_or_sizes(
                 protocol=protocol,
                 lower_is_better=True,
                 dense=measure(dense_point(list(scores.values()), of)),
-                of=_after(
-                    {number: measure(of_model[of].point) for number, of_model in lines.items() if of in of_model}
-                ),
+                of=partial(_after, values),
                 written=lambda value: f"{formats.significant(value, 3)} {unit}",
             )
         )
     return found
+
+
+def _after(values: Mapping[int, float], row: TrialRow, stage: Stage) -> float | None:
+    return values.get(row.number) if stage == "after" else None
 
 
 def accelerator_hours(rows: Sequence[TrialRow]) -> list[Quantity]:
@@ -266,7 +263,3 @@ def accelerator_hours(rows: Sequence[TrialRow]) -> list[Quantity]:
             within_size=True,
         )
     ]
-
-
-def _after(values: dict[int, float]) -> Callable[[TrialRow, Stage], float | None]:
-    return lambda row, stage: values.get(row.number) if stage == "after" else None

@@ -23,8 +23,6 @@ MAX_CURVE_POINTS = 200
 """Points of a loss curve; of more, neighbours are averaged."""
 FEW_POINTS = 10
 """Of fewer, each is marked."""
-MOST_LABELS = 20
-"""Curves that are all numbered; of more, those of the best of each size alone."""
 
 
 def needs_log(values: Sequence[float]) -> bool:
@@ -134,13 +132,12 @@ def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
 
 
 def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: Value, label: str) -> dict[str, str]:
-    """A loss of every trial that has it, against tokens; lines end in the trial's number, unless there are too many.
+    """A loss of every trial that has it, against tokens; the lines of the best of each size end in its number.
 
     Args:
         label: what the loss is.
     """
     tips: dict[str, str] = {}
-    ends: list[tuple[float, float, TrialRow]] = []
     dashes, names = line_styles(rows), curve_names(rows, styles)
     for row in rows:
         for curve in (drawn := curves(row.runs, value)):
@@ -156,10 +153,17 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
                 markersize=3,
                 gid=f"loss-{row.number}",
             )
-        if drawn:
-            ends.append((*drawn[-1][-1], row))
-    if len(ends) > MOST_LABELS:
-        ends = [end for end in ends if end[2].best_of_size]
+        if drawn and row.best_of_size:
+            axes.annotate(
+                f"#{row.number}",
+                drawn[-1][-1],
+                color=names[row.number][1],
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                annotation_clip=False,
+            )
     plain_ticks(axes, log_y=False)
     from matplotlib.ticker import FuncFormatter
 
@@ -167,41 +171,4 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
     axes.margins(x=0.02)
     axes.set_xlabel("tokens")
     axes.set_ylabel(f"{label} (nats per token)")
-    low, high = axes.get_ylim()
-    for (x, y, row), place in zip(ends, spread([y for _, y, _ in ends], 0.05 * (high - low)), strict=True):
-        axes.annotate(
-            f"#{row.number}",
-            (x, y),
-            color=names[row.number][1],
-            xytext=(1.01, place),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=8,
-            annotation_clip=False,
-        )
     return tips
-
-
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Places for labels at `values`, in their order, moved so that neighbours are at least `gap` apart.
-
-    Labels that would touch become a group, evenly spaced around the mean of its values.
-    """
-    order = sorted(range(len(values)), key=lambda index: values[index])
-    groups: list[list[int]] = []
-    for index in order:
-        groups.append([index])
-        while len(groups) > 1 and _start(values, groups[-1], gap) < _start(values, groups[-2], gap) + gap * len(
-            groups[-2]
-        ):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    places = [0.0] * len(values)
-    for group in groups:
-        start = _start(values, group, gap)
-        for offset, index in enumerate(group):
-            places[index] = start + gap * offset
-    return places
-
-
-def _start(values: Sequence[float], group: Sequence[int], gap: float) -> float:
-    return sum(values[index] for index in group) / len(group) - gap * (len(group) - 1) / 2

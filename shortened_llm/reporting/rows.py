@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel, TrialSpec
+from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.columns import Measurements, known_columns, measurements
+from shortened_llm.reporting.columns import Measurements, measurements
 
 Status = Literal["done", "running", "stopped", "waiting", "failed"]
 STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "failed")
-Texts = tuple[tuple[str, str, str], ...]
-"""Source, protocol and documents of each text of a mean."""
+Texts = tuple[str, ...]
+"""Units of the texts of a mean, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,14 @@ class TrialRow:
 
     @property
     def method(self) -> str:
-        return method_name(self.trial.spec)
+        """`lora`, or `lora on instructions`."""
+        spec = self.trial.spec
+        return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
         """At the peak of each run that trains."""
-        return learning_rates(self.trial.spec)
+        return tuple(recipe.learning_rate for recipe in self.trial.spec.recipes)
 
     @property
     def seed(self) -> int | None:
@@ -131,16 +133,6 @@ class TrialRow:
         return adapter.url if adapter else None
 
 
-def method_name(spec: TrialSpec) -> str:
-    """`lora`, or `lora on instructions`."""
-    return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
-
-
-def learning_rates(spec: TrialSpec) -> tuple[float, ...]:
-    """At the peak of each run that trains."""
-    return tuple(recipe.learning_rate for recipe in spec.recipes)
-
-
 def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[str, ...]:
     if not steps:
         return ()
@@ -163,12 +155,7 @@ def selection_nll(trial: ReportedTrial) -> float | None:
 
 def selection_texts(trial: ReportedTrial) -> Texts:
     """What the selection NLL is a mean over: two means of other texts cannot be compared."""
-    return text_keys(trial.result.after) if trial.result else ()
-
-
-def text_keys(scores: EvalScores) -> Texts:
-    """The texts of some scores, in their order."""
-    return tuple((text.source, text.protocol, text.documents) for text in scores.perplexity)
+    return tuple(text.unit for text in trial.result.after.perplexity) if trial.result else ()
 
 
 def trial_status(trial: ReportedTrial) -> Status:
@@ -205,7 +192,6 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     Each has the number that it has in the log: its place in the experiment.
     """
     best = {id(trial) for trial in best_of_each_size(experiment.trials).values()}
-    columns = known_columns(experiment)
     trials = sorted(
         enumerate(experiment.trials, start=1),
         key=lambda numbered: (
@@ -221,10 +207,8 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             trial=trial,
             status=trial_status(trial),
             best_of_size=id(trial) in best,
-            before=(measurements("selection", trial.result.before, columns) if trial.result else {})
-            | measurements("report", trial.before, columns),
-            after=(measurements("selection", trial.result.after, columns) if trial.result else {})
-            | measurements("report", trial.after, columns),
+            before=measurements(trial.result.before if trial.result else EvalScores(), trial.before),
+            after=measurements(trial.result.after if trial.result else EvalScores(), trial.after),
         )
         for number, trial in trials
     )

@@ -165,7 +165,8 @@ def block_tip(scores: BlockScores, block: int) -> str:
     tip = f"block {block}: {formats.significant(scores.scores[block])}"
     if error is not None:
         tip += f" ± {formats.significant(error, 2)}"
-    return "; ".join(part for part in (tip, chances(scores, block)) if part)
+    read = f"{scores.sequences[block]} sequences read" if scores.sequences else ""
+    return "; ".join(part for part in (tip, chances(scores, block), read) if part)
 
 
 def draw_cuts(axes: "Axes", lines: Sequence[CutLine], num_blocks: int, protected: Sequence[int], colour: str) -> None:

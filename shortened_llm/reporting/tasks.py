@@ -45,16 +45,6 @@ class TasksSection:
         return set_titles(self.sets)
 
     @property
-    def num_items(self) -> dict[ScoreColumn, int | None]:
-        """Of each task: equal in every model, since the protocol says which items."""
-        return {
-            column: measured.num_items
-            for line in reversed(self.lines)
-            for column, measured in line.found.items()
-            if column in self.tasks
-        }  # fmt: skip
-
-    @property
     def has_differences(self) -> bool:
         return any(line.differences for line in self.lines)
 

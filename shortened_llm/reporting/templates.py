@@ -8,21 +8,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
+from shortened_llm.records import RESAMPLES, UNDECIDED
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.certainty import cut_sentences, text_read
 from shortened_llm.reporting.columns import protocol_notes
-from shortened_llm.reporting.details import configurations, lineage
-from shortened_llm.reporting.draws import draws_table
-from shortened_llm.reporting.efficiency import shape, shape_name
-from shortened_llm.reporting.figures import curve_legend, loss_svg, pareto_svgs, score_svgs, validation_svg
+from shortened_llm.reporting.figures import curve_legend, curves_svg, pareto_svgs, score_svgs
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_SIGNIFICANCE, LEAST_STANDARD_ERRORS
-from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, line_styles
-from shortened_llm.reporting.rows import plans_of_criterion
+from shortened_llm.reporting.plots import LINE_NAMES, line_styles
 from shortened_llm.reporting.score_plot import MANY_BLOCKS
-from shortened_llm.reporting.scores_table import score_lines
 from shortened_llm.reporting.view import ReportView
 
 
@@ -32,7 +26,8 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
     Args:
         downloads: name -> text of the files that the page offers.
     """
-    loss, validation = loss_svg(view), validation_svg(view)
+    loss = curves_svg(view, lambda point: point.loss, "training loss")
+    validation = curves_svg(view, lambda point: point.validation_loss, "validation loss")
     # matplotlib escapes the names inside a figure as it writes XML.
     return (
         environment()
@@ -42,7 +37,6 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
             pareto_svgs=[[Markup(svg) for svg in svgs] for svgs in pareto_svgs(view)],
             downloads=in_script(downloads),
             score_svgs=[Markup(svg) for svg in score_svgs(view)],
-            **_block_scores(view),
             loss_svg=Markup(loss) if loss else None,
             validation_svg=Markup(validation) if validation else None,
             curve_legend=curve_legend(view),
@@ -53,26 +47,7 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
 
 def render_markdown(view: ReportView) -> str:
     """The Markdown, which shows `pareto.png` beside it."""
-    return environment().get_template("report.md.j2").render(view=view, **_block_scores(view))
-
-
-def _block_scores(view: ReportView) -> dict[str, object]:
-    """What both templates say of the block scores."""
-    block_scores = view.experiment.block_scores
-    tables = [draws_table(scores, _counts(view, scores)) for scores in block_scores]
-    return {
-        "score_lines": score_lines(block_scores, view.experiment.dense_size.blocks),
-        "cut_sentences": [cut_sentences(scores) for scores in block_scores],
-        "draws_tables": [table for table in tables if table],
-        "text_read": [text_read(scores) for scores in block_scores],
-        "any_cuts": any(scores.cuts for scores in block_scores),
-    }
-
-
-def _counts(view: ReportView, scores: BlockScores) -> list[int]:
-    """Numbers of blocks that were asked to go."""
-    planned = {len(plan.removed_blocks) for plan in plans_of_criterion(view.rows, scores.criterion)}
-    return sorted(planned | {cut.count for cut in scores.cuts or ()})
+    return environment().get_template("report.md.j2").render(view=view)
 
 
 def in_script(value: object) -> Markup:
@@ -104,7 +79,7 @@ def environment() -> Environment:
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
         formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates, formats.block_ranges,
         formats.difference, formats.times, formats.p_value, formats.gib, formats.learning_rate,
-        formats.ratio, formats.first_line, markdown_text, markdown_code,
+        formats.ratio, formats.share, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
         templates.filters[written.__name__] = written
     templates.filters["json"] = json.dumps
@@ -118,14 +93,8 @@ def environment() -> Environment:
         "LEAST_SEEDS": LEAST_SEEDS,
         "LEAST_SIGNIFICANCE": LEAST_SIGNIFICANCE,
         "protocol_notes": protocol_notes,
-        "shape_name": shape_name,
-        "shape": shape,
-        "lineage": lineage,
-        "configurations": configurations,
         "missing_scores": missing_scores,
         "score_notes": score_notes,
-        "LOG_FROM": LOG_FROM,
-        "MOST_LABELS": MOST_LABELS,
         "MANY_BLOCKS": MANY_BLOCKS,
     }
     return templates

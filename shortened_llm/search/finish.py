@@ -1,6 +1,6 @@
 """Report scores: the dense model's before the search, all others' after it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -9,7 +9,7 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.evaluation.units import EfficiencyUnit, Unit
+from shortened_llm.evaluation.units import EfficiencyUnit, Unit, unit_fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import (
     EvalScores,
@@ -52,7 +52,7 @@ def submit_dense(
         for missing in (*scores.selection.missing, *scores.report.missing):
             if missing.is_bad_input:
                 raise BadInputError(missing.cause)
-            raise ScoresMissingError(f"{missing.unit} of the dense model: {missing.cause}")
+            raise ScoresMissingError(f"{missing.name} of the dense model: {missing.cause}")
         return scores
 
     return wait
@@ -73,7 +73,7 @@ def measure_report(
         experiment: from `planned_experiment`.
         failures: by trial fingerprint.
     """
-    dense, pool = context.space.dense, context.pool
+    dense, pool, dtype = context.space.dense, context.pool, config.model.dtype
     texts: tuple[Unit, ...] = report_units(config, roles)
     trials = [
         replace(
@@ -93,11 +93,11 @@ def measure_report(
         on_progress = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts
         before = pool.submit(dense.view(trial.spec.plan.transforms), texts, on_progress)
-        pending[index] = (before, pool.submit(trial.result.model, units, on_progress))
-    for index, submitted in pending.items():
-        before_scores, after_scores = (_result(pool, one) for one in submitted)
+        pending[index] = (before, pool.submit(trial.result.model, units, on_progress), units)
+    for index, (before, after, units) in pending.items():
+        before_scores, after_scores = _result(pool, before, texts, dtype), _result(pool, after, units, dtype)
         for missing in (*before_scores.missing, *after_scores.missing):
-            LOGGER.error("%s of %s is missing: %s", missing.unit, trials[index].spec.name, missing.cause)
+            LOGGER.error("%s of %s is missing: %s", missing.name, trials[index].spec.name, missing.cause)
         trials[index] = replace(trials[index], before=before_scores, after=after_scores)
         progress(f"scored {index + 1}/{len(trials)} trials")
     if config.evaluation.report.efficiency:
@@ -105,7 +105,7 @@ def measure_report(
             if trial.spec.fingerprint in best and trial.result is not None:
                 unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
                 on_progress = progress.about(f"time {trial.spec.name}")
-                found = _result(pool, pool.submit(trial.result.model, (unit,), on_progress))
+                found = _result(pool, pool.submit(trial.result.model, (unit,), on_progress), (unit,), dtype)
                 missing_scores = (*trial.after.missing, *found.missing)
                 after = replace(trial.after, efficiency=found.efficiency, missing=missing_scores)
                 trials[index] = replace(trial, after=after)
@@ -113,9 +113,13 @@ def measure_report(
     return replace(experiment, trials=tuple(trials))
 
 
-def _result(pool: EvaluationPool, submitted: "ray.ObjectRef[EvalScores]") -> EvalScores:
+def _result(
+    pool: EvaluationPool, submitted: "ray.ObjectRef[EvalScores]", units: Sequence[Unit], dtype: str
+) -> EvalScores:
     """One model that cannot be scored must not cost the others their report."""
     try:
         return pool.result(submitted)
     except Exception as error:
-        return EvalScores(missing=(MissingScore(unit="scores", cause=last_line(error)),))
+        lost = {unit_fingerprint(unit, dtype): unit.name for unit in units}
+        cause = last_line(error)
+        return EvalScores(missing=tuple(MissingScore(unit=u, name=name, cause=cause) for u, name in lost.items()))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
+from shortened_llm.evaluation.units import unit_fingerprint
 from shortened_llm.models.view import size_of
 from shortened_llm.records import (
     BlockScores,
@@ -18,6 +19,7 @@ from shortened_llm.records import (
 )
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.finish import DenseScores
+from shortened_llm.search.prepare import report_units
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
@@ -43,7 +45,11 @@ def planned_experiment(
         dense_report=dense_scores.report,
         block_scores=tuple(scores),
         trials=planned_trials(specs),
-        unseen_texts=tuple(d.source.label for d in roles.report if "train" not in d.shared_with),
+        unseen_units=tuple(
+            unit_fingerprint(unit, config.model.dtype)
+            for unit in report_units(config, roles)
+            if "train" not in unit.documents.shared_with
+        ),
         notes=(*_notes(config, roles), *_data_notes(config, roles, data)),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
         provenance=origin,

@@ -18,6 +18,7 @@ from shortened_llm.data.packing import PackingJob, check_filled, pack_piece, pac
 from shortened_llm.data.pieces import Executor, Piece
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import TokenDataset
+from shortened_llm.storage import layout
 from shortened_llm.storage.store import Store
 from tests.data.sources import corpus, documents, packing_job, write_rows
 
@@ -185,7 +186,7 @@ def test_a_restart_tokenises_only_what_is_missing(
         with pytest.raises(KeyboardInterrupt):
             pack(job, tokenizer, local_store)
     assert len(tokenised) == 3
-    assert local_store.read(packing.KIND, job.fingerprint, TokenDataset) is None
+    assert local_store.read(layout.TOKENS, job.fingerprint, TokenDataset) is None
     dataset = pack(job, tokenizer, local_store)
     assert len(tokenised) == 5
     elsewhere = pack(job, tokenizer, Store.at(str(tmp_path / "elsewhere")))

@@ -37,8 +37,8 @@ def test_one_that_fails_is_missing_and_costs_no_other(
     scores = scores_of((*broken, text), tiny_model, local_store)
     assert len(scores.perplexity) == 1
     first, second = scores.missing
-    assert (first.unit, first.cause) == ("metric failing_measures:fails", "ZeroDivisionError: no items")
-    assert second.unit == "metric failing_measures:is_infinite"
+    assert (first.name, first.cause) == ("metric failing_measures:fails", "ZeroDivisionError: no items")
+    assert second.name == "metric failing_measures:is_infinite"
 
 
 def test_a_model_whose_files_are_gone_is_named(tiny_model: ModelRef, local_store: Store, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.measure import finish_score, read_score, score_identity
 from shortened_llm.evaluation.perplexity import TextChunk, TextPart, protocol
-from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit
+from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import EfficiencyScore, ModelRef
 from shortened_llm.storage.store import Store
@@ -92,6 +92,23 @@ def test_the_dtype_is_in_the_protocol(text: TextUnit, local_store: Store) -> Non
         assert stored.protocol == f"{of_text}, {dtype}"
 
 
+def test_a_score_carries_its_unit_whichever_model_it_is_of(text: TextUnit, tmp_path: Path, local_store: Store) -> None:
+    chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
+    part = TextPart(chunks={0: chunk}, num_chunks=1)
+
+    def unit(unit: TextUnit, model: ModelRef = MODEL, dtype: str = "float32") -> str:
+        return finish_score(model, unit, [part], local_store, dtype).unit
+
+    assert unit(text) == unit(text, MODEL.view((0, 1))) == unit_fingerprint(text, "float32")
+    other = unit_of(tmp_path / "text.jsonl", "two")
+    assert len({unit(text), unit(text, dtype="bfloat16"), unit(other)}) == 3
+
+
+def test_speed_is_one_unit_for_models_of_all_sizes() -> None:
+    small, large = (EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL, kept_blocks=b) for b in ((0,), (0, 1)))
+    assert unit_fingerprint(small, "float32") == unit_fingerprint(large, "float32")
+
+
 def test_texts_of_one_name_are_told_apart(text: TextUnit, tmp_path: Path) -> None:
     names = {unit_of(tmp_path / "text.jsonl", "one", segment_length=length).name for length in (64, 128)}
     assert len(names) == 2
@@ -117,7 +134,7 @@ def test_speed_is_never_read_back(local_store: Store) -> None:
     """It is of a machine, which no identity knows."""
     unit = EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL)
     score = EfficiencyScore(
-        protocol="", points=(), dense_points=(), weight_bytes=1, dense_weight_bytes=2, kv_bytes_per_token=1,
+        unit="", protocol="", points=(), dense_points=(), weight_bytes=1, dense_weight_bytes=2, kv_bytes_per_token=1,
         dense_kv_bytes_per_token=2, flops_per_token=1, dense_flops_per_token=2, block_shares=(), head_shares=(),
         ideal_speed_ups=(), speed_ups=(),
     )  # fmt: skip

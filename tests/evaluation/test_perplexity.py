@@ -255,10 +255,13 @@ def test_a_score_is_measured_once(
 def test_a_mean_over_sources_is_over_their_losses() -> None:
     scores = EvalScores(
         perplexity=tuple(
-            PerplexityScore(source=s, protocol="", perplexity=math.exp(n), mean_nll=n, num_predictions=1)
+            PerplexityScore(
+                unit=s, source=s, protocol="", perplexity=math.exp(n), mean_nll=n, num_predictions=1, document_nll=(),
+                document_predictions=(),
+            )
             for s, n in (("a", 1.0), ("b", 3.0))
         )
-    )
+    )  # fmt: skip
     assert scores.mean_nll == 2.0
 
 

@@ -51,7 +51,8 @@ def test_an_infinite_perplexity_is_stored_as_one(hopeless: PerplexityScore, loca
 
 def test_what_is_not_a_number_stays_so(local_store: Store) -> None:
     score = TaskScore(
-        task="own", metric="longest", value=-math.inf, standard_error=math.nan, num_items=2, protocol="",
+        unit="ab", task="own", metric="longest", value=-math.inf, standard_error=math.nan, num_items=2, protocol="",
+        higher_is_better=True,
         item_values=(0.1, math.inf),
     )  # fmt: skip
     local_store.write("evaluations", "0", score, identity={"model": "any"}, parents=())
@@ -60,10 +61,3 @@ def test_what_is_not_a_number_stays_so(local_store: Store) -> None:
         assert read.standard_error is not None
         assert math.isnan(read.standard_error)
         assert (read.value, read.item_values) == (-math.inf, (0.1, math.inf))
-
-
-def test_records_of_before_are_read() -> None:
-    old = {"task": "piqa", "metric": "acc", "value": 0.5, "standard_error": None, "num_items": 2, "protocol": "p"}
-    assert from_json(TaskScore, json.dumps(old)).notes == ()
-    text = {"source": "wiki", "protocol": "p", "perplexity": 2.0, "mean_nll": 0.7, "num_predictions": 3}
-    assert from_json(PerplexityScore, json.dumps(text)).notes == ()

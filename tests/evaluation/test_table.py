@@ -1,13 +1,7 @@
 """Scores of several models in the terminal."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-
-from shortened_llm.config import PerplexitySource
-from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.perplexity import TextChunk, TextPart, perplexity_score
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.records import (
     EfficiencyScore,
@@ -21,15 +15,16 @@ from shortened_llm.records import (
 
 
 def model(name: str, **perplexities: float) -> EvaluatedModel:
-    """Measured on texts that all are called `test`, one for each set of documents."""
+    """Measured on texts that all are called `test`, one for each unit."""
     scores = EvalScores(
         perplexity=tuple(
             PerplexityScore(
-                source="test", protocol="@128", perplexity=value, mean_nll=1.0, num_predictions=9, documents=documents
+                unit=unit, source="test", protocol="@128", perplexity=value, mean_nll=1.0, num_predictions=9,
+                document_nll=(), document_predictions=(),
             )
-            for documents, value in perplexities.items()
+            for unit, value in perplexities.items()
         )
-    )
+    )  # fmt: skip
     ref = ModelRef(url=name, fingerprint=name, files=(), num_blocks=2)
     return EvaluatedModel(model=name, ref=ref, selection=EvalScores(), report=scores)
 
@@ -52,7 +47,7 @@ def test_models_of_one_directory_name_are_told_apart() -> None:
 
 def test_what_is_missing_is_said() -> None:
     one = model("pruned", a=25.0)
-    missing = EvalScores(missing=(MissingScore(unit="task piqa", cause="lost"),))
+    missing = EvalScores(missing=(MissingScore(unit="a", name="task piqa", cause="lost"),))
     assert "pruned: task piqa is missing: lost" in comparison_table([replace(one, selection=missing)])
 
 
@@ -64,7 +59,7 @@ def test_speeds_stand_beside_those_of_the_same_turns() -> None:
         )  # fmt: skip
 
     speeds = EfficiencyScore(
-        protocol="CPU", points=(point(0.5),), dense_points=(point(0.8),), weight_bytes=2 * 2**20,
+        unit="speed", protocol="CPU", points=(point(0.5),), dense_points=(point(0.8),), weight_bytes=2 * 2**20,
         dense_weight_bytes=3 * 2**20, kv_bytes_per_token=20, dense_kv_bytes_per_token=30, flops_per_token=2e6,
         dense_flops_per_token=3e6, block_shares=(0.75,), head_shares=(0.2,), ideal_speed_ups=(1.5,), speed_ups=(1.6,),
     )  # fmt: skip
@@ -74,18 +69,3 @@ def test_speeds_stand_beside_those_of_the_same_turns() -> None:
     assert lines[-4].startswith("model weights 2 MiB")
     assert lines[-2].split() == ["dense", "1", "32", "0.8000", "±0.0100", "0.1000", "40.0", "1", "75.0%", "20.0%"]
     assert lines[-1].split() == ["model", "1", "32", "0.5000", "±0.0100", "0.1000", "64.0", "1", "1.600", "1.500"]
-
-
-def test_a_score_names_its_documents_wherever_they_lie(tmp_path: Path) -> None:
-    def measured(place: str, content: str) -> str:
-        path = tmp_path / place
-        path.write_text(content)
-        source = PerplexitySource(path=str(path))
-        documents = Documents(
-            source=source, purpose="report", shared_with=(), files=(str(path),), commit=None, field_path="evaluation"
-        )
-        chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-        return perplexity_score([TextPart(chunks={0: chunk}, num_chunks=1)], documents, source).documents
-
-    first, other, moved = measured("a.txt", "one"), measured("b.txt", "two"), measured("c.txt", "one")
-    assert first == moved != other

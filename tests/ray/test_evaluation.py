@@ -99,7 +99,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     assert dense.metrics[0].value > pruned.metrics[0].value
     for scores in (dense, pruned):
         failed, wrong = scores.missing
-        assert "always_fails" in failed.unit
+        assert "always_fails" in failed.name
         assert "this measure is broken" in failed.cause
         assert wrong.is_bad_input
         assert wrong.cause.startswith("evaluation.report.metrics: 'own_measures:says_no_number' returned 'good'")

@@ -21,6 +21,7 @@ from shortened_llm.records import (
     ModelSize,
     PerplexityScore,
     PlanLabel,
+    Provenance,
     PrunePlan,
     Recipe,
     ReportedTrial,
@@ -45,14 +46,16 @@ BOS_FIRST = "test split, segments of 128 tokens, one BOS at the start, remainder
 HELD_OUT = "documents held out of the training text, segments of 128 tokens, one BOS at the start"
 
 
-def text(source: str, perplexity: float, protocol: str = BOS_FIRST, documents: str = "") -> PerplexityScore:
+def text(source: str, perplexity: float, protocol: str = BOS_FIRST, unit: str = "") -> PerplexityScore:
     return PerplexityScore(
+        unit=unit or f"{source} {protocol}",
         source=source,
         protocol=protocol,
         perplexity=perplexity,
         mean_nll=math.log(perplexity),
         num_predictions=25_400,
-        documents=documents,
+        document_nll=(),
+        document_predictions=(),
     )
 
 
@@ -274,8 +277,10 @@ PPL_CUT = (6, 7, 9, 11, 13, 15, 17, 20, 22, 24, 26, 27)
 
 
 def piqa(value: float) -> EvalScores:
-    protocol = "lm-eval 0.4.13, 0 shots"
-    score = TaskScore(task="piqa", metric="acc", value=value, standard_error=0.0112, num_items=1838, protocol=protocol)
+    score = TaskScore(
+        unit="piqa", task="piqa", metric="acc", value=value, standard_error=0.0112, num_items=1838,
+        protocol="lm-eval 0.4.13, 0 shots", higher_is_better=True,
+    )  # fmt: skip
     return EvalScores(tasks=(score,))
 
 
@@ -317,7 +322,16 @@ def experiment() -> Experiment:
         block_scores=(block_scores("ppl"), block_scores("taylor")),
         trials=trials,
         notes=("c4 serves selection and training; it is split by document.",),
+        unseen_units=(),
+        dense_fingerprint="6f1d2a90c3b4e587",
         versions={"torch": "2.11.0", "transformers": "5.23.0", "tokenizers": "0.22.1"},
+        provenance=Provenance(
+            base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            on_hub=True,
+            base_license=None,
+            sources=(),
+            dtype="bfloat16",
+        ),
     )
 
 
@@ -355,6 +369,7 @@ def by_document(
     own -= (own * predictions).sum() / predictions.sum()
     sums = (mean_nll + hardness + own) * predictions
     return PerplexityScore(
+        unit=f"{source} {protocol}",
         source=source,
         protocol=protocol,
         perplexity=math.exp(mean_nll),
@@ -455,7 +470,7 @@ def compared() -> Experiment:
         trials=tuple(trials),
         dense_selection=selection(3.22, 3.6, seed=1000),
         dense_report=report(3.20, 3.58, seed=1001),
-        unseen_texts=("austen",),
+        unseen_units=(f"austen {BOS_FIRST}",),
     )
 
 
@@ -505,13 +520,16 @@ def task_score(task: str, metric: str, share: float, *, seed: int, items: int = 
     answers = np.where(right == 1, 0, np.random.default_rng(seed + 1).integers(1, 4, items))
     bits = 1.2 - 0.8 * share + 0.5 * hardness + luck / 4
     value = float(right.mean())
+    protocol = protocol or LM_EVAL.format(items)
     return TaskScore(
+        unit=f"{task} {protocol}",
         task=task,
         metric=metric,
         value=value,
         standard_error=math.sqrt(value * (1 - value) / items),
         num_items=items,
-        protocol=protocol or LM_EVAL.format(items),
+        protocol=protocol,
+        higher_is_better=True,
         item_values=tuple(right.tolist()),
         item_answers=tuple(answers.tolist()),
         item_bits_per_byte=tuple(bits.round(4).tolist()),
@@ -532,13 +550,17 @@ def task_scores(loss: float, *, seed: int) -> tuple[TaskScore, ...]:
 
 def agreement(kl: float, top1: float) -> tuple[AgreementScore, ...]:
     return tuple(
-        AgreementScore(source=source, protocol=BOS_FIRST, kl=kl * factor, top1=top1, num_predictions=25_400)
+        AgreementScore(
+            unit=f"agreement {source}", source=source, protocol=BOS_FIRST, kl=kl * factor, top1=top1,
+            num_predictions=25_400,
+        )
         for source, factor in (("wiki", 1.0), ("austen", 1.2))
-    )
+    )  # fmt: skip
 
 
 def own_metric(value: float) -> tuple[MetricScore, ...]:
-    return (MetricScore(name="measures:rhyme_rate", value=value, protocol="measures 3f2a, 200 prompts"),)
+    name = "measures:rhyme_rate"
+    return (MetricScore(unit=name, name=name, value=value, protocol="measures 3f2a, 200 prompts"),)
 
 
 SHAPES = tuple((batch, tokens) for batch in (1, 8, 64) for tokens in (128, 512))
@@ -564,6 +586,7 @@ def efficiency(kept: int, *, device: str = "NVIDIA H200, bfloat16") -> Efficienc
     points = tuple(point(batch, tokens, kept) for batch, tokens in SHAPES)
     dense_points = tuple(point(batch, tokens, NUM_BLOCKS) for batch, tokens in SHAPES)
     return EfficiencyScore(
+        unit="efficiency",
         protocol=f"{device}, prompt of 12 tokens, 20 runs after 10 warm-ups, in turns with the dense model",
         points=points,
         dense_points=dense_points,
@@ -580,7 +603,11 @@ def efficiency(kept: int, *, device: str = "NVIDIA H200, bfloat16") -> Efficienc
     )
 
 
-MISSING_TASK = MissingScore(unit="task hellaswag", cause="OutOfMemoryError: asked for 3.1 GiB at batch size 1")
+MISSING_TASK = MissingScore(
+    unit=f"hellaswag {LM_EVAL.format(1000)}",
+    name="task hellaswag",
+    cause="OutOfMemoryError: asked for 3.1 GiB at batch size 1",
+)
 
 
 def everything() -> Experiment:
@@ -609,4 +636,4 @@ def everything() -> Experiment:
     rich[34] = replace(rich[34], running=True, **unfinished)  # type: ignore[arg-type]
     rich[38] = replace(rich[38], **unfinished)  # type: ignore[arg-type]
     dense = replace(full.dense_report, tasks=task_scores(0.0, seed=77), metrics=own_metric(0.41))
-    return replace(full, trials=tuple(rich), dense_report=dense, dense_fingerprint="6f1d2a90c3b4e587")
+    return replace(full, trials=tuple(rich), dense_report=dense)

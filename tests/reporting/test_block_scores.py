@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.records import BlockScores, Experiment, ScoreDraw, from_json
-from shortened_llm.reporting.certainty import chances, cut_sentences, text_read, undecided_blocks
-from shortened_llm.reporting.draws import draws_table
-from shortened_llm.reporting.formats import MISSING, UNDECIDED
+from shortened_llm.reporting.certainty import chances, draws_agreements, undecided_blocks
+from shortened_llm.reporting.formats import UNDECIDED
+from shortened_llm.reporting.heat import heat_rows
 from shortened_llm.reporting.score_plot import RING, save_score_plot, score_axis, score_figure
-from shortened_llm.reporting.scores_table import score_lines, shades
 from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import (
     HELD_OUT,
@@ -41,9 +40,16 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def all_scores(page: Page) -> dict[int, list[str]]:
-    """The cells after the block's number of each line of the table of all scores."""
-    return {block: [cell.strip() for cell in page.rows[f"block-{block}"][1:]] for block in range(NUM_BLOCKS)}
+def mapped(page: Page, name: str) -> list[str]:
+    """The cells of a line of the map, one per block."""
+    (cells,) = (cells[1:] for cells in page.rows.values() if cells[:1] == [name] and len(cells) == NUM_BLOCKS + 1)
+    return cells
+
+
+def tips(scores: BlockScores) -> list[str]:
+    """What the pointer shows over each block of the map."""
+    (row,) = heat_rows([scores], [])
+    return [plain(cell.tip) for cell in row.cells]
 
 
 def report(directory: Path, *scores: BlockScores) -> Page:
@@ -80,31 +86,9 @@ def test_the_fixture_removes_what_the_tests_expect() -> None:
     assert UNDECIDED_PPL.removed(6) == SIX_OF_PPL
 
 
-def test_sentence_names_the_undecided_blocks_with_their_shares() -> None:
-    at_six, at_twelve = map(plain, cut_sentences(UNDECIDED_PPL))
-    assert at_six == (
-        "ppl at 6 removed: blocks 9 (goes in 45 % of resamples) and 15 (61 %) "
-        "are within the noise of the calibration text."
-    )
-    assert at_twelve == "ppl at 12 removed: every block is decided."
-
-
-def test_sentence_of_a_single_block_and_of_none_resampled() -> None:
-    one = with_cuts(block_scores("kl"), {6: {9: 0.5}})
-    assert [plain(x) for x in cut_sentences(one)] == [
-        "kl at 6 removed: block 9 (goes in 50 % of resamples) is within the noise of the calibration text."
-    ]
-    assert cut_sentences(block_scores("magnitude")) == [
-        "magnitude has no interval: there are no resamples to tell one from."
-    ]
-    (nothing_asked,) = cut_sentences(replace(one, cuts=()))
-    assert "no cut was requested" in nothing_asked
-
-
 def test_a_block_is_marked_if_any_cut_leaves_it_undecided() -> None:
     scores = with_cuts(block_scores("ppl"), {6: {9: 0.453}, 12: {8: 0.06, 26: 0.96}})
     assert undecided_blocks(scores) == (8, 9)
-    assert [line[0].undecided for line in score_lines([scores], NUM_BLOCKS)].count(True) == 2
     assert undecided_blocks(block_scores("ppl")) == ()
 
 
@@ -115,17 +99,18 @@ def test_chances_of_a_block_at_every_cut() -> None:
     assert chances(scores, PROTECTED[0]) == chances(block_scores("ppl"), 9) == ""
 
 
-def test_page_marks_undecided_blocks_in_table_plot_and_words(tmp_path: Path) -> None:
-    page = report(tmp_path, UNDECIDED_PPL, block_scores("magnitude"))
-    marked = {block for block, cells in all_scores(page).items() if UNDECIDED in "".join(cells)}
-    assert marked == {9, 15}
+def test_page_marks_undecided_blocks_in_map_plot_and_words(tmp_path: Path) -> None:
+    page = report(tmp_path, UNDECIDED_PPL, block_scores("magnitude"), replace(block_scores("kl"), cuts=()))
+    assert {block for block, cell in enumerate(mapped(page, "ppl")) if cell == UNDECIDED} == {9, 15}
     text = plain(page.text)
-    for sentence in (*cut_sentences(UNDECIDED_PPL), *cut_sentences(block_scores("magnitude"))):
-        assert plain(sentence) in text
-    assert f"{UNDECIDED} undecided: within the noise of the calibration text" in text
+    assert "6 removed: undecided: 9 (goes in 45 %), 15 (goes in 61 %)" in text
+    assert "12 removed: every block is decided" in text
+    assert "no interval: there are no resamples" in text
+    assert "no interval: no cut was requested" in text
+    assert f"{UNDECIDED} undecided at some requested cut: within the noise of the calibration text" in text
     assert "5 % to 95 % of resamples: the share of 1,000 resamples of the calibration sequences (bootstrap" in text
     titles = [plain(attributes.get("title") or "") for tag, attributes in page.tags if tag == "td"]
-    assert "block 9 goes in 45 % of resamples at 6 removed, in 100 % at 12" in titles
+    assert any("goes in 45 % of resamples at 6 removed, in 100 % at 12" in title for title in titles)
     html = plain((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert re.search(r"<title>block 9: [\d.]+ ± [\d.]+; goes in 45 % of resamples at 6 removed", html)
 
@@ -134,42 +119,27 @@ def test_page_without_resamples_has_neither_mark_nor_its_legend(tmp_path: Path) 
     page = report(tmp_path, block_scores("magnitude"))
     assert UNDECIDED not in page.text
     assert "bootstrap" not in page.text
-    assert UNDECIDED not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-def test_markdown_says_the_same(nine: Path) -> None:
-    markdown = plain((nine / "report.md").read_text(encoding="utf-8"))
-    unescaped = markdown.replace("\\", "")
-    for scores in nine_criteria():
-        for sentence in cut_sentences(scores):
-            assert f"- {plain(sentence)}" in unescaped
-    table = markdown[markdown.index("| block | ppl |") :]
-    lines = table[: table.index("\n\n")].splitlines()
-    assert len(lines) == NUM_BLOCKS + 2
-    assert len({line.count("|") for line in lines}) == 1
-    # ppl and kl leave block 9 undecided.
-    assert lines[2 + 9].count(UNDECIDED) == 2
-    # Block 0 has no greedy_ppl; the column of kl's sequences comes before it.
-    assert [cell.strip() for cell in lines[2].split("|")][9] == f"p {MISSING}"
-
-
-def test_a_score_that_is_missing_is_a_dash_without_rank(tmp_path: Path) -> None:
-    page = report(tmp_path, partly_scored("greedy_ppl"))
-    lines = all_scores(page)
-    assert lines[0] == [MISSING, f"protected {MISSING}"]
-    assert [block for block, cells in lines.items() if MISSING in cells[0]] == list(PROTECTED)
-    assert lines[4] == ["2.5826 ± 0.40", "3"]
+def test_a_score_that_is_missing_has_no_rank(tmp_path: Path) -> None:
+    scores = partly_scored("greedy_ppl")
+    found = tips(scores)
+    assert found[0] == "greedy_ppl, block 0, not scored, protected"
+    assert [block for block, tip in enumerate(found) if "not scored" in tip] == list(PROTECTED)
+    assert found[4] == "greedy_ppl, block 4: 2.5826 ± 0.40; removal rank 1 of 24"
+    page = report(tmp_path, scores, replace(scores, criterion="unprotected", protected=()))
+    assert [block for block, cell in enumerate(mapped(page, "greedy_ppl")) if cell == "✕"] == list(PROTECTED)
+    assert [block for block, cell in enumerate(mapped(page, "unprotected")) if cell == "–"] == list(PROTECTED)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<title>block 4: " in html
     assert "<title>block 0: " not in html
 
 
-def test_a_missing_standard_error_leaves_the_score(tmp_path: Path) -> None:
-    scores = block_scores("kl")
+def test_a_missing_standard_error_leaves_the_score() -> None:
     errors = tuple(None if block % 2 else 0.25 for block in range(NUM_BLOCKS))
-    lines = all_scores(report(tmp_path, replace(scores, standard_errors=errors)))
-    assert lines[10][0] == "2.8711 ± 0.25"
-    assert lines[11][0] == "2.9386"
+    found = tips(replace(block_scores("kl"), standard_errors=errors))
+    assert "block 10: 2.8711 ± 0.25;" in found[10]
+    assert "block 11: 2.9386;" in found[11]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +166,10 @@ def test_any_scores_are_drawn_without_a_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_score_plot([odd], tmp_path / "scores.png")
-        lines = score_lines([odd], NUM_BLOCKS)
-    assert all(0 <= line[0].shade <= 1 for line in lines)
 
 
 def test_a_page_of_a_criterion_without_any_score_still_comes(tmp_path: Path) -> None:
-    lines = all_scores(report(tmp_path, unscored()))
-    assert {cells[0] for cells in lines.values()} == {MISSING}
+    assert set(mapped(report(tmp_path, replace(unscored(), protected=())), "greedy_ppl")) == {"–"}
 
 
 def test_places_of_a_ranking_are_linear_and_scores_that_span_far_are_not() -> None:
@@ -210,19 +177,6 @@ def test_places_of_a_ranking_are_linear_and_scores_that_span_far_are_not() -> No
     assert [criterion for criterion, axis in axes.items() if axis.log] == ["kl"]
     # Bars that reach below zero leave a log axis room for the lowest score.
     assert 0 < axes["kl"].low < 1e-4 * 1.4**2
-    assert shades([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])[4] == 0.5
-
-
-def test_shades_keep_the_order_and_separate_low_scores_under_an_outlier() -> None:
-    shaded = shades([24.0, 30.5, None, 60.0, 25_000.0])
-    assert shaded[0] == shaded[2] == 0
-    assert shaded[-1] == 1
-    assert list(shaded[3:]) == sorted(shaded[3:])
-    # On a linear scale it would be at 0.001.
-    assert shaded[3] > 0.1
-    assert shades([2.0, 3.0, 4.0]) == (0.0, 0.5, 1.0)
-    assert shades([5.0, 5.0]) == (0.0, 0.0)
-    assert shades([None, None]) == (0.0, 0.0)
 
 
 def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> None:
@@ -235,81 +189,59 @@ def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> 
     assert max(compared) < axis.high < 100
 
 
-def test_draws_stand_side_by_side_and_say_where_they_agree() -> None:
-    table = draws_table(with_draws(block_scores("ppl")), [6, 12])
-    assert table is not None
-    assert table.draws == ("used", "seed 1235", "seed 1236")
+def test_draws_stand_under_their_criterion_and_say_where_they_agree() -> None:
+    scores = with_draws(block_scores("ppl"))
+    (row,) = heat_rows([scores], [])
+    same, other = row.draws.values()
+    assert list(row.draws) == ["seed 1235", "seed 1236"]
+    assert [cell.shade for cell in same] == [cell.shade for cell in row.cells]
     # The last draw swaps the blocks that go sixth and seventh.
-    ranks = {block: tuple(cell.rank if cell else None for cell in line) for block, line in enumerate(table.lines)}
-    swapped = {block for block, places in ranks.items() if len(set(places)) > 1}
+    swapped = {block for block, cell in enumerate(other) if cell.shade != row.cells[block].shade}
     assert swapped == {7, 15}
-    assert (ranks[7], ranks[15]) == ((7, 7, 8), (8, 8, 7))
-    assert table.agreements == (
-        "ppl at 6 removed: the 3 draws agree on 5 of 6 blocks; 7 and 15 go in some draws only.",
-        "ppl at 12 removed: the 3 draws agree on 12 of 12 blocks.",
-    )
-    # Block 15 goes at one of two cuts by the draw used, at both by the last.
-    assert [cell.shade if cell else None for cell in table.lines[15]] == [0.5, 0.5, 1.0]
-    assert [cell.shade if cell else None for cell in table.lines[0]] == [0.0, 0.0, 0.0]
+    assert [f"removal rank {rank} of 30" in other[block].tip for block, rank in ((7, 8), (15, 7))] == [True, True]
+    at_six, at_twelve = draws_agreements(scores, [6, 12])
+    assert (len(at_six.always), at_six.sometimes) == (5, (7, 15))
+    assert (len(at_twelve.always), at_twelve.sometimes) == (12, ())
 
 
 def test_agreement_is_of_all_draws_and_not_of_pairs() -> None:
     scores = replace(block_scores("ppl"), protected=())
     rotated = [scores.order[shift:] + scores.order[:shift] for shift in (1, 2)]
     draws = tuple(ScoreDraw(seed=seed, scores=scores.scores, order=order) for seed, order in enumerate(rotated))
-    table = draws_table(replace(scores, draws=draws), [3])
-    assert table is not None
-    assert "the 3 draws agree on 1 of 3 blocks" in table.agreements[0]
+    (at_three,) = draws_agreements(replace(scores, draws=draws), [3])
+    assert len(at_three.always) == 1
 
 
 def test_draws_of_a_criterion_with_sets_compare_their_sets() -> None:
     spans = next(scores for scores in nine_criteria() if scores.criterion == "angular_span")
-    table = draws_table(spans, [6, 12])
-    assert table is not None
-    assert table.agreements == (
-        "angular_span at 6 removed: the 3 draws agree on 5 of 6 blocks; 11 and 17 go in some draws only.",
-        "angular_span at 12 removed: the 3 draws agree on 12 of 12 blocks.",
-    )
-    assert draws_table(block_scores("ppl"), [6]) is None
+    at_six, at_twelve = draws_agreements(spans, [6, 12])
+    assert (len(at_six.always), at_six.sometimes) == (5, (11, 17))
+    assert (len(at_twelve.always), at_twelve.sometimes) == (12, ())
+    assert draws_agreements(block_scores("ppl"), [6]) == ()
 
 
-def test_page_and_markdown_show_the_draws(nine: Path, nine_page: Page) -> None:
-    table = draws_table(nine_criteria()[0], [6, 12])
-    assert table is not None
-    assert table.agreements[0] in nine_page.text
-    assert ["block", "used", "seed 1235", "seed 1236"] in nine_page.rows.values()
-    markdown = (nine / "report.md").read_text(encoding="utf-8")
-    assert table.agreements[0] in markdown
-    assert "| block | used | seed 1235 | seed 1236 |" in markdown
-    assert re.search(r"^\| 7 \| 7 \| 7 \| 8 \|$", markdown, re.MULTILINE)
-    # A block that greedy_ppl never scores has no rank in any draw.
-    assert f"| 0 | {MISSING} | {MISSING} | {MISSING} |" in markdown
+def test_the_page_shows_the_draws(nine_page: Page) -> None:
+    assert "6 removed: the 3 draws agree on 5 of 6 blocks; in some only: 7, 15" in nine_page.text
+    assert sum(cells[:1] == ["seed 1235"] for cells in nine_page.rows.values()) == 4
 
 
-def test_page_without_draws_has_no_table_of_them(tmp_path: Path) -> None:
+def test_page_without_draws_says_nothing_of_their_agreement(tmp_path: Path) -> None:
     page = report(tmp_path, block_scores("ppl"))
-    assert "draws" not in page.text
-    assert "draw" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "draws agree" not in page.text
 
 
-def test_racing_shows_the_sequences_of_every_block_and_tokens_in_all(tmp_path: Path) -> None:
+def test_racing_shows_the_sequences_of_every_block(tmp_path: Path) -> None:
     raced = replace(block_scores("kl"), sequences=tuple(10 + block for block in range(NUM_BLOCKS)), tokens=96_000)
-    assert text_read(raced) == "racing read 10 to 39 sequences per block; 96,000 calibration tokens read in all"
     page = report(tmp_path, raced, block_scores("ppl"))
-    assert text_read(raced) in page.text
-    lines = all_scores(page)
-    assert [cells[2] for cells in lines.values()] == [str(10 + block) for block in range(NUM_BLOCKS)]
-    # The other criterion has no such column.
-    assert {len(cells) for cells in lines.values()} == {5}
-    headings = [cells for cells in page.rows.values() if cells[:1] == ["block"] and "sequences" in cells]
-    assert headings == [["block", "score", "rank", "sequences", "score", "rank"]]
-    assert "| block | kl | sequences | ppl |" in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text_read(replace(block_scores("last_n"), tokens=0)) == ""
+    assert "10 to 39 sequences read of each block" in page.text
+    assert "96,000" in page.text
+    assert [f"{10 + block} sequences read" in tip for block, tip in enumerate(tips(raced))] == [True] * NUM_BLOCKS
+    assert not any("sequences read" in tip for tip in tips(block_scores("ppl")))
 
 
-def test_every_line_of_nine_criteria_fills_the_heading(nine_page: Page) -> None:
-    heading = next(cells for cells in nine_page.rows.values() if cells[:1] == ["block"] and "score" in cells)
-    assert {len(cells) + 1 for cells in all_scores(nine_page).values()} == {len(heading)} == {1 + 2 * 9 + 1}
+def test_every_criterion_has_a_line_of_the_map_and_a_plot(nine_page: Page) -> None:
+    for scores in nine_criteria():
+        assert len(mapped(nine_page, scores.criterion)) == NUM_BLOCKS
     labels = [attributes["aria-label"] for tag, attributes in nine_page.tags if tag == "svg"]
     assert [label for label in labels if label and label.endswith(" score by block")] == [
         f"{scores.criterion} score by block" for scores in nine_criteria()

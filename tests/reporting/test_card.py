@@ -21,6 +21,7 @@ PROVENANCE = Provenance(
         SourceFacts(name="c4", path="allenai/c4", role="training", license="odc-by"),
         SourceFacts(name="alpaca", path="alpaca.jsonl", role="instructions", license="cc-by-nc-4.0"),
     ),
+    dtype="bfloat16",
 )
 
 

@@ -11,8 +11,8 @@ from shortened_llm.reporting.view import ReportView, report_view
 from tests.reporting.experiments import BOS_FIRST, experiment, plan, task_score, text, texts, trial
 
 CUT = plan((9, 10), ("ppl", 0.07))
-A = text("test", 25.0, documents="a")
-B = text("test", 12.0, documents="b")
+A = text("test", 25.0, unit="a")
+B = text("test", 12.0, unit="b")
 
 
 def measured(*scores: object) -> EvalScores:
@@ -31,7 +31,9 @@ def table(view: ReportView, number: int, role: str = "report") -> dict[str, floa
 
 @pytest.mark.parametrize("role", ["selection", "report"])
 def test_a_text_keeps_its_column_where_another_of_its_name_is_missing(role: str) -> None:
-    second = replace(measured(replace(B, perplexity=13.0)), missing=(MissingScore(unit="test", cause="lost"),))
+    second = replace(
+        measured(replace(B, perplexity=13.0)), missing=(MissingScore(unit="a", name="test", cause="lost"),)
+    )
     lacking = trial("a", CUT, after=second, report_after=second)
     view = report_view(searched(lacking, dense=measured(A, B)))
     assert table(view, 1, role) == {"test (2)": 13.0}
@@ -44,13 +46,6 @@ def test_the_columns_do_not_depend_on_the_order_of_a_models_scores() -> None:
     assert table(report_view(searched(turned, dense=measured(A, B))), 1) == {"test": 25.0, "test (2)": 12.0}
 
 
-def test_records_without_documents_are_told_apart_by_their_place() -> None:
-    old = measured(text("test", 25.0), text("test", 12.0))
-    assert table(report_view(searched(trial("a", CUT, after=old, report_after=old), dense=old)), 1) == {
-        "test": 25.0, "test (2)": 12.0,
-    }  # fmt: skip
-
-
 def test_the_selection_mean_of_the_dense_model_is_over_both_texts_of_a_name() -> None:
     both = measured(A, B)
     view = report_view(searched(trial("a", CUT, after=both), dense=both))
@@ -59,10 +54,8 @@ def test_the_selection_mean_of_the_dense_model_is_over_both_texts_of_a_name() ->
 
 
 def test_agreement_is_told_apart_by_its_text_too() -> None:
-    def agreement(documents: str, kl: float) -> AgreementScore:
-        return AgreementScore(
-            source="test", protocol=BOS_FIRST, kl=kl, top1=0.5, num_predictions=9, documents=documents
-        )  # fmt: skip
+    def agreement(unit: str, kl: float) -> AgreementScore:
+        return AgreementScore(unit=unit, source="test", protocol=BOS_FIRST, kl=kl, top1=0.5, num_predictions=9)
 
     whole = trial(
         "a", CUT, after=measured(A), report_after=EvalScores(agreement=(agreement("a", 1.0), agreement("b", 2.0)))

@@ -16,7 +16,9 @@ from tests.reporting.experiments import (
     SIZE,
     block_scores,
     compared,
+    efficiency,
     experiment,
+    own_metric,
     plan,
     task_score,
     text,
@@ -59,40 +61,33 @@ def test_a_result_that_one_of_them_has_is_shown() -> None:
 
 
 def test_a_score_that_one_of_them_has_is_not_missing() -> None:
-    wiki = text("wiki", 20.0, "@128 bos-first, report part, float32", documents="d")
-    piqa = task_score("piqa", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 0 shots, all 9 items, float32")
-    boolq = task_score("boolq", "acc", 0.6, seed=1, protocol="lm-eval 0.4.13, 5 shots, float32")
-    found = ("perplexity on wiki @128 bos-first, report part", "task piqa", "task boolq, 5 shots")
-    lost = ("perplexity on wiki @2048 bos-first, report part", "metric own:measure")
-    dense = EvalScores(perplexity=(wiki,), tasks=(piqa, boolq))
-    lacking = EvalScores(missing=tuple(MissingScore(unit=unit, cause="lost") for unit in (*found, *lost)))
-    for asked, missing in (
-        (dense, lost),
-        # Other settings, and another text of the name: what the first asked for, nobody has.
-        (EvalScores(perplexity=(replace(wiki, documents="e"),), tasks=(replace(piqa, protocol="first 3 items"),)),
-         (*found, *lost)),
-    ):  # fmt: skip
-        one = replace(FIRST, name="one", dense_report=asked,
-                      trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=lacking),))  # fmt: skip
-        two = replace(FIRST, name="two", dense_report=dense,
-                      trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=dense),))  # fmt: skip
-        for order in ([one, two], [two, one]):
-            (merged,) = merge_experiments(order).trials
-            assert [score.unit for score in merged.after.missing] == list(missing)
+    wiki, piqa = text("wiki", 20.0), task_score("piqa", "acc", 0.6, seed=1)
+    agreement, own = agreeing("x", "a", 1.0).trials[0].after.agreement, own_metric(0.4)
+    found = EvalScores(
+        perplexity=(wiki,), tasks=(piqa,), agreement=agreement, metrics=own, efficiency=efficiency(28)
+    )  # fmt: skip
+    units = [score.unit for score in (wiki, piqa, *agreement, *own)] + [efficiency(28).unit]
+    lost = [MissingScore(unit=unit, name="any name", cause="lost") for unit in (*units, "another text called wiki")]
+    one, two = (
+        replace(FIRST, name=name, trials=(trial("f", CUT, after=texts(wiki=20.0), report_after=scores),))
+        for name, scores in (("one", EvalScores(missing=tuple(lost))), ("two", found))
+    )
+    for order in ([one, two], [two, one]):
+        (merged,) = merge_experiments(order).trials
+        assert merged.after == replace(found, missing=(lost[-1],))
 
 
 def test_other_protocols_stay_apart_and_so_do_other_texts_of_one_name() -> None:
-    longer = texts("segments of 2048 tokens", wikitext2=12.0)
-    other = second(dense_report=replace(longer, perplexity=(*longer.perplexity, text("austen", 99.0))))
-    merged = merge_experiments([FIRST, other])
-    columns = [(c.source, c.protocol) for c in report_view(merged).columns if c.role == "report" and c.kind == "text"]
-    protocol = FIRST.dense_report.perplexity[0].protocol
-    assert columns == [
-        ("wikitext2", protocol), ("austen", protocol), ("wikitext2", "segments of 2048 tokens"),
-        ("austen (two)", protocol),
+    scores = EvalScores(
+        perplexity=(text("wikitext2", 12.0, "segments of 2048 tokens"), text("austen", 99.0, unit="another austen"))
+    )
+    own = trial("g1", CUT, after=texts(HELD_OUT, wiki=28.0), report_after=scores)
+    merged = merge_experiments([FIRST, replace(second(dense_report=scores), trials=(own,))])
+    assert [c.title for c in report_view(merged).columns if c.role == "report" and c.kind == "text"] == [
+        f"wikitext2, {BOS_FIRST}", "austen", "wikitext2, segments of 2048 tokens", "austen (two)",
     ]  # fmt: skip
-    (own,) = (one for one in merged.trials if one.spec.fingerprint == "g1")
-    assert [score.source for score in own.after.perplexity] == ["wikitext2", "austen (two)"]
+    (found,) = (one for one in merged.trials if one.spec.fingerprint == "g1")
+    assert found.after == scores
 
 
 def test_means_over_one_text_under_two_protocols_are_named_by_these() -> None:
@@ -105,30 +100,24 @@ def test_means_over_one_text_under_two_protocols_are_named_by_these() -> None:
     assert sorted(mean.name for mean in view.selection_means) == ["wiki, @128", "wiki, @2048"]
 
 
-def agreeing(name: str, documents: str, kl: float, num_predictions: int = 9) -> Experiment:
+def agreeing(name: str, unit: str, kl: float) -> Experiment:
     """Whose own trial is measured by its agreement on a text called `test`."""
-    score = AgreementScore(
-        source="test", protocol=BOS_FIRST, kl=kl, top1=0.5, num_predictions=num_predictions, documents=documents
-    )
+    score = AgreementScore(unit=unit, source="test", protocol=BOS_FIRST, kl=kl, top1=0.5, num_predictions=9)
     own = trial(name, CUT, after=texts(HELD_OUT, wiki=28.0), report_after=EvalScores(agreement=(score,)))
     return replace(FIRST, name=name, trials=(own,))
 
 
-@pytest.mark.parametrize(("documents", "number"), [("b", 9), ("", 10)])
-def test_agreement_on_another_text_of_one_name_has_a_column_of_its_own(documents: str, number: int) -> None:
-    first, other = agreeing("one", "a" if documents else "", 1.0), agreeing("two", documents, 2.0, number)
-    view = report_view(merge_experiments([first, other]))
-    titles = [column.title for column in view.columns if column.metric == "kl"]
-    assert sorted(titles) == ["test (two) kl", "test kl"]
-    merged = merge_experiments([agreeing("one", documents, 1.0, number), other])
-    assert [c.title for c in report_view(merged).columns if c.metric == "kl"] == ["test kl"]
+def test_agreement_on_another_text_of_one_name_has_a_column_of_its_own() -> None:
+    for unit, titles in (("a", ["test kl"]), ("b", ["test kl", "test kl (two)"])):
+        view = report_view(merge_experiments([agreeing("one", "a", 1.0), agreeing("two", unit, 2.0)]))
+        assert [column.title for column in view.columns if column.metric == "kl"] == titles
 
 
 def test_a_trial_of_both_keeps_the_agreement_on_both_texts() -> None:
     first, other = agreeing("one", "a", 1.0), agreeing("two", "b", 2.0)
     shared = replace(other.trials[0], spec=first.trials[0].spec)
     (both,) = merge_experiments([first, replace(other, trials=(shared,))]).trials
-    assert [(score.source, score.kl) for score in both.after.agreement] == [("test", 1.0), ("test (two)", 2.0)]
+    assert [(score.unit, score.kl) for score in both.after.agreement] == [("a", 1.0), ("b", 2.0)]
 
 
 def test_two_texts_of_one_name_stay_two() -> None:
@@ -143,22 +132,26 @@ def test_two_texts_of_one_name_stay_two() -> None:
     assert [score.kl for score in merged.after.agreement] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("recorded", "titles"),
-    [(("a", "a"), ["test"]), (("a", "b"), ["test", "test (two)"]), (("", "b"), ["test"]), (("a", ""), ["test"])],
-)
-def test_texts_are_the_same_by_their_documents_and_where_unknown_by_the_dense_score(
-    recorded: tuple[str, str], titles: list[str]
-) -> None:
-    def measured(name: str, documents: str) -> Experiment:
-        scores = EvalScores(perplexity=(text("test", 25.0, documents=documents),))
+@pytest.mark.parametrize(("unit", "titles"), [("a", ["test"]), ("b", ["test", "test (two)"])])
+def test_texts_are_the_same_by_their_unit_and_never_by_their_scores(unit: str, titles: list[str]) -> None:
+    def measured(name: str, unit: str) -> Experiment:
+        scores = EvalScores(perplexity=(text("test", 25.0, unit=unit),))
         own = trial(name, CUT, after=texts(HELD_OUT, wiki=28.0), report_after=scores)
         return replace(FIRST, name=name, trials=(own,), dense_report=scores)
 
-    view = report_view(merge_experiments([measured("one", recorded[0]), measured("two", recorded[1])]))
+    view = report_view(merge_experiments([measured("one", "a"), measured("two", unit)]))
     columns = [column for column in view.columns if column.role == "report"]
     assert [column.title for column in columns] == titles
     assert all(column in view.dense for column in columns)
+
+
+def test_texts_of_one_name_in_one_experiment_are_numbered() -> None:
+    """The name of the experiment would not tell them apart."""
+    both = EvalScores(perplexity=tuple(text("test", value, unit=unit) for unit, value in (("b", 12.0), ("c", 7.0))))
+    other = replace(FIRST, name="two", trials=(trial("g", CUT, after=texts(wiki=28.0), report_after=both),))
+    first = replace(FIRST, dense_report=EvalScores(perplexity=(text("test", 25.0, unit="a"),)), trials=())
+    view = report_view(merge_experiments([first, replace(other, dense_report=EvalScores())]))
+    assert [c.title for c in view.columns if c.role == "report"] == ["test", "test (2)", "test (3)"]
 
 
 def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() -> None:
@@ -188,13 +181,14 @@ def test_methods_are_compared_within_an_experiment_alone() -> None:
     view = report_view(merge_experiments([full, other]))
     assert [one.experiment for one in view.comparisons] == [full.name, "two"]
     (alone,) = report_view(full).comparisons
+    expected = alone.plans[0].tables[0]
     for one in view.comparisons:
-        assert [line.entrant.seeds for line in one.section.plans[0].tables[0].lines] == [
-            line.entrant.seeds for line in alone.section.plans[0].tables[0].lines
-        ]
-        assert [line.cells for line in one.section.plans[0].tables[0].lines] == [
-            line.cells for line in alone.section.plans[0].tables[0].lines
-        ]
+        found = one.plans[0].tables[0]
+        assert [entrant.seeds for entrant in found.entrants] == [entrant.seeds for entrant in expected.entrants]
+        for column in one.columns:
+            assert [entrant.difference(found.reference, column) for entrant in found.entrants] == [
+                entrant.difference(expected.reference, column) for entrant in expected.entrants
+            ]
 
 
 def test_the_page_says_of_each_row_which_experiment_has_it(tmp_path: Path) -> None:
@@ -209,7 +203,7 @@ def test_the_page_says_of_each_row_which_experiment_has_it(tmp_path: Path) -> No
     [
         ({"dense_size": replace(SIZE.without(()), blocks=32)}, "blocks 30 and 32"),
         ({"dense_size": replace(SIZE.without(()), parameters=7)}, "parameters 134515008 and 7"),
-        ({"model": "other/model"}, "files HuggingFaceTB/SmolLM2-135M-Instruct and other/model"),
+        ({"dense_fingerprint": "0f"}, "files 6f1d2a90c3b4e587 and 0f"),
     ],
 )
 def test_other_dense_models_are_refused_by_name(changes: dict, named: str) -> None:
@@ -218,9 +212,6 @@ def test_other_dense_models_are_refused_by_name(changes: dict, named: str) -> No
     assert "'one' and 'two'" in str(refused.value)
 
 
-def test_recorded_fingerprints_win_over_the_name_of_the_model() -> None:
-    one = replace(FIRST, dense_fingerprint="a")
-    same = replace(FIRST, name="two", dense_fingerprint="a", model="/data/the/same/files")
-    assert len(merge_experiments([one, same]).trials) == len(FIRST.trials)
-    with pytest.raises(BadInputError, match="files a and b"):
-        merge_experiments([one, replace(same, dense_fingerprint="b", model=one.model)])
+def test_the_name_of_the_dense_model_does_not_count() -> None:
+    same = replace(FIRST, name="two", model="/data/the/same/files")
+    assert len(merge_experiments([FIRST, same]).trials) == len(FIRST.trials)

@@ -29,7 +29,6 @@ def test_notes_stand_with_the_protocol_and_name_their_models(tmp_path: Path) -> 
     page = Page(write_report(noted(), tmp_path).read_text())
     assert page.text.count(f"{NOTE} (dense, #{number})") == 2  # protocols, and details of the trial
     assert page.text.count(f"{NOTE} (dense)") == 1  # details of the other trial, beside the dense score
-    assert f"{NOTE} (dense, \\#{number})" in (tmp_path / "report.md").read_text()
 
 
 def test_a_report_of_plain_scores_has_none(tmp_path: Path) -> None:

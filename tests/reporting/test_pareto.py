@@ -64,7 +64,7 @@ def test_two_protocols_of_one_text_never_share_a_panel() -> None:
 
 
 def test_two_files_of_one_name_keep_their_own_numbers() -> None:
-    both = EvalScores(perplexity=(text("test", 25.0), text("test", 12.0)))
+    both = EvalScores(perplexity=(text("test", 25.0, unit="a"), text("test", 12.0, unit="b")))
     view = report_view(replace(experiment(), trials=(), dense_report=both))
     assert [(panel.y.title, panel.dense.y) for panel in panels(view) if panel.dense] == [
         ("perplexity on test (report)", 25.0),

@@ -1,13 +1,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
 from shortened_llm.records import EvalScores, ReportedTrial
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.headline import size_summaries
-from shortened_llm.reporting.plots import spread
 from shortened_llm.reporting.rows import best_of_each_size, trial_rows
 from shortened_llm.reporting.view import report_view
 from tests.reporting.experiments import (
@@ -114,7 +112,7 @@ def test_headline_quotes_report_scores_of_the_best() -> None:
 def test_headline_says_where_its_scores_are_selection_scores_or_missing() -> None:
     only = trial("a", CUT, after=texts(HELD_OUT, wiki=30.0))
     view = report_view(replace(experiment(), trials=(only,)))
-    summary = size_summaries(experiment(), view.rows, {}, None)[0]
+    summary = size_summaries(experiment(), view.rows, {}, view.columns, None)[0]
     assert summary.choice == "The only finished trial."
     assert summary.facts[0].sentence == "perplexity, wiki (selection) 30.00"
 
@@ -141,7 +139,6 @@ def test_headline_claims_nothing_without_a_result() -> None:
         "No result to choose from (2 trials: 2 failed).",
         "No result to choose from (4 trials: 4 failed).",
     ]
-    assert view.trade_off == ("No trial has finished, so there is nothing to compare yet.",)
 
 
 def test_a_report_is_partial_until_everything_is_there() -> None:
@@ -161,9 +158,8 @@ def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> N
     partial = report_view(everything()).partial
     assert partial is not None
     assert partial.statements == ("1 running", "1 waiting", "1 failed", "1 score missing")
-    (line,) = partial.missing
-    assert (line.unit, line.cause) == (MISSING_TASK.unit, MISSING_TASK.cause)
-    (number,) = line.numbers
+    ((number,),) = partial.missing.values()
+    assert list(partial.missing) == [MISSING_TASK]
     assert everything().trials[number - 1].spec.control == "random"
     both = replace(
         experiment(),
@@ -172,7 +168,7 @@ def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> N
     )
     partial = report_view(both).partial
     assert partial is not None
-    assert [line.numbers for line in partial.missing] == [(0, 1, 2)]
+    assert partial.missing == {MISSING_TASK: (0, 1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -218,12 +214,3 @@ def test_missing_scores_are_listed_once_with_their_cause_and_their_models() -> N
 )
 def test_numbers_as_written(written: str, expected: str) -> None:
     assert written == expected
-
-
-def test_labels_are_spread_without_crossing() -> None:
-    assert spread([1.0, 5.0], 0.5) == [1.0, 5.0]
-    assert spread([3.0, 3.0], 1.0) == [2.5, 3.5]
-    places = spread([4.2, 1.0, 1.1, 1.2, 4.0], 0.5)
-    ordered = sorted(places)
-    assert all(b - a >= 0.5 - 1e-9 for a, b in pairwise(ordered))
-    assert sorted(range(5), key=lambda index: places[index]) == [1, 2, 3, 4, 0]

@@ -63,7 +63,7 @@ def test_a_damaged_record_of_a_failure_is_a_failure_too(local_store: Store) -> N
 
 def test_a_model_has_a_card_from_its_export_on(tmp_path: Path) -> None:
     origin = Provenance(
-        base_model="base", base_license="mit",
+        base_model="base", on_hub=False, base_license="mit", dtype="bfloat16",
         sources=(SourceFacts(name="c4", path="allenai/c4", role="training", license="cc-by-nc-4.0"),),
     )  # fmt: skip
     one = experiment().trials[0]

@@ -11,7 +11,6 @@ import pytest
 from shortened_llm.records import EvalScores, Experiment
 from shortened_llm.reporting.efficiency import efficiency_tables
 from shortened_llm.reporting.flat import to_csv
-from shortened_llm.reporting.heat import heat_rows
 from shortened_llm.reporting.tasks import TasksSection
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.write import write_report
@@ -31,6 +30,10 @@ from tests.reporting.experiments import (
 from tests.reporting.page import Page
 
 CUT = plan((9, 10), ("ppl", 0.07))
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def section(full: Experiment) -> TasksSection:
@@ -158,7 +161,7 @@ def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns
         pytest.approx((first.block_shares[0] + second.block_shares[0]) / 2),
         pytest.approx((first.head_shares[0] + second.head_shares[0]) / 2),
     )
-    assert [line.weight_bytes for line in table.footprints] == [
+    assert [footprint["weight_bytes"] for _, footprint in table.footprints] == [
         first.dense_weight_bytes, *sorted((first.weight_bytes, second.weight_bytes), reverse=True),
     ]  # fmt: skip
     by_size = {line.row.plan.size.blocks: line for line in models if line.row}
@@ -238,36 +241,20 @@ def test_every_table_states_the_protocols_of_its_columns_in_text(written: Path) 
     assert len(tables) == 4
     assert all(protocol in re.sub(r"<[^>]*>", "", after) for after in tables[1:] for protocol in tasks)
     markdown = (written / "report.md").read_text(encoding="utf-8")
-    for heading, protocols in (("## Tasks", tasks | texts), ("## Own measures", {full.metrics[0].protocol})):
-        part = markdown[markdown.index(heading) :].partition("\n## ")[0]
-        assert all(protocol in part for protocol in protocols), heading
-    assert all(protocol in markdown[: markdown.index("## Quality")] for protocol in texts)
-
-
-def test_markdown_shows_the_same(written: Path) -> None:
-    markdown = (written / "report.md").read_text(encoding="utf-8")
-    for heading in ("## Tasks", "## Agreement with the dense model", "## Own measures", "## Efficiency"):
-        assert heading in markdown
-    assert "**This report is partial: 45 of 48 trials finished.**" in markdown
-    for name, until in (("## Tasks", "## Agreement"), ("## Efficiency", "## Retraining")):
-        part = markdown[markdown.index(name) : markdown.index(until)]
-        tables = [block.splitlines() for block in part.split("\n\n") if block.startswith("|")]
-        assert tables
-        for table in tables:
-            assert len({line.replace("\\|", "").count("|") for line in table}) == 1, table[0]
+    assert all(protocol in markdown[: markdown.index("](pareto.png)")] for protocol in texts)
 
 
 def test_heat_ranks_within_a_criterion_and_shows_what_each_plan_removes() -> None:
     ppl, greedy = block_scores("ppl"), partly_scored("greedy_ppl")
     made = plan(ppl.removed(6), ("ppl", 0.2))
     view = report_view(replace(experiment(), trials=(trial("a", made),), block_scores=(ppl, greedy)))
-    first, second = heat_rows(view.experiment.block_scores, view.rows)
+    first, second = view.heat
     assert len(first.cells) == len(second.cells) == NUM_BLOCKS
     shades = [first.cells[block].shade for block in ppl.order]
     assert shades[0] == 1.0
     assert shades[-1] == 0.0
     assert shades == sorted(shades, reverse=True)
-    assert [row.removed for row in first.plans] == [frozenset(made.removed_blocks)]
+    assert [(plain(name), removed) for name, removed in first.plans] == [("20 %", made.removed_blocks)]
     assert second.plans == ()
     assert second.cells[0].shade is None
     assert "not scored" in second.cells[0].tip

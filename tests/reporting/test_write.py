@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import EvalScores, Experiment, from_json, to_json
+from shortened_llm.records import EvalScores, Experiment, from_json
 from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import FAILURE, experiment, plan, text, texts, trial, without_results
 from tests.reporting.page import Page
@@ -163,20 +163,6 @@ def test_csv_leaves_missing_cells_empty_and_keeps_the_cause(table: list[dict[str
 HOSTILE = "</title></svg>'\"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ | `x` {{ 7*7 }}"
 
 
-def test_old_records_still_load() -> None:
-    """As they were before a trial could be running, and before tasks had items."""
-    record = json.loads(to_json(experiment()))
-    del record["dense_fingerprint"], record["unseen_texts"]
-    for trial_record in record["trials"]:
-        del trial_record["running"], trial_record["experiments"]
-        for task in trial_record["after"]["tasks"]:
-            for key in ("higher_is_better", "item_values", "item_answers", "item_bits_per_byte", "results_url"):
-                del task[key]
-        for key in ("agreement", "metrics", "efficiency", "missing"):
-            del trial_record["after"][key]
-    assert from_json(Experiment, json.dumps(record)) == experiment()
-
-
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     dense = EvalScores(perplexity=(text(HOSTILE, 25.0, HOSTILE),))
     bad = trial(
@@ -282,7 +268,8 @@ def test_markdown_shows_the_plot_and_the_numbers(directory: Path) -> None:
     markdown = (directory / "report.md").read_text(encoding="utf-8")
     assert "](pareto.png)" in markdown
     assert "91.07 → 34.55" in markdown
-    trials = markdown[markdown.index("## Trials") : markdown.index("## Block scores")]
+    assert "s3://bucket/team/models/f2/a1" in markdown
+    trials = markdown[markdown.index("## Trials") :]
     rows = [line for line in trials.splitlines() if re.match(r"\| (\d+ |#|--:|\| dense)", line)]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert len(rows) >= 8

@@ -13,7 +13,10 @@ from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import create_bytes, delete, exists, find_files, join, list_names, write_bytes
 from tests.s3_server import S3Server
 
-SCORE = PerplexityScore(source="wiki", protocol="@128", perplexity=12.5, mean_nll=2.5, num_predictions=127)
+SCORE = PerplexityScore(
+    unit="ab", source="wiki", protocol="@128", perplexity=12.5, mean_nll=2.5, num_predictions=127, document_nll=(),
+    document_predictions=(),
+)  # fmt: skip
 
 
 def test_a_record_is_read_back_equal(store: Store) -> None:
