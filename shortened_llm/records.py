@@ -603,7 +603,7 @@ class TrainingPoint:
     """What is minimised, per prediction, over the steps since the last report, in nats."""
     learning_rate: float
     tokens_per_second: float
-    seconds: float = 0.0
+    seconds: float
     """Training time since the start, over all attempts."""
     gradient_norm: float | None = None
     """Before clipping, of the last step."""
@@ -622,7 +622,7 @@ class RetrainedModel:
     """Without padding."""
     seconds: float
     """Wall time of the training loop and its checkpoints, over all attempts that resumed one another."""
-    accelerator_seconds: float = 0.0
+    accelerator_seconds: float
     """The same, times the number of GPUs, or of workers on CPU."""
     history: tuple[TrainingPoint, ...]
     skipped_steps: tuple[int, ...] = ()

@@ -12,7 +12,7 @@ class DrawsAgreement:
     """How far all draws of the calibration text lead to the same plan."""
 
     count: int
-    """Of blocks removed."""
+    """How many blocks are removed."""
     always: tuple[int, ...]
     """Blocks that go in every draw, ascending."""
     sometimes: tuple[int, ...]

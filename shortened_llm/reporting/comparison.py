@@ -8,7 +8,7 @@ from typing import Literal
 from shortened_llm.records import Experiment, PrunePlan, TrialSpec
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.entrants import Entrant, entrants, untrained
+from shortened_llm.reporting.entrants import Entrant, entrants
 from shortened_llm.reporting.rows import TrialRow
 
 REFERENCE = "cpt"
@@ -80,8 +80,7 @@ def methods_sections(
 def _plans(
     experiment: Experiment, rows: Sequence[TrialRow], dense: Measurements, columns: Sequence[ScoreColumn]
 ) -> list[PlanComparison]:
-    in_order = sorted(rows, key=lambda row: row.number)
-    order = list(dict.fromkeys(row.method for row in in_order))
+    order = list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: row.number)))
     trained = sorted((row for row in rows if row.learning_rates), key=lambda row: order.index(row.method))
     plans = {row.plan.transforms: row.plan for row in rows if not row.is_control}
     return [
@@ -122,7 +121,11 @@ def _bases(plan: PrunePlan, rows: Sequence[TrialRow], dense: Measurements) -> tu
     for row in rows:
         if row.plan.transforms == plan.transforms:
             before = row.before | before
-    return tuple(untrained(name, found) for name, found in (("untrained", before), ("dense", dense)) if found)
+    return tuple(
+        Entrant(name=name, kind="untrained", scores={None: found})
+        for name, found in (("untrained", before), ("dense", dense))
+        if found
+    )
 
 
 def _tables(

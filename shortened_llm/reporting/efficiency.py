@@ -12,7 +12,7 @@ GIB = 2**30
 MEASURES = (
     "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
 )  # fmt: skip
-"""Of a model at one shape of input."""
+"""What is measured of a model at one shape of input."""
 FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
 """What a model weighs, whatever the shape of input."""
 Shape = tuple[int, int, int]
@@ -30,9 +30,9 @@ class EfficiencyLine:
     """Dense latency / its latency, the median over the turns; None for the dense model."""
     ideal_speed_up: float | None = None
     block_share: float | None = None
-    """Of the dense model's time, 0 to 1: what its blocks take. None for other models."""
+    """Share of the dense model's time that its blocks take, 0 to 1; None for other models."""
     head_share: float | None = None
-    """The same of its head."""
+    """Share that its head takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class EfficiencyTable:
     shapes: tuple[tuple[EfficiencyLine, ...], ...]
     """Lines of each shape, the smallest first."""
     footprints: tuple[tuple[TrialRow | None, dict[str, float]], ...]
-    """Of each model, by the names of `FOOTPRINT`; the dense one first, as None."""
+    """Values by the names of `FOOTPRINT` for each model; the dense one first, as None."""
 
 
 def shape(point: GenerationPoint) -> Shape:

@@ -76,11 +76,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def untrained(name: str, scores: Measurements) -> Entrant:
-    """A model as it is."""
-    return Entrant(name=name, kind="untrained", scores={None: scores})
-
-
 def entrants(rows: Sequence[TrialRow]) -> tuple[Entrant, ...]:
     """One entrant per method, and per control and method, in the order of `rows`."""
     groups: dict[tuple[str, tuple[Transform, ...]], list[TrialRow]] = {}

@@ -29,7 +29,7 @@ class HeatRow:
     draws: dict[str, tuple[HeatCell, ...]]
     """Cells by the other draws of the calibration text, by name: `seed 1235`."""
     agreements: tuple[DrawsAgreement, ...]
-    """Of these draws, at each number of removed blocks that was asked for."""
+    """How far these draws agree, at each number of removed blocks that was asked for."""
     plans: tuple[tuple[str, tuple[int, ...]], ...]
     """The ratios that asked for each plan, `20 %`, and the blocks that it removes."""
 

@@ -47,7 +47,7 @@ def partial_report(experiment: Experiment, rows: Sequence[TrialRow]) -> Partial 
 
 
 def missing_scores(row: TrialRow) -> tuple[MissingScore, ...]:
-    """Of one trial, each once."""
+    """Every missing score of one trial, once."""
     result = row.trial.result
     of_selection = (result.before, result.after) if result else ()
     found = [score for scores in (*of_selection, row.trial.before, row.trial.after) for score in scores.missing]

@@ -23,7 +23,7 @@ class Difference:
     mean: float
     """Over the seeds; of a loss it is negative where the first model is better."""
     standard_error: float | None
-    """Of the mean; None where it cannot be told: no scores by document or item, or a single one."""
+    """Standard error of the mean; None where it cannot be told: no scores by document or item, or a single one."""
     per_seed: tuple[float, ...]
     num_clusters: int
     """Documents with predictions, or items; 0 where the scores are not by document or item."""
@@ -117,14 +117,14 @@ class TaskDifference:
     """One model less another on one task. A number is None where the items do not tell it."""
 
     value: Difference
-    """Of the metric."""
+    """Difference in the metric."""
     mcnemar_p: float | None
-    """Of a 0/1 metric; see `mcnemar`."""
+    """Given for a 0/1 metric; see `mcnemar`."""
     num_flips: int | None
     """Items whose preferred choice changed, whether or not that was right."""
     num_items: int
     bits_per_byte: Difference | None
-    """Of the gold answers; negative where the first model is better."""
+    """Difference on the gold answers; negative where the first model is better."""
 
     @property
     def stands_out(self) -> bool:

@@ -32,7 +32,7 @@ class Quantity:
     """How it was measured; empty where that says nothing."""
     lower_is_better: bool
     dense: float | None
-    """Of the dense model; None where it was not measured."""
+    """Value of the dense model; None where it was not measured."""
     of: Callable[[TrialRow, Stage], float | None]
     written: Callable[[float], str]
     within_size: bool = False
@@ -59,7 +59,8 @@ class ParetoPanel:
     before: tuple[ParetoPoint, ...]
     after: tuple[ParetoPoint, ...]
     optimal: tuple[tuple[ParetoPoint, ...], ...]
-    """Of those that compete, dense and after, from the best by x to the worst: one line, or one of each size."""
+    """Undominated points of those that compete, dense and after, from the best by x to the worst: one line, or one of
+    each size."""
     controls: tuple[ParetoPoint, ...]
     """Retrained controls: shown, but no candidates."""
 
@@ -242,7 +243,7 @@ def _after(values: Mapping[int, float], row: TrialRow, stage: Stage) -> float | 
 
 
 def accelerator_hours(rows: Sequence[TrialRow]) -> list[Quantity]:
-    """Of training; none where no trial has any. What was not trained cost nothing."""
+    """The cost of training; none where no trial has any. What was not trained cost nothing."""
     if not any(row.accelerator_seconds for row in rows):
         return []
 

@@ -22,7 +22,7 @@ LOG_FROM = 8
 MAX_CURVE_POINTS = 200
 """Points of a loss curve; of more, neighbours are averaged."""
 FEW_POINTS = 10
-"""Of fewer, each is marked."""
+"""Below this number, each point is marked."""
 
 
 def needs_log(values: Sequence[float]) -> bool:
@@ -100,7 +100,7 @@ def curves(runs: Sequence[RetrainedModel], value: Value) -> list[Curve]:
 
 
 def thinned(curve: Curve) -> Curve:
-    """The same; of a long one, means over neighbouring points."""
+    """The curve itself; where it is long, means over neighbouring points."""
     size = math.ceil(len(curve) / MAX_CURVE_POINTS) or 1
     chunks = [curve[start : start + size] for start in range(0, len(curve), size)]
     return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MANY_BLOCKS = 48
 """Number of blocks above which a plot takes the width of two."""
 CRITERIA_PER_LINE = 3
-"""Of the PNG."""
+"""Criteria side by side in the PNG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

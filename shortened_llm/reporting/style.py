@@ -29,7 +29,7 @@ class SeriesStyle:
     marker: str
     """matplotlib's name of the shape."""
     glyph: str
-    """The same shape as text, for legends."""
+    """The shape as text, for legends."""
 
 
 def series_styles(names: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], SeriesStyle]:

@@ -22,11 +22,11 @@ class TaskLine:
     """None for the dense model."""
     found: Measurements
     means: tuple[float | None, ...]
-    """Of each set; None where the model lacks a task of it."""
+    """One for each set; None where the model lacks a task of it."""
     differences: dict[ScoreColumn, TaskDifference]
     """To the dense model, by task; empty for the dense model."""
     mean_differences: tuple[Difference | None, ...]
-    """Of each set."""
+    """One for each set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def markdown_code(value: str) -> str:
 
 
 def environment() -> Environment:
-    """Of every template: filters, what all of them name, and escaping for HTML alone."""
+    """What every template has: filters, the names that all of them use, and escaping for HTML alone."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),

@@ -36,7 +36,7 @@ class SelectionMean:
     name: str
     """`wiki, c4`: the titles of their columns."""
     dense: float | None
-    """Of the dense model, in nats per token."""
+    """Value of the dense model, in nats per token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

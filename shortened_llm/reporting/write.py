@@ -39,7 +39,7 @@ def write_report(experiment: Experiment, directory: Path) -> Path:
 
 
 def without_lists(experiment: Experiment) -> Experiment:
-    """The same without numbers by document and item and without training histories, which make a page heavy."""
+    """The experiment without numbers by document and item and without training histories, which make a page heavy."""
 
     def scores(of: EvalScores) -> EvalScores:
         texts = tuple(replace(text, document_nll=(), document_predictions=()) for text in of.perplexity)

@@ -81,6 +81,7 @@ def history(start: float, end: float, tokens: int = 40_960) -> tuple[TrainingPoi
             loss=end + (start - end) * math.exp(-step / 6) + 0.05 * math.sin(2.1 * step),
             learning_rate=1e-4,
             tokens_per_second=410.0,
+            seconds=tokens * step / 40 / 410,
         )
         for step in range(1, 41)
     )

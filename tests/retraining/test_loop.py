@@ -116,8 +116,9 @@ def test_the_losses_of_a_run_are_kept_as_a_record(job: RetrainingJob, local_stor
     exported = export_sharded(model, job, local_store, rank=0)
     assert exported is not None
     record = RetrainedModel(
-        model=exported.model, tokens=progress.tokens, seconds=progress.seconds, history=progress.history
-    )
+        model=exported.model, tokens=progress.tokens, seconds=progress.seconds,
+        accelerator_seconds=progress.accelerator_seconds, history=progress.history,
+    )  # fmt: skip
     assert from_json(RetrainedModel, to_json(record)) == record
     assert progress.tokens == 8192
     assert recorder.points[-1].validation_loss == progress.best_validation_loss

@@ -167,7 +167,7 @@ def test_equal_seconds_scale_the_budget_by_the_speed(
     space = space_of(tiny_values, space, methods=["none", "cpt", "lora", "cpt_lora"], tokens=102_400, seed=[0, 1])
     specs = space.trials(plans(tiny_config, ORDER))
     seconds = {"cpt": 60.0, "lora": 40.0, "cpt_lora": 50.0}
-    model = RetrainedModel(model=space.dense, tokens=1, seconds=1.0, history=())
+    model = RetrainedModel(model=space.dense, tokens=1, seconds=1.0, accelerator_seconds=1.0, history=())
     results = {
         spec.fingerprint: TrialResult(
             fingerprint=spec.fingerprint, model=space.dense, before=EvalScores(), after=EvalScores(), seconds=0.0,
