@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
@@ -23,6 +21,7 @@ from shortened_llm.evaluation.generation import (
     speed_of,
     speed_up,
 )
+from shortened_llm.evaluation.memory import unless_out_of_memory
 from shortened_llm.evaluation.shares import TimeShares, time_shares
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_config, load_model, load_tokenizer, model_directory
@@ -32,8 +31,6 @@ STAGE_VERSION = 2
 ALIGNMENT = 64
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,25 +165,13 @@ def _measure_shapes(
             left_out.append(shape)
             continue
         on_progress(f"generating {shape}")
-        found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
+        found = unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
         if found is None:
             left_out.append(shape)
             on_progress(f"{shape} does not fit into memory: left out, with larger batches")
         else:
             measured.append(found)
     return measured, left_out
-
-
-def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """What `work` returns; None, and its memory freed, where it runs out."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-    # Behind the except clause, where the error no longer holds the frames and their tensors.
-    clear_device_cache(garbage_collection=True)
-    return None
 
 
 def _measure(

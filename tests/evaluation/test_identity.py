@@ -9,9 +9,9 @@ import pytest
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.measure import finish_score, read_score, score_identity
-from shortened_llm.evaluation.perplexity import TextChunk, TextPart, protocol
-from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit
+from shortened_llm.evaluation.measure import read_score, store_score
+from shortened_llm.evaluation.perplexity import TextLosses, protocol
+from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit, score_identity
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import EfficiencyScore, ModelRef
 from shortened_llm.storage.store import Store
@@ -81,11 +81,10 @@ def test_model_and_dtype_count(text: TextUnit) -> None:
 
 
 def test_the_dtype_is_in_the_protocol(text: TextUnit, local_store: Store) -> None:
-    chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-    part = TextPart(chunks={0: chunk}, num_chunks=1)
+    score = text.join([TextLosses(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))])
     of_text = protocol(text.documents, text.source)
     for dtype in ("float32", "bfloat16"):
-        assert finish_score(MODEL, text, [part], local_store, dtype).protocol == f"{of_text}, {dtype}"
+        assert store_score(MODEL, text, score, local_store, dtype).protocol == f"{of_text}, {dtype}"
         stored = read_score(MODEL, text, local_store, dtype)
         assert stored is not None
         assert stored.protocol == f"{of_text}, {dtype}"
