@@ -183,14 +183,13 @@ def _measure(
 ) -> _Measured:
     if settings.compile:
         torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
-    generations = [make_generation(model, prompt, shape, settings) for model in models]
-    announced = [_announced(generate, on_run) for generate in generations]
-    in_turns(announced, settings.warmups)
-    timings = in_turns(announced, settings.runs)
+    generations = [_announced(make_generation(model, prompt, shape, settings), on_run) for model in models]
+    in_turns(generations, settings.warmups)
+    timings = in_turns(generations, settings.runs)
     uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
     shares = time_shares(models[0], _announced(uncompiled, on_run), min(PROFILED_RUNS, settings.runs))
     dense, model = (
-        _point(model, generate, runs, shape, settings, on_run)
+        _point(model, generate, runs, shape, settings)
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
@@ -210,14 +209,9 @@ def _point(
     runs: Sequence[Timing],
     shape: Shape,
     settings: EfficiencyConfig,
-    on_run: Callable[[], None],
 ) -> GenerationPoint:
-    speed = speed_of(runs, shape, settings.prompt_length)
-    on_run()
-    peak = weight_bytes(model) + memory_growth(generate, model.device)
-    on_run()
     return GenerationPoint(
-        **asdict(speed),
-        peak_memory_bytes=peak,
+        **asdict(speed_of(runs, shape, settings.prompt_length)),
+        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
         gpu_utilisation=gpu_utilisation(generate, model.device),
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.perplexity import TextChunk, TextPart, perplexity_score
+from shortened_llm.evaluation.perplexity import TextLosses, perplexity_score
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.records import (
     EfficiencyScore,
@@ -84,8 +84,8 @@ def test_a_score_names_its_documents_wherever_they_lie(tmp_path: Path) -> None:
         documents = Documents(
             source=source, purpose="report", shared_with=(), files=(str(path),), commit=None, field_path="evaluation"
         )
-        chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-        return perplexity_score([TextPart(chunks={0: chunk}, num_chunks=1)], documents, source).documents
+        losses = TextLosses(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
+        return perplexity_score([losses], documents, source).documents
 
     first, other, moved = measured("a.txt", "one"), measured("b.txt", "two"), measured("c.txt", "one")
     assert first == moved != other
