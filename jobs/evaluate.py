@@ -17,8 +17,8 @@ from shortened_llm.config import ModelConfig, SearchConfig
 from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.serving import ServerError, measure_serving, vllm_command
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.fingerprint import fingerprint

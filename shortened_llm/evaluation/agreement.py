@@ -1,7 +1,6 @@
 """How far a model predicts what the dense model predicts."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -25,7 +24,6 @@ def measure_agreement(
     source: PerplexitySource,
     *,
     batch_size: int,
-    on_batch: Callable[[], None] = lambda: None,
 ) -> AgreementScore:
     """Mean KL(dense ‖ model) in nats, and the share of equal most likely tokens, over the predictions of a text.
 
@@ -42,7 +40,6 @@ def measure_agreement(
     kl = torch.zeros((), dtype=torch.float64)
     agreed = 0
     for batch, asked in zip(segments.tokens.split(batch_size), predicts.split(batch_size), strict=True):
-        on_batch()
         inputs = batch.to(model.device)
         hidden = [final_hidden(one, inputs)[:, :-1].flatten(0, 1)[asked.flatten()] for one in (dense, model)]
         for of_dense, of_model in zip(*(states.split(CHUNK_TOKENS) for states in hidden), strict=True):
@@ -55,7 +52,7 @@ def measure_agreement(
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"agreement on {source.label}: mean divergence is {mean}")
     return AgreementScore(
-        unit="",  # set by `finish_score`
+        unit="",  # set by `store_score`
         source=source.label,
         protocol=protocol(documents, source),
         kl=mean,

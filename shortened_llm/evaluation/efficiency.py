@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
@@ -23,6 +21,7 @@ from shortened_llm.evaluation.generation import (
     speed_of,
     speed_up,
 )
+from shortened_llm.evaluation.memory import unless_out_of_memory
 from shortened_llm.evaluation.shares import TimeShares, time_shares
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
@@ -33,8 +32,6 @@ STAGE_VERSION = 3
 ALIGNMENT = 64
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +76,7 @@ def measure_efficiency(
     measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
     dense_model, own_model = models
     return EfficiencyScore(
-        unit="",  # set by `finish_score`
+        unit="",  # set by `store_score`
         protocol=protocol(settings, dtype, models[0].device, left_out),
         points=tuple(one.model for one in measured),
         dense_points=tuple(one.dense for one in measured),
@@ -156,25 +153,13 @@ def _measure_shapes(
             left_out.append(shape)
             continue
         on_progress(f"generating {shape}")
-        found = _unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
+        found = unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
         if found is None:
             left_out.append(shape)
             on_progress(f"{shape} does not fit into memory: left out, with larger batches")
         else:
             measured.append(found)
     return measured, left_out
-
-
-def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
-    """What `work` returns; None, and its memory freed, where it runs out."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-    # Behind the except clause, where the error no longer holds the frames and their tensors.
-    clear_device_cache(garbage_collection=True)
-    return None
 
 
 def _measure(
@@ -186,14 +171,13 @@ def _measure(
 ) -> _Measured:
     if settings.compile:
         torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
-    generations = [make_generation(model, prompt, shape, settings) for model in models]
-    announced = [_announced(generate, on_run) for generate in generations]
-    in_turns(announced, settings.warmups)
-    timings = in_turns(announced, settings.runs)
+    generations = [_announced(make_generation(model, prompt, shape, settings), on_run) for model in models]
+    in_turns(generations, settings.warmups)
+    timings = in_turns(generations, settings.runs)
     uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
     shares = time_shares(models[0], _announced(uncompiled, on_run), min(PROFILED_RUNS, settings.runs))
     dense, model = (
-        _point(model, generate, runs, shape, settings, on_run)
+        _point(model, generate, runs, shape, settings)
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
@@ -213,14 +197,9 @@ def _point(
     runs: Sequence[Timing],
     shape: Shape,
     settings: EfficiencyConfig,
-    on_run: Callable[[], None],
 ) -> GenerationPoint:
-    speed = speed_of(runs, shape, settings.prompt_length)
-    on_run()
-    peak = weight_bytes(model) + memory_growth(generate, model.device)
-    on_run()
     return GenerationPoint(
-        **asdict(speed),
-        peak_memory_bytes=peak,
+        **asdict(speed_of(runs, shape, settings.prompt_length)),
+        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
         gpu_utilisation=gpu_utilisation(generate, model.device),
     )

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from shortened_llm.errors import BadInputError, last_line
-from shortened_llm.evaluation.measure import LoadedModels, finish_score, measure_part, read_score
+from shortened_llm.evaluation.measure import measure_unit, read_score, store_score
+from shortened_llm.evaluation.subject import LoadedModels, Subject
 from shortened_llm.evaluation.units import Score, Unit, unit_fingerprint
 from shortened_llm.records import (
     AgreementScore,
@@ -30,16 +31,16 @@ def evaluate(
     """All scores of one model. One that fails is missing, with its cause, and costs no other.
 
     Raises:
-        BadInputError: as `measure_part`.
+        BadInputError: as `measure_unit`.
     """
+    subject = Subject(ref=ref, loaded=loaded, store=store, batch_size=batch_size, on_note=on_progress)
     scores: list[Score | MissingScore] = []
     for unit in units:
         score = read_score(ref, unit, store, loaded.dtype)
         if score is None:
             on_progress(unit.name)
             try:
-                part = measure_part(ref, unit, loaded, store, batch_size=batch_size, on_note=on_progress)
-                score = finish_score(ref, unit, [part], store, loaded.dtype)
+                score = store_score(ref, unit, measure_unit(unit, subject), store, loaded.dtype)
             except BadInputError:
                 raise
             except Exception as error:  # whatever a task, a measure or a model's numbers do

@@ -71,7 +71,7 @@ def measure_metric(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     version = getattr(importlib.import_module(path.partition(":")[0]), "__version__", None)
     source = f"source {file_sha256(_source(path))[:8]}"
     return MetricScore(
-        unit="",  # set by `finish_score`
+        unit="",  # set by `store_score`
         name=path,
         value=value,
         protocol=f"version {version}, {source}" if version else source,

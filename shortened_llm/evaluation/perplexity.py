@@ -1,7 +1,7 @@
 """Perplexity of a text under a stated protocol (`PerplexitySource`)."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -13,7 +13,6 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.rows import left_out
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
-from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.head import next_token_labels, token_nll
@@ -23,6 +22,8 @@ STAGE_VERSION = 5
 # More than any vocabulary needs on average: a text cut there still has the tokens asked for.
 CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"
+PART_TOKENS = 32_768
+"""Of a text that is cut: seconds of a large model on a GPU, half a minute of a small one on CPUs."""
 STORED_DECIMALS = 4
 """Of a document's sum, in nats: far below any difference that matters, and half the digits of a float."""
 
@@ -183,79 +184,64 @@ def protocol(documents: Documents, source: PerplexitySource) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextChunk:
-    """The losses of some segments, in their order."""
+class TextLosses:
+    """The losses of some segments of a text, in their order."""
 
     nll: np.ndarray
     """Of each prediction, in nats, float32 [predictions]."""
     documents: np.ndarray
     """Which document each prediction lies in, [predictions]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TextPart:
-    """The chunks of a text that one process measured."""
-
-    chunks: dict[int, TextChunk]
-    """By their number in the text."""
-    num_chunks: int
-    """Of the whole text."""
     notes: tuple[str, ...] = ()
     """As in `records.PerplexityScore`."""
 
 
+def part_bounds(num_segments: int, segment_length: int) -> list[tuple[int, int]]:
+    """First segment and end of each part in which a text is measured, whoever measures them."""
+    size = max(1, PART_TOKENS // segment_length)
+    return [(start, min(start + size, num_segments)) for start in range(0, num_segments, size)]
+
+
 @torch.inference_mode()
-def measure_text(
-    model: PreTrainedModel, segments: Segments, *, batch_size: int, cut_size: int, taker: Taker
-) -> TextPart:
-    """The losses of all predictions in the chunks that `taker` takes.
+def measure_losses(
+    model: PreTrainedModel, segments: Segments, bounds: tuple[int, int], *, batch_size: int
+) -> TextLosses:
+    """The losses of all predictions of one part.
 
     Args:
         segments: from `text_segments`.
+        bounds: from `part_bounds`.
         batch_size: segments per forward pass.
-        cut_size: batch size by which the text is cut into chunks; equal for all processes, whatever memory holds.
     """
-    starts = range(0, len(segments.tokens), cut_size)
-    return TextPart(
-        chunks={
-            number: _measure_chunk(model, segments, slice(starts[number], starts[number] + starts.step), batch_size)
-            for number in taker.chunks("segments", "", len(starts))
-        },
-        num_chunks=len(starts),
+    part = slice(*bounds)
+    tokens = segments.tokens[part]
+    predicted = torch.arange(1, tokens.shape[1]) >= torch.tensor(segments.first_new[part])[:, None]
+    batches = tokens.to(model.device).split(batch_size)
+    nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
+    return TextLosses(
+        nll=nll[predicted].numpy(),
+        documents=segments.documents[part, 1:][predicted].numpy(),
         notes=segments.notes,
     )
 
 
-def _measure_chunk(model: PreTrainedModel, segments: Segments, chosen: slice, batch_size: int) -> TextChunk:
-    tokens = segments.tokens[chosen]
-    places = torch.arange(1, tokens.shape[1])
-    predicted = places >= torch.tensor(segments.first_new[chosen])[:, None]
-    batches = tokens.to(model.device).split(batch_size)
-    nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
-    return TextChunk(nll=nll[predicted].numpy(), documents=segments.documents[chosen, 1:][predicted].numpy())
-
-
-def perplexity_score(parts: Iterable[TextPart], documents: Documents, source: PerplexitySource) -> PerplexityScore:
+def perplexity_score(parts: Sequence[TextLosses], documents: Documents, source: PerplexitySource) -> PerplexityScore:
     """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
 
     Args:
-        parts: all chunks of the text; who measured which does not change a digit.
+        parts: all parts of the text, in their order.
 
     Raises:
         NonFiniteLossError: the mean loss is NaN or infinite.
     """
-    parts = list(parts)
-    of_text = {number: chunk for part in parts for number, chunk in part.chunks.items()}
-    chunks = [of_text[number] for number in range(parts[0].num_chunks)]
-    nll = np.concatenate([chunk.nll for chunk in chunks]).astype(np.float64)
-    owners = np.concatenate([chunk.documents for chunk in chunks])
+    nll = np.concatenate([part.nll for part in parts]).astype(np.float64)
+    owners = np.concatenate([part.documents for part in parts])
     mean = float(nll.sum() / nll.size)
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"perplexity on {source.label}: mean loss is {mean}")
     predictions = np.bincount(owners)
     sums = np.bincount(owners, weights=nll)
     return PerplexityScore(
-        unit="",  # set by `finish_score`
+        unit="",  # set by `store_score`
         source=source.label,
         protocol=protocol(documents, source),
         perplexity=_exp(mean),

@@ -5,37 +5,32 @@ nodes can leave. The driver creates it: an actor first created inside a trial wo
 """
 
 import asyncio
+import itertools
+import math
 import time
-import uuid
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from shortened_llm.attempts import WorkFailedError
 from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line, original
-from shortened_llm.evaluation.chunks import Chunks
-from shortened_llm.evaluation.dispatch import Dispatcher, WorkFailedError
 from shortened_llm.evaluation.evaluate import gather_scores
-from shortened_llm.evaluation.measure import (
-    LoadedModels,
-    Part,
-    finish_score,
-    join_task_parts,
-    measure_part,
-    read_score,
-    score_identity,
-)
-from shortened_llm.evaluation.task_requests import TaskPart
-from shortened_llm.evaluation.units import Score, TaskUnit, Unit, unit_fingerprint
+from shortened_llm.evaluation.evaluators import Evaluators
+from shortened_llm.evaluation.measure import measure, read_score, store_score
+from shortened_llm.evaluation.subject import LoadedModels, Subject
+from shortened_llm.evaluation.units import Score, TextPart, TextUnit, Unit, WholeUnit, score_identity, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.records import EvalScores, MissingScore, ModelRef, TaskScore
+from shortened_llm.records import EvalScores, MissingScore, ModelRef
 from shortened_llm.storage.store import Store
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -49,54 +44,52 @@ class Progress(Protocol):
 
 # Longer than a short training: starting an evaluator again takes 10 s and more, and minutes where its node has left.
 IDLE_SECONDS = 300.0
-# Long enough for a task's parts to be joined by a process that measured one.
+# Long enough for what follows at once, such as the next part of a text.
 HANDOVER_SECONDS = 1.0
 NODE_POLL_SECONDS = 10.0
+# An evaluator sends no more signs of life than this.
+SECONDS_BETWEEN_SIGNS = 1.0
 # Models being scored or waiting for it; more are queued by Ray.
 MOST_CALLS = 1000
 
 
 @ray.remote(max_restarts=0)  # the pool starts another one, where there is room by then
 class _Evaluator:
-    def __init__(self, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
+    """Measures in its main thread, as tasks that set alarms need: so it has no thread that could be asked for signs of
+    life, and sends them."""
+
+    def __init__(self, number: int, pool: Any, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
         quiet_libraries()
         store.enter()
+        self._number, self._pool = number, pool
         self._store, self._batch_size = store, batch_size
+        self._last_sign = 0.0
         # Ray shows every GPU of the node to an actor that reserved none.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         if device == "cpu":
             prepare_cpu(fair_threads(num_evaluators))
-        self._loaded = LoadedModels(dtype, device)
+        self._loaded = LoadedModels(dtype, device, self._on_pass)
 
     def ready(self) -> None:
         """Returns once the process runs."""
 
-    def measure(self, ref: ModelRef, unit: Unit, chunks: "_RemoteChunks", on_progress: Progress) -> Part:
+    def parts(self, ref: ModelRef, unit: TextUnit, on_progress: Progress) -> list[TextPart]:
         on_progress(unit.name)
-        return measure_part(
-            ref, unit, self._loaded, self._store,
-            batch_size=self._batch_size, take=chunks.take, sign_of_life=chunks.sign_of_life, on_note=on_progress.note,
-        )  # fmt: skip
+        return unit.parts(self._subject(ref, on_progress))
 
-    def join(self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress) -> TaskScore | None:
-        on_progress(f"{unit.name}, joining {len(parts)} parts")
-        return join_task_parts(ref, unit, parts, self._store, self._loaded.dtype)
+    def measure(self, ref: ModelRef, work: TextPart | WholeUnit, on_progress: Progress) -> Any:
+        on_progress(work.name)
+        return measure(work, self._subject(ref, on_progress))
 
+    def _subject(self, ref: ModelRef, on_progress: Progress) -> Subject:
+        return Subject(
+            ref=ref, loaded=self._loaded, store=self._store, batch_size=self._batch_size, on_note=on_progress.note
+        )
 
-@dataclass(frozen=True)
-class _RemoteChunks:
-    """A unit's chunks, of which an evaluator takes some from the pool."""
-
-    pool: Any
-    unit: str
-    taker: int
-
-    def take(self, kind: str, digest: str, count: int) -> int | None:
-        number: int | None = ray.get(self.pool.take.remote(self.unit, self.taker, kind, digest, count))
-        return number
-
-    def sign_of_life(self) -> None:
-        self.pool.sign_of_life.remote(self.unit, self.taker)
+    def _on_pass(self) -> None:
+        if (now := time.monotonic()) - self._last_sign >= SECONDS_BETWEEN_SIGNS:
+            self._last_sign = now
+            self._pool.sign_of_life.remote(self._number)
 
 
 class NoNodeError(RuntimeError):
@@ -118,10 +111,11 @@ def _some_node_holds(resources: ResourcesConfig) -> bool:
 
 
 class _Remote:
-    """An evaluator as the dispatcher knows it."""
+    """An evaluator as the pool knows it."""
 
-    def __init__(self, actor: object, resources: ResourcesConfig) -> None:
-        self._actor, self._resources = actor, resources
+    def __init__(self, actor: Any, resources: ResourcesConfig) -> None:
+        self.actor, self._resources = actor, resources
+        self.signs_of_life = 0
 
     async def ready(self) -> None:
         """Returns once the process runs. As long as some node could hold it, others may use that one: it waits.
@@ -129,7 +123,7 @@ class _Remote:
         Raises:
             NoNodeError: no running node could hold it for `resources.node_wait_seconds`.
         """
-        ready = asyncio.wrap_future(self._actor.ready.remote().future())  # type: ignore[attr-defined]
+        ready = asyncio.wrap_future(self.actor.ready.remote().future())
         limit = self._resources.node_wait_seconds
         missing_since: float | None = None
         while not (await asyncio.wait({ready}, timeout=min(NODE_POLL_SECONDS, limit)))[0]:
@@ -145,22 +139,14 @@ class _Remote:
                 )
         ready.result()
 
-    async def measure(self, ref: ModelRef, unit: Unit, chunks: _RemoteChunks, on_progress: Progress) -> Part:
-        return await self._actor.measure.remote(ref, unit, chunks, on_progress)  # type: ignore[attr-defined]
-
-    async def join(
-        self, ref: ModelRef, unit: TaskUnit, parts: Sequence[TaskPart], on_progress: Progress
-    ) -> TaskScore | None:
-        return await self._actor.join.remote(ref, unit, parts, on_progress)  # type: ignore[attr-defined]
-
     def kill(self) -> None:
-        ray.kill(self._actor)
+        ray.kill(self.actor)
 
 
-@ray.remote(num_cpus=0, max_concurrency=MOST_CALLS, concurrency_groups={"chunks": MOST_CALLS})
+@ray.remote(num_cpus=0, max_concurrency=MOST_CALLS, concurrency_groups={"signs": MOST_CALLS})
 class _Pool:
     """Hands out the work on models and puts the results together. Its methods are coroutines: many trials may wait at
-    once, without keeping evaluators from their chunks."""
+    once, and their number keeps no sign of life from being heard."""
 
     def __init__(
         self,
@@ -174,17 +160,12 @@ class _Pool:
         quiet_libraries()
         store.enter()
         self._gauges = Gauges(experiment)
-        self._store, self._dtype = store, dtype
+        self._store, self._dtype, self._batch_size, self._resources = store, dtype, batch_size, resources
         self._scoring: dict[str, asyncio.Future[Score]] = {}
-        self._chunks: dict[str, Chunks] = {}
-        options = {
-            "num_cpus": resources.cpus_per_evaluator,
-            "num_gpus": resources.gpus_per_evaluator,
-            "label_selector": resources.evaluator_labels or None,
-        }
-        arguments = (store, dtype, batch_size, resources.evaluators)
-        self._dispatcher = Dispatcher(
-            lambda: _Remote(_Evaluator.options(**options).remote(*arguments), resources),  # type: ignore[attr-defined]
+        self._started: weakref.WeakValueDictionary[int, _Remote] = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()
+        self._evaluators = Evaluators(
+            self._start_evaluator,
             most=resources.evaluators,
             idle_seconds=idle_seconds,
             timeout_seconds=resources.evaluation_timeout_seconds,
@@ -192,21 +173,28 @@ class _Pool:
         )
         self._measure_load(0, 0)
 
+    def _start_evaluator(self) -> _Remote:
+        resources, number = self._resources, next(self._numbers)
+        actor = _Evaluator.options(  # type: ignore[attr-defined]
+            num_cpus=resources.cpus_per_evaluator,
+            num_gpus=resources.gpus_per_evaluator,
+            label_selector=resources.evaluator_labels or None,
+        ).remote(
+            number, ray.get_runtime_context().current_actor, self._store, self._dtype, self._batch_size,
+            resources.evaluators,
+        )  # fmt: skip
+        self._started[number] = evaluator = _Remote(actor, resources)
+        return evaluator
+
     def _measure_load(self, waiting: int, busy: int) -> None:
         self._gauges.set(EVALUATION_QUEUE_LENGTH, waiting)
         self._gauges.set(BUSY_EVALUATORS, busy)
 
-    @ray.method(concurrency_group="chunks")
-    async def take(self, unit: str, taker: int, kind: str, digest: str, count: int) -> int | None:
-        """As `Chunks.take`; None also when the unit has been measured, or has failed."""
-        chunks = self._chunks.get(unit)
-        return None if chunks is None else chunks.take(taker, kind, digest, count)
-
-    @ray.method(concurrency_group="chunks")
-    async def sign_of_life(self, unit: str, taker: int) -> None:
-        """As `Chunks.sign_of_life`."""
-        if unit in self._chunks:
-            self._chunks[unit].sign_of_life(taker)
+    @ray.method(concurrency_group="signs")
+    async def sign_of_life(self, number: int) -> None:
+        """Of an evaluator, which measures something."""
+        if evaluator := self._started.get(number):
+            evaluator.signs_of_life += 1
 
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
         on_progress("waiting for an evaluator")
@@ -237,44 +225,28 @@ class _Pool:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
         if stored is not None:
             return stored
-        measured = await self._measure(ref, unit, on_progress)
-        answers = [part for part in measured if isinstance(part, TaskPart)]
-        whole: list[Part] = [part for part in measured if not isinstance(part, TaskPart)]
-        if isinstance(unit, TaskUnit) and not whole:
-            whole = await self._join(ref, unit, answers, on_progress)
-        return await asyncio.to_thread(finish_score, ref, unit, whole, self._store, self._dtype)
+        score = await self._measure(ref, unit, on_progress)
+        return await asyncio.to_thread(store_score, ref, unit, score, self._store, self._dtype)
 
-    async def _measure(
-        self, ref: ModelRef, unit: Unit, on_progress: Progress, *, may_be_shared: bool = True
-    ) -> list[Part]:
-        loop = asyncio.get_running_loop()
-        chunks = Chunks(on_open=lambda: loop.call_soon_threadsafe(self._dispatcher.dispatch))
-        key = uuid.uuid4().hex
-        here = ray.get_runtime_context().current_actor
+    async def _measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
+        model = fingerprint(ref.identity)
 
-        def measure(evaluator: _Remote, taker: int) -> Coroutine[Any, Any, Part]:
-            return evaluator.measure(ref, unit, _RemoteChunks(here, key, taker), on_progress)
+        def run(name: str, work: Callable[[_Remote], Awaitable[T]], size: float = math.inf) -> Awaitable[T]:
+            return self._evaluators.run(name, model, work, size=size, on_failure=on_progress.note)
 
-        self._chunks[key] = chunks
+        def measured(work: TextPart | WholeUnit) -> Awaitable[Any]:
+            return run(work.name, lambda evaluator: evaluator.actor.measure.remote(ref, work, on_progress), work.size)
+
+        if not isinstance(unit, TextUnit):
+            score: Score = await measured(unit)
+            return score
+        parts = await run(unit.name, lambda evaluator: evaluator.actor.parts.remote(ref, unit, on_progress))
+        measuring = [asyncio.ensure_future(measured(part)) for part in parts]
         try:
-            return await self._dispatcher.run(
-                fingerprint(ref.identity), unit.name, measure,
-                chunks=chunks, is_divisible=unit.is_divisible and may_be_shared, on_failure=on_progress.note,
-            )  # fmt: skip
+            return await asyncio.to_thread(unit.join, await asyncio.gather(*measuring))
         finally:
-            del self._chunks[key]
-
-    async def _join(
-        self, ref: ModelRef, unit: TaskUnit, answers: Sequence[TaskPart], on_progress: Progress
-    ) -> list[Part]:
-        def join(evaluator: _Remote, _: int) -> Coroutine[Any, Any, TaskScore | None]:
-            return evaluator.join(ref, unit, answers, on_progress)
-
-        (score,) = await self._dispatcher.run(None, unit.name, join, on_failure=on_progress.note)
-        if score is not None:
-            return [score]
-        on_progress.note(f"{unit.name}: it asks other things each time that it is set up; measuring it in one process")
-        return await self._measure(ref, unit, on_progress, may_be_shared=False)
+            for part in measuring:
+                part.cancel()  # the others, where one has failed for good
 
 
 class EvaluationPool:

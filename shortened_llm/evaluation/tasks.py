@@ -1,30 +1,24 @@
 """Tasks and groups of tasks through lm-eval, in process: the numbers of its command line."""
 
+import copy
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.utils.collect_env
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import LOCAL_SUFFIX, GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
-from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
 from shortened_llm.evaluation.task_items import Items, join, task_items
-from shortened_llm.evaluation.task_requests import (
-    Ask,
-    Request,
-    RequestsDifferError,
-    TaskPart,
-    answer_requests,
-    join_answers,
-    requests_digest,
-)
 from shortened_llm.records import TaskScore
 
 STAGE_VERSION = 5
+# lm-eval describes the machine in each task's results, and asks pip, the driver and others each time: 0.5 s and more.
+torch.utils.collect_env.get_pretty_env_info = functools.cache(torch.utils.collect_env.get_pretty_env_info)
+
 # The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
 QUOTED_METRIC = {
     "boolq": "acc",
@@ -45,129 +39,27 @@ def measure_task(
     directory: str | None,
     limit: int | None,
     batch_size: int,
-    cut_size: int,
-    taker: Taker,
     output: Path,
-) -> TaskScore | TaskPart:
+) -> TaskScore:
     """One model on one task or group, 0 shots unless the task or its settings say otherwise.
 
     Args:
         directory: the user's own task files.
         limit: items of each task; all unless given.
         batch_size: requests per forward pass.
-        cut_size: batch size by which the requests are cut into chunks; equal for all processes.
-        taker: takes the chunks to answer.
         output: directory for lm-eval's results.json, and for samples_<task>.jsonl with every sample of each task.
-
-    Returns:
-        The answers, for `join_task`, where others took some of the chunks.
 
     Raises:
         BadInputError: as `check_tasks` and `load_task`.
         NonFiniteLossError: the value or a log-likelihood is NaN or infinite.
     """
-    from shortened_llm.evaluation.task_model import TaskModel
-
-    answers: dict[str, dict[int, Any]] = {}
-    digests: dict[str, str] = {}
-    shared: list[str] = []
-    loader = _Loader(task, directory, tokenizer)
-
-    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
-        digests[kind] = requests_digest(requests)
-        answers[kind] = answer_requests(kind, requests, ask, digest=digests[kind], batch_size=cut_size, taker=taker)
-        if len(answers[kind]) < len(requests):
-            shared.append(kind)
-        if shared and answers.keys() == loader.kinds_of_requests:
-            raise _SharedError
-        return [answers[kind].get(number) for number in range(len(requests))]
-
-    lm = TaskModel(model, tokenizer, batch_size=batch_size, answer=answer)
-    try:
-        return _score(lm, task, loader, limit, output)
-    except _SharedError:  # lm-eval has no way to stop before it makes scores of the answers
-        return TaskPart(answers=answers, requests=digests)
-
-
-def join_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskConfig,
-    parts: Sequence[TaskPart],
-    *,
-    directory: str | None,
-    limit: int | None,
-    output: Path,
-) -> TaskScore:
-    """The score of a task, from the answers of all parts: lm-eval runs as if it had asked the model.
-
-    Args:
-        model: asked nothing; it may be without weights.
-
-    Raises:
-        RequestsDifferError: the task asks other things each time that it is set up.
-        BadInputError, NonFiniteLossError: as `measure_task`.
-    """
-    from shortened_llm.evaluation.task_model import TaskModel
-
-    joined = join_answers(parts)
-
-    def answer(kind: str, requests: list[Request], ask: Ask) -> list[Any]:
-        if joined.requests.get(kind) != requests_digest(requests) or len(joined.answers[kind]) < len(requests):
-            raise RequestsDifferError
-        return [joined.answers[kind][number] for number in range(len(requests))]
-
-    lm = TaskModel(model, tokenizer, batch_size=1, answer=answer)
-    score = _score(lm, task, _Loader(task, directory, tokenizer), limit, output)
-    return replace(score, notes=joined.notes)
-
-
-class _SharedError(Exception):
-    """Other processes answered some of the requests."""
-
-
-class _Loader:
-    """Loads one task when lm-eval asks for it, which is after it has set its seeds."""
-
-    def __init__(self, task: TaskConfig, directory: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
-        check_tasks((task,), directory, tokenizer=tokenizer)
-        self.task_index = task_manager(task.task, directory).task_index
-        self.loaded: Any = None
-        """lm-eval's `TaskDict`."""
-        self._name, self._directory = task.task, directory
-
-    def load(self, names: list[str]) -> Any:
-        self.loaded = load_task(self._name, self._directory)
-        return self.loaded
-
-    @property
-    def kinds_of_requests(self) -> set[str]:
-        """Once they are built."""
-        tasks = self.loaded["tasks"].values()
-        return {instance.request_type for task in tasks for instance in task.instances}
-
-
-def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tracker: Any) -> dict[str, Any]:
-    import lm_eval  # 4 s
-
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[task.task],
-        task_manager=loader,
-        num_fewshot=task.num_fewshot,
-        limit=limit,
-        apply_chat_template=task.chat_template,
-        gen_kwargs=_generation_arguments(task.generation),
-        evaluation_tracker=tracker,
-        log_samples=True,
-    )
-    return results
-
-
-def _score(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, output: Path) -> TaskScore:
     from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
 
     name = task.task
+    # A copy of the tokenizer, since lm-eval sets a padding token where there is none.
+    lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    loader = _Loader(task, directory, tokenizer)
     tracker = EvaluationTracker(output_path=str(output / "results.json"))
     results = _evaluate(lm, task, loader, limit, tracker)
     group = loader.loaded["groups"].get(name)
@@ -185,7 +77,7 @@ def _score(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, output
     items = join([task_items(leaf, samples[leaf.task_name], metric, filter_name) for leaf in scored])
     _save(results, samples, tracker, output)
     return TaskScore(
-        unit="",  # set by `finish_score`
+        unit="",  # set by `store_score`
         task=name,
         metric=metric,
         value=value,
@@ -198,6 +90,38 @@ def _score(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, output
         item_answers=items.answers,
         item_bits_per_byte=items.bits_per_byte,
     )
+
+
+class _Loader:
+    """Loads one task when lm-eval asks for it, which is after it has set its seeds."""
+
+    def __init__(self, task: TaskConfig, directory: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_tasks((task,), directory, tokenizer=tokenizer)
+        self.task_index = task_manager(task.task, directory).task_index
+        self.loaded: Any = None
+        """lm-eval's `TaskDict`."""
+        self._name, self._directory = task.task, directory
+
+    def load(self, names: list[str]) -> Any:
+        self.loaded = load_task(self._name, self._directory)
+        return self.loaded
+
+
+def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tracker: Any) -> dict[str, Any]:
+    import lm_eval  # 4 s
+
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[task.task],
+        task_manager=loader,
+        num_fewshot=task.num_fewshot,
+        limit=limit,
+        apply_chat_template=task.chat_template,
+        gen_kwargs=_generation_arguments(task.generation),
+        evaluation_tracker=tracker,
+        log_samples=True,
+    )
+    return results
 
 
 def _generation_arguments(generation: GenerationConfig | None) -> dict[str, object] | None:

@@ -1,19 +1,26 @@
 """What can be measured of a model: one unit each, with the identity that its score is stored under.
 
-Of a divisible unit, several processes may measure some chunks each.
+A unit is measured by one process, except that of a text: it is cut into parts, which are joined into its score.
 """
 
 import importlib.metadata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
+from shortened_llm.evaluation.subject import Subject
 from shortened_llm.evaluation.task_files import task_file_hashes
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
+from shortened_llm.storage.layout import EVALUATIONS
+from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.scratch import temporary_directory
+from shortened_llm.storage.urls import join
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +30,6 @@ class TextUnit:
     documents: Documents
     source: PerplexitySource
     score_type: ClassVar[type[Any]] = PerplexityScore
-    is_divisible: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -37,6 +43,43 @@ class TextUnit:
             "protocol": perplexity.protocol(self.documents, self.source),
             "label": self.source.label,
         }
+
+    def parts(self, subject: Subject) -> list["TextPart"]:
+        """What is measured apart and joined; the same parts whoever measures them."""
+        num_segments = len(subject.segments(self.documents, self.source).tokens)
+        bounds = perplexity.part_bounds(num_segments, self.source.segment_length)
+        return [TextPart(text=self, bounds=one, number=i, count=len(bounds)) for i, one in enumerate(bounds, start=1)]
+
+    def join(self, losses: Sequence[perplexity.TextLosses]) -> PerplexityScore:
+        """The score of all parts, in their order."""
+        return perplexity.perplexity_score(losses, self.documents, self.source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPart:
+    """Some segments of a text."""
+
+    text: TextUnit
+    bounds: tuple[int, int]
+    """Its first segment, and the one behind its last."""
+    number: int
+    count: int
+    """Of the text's parts."""
+    halves_batches: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return self.text.name + (f", part {self.number} of {self.count}" if self.count > 1 else "")
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return (self.bounds[1] - self.bounds[0]) * self.text.source.segment_length
+
+    def measure(self, subject: Subject) -> perplexity.TextLosses:
+        segments = subject.segments(self.text.documents, self.text.source)
+        (model,) = subject.loaded.hold(subject.ref)
+        return perplexity.measure_losses(model, segments, self.bounds, batch_size=subject.batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +99,8 @@ class TaskUnit:
     hub_commits: Mapping[str, str] = field(default_factory=dict)
     """Of the hub's data sets that it reads; see `task_data.hub_commits`."""
     score_type: ClassVar[type[Any]] = TaskScore
-    is_divisible: ClassVar[bool] = True
+    size: ClassVar[float] = math.inf
+    halves_batches: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -74,6 +118,18 @@ class TaskUnit:
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
 
+    def measure(self, subject: Subject) -> TaskScore:
+        (model,) = subject.loaded.hold(subject.ref)
+        identity = score_identity(subject.ref, self, subject.loaded.dtype)
+        url = subject.store.attempt_url(EVALUATIONS, fingerprint(identity))
+        with temporary_directory() as output:
+            score = tasks.measure_task(
+                model, subject.tokenizer, self.config, directory=self.directory, limit=self.limit,
+                batch_size=subject.batch_size, output=Path(output),
+            )  # fmt: skip
+            upload_directory(Path(output), url)
+        return replace(score, results_url=join(url, "results.json"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreementUnit:
@@ -83,7 +139,8 @@ class AgreementUnit:
     source: PerplexitySource
     dense: ModelRef
     score_type: ClassVar[type[Any]] = AgreementScore
-    is_divisible: ClassVar[bool] = False
+    size: ClassVar[float] = math.inf
+    halves_batches: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -99,6 +156,13 @@ class AgreementUnit:
             "dense": self.dense.identity,
         }
 
+    def measure(self, subject: Subject) -> AgreementScore:
+        segments = subject.segments(self.documents, self.source)
+        model, dense = subject.loaded.hold(subject.ref, self.dense)
+        return agreement.measure_agreement(
+            model, dense, segments, self.documents, self.source, batch_size=subject.batch_size
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricUnit:
@@ -107,7 +171,8 @@ class MetricUnit:
     path: str
     """`module:function`."""
     score_type: ClassVar[type[Any]] = MetricScore
-    is_divisible: ClassVar[bool] = False
+    size: ClassVar[float] = math.inf
+    halves_batches: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -117,6 +182,10 @@ class MetricUnit:
     def identity(self) -> dict[str, object]:
         return own_metric.metric_identity(self.path)
 
+    def measure(self, subject: Subject) -> MetricScore:
+        (model,) = subject.loaded.hold(subject.ref, counts_passes=False)
+        return own_metric.measure_metric(model, subject.tokenizer, self.path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficiencyUnit:
@@ -125,7 +194,8 @@ class EfficiencyUnit:
     settings: EfficiencyConfig
     dense: ModelRef
     score_type: ClassVar[type[Any]] = EfficiencyScore
-    is_divisible: ClassVar[bool] = False
+    size: ClassVar[float] = math.inf
+    halves_batches: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -139,9 +209,28 @@ class EfficiencyUnit:
             "dense": self.dense.identity,
         }
 
+    def measure(self, subject: Subject) -> EfficiencyScore:
+        loaded = subject.loaded
+        loaded.hold()  # it loads both models itself
+        return efficiency.measure_efficiency(
+            self.dense, subject.ref, self.settings,
+            dtype=loaded.dtype, device=loaded.device, on_progress=subject.on_note, on_run=loaded.on_pass,
+        )  # fmt: skip
 
-Unit = TextUnit | TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
+
+WholeUnit = TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
+Unit = TextUnit | WholeUnit
 Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore
+
+
+def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:
+    """What a score depends on."""
+    return {
+        "model": ref.identity,
+        "unit": unit.identity,
+        "dtype": dtype,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
 
 
 def unit_fingerprint(unit: Unit, dtype: str) -> str:

@@ -1,7 +1,7 @@
 """One evaluator against two, of one thread each, on the demo's models: `python -m tests.benchmarks.evaluation`.
 
 Both score the same models on the same tasks, from a warm start: the one in this process, as `jobs.evaluate` does, the
-two on Ray, which help each other with what is left.
+two on Ray.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 from jobs.cli import connect_ray
 from shortened_llm.config import ModelConfig, ResourcesConfig, TaskConfig
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
 from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.stage import stage_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.units import MetricUnit, Unit
 from shortened_llm.records import EvalScores, ModelRef
 from shortened_llm.storage.store import Store

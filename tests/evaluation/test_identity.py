@@ -9,9 +9,17 @@ import pytest
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.measure import finish_score, read_score, score_identity
-from shortened_llm.evaluation.perplexity import TextChunk, TextPart, protocol
-from shortened_llm.evaluation.units import AgreementUnit, EfficiencyUnit, TaskUnit, TextUnit, Unit, unit_fingerprint
+from shortened_llm.evaluation.measure import read_score, store_score
+from shortened_llm.evaluation.perplexity import TextLosses, protocol
+from shortened_llm.evaluation.units import (
+    AgreementUnit,
+    EfficiencyUnit,
+    TaskUnit,
+    TextUnit,
+    Unit,
+    score_identity,
+    unit_fingerprint,
+)
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import EfficiencyScore, ModelRef
 from shortened_llm.storage.store import Store
@@ -82,31 +90,24 @@ def test_model_and_dtype_count(text: TextUnit) -> None:
 
 
 def test_the_dtype_is_in_the_protocol(text: TextUnit, local_store: Store) -> None:
-    chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-    part = TextPart(chunks={0: chunk}, num_chunks=1)
+    score = text.join([TextLosses(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))])
     of_text = protocol(text.documents, text.source)
     for dtype in ("float32", "bfloat16"):
-        assert finish_score(MODEL, text, [part], local_store, dtype).protocol == f"{of_text}, {dtype}"
+        assert store_score(MODEL, text, score, local_store, dtype).protocol == f"{of_text}, {dtype}"
         stored = read_score(MODEL, text, local_store, dtype)
         assert stored is not None
         assert stored.protocol == f"{of_text}, {dtype}"
 
 
 def test_a_score_carries_its_unit_whichever_model_it_is_of(text: TextUnit, tmp_path: Path, local_store: Store) -> None:
-    chunk = TextChunk(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
-    part = TextPart(chunks={0: chunk}, num_chunks=1)
+    losses = TextLosses(nll=np.ones(3, np.float32), documents=np.zeros(3, np.int64))
 
     def unit(unit: TextUnit, model: ModelRef = MODEL, dtype: str = "float32") -> str:
-        return finish_score(model, unit, [part], local_store, dtype).unit
+        return store_score(model, unit, unit.join([losses]), local_store, dtype).unit
 
-    assert unit(text) == unit(text, MODEL.view((0, 1))) == unit_fingerprint(text, "float32")
+    assert unit(text) == unit(text, MODEL.view(keeping((0, 1)))) == unit_fingerprint(text, "float32")
     other = unit_of(tmp_path / "text.jsonl", "two")
     assert len({unit(text), unit(text, dtype="bfloat16"), unit(other)}) == 3
-
-
-def test_speed_is_one_unit_for_models_of_all_sizes() -> None:
-    small, large = (EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL, kept_blocks=b) for b in ((0,), (0, 1)))
-    assert unit_fingerprint(small, "float32") == unit_fingerprint(large, "float32")
 
 
 def test_texts_of_one_name_are_told_apart(text: TextUnit, tmp_path: Path) -> None:

@@ -13,18 +13,17 @@ from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation import perplexity
 from shortened_llm.evaluation.agreement import measure_agreement
-from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
-from shortened_llm.evaluation.perplexity import Segments, measure_text, perplexity_score, text_segments
+from shortened_llm.evaluation.perplexity import Segments, measure_losses, part_bounds, text_segments
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.units import AgreementUnit, TextUnit
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model
 from shortened_llm.records import EvalScores, ModelRef, PerplexityScore
 from shortened_llm.storage.store import Store
 from tests.conftest import keeping
-from tests.evaluation.dealing import dealt
 
 TEXTS = ["Once there was a cat.", "", "It sat on a mat, and it was happy with the mat it had."]
 
@@ -49,12 +48,9 @@ def unit(tmp_path: Path):
     return make
 
 
-def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int, parts: int = 1):
-    measured = [
-        measure_text(model, segments, batch_size=batch_size, cut_size=batch_size, taker=Taker(dealt(part, parts)))
-        for part in range(parts)
-    ]
-    return perplexity_score(measured, text.documents, text.source)
+def measure(model: PreTrainedModel, segments: Segments, text: TextUnit, *, batch_size: int) -> PerplexityScore:
+    bounds = part_bounds(len(segments.tokens), text.source.segment_length)
+    return text.join([measure_losses(model, segments, part, batch_size=batch_size) for part in bounds])
 
 
 def with_bos(tiny_model: ModelRef):
@@ -90,13 +86,16 @@ def test_perplexity_is_that_of_a_straight_computation(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parts_do_not_change_a_digit(dtype: str, unit, tiny_model: ModelRef) -> None:
+def test_the_parts_of_a_text_are_its_segments(
+    dtype: str, unit, tiny_model: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer, model = with_bos(tiny_model), load_model(tiny_model, dtype)
     text = unit(bos="first", segment_length=8)
     segments = text_segments(text.documents, text.source, tokenizer)
-    whole = measure(model, segments, text, batch_size=3)
-    for parts in (2, 3, 20):  # of 4 batches, the last one of a single segment
-        assert measure(model, segments, text, batch_size=3, parts=parts) == whole
+    whole = measure(model, segments, text, batch_size=2)
+    monkeypatch.setattr(perplexity, "PART_TOKENS", 33)  # 4 of its 10 segments: two batches, as in the whole text
+    assert part_bounds(len(segments.tokens), 8) == [(0, 4), (4, 8), (8, 10)]
+    assert measure(model, segments, text, batch_size=2) == whole
 
 
 def test_a_part_that_halves_its_batches_predicts_the_same_tokens(unit, tiny_model: ModelRef) -> None:
@@ -104,11 +103,12 @@ def test_a_part_that_halves_its_batches_predicts_the_same_tokens(unit, tiny_mode
     text = unit(bos="first", segment_length=4)
     segments = text_segments(text.documents, text.source, tokenizer)
     whole = measure(model, segments, text, batch_size=4)
-    parts = [
-        measure_text(model, segments, batch_size=size, cut_size=4, taker=Taker(dealt(part, 3)))
-        for part, size in enumerate((4, 1, 2))
-    ]
-    halved = perplexity_score(parts, text.documents, text.source)
+    halved = text.join(
+        [
+            measure_losses(model, segments, bounds, batch_size=size)
+            for bounds, size in (((0, 8), 4), ((8, 16), 1), ((16, len(segments.tokens)), 2))
+        ]
+    )
     assert halved.document_predictions == whole.document_predictions
     assert halved.document_nll == pytest.approx(whole.document_nll, abs=2e-4)
 
@@ -246,7 +246,7 @@ def test_a_score_is_measured_once(
     first = scores(tiny_model, 16)
     view = scores(tiny_model.view(keeping((0, 7))), 16)
     assert view.mean_nll > first.mean_nll
-    monkeypatch.setattr("shortened_llm.evaluation.measure.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("shortened_llm.evaluation.subject.load_model", lambda *_, **__: pytest.fail("loaded again"))
     assert scores(tiny_model, 16) == first
     with pytest.raises(pytest.fail.Exception):
         scores(tiny_model, 8)
@@ -281,19 +281,20 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     unit, tiny_model: ModelRef, local_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     units, sizes, notes = [unit(bos="none", segment_length=8)], [], []
+    monkeypatch.setattr(perplexity, "PART_TOKENS", 32)  # three parts
 
-    def short_of_memory(*arguments: object, batch_size: int, **options: object) -> object:
+    def short_of_memory(*arguments: object, batch_size: int) -> object:
         sizes.append(batch_size)
         if batch_size > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return measure_text(*arguments, batch_size=batch_size, **options)  # type: ignore[arg-type]
+        return measure_losses(*arguments, batch_size=batch_size)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", short_of_memory)
+    monkeypatch.setattr(perplexity, "measure_losses", short_of_memory)
     found = evaluate(
         tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=notes.append
     )
-    assert sizes == [9, 4, 2]
-    assert any("batch of 9 does not fit in memory; trying 2" in note for note in notes)
+    assert sizes == [9, 4, 2, 2, 2]  # what the first part found out holds for the others
+    assert sum("batch of 9 does not fit in memory; trying 2" in note for note in notes) == 1
     assert found.perplexity[0].notes == ("batch of 9 did not fit in memory: halved to 2",)
     assert evaluate(
         tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=pytest.fail
@@ -303,9 +304,24 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     def always_short(*_: object, **__: object) -> object:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    monkeypatch.setattr("shortened_llm.evaluation.measure.measure_text", always_short)
+    monkeypatch.setattr(perplexity, "measure_losses", always_short)
     (missing,) = evaluate(
         tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"),
         batch_size=4, on_progress=notes.append,
     ).missing  # fmt: skip
-    assert "reached zero" in missing.cause
+    assert "a batch of one does not fit in memory" in missing.cause
+
+
+@pytest.mark.parametrize("kind", ["text", "agreement"])
+def test_each_forward_pass_is_a_sign_of_life(kind: str, unit, tiny_model: ModelRef, local_store: Store) -> None:
+    text = unit(bos="none", segment_length=8)
+    view = tiny_model.view((0, 7))
+    signs: list[None] = []
+    loaded = LoadedModels("float32", "cpu", lambda: signs.append(None))
+    one = AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model) if kind != "text" else text
+    evaluate(view, [one], local_store, loaded, batch_size=2, on_progress=print)
+    num_batches, num_models = math.ceil(sum(LENGTHS) // 8 / 2), 1 + (kind != "text")
+    assert len(signs) == num_batches * num_models
+    (model,) = loaded.hold(view, counts_passes=False)
+    model(torch.zeros(1, 2, dtype=torch.long))
+    assert len(signs) == num_batches * num_models

@@ -9,7 +9,7 @@ import pytest
 
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.perplexity import TextChunk, TextPart, perplexity_score
+from shortened_llm.evaluation.perplexity import TextLosses, perplexity_score
 from shortened_llm.records import EvalScores, PerplexityScore, TaskScore, from_json, to_json
 from shortened_llm.storage.store import Store
 
@@ -33,8 +33,8 @@ def hopeless(tmp_path: Path) -> PerplexityScore:
     documents = Documents(
         source=source, purpose="report", shared_with=(), files=(str(text),), commit=None, field_path="x"
     )
-    chunk = TextChunk(nll=np.full(3, 800.0, np.float32), documents=np.zeros(3, np.int64))
-    return perplexity_score([TextPart(chunks={0: chunk}, num_chunks=1)], documents, source)
+    losses = TextLosses(nll=np.full(3, 800.0, np.float32), documents=np.zeros(3, np.int64))
+    return perplexity_score([losses], documents, source)
 
 
 def test_an_infinite_perplexity_is_stored_as_one(hopeless: PerplexityScore, local_store: Store) -> None:

@@ -14,9 +14,8 @@ import torch
 
 from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.chunks import Taker
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.evaluation.tasks import measure_task
 from shortened_llm.evaluation.units import TaskUnit
@@ -47,9 +46,8 @@ def measure(model: ModelRef, task_directory: Path, tmp_path_factory: pytest.Temp
         output = tmp_path_factory.mktemp(name)
         score = measure_task(
             loaded, tokenizer, task, directory=str(task_directory), limit=limit, batch_size=BATCH_SIZE,
-            cut_size=BATCH_SIZE, taker=Taker(), output=output,
+            output=output,
         )  # fmt: skip
-        assert isinstance(score, TaskScore)
         return score, output
 
     return measured

@@ -1,6 +1,5 @@
 """A pool that scores models on a running cluster: `python -m tests.ray.evaluation_driver ORDER.pickle`."""
 
-import itertools
 import pickle
 import sys
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ class Order:
     units: tuple[Unit, ...]
     store: Store
     resources: ResourcesConfig
-    rounds: tuple[tuple[Unit, ...], ...] = ()
-    """Measured before, one round after another."""
 
 
 class EveryLine:
@@ -48,8 +45,6 @@ def main() -> None:
     with ProgressLog("test") as log:
         pool = EvaluationPool.start("test", order.store, order.resources, dtype="float32", batch_size=2, may_idle=True)
         progress = EveryLine(log.about("scores"))
-        for model, units in itertools.product(order.models, order.rounds):
-            pool.evaluate(model, units, progress)
         submitted = [pool.submit(model, order.units, progress) for model in order.models]
         for one in submitted:
             sys.stdout.write(f"\nscores {to_json(pool.result(one), indent=None)}\n")

@@ -1,20 +1,22 @@
-"""Evaluators on a real cluster: shared work, and what is lost when one dies, hangs or cannot do it."""
+"""Evaluators on a real cluster: equal numbers for any number of them, also when one dies, hangs or cannot do it."""
 
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shortened_llm.config import PerplexitySource, ResourcesConfig
+from shortened_llm.config import PerplexitySource, ResourcesConfig, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
-from shortened_llm.evaluation.units import MetricUnit, TextUnit
+from shortened_llm.evaluation.subject import LoadedModels
+from shortened_llm.evaluation.units import MetricUnit, TaskUnit, TextUnit, Unit
 from shortened_llm.records import EvalScores, ModelRef, from_json
 from shortened_llm.storage.store import Store
 from tests.conftest import keeping
+from tests.evaluation.local_tasks import write_tasks
 from tests.ray.conftest import ROOT, Cluster
 from tests.ray.evaluation_driver import Order
 
@@ -113,3 +115,38 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
         assert scores.perplexity == alone.perplexity
     done = len(list((tmp_path / "results" / "evaluations").iterdir()))
     assert done == 2 * (2 + 2)  # what is missing is not stored, and will be tried again
+
+
+@pytest.mark.timeout(600)
+def test_numbers_are_equal_for_any_number_of_evaluators(
+    tiny_model: ModelRef, tiny_assets: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    write_tasks(tmp_path / "tasks")
+    units: tuple[Unit, ...] = (
+        text_unit(tiny_assets / "texts/stories.jsonl", 64, segments=1100),
+        *(TaskUnit(config=TaskConfig(task=f"{name}_local"), directory=str(tmp_path / "tasks"), limit=None)
+          for name in ("endings", "words")),
+    )  # fmt: skip
+    found: list[EvalScores] = []
+    for evaluators in (1, 2):
+        order = Order(
+            models=(tiny_model,),
+            units=units,
+            store=Store.at(str(tmp_path / f"results {evaluators}")),
+            resources=ResourcesConfig(evaluators=evaluators, cpus_per_evaluator=0.5),
+        )
+        (scores,), said = run_driver(order, tmp_path, cluster)
+        assert not scores.missing
+        found.append(scores)
+        assert all(f"part {part} of 3" in said for part in (1, 2, 3))
+        assert said.count("task endings_local") == 1  # a task is measured by one evaluator
+        for task in scores.tasks:
+            assert task.results_url is not None
+            assert Path(task.results_url.removeprefix("file://")).is_file()
+    loaded, here = LoadedModels("float32", "cpu"), Store.at(str(tmp_path / "alone"))
+    found.append(evaluate(tiny_model, units, here, loaded, batch_size=2, on_progress=print))
+    first, *others = (
+        replace(scores, tasks=tuple(replace(task, results_url=None) for task in scores.tasks)) for scores in found
+    )
+    assert others == [first] * 2

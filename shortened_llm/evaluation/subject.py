@@ -1,0 +1,86 @@
+"""The model that is measured, and what a process holds for measuring it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from accelerate.utils.memory import clear_device_cache
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shortened_llm.config import PerplexitySource
+from shortened_llm.data.sources import Documents
+from shortened_llm.evaluation.perplexity import Segments, text_segments
+from shortened_llm.fingerprint import fingerprint
+from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.load import load_model
+from shortened_llm.records import ModelRef
+from shortened_llm.storage.store import Store
+
+TEXTS = 4
+
+
+class LoadedModels:
+    """What a process keeps for its next unit: the models of the last one, and the last few texts."""
+
+    def __init__(self, dtype: str, device: str, on_pass: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            on_pass: called at each forward pass, as a sign of life.
+        """
+        self.dtype, self.device, self.on_pass = dtype, device, on_pass
+        self.fitting_sizes: dict[tuple[str, str], int] = {}
+        """Batch size by model and unit, where memory held less than was asked for."""
+        self.segments = lru_cache(TEXTS)(_segments)
+        self._models: dict[str, PreTrainedModel] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def hold(self, *refs: ModelRef, counts_passes: bool = True) -> tuple[PreTrainedModel, ...]:
+        """These models and no others; a model that is held already is not loaded again.
+
+        Args:
+            counts_passes: not for code that may compile the model: a hook would be compiled too.
+        """
+        wanted = {fingerprint(ref.identity): ref for ref in refs}
+        if unwanted := self._models.keys() - wanted.keys():
+            for key in unwanted:
+                del self._models[key]
+            clear_device_cache(garbage_collection=True)
+        for key, ref in wanted.items():
+            if key not in self._models:
+                self._models[key] = load_model(ref, self.dtype, device=self.device)
+        models = tuple(self._models[fingerprint(ref.identity)] for ref in refs)
+        while self._hooks:
+            self._hooks.pop().remove()
+        if counts_passes:
+            # Every forward pass embeds its tokens, whichever part of the model it calls.
+            self._hooks += [model.get_input_embeddings().register_forward_pre_hook(self._passed) for model in models]
+        return models
+
+    def _passed(self, *_: object) -> None:
+        self.on_pass()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model to be measured, and with what."""
+
+    ref: ModelRef
+    loaded: LoadedModels
+    store: Store
+    batch_size: int
+    on_note: Callable[[str], None]
+    """Called with what must not be missed."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(model_directory(self.ref))
+
+    def segments(self, documents: Documents, source: PerplexitySource) -> Segments:
+        """The text as the model reads it; tokenised once for all its parts."""
+        return self.loaded.segments(model_directory(self.ref), documents, source)
+
+
+def _segments(model: Path, documents: Documents, source: PerplexitySource) -> Segments:
+    return text_segments(documents, source, load_tokenizer(model))
