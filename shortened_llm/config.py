@@ -80,8 +80,6 @@ Criterion = Literal[
     "ppl", "taylor", "magnitude", "block_influence", "angular_span", "kl", "greedy_ppl", "last_n", "random"
 ]
 TEXTLESS_CRITERIA: frozenset[Criterion] = frozenset({"magnitude", "last_n", "random"})
-# Criteria whose score of a block is a mean over calibration sequences: only these have something to race for.
-RACED_CRITERIA: tuple[Criterion, ...] = ("ppl", "kl", "block_influence")
 Reduction = Literal["sum", "mean", "max"]
 BosMode = Literal["first", "each", "none"]
 
@@ -177,28 +175,6 @@ class CalibrationConfig(TextSource):
     bos: Literal["auto", "each", "none"] = "auto"
     """each: a beginning-of-text token replaces the first token of every sequence; none: sequences as they are; auto:
     each for families that are lost without it (Gemma), else none. Rows of token ids are used as they are."""
-    racing: bool = False
-    """Read more sequences for blocks that are still near a requested cut, until each is decided or max_sequences is
-    reached. For ppl, kl and block_influence."""
-    max_sequences: int | None = Field(None, ge=2)
-    """With racing: the most sequences (count); ten times num_sequences unless given."""
-
-    @property
-    def race_limit(self) -> int:
-        """Sequences that racing reads at most."""
-        return self.max_sequences or 10 * self.num_sequences
-
-    @model_validator(mode="after")
-    def _racing_has_room(self) -> "CalibrationConfig":
-        if self.max_sequences is not None and not self.racing:
-            raise ValueError(f"max_sequences is {self.max_sequences}, which only applies with racing: true")
-        if self.racing and self.race_limit < self.num_sequences:
-            raise ValueError(f"max_sequences is {self.max_sequences}, less than num_sequences {self.num_sequences}")
-        if self.racing and self.draws > 1:
-            raise ValueError(f"draws is {self.draws}, but a race has one draw, of as many sequences as it needs")
-        if self.racing and self.num_sequences < 2:
-            raise ValueError("racing compares sequences: num_sequences must be at least 2")
-        return self
 
 
 class TaylorConfig(Section):
@@ -919,15 +895,6 @@ class SearchConfig(Section):
             raise ValueError(
                 f"calibration.draws is {self.calibration.draws}, but scoring.criteria is "
                 f"{list(self.scoring.criteria)}, which read no text"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _racing_applies(self) -> "SearchConfig":
-        if self.calibration.racing and not set(self.scoring.criteria) & set(RACED_CRITERIA):
-            raise ValueError(
-                f"calibration.racing is true, but scoring.criteria is {list(self.scoring.criteria)}; "
-                f"racing applies to {', '.join(RACED_CRITERIA)}"
             )
         return self
 

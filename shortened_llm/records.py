@@ -141,15 +141,12 @@ class Cut:
     """The blocks that go, ascending."""
     probabilities: tuple[float, ...]
     """Of each block, in model order: share of resampled calibration sets by which it would go."""
-    open: tuple[int, ...] = ()
-    """Blocks that a race left undecided when it ran out of text."""
 
     @property
     def undecided(self) -> tuple[int, ...]:
-        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples, or a
-        race left them open."""
+        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
         low, high = UNDECIDED
-        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high or b in self.open)
+        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high)
 
 
 UNDECIDED = (0.05, 0.95)
@@ -188,8 +185,6 @@ class BlockScores:
     """Blocks that a plan never removes."""
     dense_perplexity: float | None
     """Perplexity of the dense model on the calibration set, where the criterion measures it."""
-    sequences: tuple[int, ...] | None = None
-    """Calibration sequences read for each block, where racing made them differ."""
     tokens: int = 0
     """Calibration tokens read: sequences times their length."""
     protocol: str

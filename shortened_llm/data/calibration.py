@@ -24,7 +24,6 @@ def calibration_tokens(
     vocab_size: int,
     bos: bool,
     draw: int = 0,
-    num_sequences: int | None = None,
 ) -> torch.Tensor:
     """Draw sequences from the documents, at most one from each.
 
@@ -36,8 +35,6 @@ def calibration_tokens(
         vocab_size: rows of the model's embedding table. Tokenizers can know fewer tokens, and more.
         bos: put the beginning-of-text token in place of the first token of every sequence drawn from texts.
         draw: which of several draws.
-        num_sequences: as many as there are up to this number, instead of `config.num_sequences`. A larger number only
-            adds sequences behind those of a smaller one.
 
     Returns:
         Token ids, int64, [sequences, sequence_length].
@@ -52,11 +49,10 @@ def calibration_tokens(
             f"calibration.path: {config.path!r} ({documents.part}) holds no documents; give at least "
             f"{config.num_sequences}"
         )
-    wanted = config.num_sequences if num_sequences is None else num_sequences
     if isinstance(rows[0], list):
-        sequences = _take(rows, config, draw, wanted)
+        sequences = _take(rows, config, draw)
     else:
-        sequences = _draw(rows, config, tokenizer, draw, wanted)
+        sequences = _draw(rows, config, tokenizer, draw)
         if bos:
             first = _bos_token_id(config, tokenizer)
             sequences = [[first, *sequence[1:]] for sequence in sequences]
@@ -69,11 +65,11 @@ def calibration_tokens(
     return torch.tensor(sequences, dtype=torch.int64)
 
 
-def _take(rows: list, config: CalibrationConfig, draw: int, wanted: int) -> list[list[int]]:
+def _take(rows: list, config: CalibrationConfig, draw: int) -> list[list[int]]:
     """Rows of token ids as they are."""
     first = draw * config.num_sequences
-    sequences = rows[first : first + wanted]
-    if len(sequences) < min(wanted, config.num_sequences):
+    sequences = rows[first : first + config.num_sequences]
+    if len(sequences) < config.num_sequences:
         raise BadInputError(
             f"calibration.num_sequences is {config.num_sequences} and calibration.draws {config.draws}, so that draw "
             f"{draw} takes rows {first} to {first + config.num_sequences - 1}, but {config.path!r} holds {len(rows)} "
@@ -88,9 +84,7 @@ def _take(rows: list, config: CalibrationConfig, draw: int, wanted: int) -> list
     return sequences
 
 
-def _draw(
-    rows: list, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, draw: int, wanted: int
-) -> list[list[int]]:
+def _draw(rows: list, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, draw: int) -> list[list[int]]:
     """Parts of texts. What is drawn for a document does not depend on how many sequences are wanted."""
     generator = np.random.default_rng(config.seed + draw)
     sequences: list[list[int]] = []
@@ -99,9 +93,9 @@ def _draw(
         if len(ids) >= config.sequence_length:
             start = int(generator.integers(len(ids) - config.sequence_length + 1))
             sequences.append(ids[start : start + config.sequence_length])
-        if len(sequences) == wanted:
+        if len(sequences) == config.num_sequences:
             break
-    if len(sequences) < min(wanted, config.num_sequences):
+    if len(sequences) < config.num_sequences:
         raise BadInputError(
             f"calibration.num_sequences is {config.num_sequences}, but only {len(sequences)} of the {len(rows)} "
             f"documents of {config.path!r} have {config.sequence_length} tokens; ask for fewer or shorter sequences"

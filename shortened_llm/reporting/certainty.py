@@ -48,10 +48,4 @@ def listed(words: Sequence[object]) -> str:
 
 def text_read(scores: BlockScores) -> str:
     """How much calibration text was read; empty where the record does not say."""
-    parts = []
-    if scores.sequences:
-        low, high = min(scores.sequences), max(scores.sequences)
-        parts.append(f"racing read {low} to {high} sequences per block")
-    if scores.tokens:
-        parts.append(f"{formats.count(scores.tokens)} calibration tokens read in all")
-    return "; ".join(parts)
+    return f"{formats.count(scores.tokens)} calibration tokens read in all" if scores.tokens else ""

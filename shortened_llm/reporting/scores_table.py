@@ -23,8 +23,6 @@ class ScoreCell:
     """At some requested cut."""
     chances: str
     """By how many resamples it goes, at each requested cut; empty where that is not known."""
-    sequences: int | None
-    """Calibration sequences read for it, where racing made blocks differ."""
     shade: float
     """0 at the criterion's lowest score, 1 at its highest. For colour only: criteria have different scales."""
 
@@ -58,7 +56,6 @@ def _cells(scores: BlockScores) -> list[ScoreCell]:
             protected=block in scores.protected,
             undecided=block in undecided,
             chances=chances(scores, block),
-            sequences=scores.sequences[block] if scores.sequences else None,
             shade=shade,
         )
         for block, (score, shade) in enumerate(zip(scores.scores, shades(scores.scores), strict=True))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from shortened_llm.config import (
-    RACED_CRITERIA,
     TEXTLESS_CRITERIA,
     CalibrationConfig,
     Criterion,
@@ -25,7 +24,6 @@ WALKED: dict[Criterion, str] = {
     "block_influence": block_influence.STATISTIC,
     "angular_span": angular_span.STATISTIC,
 }
-RACE = "race:"
 # Nothing to measure.
 FREE: tuple[Criterion, ...] = ("last_n", "random")
 
@@ -40,7 +38,7 @@ class ScoringJob:
     calibration: CalibrationConfig
     scoring: ScoringConfig
     counts: tuple[int, ...]
-    """Numbers of blocks that plans will remove, ascending. Scores owe nothing to them, but for a race and greedy."""
+    """Numbers of blocks that plans will remove, ascending. Only greedy_ppl depends on them."""
 
     @classmethod
     def of(
@@ -65,16 +63,10 @@ class Unit:
     """One piece of work: statistics that one task measures, on a range of the calibration sequences of one draw."""
 
     statistics: tuple[str, ...]
-    """Of one walk (`one_pass`), or the name of one criterion that measures for itself, or `race:` and a statistic."""
+    """Of one walk (`one_pass`), or the name of one criterion that measures for itself."""
     draw: int
     start: int
     stop: int
-
-    @property
-    def raced(self) -> str | None:
-        """The statistic that the unit races for."""
-        (first, *_) = self.statistics
-        return first.removeprefix(RACE) if first.startswith(RACE) else None
 
     @property
     def name(self) -> str:
@@ -90,19 +82,13 @@ def protected_blocks(scoring: ScoringConfig, num_blocks: int) -> tuple[int, ...]
     return tuple(sorted({*range(min(scoring.protect_first, num_blocks)), *last}))
 
 
-def is_raced(criterion: Criterion, job: ScoringJob) -> bool:
-    return job.calibration.racing and criterion in RACED_CRITERIA
-
-
 def draws(criterion: Criterion, job: ScoringJob) -> range:
     """The draws of calibration text that the criterion is measured on."""
-    return range(job.calibration.draws if criterion not in TEXTLESS_CRITERIA and not is_raced(criterion, job) else 1)
+    return range(job.calibration.draws if criterion not in TEXTLESS_CRITERIA else 1)
 
 
 def unit_of(criterion: Criterion, job: ScoringJob, draw: int = 0) -> Unit:
     """The unit that holds all that a criterion reduces, over the whole calibration set."""
-    if is_raced(criterion, job):
-        return Unit(statistics=(RACE + WALKED[criterion],), draw=0, start=0, stop=job.calibration.race_limit)
     statistic = WALKED.get(criterion, criterion)
     stop = 0 if criterion == "magnitude" else job.calibration.num_sequences
     return Unit(statistics=(statistic,), draw=draw, start=0, stop=stop)
@@ -119,13 +105,12 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     """Everything that a measurement's numbers depend on; for a unit with one statistic."""
     (statistic,) = unit.statistics
     calibration = job.calibration
-    raced = unit.raced is not None
     options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(statistic)
     text = {
         "stage": CALIBRATION_VERSION,
         "documents": job.documents.identity if job.documents else None,
-        # Where later draws begin among rows of token ids, and the size of a race's rounds.
-        "num_sequences": calibration.num_sequences if unit.draw or raced else None,
+        # Where later draws begin among rows of token ids.
+        "num_sequences": calibration.num_sequences if unit.draw else None,
         "sequence_length": calibration.sequence_length,
         "seed": calibration.seed,
         "draw": unit.draw,
@@ -141,6 +126,6 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
         "model": job.model.identity,
         "dtype": job.scoring.dtype,
         "calibration": text if unit.stop else None,
-        "protected": job.protected if raced or statistic == "greedy_ppl" else None,
-        "cuts": job.counts if raced else max(job.counts) if statistic == "greedy_ppl" else None,
+        "protected": job.protected if statistic == "greedy_ppl" else None,
+        "cuts": max(job.counts) if statistic == "greedy_ppl" else None,
     }

@@ -15,10 +15,9 @@ from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import FileEntry
 from shortened_llm.scoring.criterion import Progress
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
-from shortened_llm.scoring.job import FREE, WALKED, ScoringJob, Unit, draws, identity, is_raced, shards, unit_of
+from shortened_llm.scoring.job import FREE, WALKED, ScoringJob, Unit, draws, identity, shards, unit_of
 from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import walk_statistics
-from shortened_llm.scoring.racing import race
 from shortened_llm.scoring.taylor import measure_taylor
 from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
@@ -50,7 +49,7 @@ def pending_units(criteria: Sequence[Criterion], job: ScoringJob, store: Store, 
             whole = unit_of(criterion, job, draw)
             if _stored(whole, job, store):
                 continue
-            if criterion not in WALKED or is_raced(criterion, job):
+            if criterion not in WALKED:
                 units.append(whole)
                 continue
             for shard in shards(whole, num_shards):
@@ -93,24 +92,12 @@ def _values(
         vocab_size=len(streamed.model.get_input_embeddings().weight),
         bos=needs_bos(calibration.bos, streamed.model.config.model_type),
         draw=unit.draw,
-        num_sequences=unit.stop if unit.raced else None,
     )[unit.start : unit.stop]
     if name == "taylor":
         values = measure_taylor(streamed, tokens, job.scoring.taylor, memory_gib=memory_gib, on_progress=on_progress)
     elif name == "greedy_ppl":
         values = measure_greedy_ppl(
             streamed, tokens, job.protected, max(job.counts), memory_gib=memory_gib, on_progress=on_progress
-        )
-    elif unit.raced:
-        values = race(
-            streamed,
-            tokens,
-            unit.raced,
-            job.counts,
-            job.protected,
-            calibration.num_sequences,
-            memory_gib=memory_gib,
-            on_progress=on_progress,
         )
     else:
         return walk_statistics(streamed, tokens, unit.statistics, memory_gib=memory_gib, on_progress=on_progress)

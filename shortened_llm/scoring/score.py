@@ -13,12 +13,11 @@ from shortened_llm.scoring.block_influence import block_influence_scores
 from shortened_llm.scoring.confidence import resampled_cuts
 from shortened_llm.scoring.criterion import CriterionScores
 from shortened_llm.scoring.greedy_ppl import greedy_ppl_scores
-from shortened_llm.scoring.job import FREE, STAGE_VERSION, WALKED, ScoringJob, draws, identity, is_raced, unit_of
+from shortened_llm.scoring.job import FREE, STAGE_VERSION, WALKED, ScoringJob, draws, identity, unit_of
 from shortened_llm.scoring.kl import kl_scores
 from shortened_llm.scoring.last_n import last_n_scores
 from shortened_llm.scoring.measure import measured
 from shortened_llm.scoring.ppl import ppl_scores
-from shortened_llm.scoring.racing import raced_cuts, raced_scores, replay, sequences_read
 from shortened_llm.scoring.random_order import random_scores
 from shortened_llm.storage.store import Store
 
@@ -41,19 +40,11 @@ def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_sha
 
 
 def _reduce(criterion: Criterion, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
-    sequences: tuple[int, ...] | None = None
     cuts: tuple[Cut, ...] | None = None
     others: tuple[ScoreDraw, ...] = ()
     tokens = 0
     if criterion in FREE:
         scores = _free_scores(criterion, job)
-    elif is_raced(criterion, job):
-        costs = measured(criterion, job, store, num_shards=1)
-        slots = replay(costs[:, 1:], job.counts, job.protected, job.calibration.num_sequences)
-        scores = raced_scores(costs, slots, is_loss=criterion == "ppl")
-        cuts = raced_cuts(costs, slots, scores.sets or ())
-        sequences = tuple(sequences_read(costs).tolist())
-        tokens = len(costs) * job.calibration.sequence_length
     else:
         reduce = _reduction(criterion, job)
         values = measured(criterion, job, store, num_shards=num_shards)
@@ -77,7 +68,6 @@ def _reduce(criterion: Criterion, job: ScoringJob, store: Store, num_shards: int
         draws=others,
         protected=job.protected,
         dense_perplexity=scores.dense_perplexity,
-        sequences=sequences,
         tokens=tokens,
         protocol=_protocol(criterion, job, tokens),
         fingerprint="",
@@ -134,8 +124,6 @@ def _protocol(criterion: Criterion, job: ScoringJob, tokens: int) -> str:
         )
     else:
         words.append("weights only")
-    if is_raced(criterion, job):
-        words.append(f"raced in rounds of {calibration.num_sequences} sequences, at most {calibration.race_limit}")
     if criterion == "greedy_ppl":
         words.append(f"{max(job.counts)} removals")
     options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(criterion)

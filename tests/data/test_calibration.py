@@ -62,24 +62,6 @@ def test_a_draw_has_the_next_seed(draw) -> None:
     assert torch.equal(draw(TEXTS, {"draw": 2}, seed=1), draw(TEXTS, seed=3))
 
 
-def test_more_sequences_are_added_behind(draw) -> None:
-    few = draw(TEXTS)
-    for more in (5, 6, 20):
-        many = draw(TEXTS, {"num_sequences": more})
-        assert many.shape == (more, 32)
-        assert torch.equal(many[:5], few)
-    assert torch.equal(draw(TEXTS, {"num_sequences": 2}), few[:2])
-    rows = [{"input_ids": [index, 1]} for index in range(9)]
-    assert draw(rows, {"num_sequences": 8}, sequence_length=2)[:, 0].tolist() == list(range(8))
-
-
-def test_as_many_as_there_are_up_to_a_limit(draw) -> None:
-    assert len(draw(TEXTS, {"num_sequences": 1000})) == 50
-    assert len(draw(SEVEN_ROWS, {"num_sequences": 1000}, sequence_length=3)) == 7
-    with pytest.raises(BadInputError, match="num_sequences is 60"):
-        draw(TEXTS, {"num_sequences": 1000}, num_sequences=60)
-
-
 def test_rows_of_token_ids_are_used_as_they_are(draw, tokenizer) -> None:
     rows = draw(SEVEN_ROWS, {"bos": True}, sequence_length=3)
     assert rows.tolist() == [row["input_ids"] for row in SEVEN_ROWS[:5]]

@@ -67,11 +67,6 @@ MISSING = "/no/such/place"
             ["--calibration.draws", "2", "--scoring.criteria", '["magnitude"]'],
             ["calibration.draws is 2", "['magnitude']", "read no text"],
         ),
-        (["--calibration.max_sequences", "50"], ["calibration", "max_sequences is 50", "racing: true"]),
-        (
-            ["--calibration.racing", "true", "--scoring.criteria", '["magnitude"]'],
-            ["calibration.racing is true", "['magnitude']", "ppl, kl, block_influence"],
-        ),
         (["--evaluation.report.tasks", '["piqaa"]'], ["evaluation.report.tasks", "piqaa", "piqa"]),
         (["--experiment", "a/b"], ["experiment", "a/b"]),
         (["--experiment", ""], ["experiment"]),

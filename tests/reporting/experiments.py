@@ -228,14 +228,13 @@ def partly_scored(criterion: str) -> BlockScores:
 
 
 def nine_criteria() -> tuple[BlockScores, ...]:
-    """Every kind of score: noisy, raced, partly None, with sets, places of a ranking, equal, zero, negative."""
+    """Every kind of score: noisy, partly None, with sets, places of a ranking, equal, zero, negative."""
     ppl = with_draws(with_cuts(block_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}}))
     taylor = with_cuts(block_scores("taylor"), {6: {}, 12: {14: 0.0004}})
     kl = replace(
         with_draws(with_cuts(block_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}})),
         scores=(9.5, 3.25, *(1e-4 * 1.4**block for block in range(28))),
         standard_errors=(0.5, None, *(2e-4 for _ in range(28))),
-        sequences=tuple(10 + 5 * (block % 7) for block in range(NUM_BLOCKS)),
         tokens=96_000,
     )
     backwards = tuple(reversed(range(NUM_BLOCKS)))

@@ -1,4 +1,4 @@
-"""What a report says of block scores: marks of undecided blocks, missing scores, draws, racing, plots."""
+"""What a report says of block scores: marks of undecided blocks, missing scores, draws, plots."""
 
 import math
 import re
@@ -149,8 +149,8 @@ def test_markdown_says_the_same(nine: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
     # ppl and kl leave block 9 undecided.
     assert lines[2 + 9].count(UNDECIDED) == 2
-    # Block 0 has no greedy_ppl; the column of kl's sequences comes before it.
-    assert [cell.strip() for cell in lines[2].split("|")][9] == f"p {MISSING}"
+    # Block 0 has no greedy_ppl.
+    assert [cell.strip() for cell in lines[2].split("|")][8] == f"p {MISSING}"
 
 
 def test_a_score_that_is_missing_is_a_dash_without_rank(tmp_path: Path) -> None:
@@ -292,24 +292,16 @@ def test_page_without_draws_has_no_table_of_them(tmp_path: Path) -> None:
     assert "draw" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-def test_racing_shows_the_sequences_of_every_block_and_tokens_in_all(tmp_path: Path) -> None:
-    raced = replace(block_scores("kl"), sequences=tuple(10 + block for block in range(NUM_BLOCKS)), tokens=96_000)
-    assert text_read(raced) == "racing read 10 to 39 sequences per block; 96,000 calibration tokens read in all"
-    page = report(tmp_path, raced, block_scores("ppl"))
-    assert text_read(raced) in page.text
-    lines = all_scores(page)
-    assert [cells[2] for cells in lines.values()] == [str(10 + block) for block in range(NUM_BLOCKS)]
-    # The other criterion has no such column.
-    assert {len(cells) for cells in lines.values()} == {5}
-    headings = [cells for cells in page.rows.values() if cells[:1] == ["block"] and "sequences" in cells]
-    assert headings == [["block", "score", "rank", "sequences", "score", "rank"]]
-    assert "| block | kl | sequences | ppl |" in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text_read(replace(block_scores("last_n"), tokens=0)) == ""
+def test_page_says_how_much_text_was_read(tmp_path: Path) -> None:
+    long = replace(block_scores("kl"), tokens=96_000)
+    assert text_read(long) == "96,000 calibration tokens read in all"
+    assert text_read(long) in report(tmp_path, long).text
+    assert text_read(replace(long, tokens=0)) == ""
 
 
 def test_every_line_of_nine_criteria_fills_the_heading(nine_page: Page) -> None:
     heading = next(cells for cells in nine_page.rows.values() if cells[:1] == ["block"] and "score" in cells)
-    assert {len(cells) + 1 for cells in all_scores(nine_page).values()} == {len(heading)} == {1 + 2 * 9 + 1}
+    assert {len(cells) + 1 for cells in all_scores(nine_page).values()} == {len(heading)} == {1 + 2 * 9}
     labels = [attributes["aria-label"] for tag, attributes in nine_page.tags if tag == "svg"]
     assert [label for label in labels if label and label.endswith(" score by block")] == [
         f"{scores.criterion} score by block" for scores in nine_criteria()

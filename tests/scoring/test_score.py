@@ -1,4 +1,4 @@
-"""From a configuration to block scores: units of work, what is stored, shards, draws and racing."""
+"""From a configuration to block scores: units of work, what is stored, shards and draws."""
 
 import json
 from dataclasses import replace
@@ -117,31 +117,6 @@ def test_draws_stand_side_by_side(job: ScoringJob, local_store: Store) -> None:
     assert len({scores.scores, *(draw.scores for draw in scores.draws)}) == 3
     assert scores.scores == score_blocks("ppl", job, local_store).scores, "plans follow the first draw"
     assert score_blocks("magnitude", drawn, local_store).draws == ()
-
-
-def test_a_race_is_a_record_of_its_own(job: ScoringJob, local_store: Store) -> None:
-    racing = replace(job, calibration=job.calibration.model_copy(update={"racing": True, "max_sequences": 30}))
-    criteria: tuple[Criterion, ...] = ("ppl", "block_influence", "angular_span")
-    units = pending_units(criteria, racing, local_store, num_shards=2)
-    assert sorted(unit.name for unit in units) == ["angle", "angle [3:6]", "race:cosine", "race:nll"]
-    run(units, racing, local_store)
-    scores = score_blocks("ppl", racing, local_store)
-    assert scores.sequences is not None
-    assert scores.sets is not None
-    assert [len(chosen) for chosen in scores.sets] == [2, 4]
-    assert min(scores.sequences) >= 6
-    assert scores.tokens == 24 * max(scores.sequences) <= 24 * 30
-    assert scores.sequences[0] == scores.sequences[7] == 6, "protected blocks do not race"
-    assert "raced" in scores.protocol
-    for cut in scores.cuts or ():
-        assert scores.removed(cut.count) == cut.removed
-    run(pending_units(("ppl",), job, local_store, num_shards=1), job, local_store)
-    plain = score_blocks("ppl", job, local_store)
-    assert plain.fingerprint != scores.fingerprint
-    assert plain.sequences is None
-    assert [u.name for u in pending_units(("ppl",), replace(racing, counts=(3,)), local_store, num_shards=1)] == [
-        "race:nll"
-    ], "its cuts are part of what it is"
 
 
 def test_too_few_rows_are_refused(job: ScoringJob, local_store: Store) -> None:
