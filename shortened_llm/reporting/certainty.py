@@ -24,10 +24,10 @@ def chances(scores: BlockScores, block: int) -> str:
 def cut_sentences(scores: BlockScores) -> list[str]:
     """For each requested cut, which blocks the calibration text does not tell apart; or that nothing is known of it."""
     if scores.cuts is None:
-        return [f"{scores.criterion} has no interval: there are no resamples to tell one from."]
+        return [f"{scores.ranking} has no interval: there are no resamples to tell one from."]
     if not scores.cuts:
-        return [f"{scores.criterion}: no cut was requested, so none is judged."]
-    return [f"{scores.criterion} at {cut.count} removed: {_judged(cut)}" for cut in scores.cuts]
+        return [f"{scores.ranking}: no cut was requested, so none is judged."]
+    return [f"{scores.ranking} at {cut.count} removed: {_judged(cut)}" for cut in scores.cuts]
 
 
 def _judged(cut: Cut) -> str:

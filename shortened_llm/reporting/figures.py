@@ -75,11 +75,11 @@ def score_svgs(view: ReportView) -> list[str]:
     svgs = []
     for index, scores in enumerate(view.experiment.block_scores):
         lines = _plan_lines(scores, view.rows)
-        colour = view.styles[(scores.criterion,)].colour
+        colour = view.styles[(scores.ranking,)].colour
         with drawing(f"scores{index}"):
             figure = new_figure(figure_width(len(scores.scores)), 2.2 + lines_height(lines))
             tips = draw_criterion(figure, scores, lines, colour)
-            svgs.append(to_svg(figure, f"{scores.criterion} score by block", tips))
+            svgs.append(to_svg(figure, f"{scores.ranking} score by block", tips))
     return svgs
 
 
@@ -87,8 +87,8 @@ def _plan_lines(scores: BlockScores, rows: Sequence[TrialRow]) -> list[CutLine]:
     """The plans of a criterion, named by the ratios that asked for them."""
     undecided = {cut.count: cut.undecided for cut in scores.cuts or ()}
     lines = []
-    for plan in plans_of_criterion(rows, scores.criterion):
-        name, removed = asked_ratios(plan, scores.criterion), plan.removed_blocks
+    for plan in plans_of_criterion(rows, scores.ranking):
+        name, removed = asked_ratios(plan, scores.ranking), plan.removed_blocks
         lines.append(CutLine(name=name, removed=removed, undecided=undecided.get(len(removed), ())))
     return lines
 

@@ -51,7 +51,7 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "status": lambda row: row.status,
     "failure": lambda row: row.trial.failure if row.status == "failed" else None,
     "best_of_size": lambda row: row.best_of_size,
-    "criteria": lambda row: ";".join(label.criterion for label in row.plan.labels),
+    "criteria": lambda row: ";".join(label.ranking for label in row.plan.labels),
     "ratios": lambda row: ";".join(repr(label.ratio) for label in row.plan.labels),
     "kept_blocks": lambda row: " ".join(map(str, row.plan.kept_blocks)),
     "removed_blocks": lambda row: " ".join(map(str, row.plan.removed_blocks)),

@@ -42,11 +42,11 @@ def heat_rows(block_scores: Sequence[BlockScores], rows: Sequence[TrialRow]) -> 
     """One row per criterion, in the order they were scored."""
     return tuple(
         HeatRow(
-            criterion=scores.criterion,
+            criterion=scores.ranking,
             cells=_cells(scores),
             plans=tuple(
-                PlanRow(name=asked_ratios(plan, scores.criterion), removed=frozenset(plan.removed_blocks))
-                for plan in plans_of_criterion(rows, scores.criterion)
+                PlanRow(name=asked_ratios(plan, scores.ranking), removed=frozenset(plan.removed_blocks))
+                for plan in plans_of_criterion(rows, scores.ranking)
             ),
         )
         for scores in block_scores
@@ -66,7 +66,7 @@ def _cells(scores: BlockScores) -> tuple[HeatCell, ...]:
         cells.append(
             HeatCell(
                 shade=1 - place[block] / last if block in place else None,
-                tip=f"{scores.criterion}, {tip}{rank}" + (", protected" if protected else ""),
+                tip=f"{scores.ranking}, {tip}{rank}" + (", protected" if protected else ""),
                 protected=protected,
                 undecided=block in undecided,
             )

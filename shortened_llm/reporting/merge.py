@@ -84,11 +84,11 @@ def _check_same_dense(first: Experiment, other: Experiment) -> None:
 def _add(merged: Experiment, other: Experiment) -> Experiment:
     selection = _names(_measured(merged.dense_selection), _measured(other.dense_selection), other.name)
     report = _names(_measured_for_report(merged), _measured_for_report(other), other.name)
-    known = {scores.criterion: scores.fingerprint for scores in merged.block_scores}
+    known = {scores.ranking: scores.fingerprint for scores in merged.block_scores}
     criteria = {
-        scores.criterion: f"{scores.criterion} ({other.name})"
+        scores.ranking: f"{scores.criterion} ({other.name})"
         for scores in other.block_scores
-        if known.get(scores.criterion, scores.fingerprint) != scores.fingerprint
+        if known.get(scores.ranking, scores.fingerprint) != scores.fingerprint
     }
     named = _named(other, {**selection, **report}, criteria)
     trials = {trial.spec.fingerprint: trial for trial in merged.trials}
@@ -165,7 +165,7 @@ def _named(experiment: Experiment, names: Names, criteria: Mapping[str, str]) ->
         dense_selection=_renamed(experiment.dense_selection, names),
         dense_report=_renamed(experiment.dense_report, names),
         block_scores=tuple(
-            replace(scores, criterion=criteria.get(scores.criterion, scores.criterion))
+            replace(scores, criterion=criteria.get(scores.ranking, scores.criterion))
             for scores in experiment.block_scores
         ),
         trials=tuple(_named_trial(trial, experiment.name, names, criteria) for trial in experiment.trials),
@@ -198,7 +198,7 @@ def _named_result(result: TrialResult, names: Names) -> TrialResult:
 
 
 def _named_plan(plan: PrunePlan, criteria: Mapping[str, str]) -> PrunePlan:
-    labels = tuple(replace(label, criterion=criteria.get(label.criterion, label.criterion)) for label in plan.labels)
+    labels = tuple(replace(label, criterion=criteria.get(label.ranking, label.criterion)) for label in plan.labels)
     return replace(plan, labels=labels)
 
 
@@ -302,5 +302,5 @@ def _settings(text: PerplexityScore | AgreementScore) -> str:
 
 
 def _distinct_scores(first: tuple[BlockScores, ...], second: tuple[BlockScores, ...]) -> tuple[BlockScores, ...]:
-    known = {scores.criterion for scores in first}
-    return (*first, *(scores for scores in second if scores.criterion not in known))
+    known = {scores.ranking for scores in first}
+    return (*first, *(scores for scores in second if scores.ranking not in known))

@@ -8,19 +8,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shortened_llm.records import RESAMPLES, UNDECIDED, BlockScores
+from shortened_llm.records import RESAMPLES, UNDECIDED
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.certainty import cut_sentences, text_read
 from shortened_llm.reporting.columns import protocol_notes
 from shortened_llm.reporting.details import configurations, lineage
-from shortened_llm.reporting.draws import draws_table
 from shortened_llm.reporting.efficiency import shape, shape_name
 from shortened_llm.reporting.figures import curve_legend, loss_svg, pareto_svgs, score_svgs, validation_svg
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_SIGNIFICANCE, LEAST_STANDARD_ERRORS
 from shortened_llm.reporting.plots import LINE_NAMES, LOG_FROM, MOST_LABELS, line_styles
-from shortened_llm.reporting.rows import plans_of_criterion
 from shortened_llm.reporting.score_plot import MANY_BLOCKS
 from shortened_llm.reporting.scores_table import score_lines
 from shortened_llm.reporting.view import ReportView
@@ -59,20 +57,12 @@ def render_markdown(view: ReportView) -> str:
 def _block_scores(view: ReportView) -> dict[str, object]:
     """What both templates say of the block scores."""
     block_scores = view.experiment.block_scores
-    tables = [draws_table(scores, _counts(view, scores)) for scores in block_scores]
     return {
         "score_lines": score_lines(block_scores, view.experiment.num_blocks),
         "cut_sentences": [cut_sentences(scores) for scores in block_scores],
-        "draws_tables": [table for table in tables if table],
         "text_read": [text_read(scores) for scores in block_scores],
         "any_cuts": any(scores.cuts for scores in block_scores),
     }
-
-
-def _counts(view: ReportView, scores: BlockScores) -> list[int]:
-    """Numbers of blocks that were asked to go."""
-    planned = {len(plan.removed_blocks) for plan in plans_of_criterion(view.rows, scores.criterion)}
-    return sorted(planned | {cut.count for cut in scores.cuts or ()})
 
 
 def in_script(value: object) -> Markup:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from shortened_llm.criteria.criterion import CriterionScores
 from shortened_llm.records import RESAMPLES, Cut, removed_blocks
-from shortened_llm.scoring.criterion import CriterionScores
 
 
 def resampled_cuts(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
+from shortened_llm.criteria import CRITERIA
 from shortened_llm.records import BlockScores, from_json
 
 ROOT = Path(__file__).parents[2]
@@ -58,21 +59,23 @@ MISSING = "/no/such/place"
         (["--calibration.num_sequences", "100000"], ["calibration.num_sequences", "100000"]),
         (["--retraining.data", json.dumps([{"path": MISSING + ".jsonl"}])], ["retraining.data.0.path", MISSING]),
         (["--retraining.tokens", "100"], ["retraining", "tokens is 100", "1,024"]),
-        (["--scoring.criteria", '["pppl"]'], ["scoring.criteria.0", "pppl", "'ppl', 'taylor', 'magnitude'"]),
-        (["--scoring.random.seed", "3"], ["scoring", "options of random", "['ppl', 'magnitude']"]),
-        (["--scoring.magnitude.power", "3"], ["scoring.magnitude.power", "3", "1 or 2"]),
+        (["--pruning.criteria", '["pppl"]'], ["pruning.criteria.0", "pppl", "'ppl', 'taylor', 'magnitude'"]),
+        (["--pruning.random.seed", "3"], ["pruning", "options of random", "['ppl', 'magnitude']"]),
+        (["--pruning.magnitude.power", "3"], ["pruning.magnitude.power", "3", "1 or 2"]),
         (["--calibration.sequence_length", "1"], ["calibration.sequence_length", "1", "greater than or equal to 2"]),
         (["--calibration.bos", "each"], ["calibration.bos", "each"]),
         (
-            ["--calibration.draws", "2", "--scoring.criteria", '["magnitude"]'],
-            ["calibration.draws is 2", "['magnitude']", "read no text"],
+            ["--pruning", '[{"criteria": ["ppl"]}, {"criteria": ["kl"], "protect_first": 8}]'],
+            ["pruning.1.protect_first 8"],
         ),
+        (["--calibration.draws", "2"], ["--calibration.draws is no flag"]),
+        (["--scoring.criteria", '["ppl"]'], ["--scoring.criteria is no flag; did you mean --pruning.criteria?"]),
         (["--evaluation.report.tasks", '["piqaa"]'], ["evaluation.report.tasks", "piqaa", "piqa"]),
         (["--experiment", "a/b"], ["experiment", "a/b"]),
         (["--experiment", ""], ["experiment"]),
         (["--resources.workers", "8"], ["resources.workers", "8 workers", "CPU"]),
         (["--resources.gpus_per_worker", "1"], ["resources.workers", "GPU", "can hold 0"]),
-        (["--scoring.protect_first", "8"], ["scoring.protect_first", "all 8 blocks"]),
+        (["--pruning.protect_first", "8"], ["pruning.protect_first", "all 8 blocks"]),
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
         (
@@ -252,7 +255,15 @@ def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:
 def test_help_documents_every_field(command) -> None:
     code, out, _ = command(search.main, "--help")
     assert code == 0
-    for word in ("--retraining.cpt.learning_rate", "Peak learning rate", "(tokens)", "default: 512", "--dry-run"):
+    for word in (
+        "--retraining.cpt.learning_rate",
+        "Peak learning rate",
+        "(tokens)",
+        "default: 512",
+        "--dry-run",
+        *CRITERIA,
+        "2402.02834",
+    ):
         assert word in out
 
 

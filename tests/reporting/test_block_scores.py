@@ -1,4 +1,4 @@
-"""What a report says of block scores: marks of undecided blocks, missing scores, draws, plots."""
+"""What a report says of block scores: marks of undecided blocks, missing scores, calibrations, plots."""
 
 import math
 import re
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import BlockScores, Experiment, ScoreDraw, from_json
+from shortened_llm.records import BlockScores, Experiment, from_json
 from shortened_llm.reporting.certainty import chances, cut_sentences, text_read, undecided_blocks
-from shortened_llm.reporting.draws import draws_table
 from shortened_llm.reporting.formats import MISSING, UNDECIDED
 from shortened_llm.reporting.score_plot import RING, save_score_plot, score_axis, score_figure
 from shortened_llm.reporting.scores_table import score_lines, shades
@@ -29,7 +28,6 @@ from tests.reporting.experiments import (
     trial,
     unscored,
     with_cuts,
-    with_draws,
 )
 from tests.reporting.page import Page
 
@@ -54,7 +52,9 @@ def searched(*scores: BlockScores) -> Experiment:
     """A search that pruned 6 and 12 blocks by each criterion."""
     trials = [
         trial(
-            f"{x.criterion}{count}", plan(x.removed(count), (x.criterion, count / 30)), after=texts(HELD_OUT, wiki=30)
+            f"{x.ranking}{count}",
+            plan(x.removed(count), (x.criterion, count / 30, x.calibration)),
+            after=texts(HELD_OUT, wiki=30),
         )
         for x in scores
         for count in (6, 12)
@@ -235,61 +235,27 @@ def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> 
     assert max(compared) < axis.high < 100
 
 
-def test_draws_stand_side_by_side_and_say_where_they_agree() -> None:
-    table = draws_table(with_draws(block_scores("ppl")), [6, 12])
-    assert table is not None
-    assert table.draws == ("used", "seed 1235", "seed 1236")
-    # The last draw swaps the blocks that go sixth and seventh.
-    ranks = {block: tuple(cell.rank if cell else None for cell in line) for block, line in enumerate(table.lines)}
-    swapped = {block for block, places in ranks.items() if len(set(places)) > 1}
-    assert swapped == {7, 15}
-    assert (ranks[7], ranks[15]) == ((7, 7, 8), (8, 8, 7))
-    assert table.agreements == (
-        "ppl at 6 removed: the 3 draws agree on 5 of 6 blocks; 7 and 15 go in some draws only.",
-        "ppl at 12 removed: the 3 draws agree on 12 of 12 blocks.",
-    )
-    # Block 15 goes at one of two cuts by the draw used, at both by the last.
-    assert [cell.shade if cell else None for cell in table.lines[15]] == [0.5, 0.5, 1.0]
-    assert [cell.shade if cell else None for cell in table.lines[0]] == [0.0, 0.0, 0.0]
+def test_calibrations_stand_side_by_side(tmp_path: Path) -> None:
+    first = replace(with_cuts(block_scores("ppl"), {6: {}, 12: {}}), calibration="seed 1234")
+    order = (*first.order[1:], first.order[0])
+    second = replace(first, calibration="seed 5", order=order, fingerprint="other")
+    searched_both = searched(first, second)
+    page = Page(write_report(searched_both, tmp_path).read_text(encoding="utf-8"))
+    headings = [cells for cells in page.rows.values() if "ppl (seed 1234)" in cells]
+    assert headings == [["", "ppl (seed 1234)", "ppl (seed 5)"]]
+    assert [label for label in labels_of(page) if label.endswith("score by block")] == [
+        "ppl (seed 1234) score by block",
+        "ppl (seed 5) score by block",
+    ]
+    assert first.removed(6) != second.removed(6)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| block | ppl (seed 1234) | ppl (seed 5) |" in markdown
+    assert "ppl (seed 5)\N{NO-BREAK SPACE}20" in page.text
 
 
-def test_agreement_is_of_all_draws_and_not_of_pairs() -> None:
-    scores = replace(block_scores("ppl"), protected=())
-    rotated = [scores.order[shift:] + scores.order[:shift] for shift in (1, 2)]
-    draws = tuple(ScoreDraw(seed=seed, scores=scores.scores, order=order) for seed, order in enumerate(rotated))
-    table = draws_table(replace(scores, draws=draws), [3])
-    assert table is not None
-    assert "the 3 draws agree on 1 of 3 blocks" in table.agreements[0]
-
-
-def test_draws_of_a_criterion_with_sets_compare_their_sets() -> None:
-    spans = next(scores for scores in nine_criteria() if scores.criterion == "angular_span")
-    table = draws_table(spans, [6, 12])
-    assert table is not None
-    assert table.agreements == (
-        "angular_span at 6 removed: the 3 draws agree on 5 of 6 blocks; 11 and 17 go in some draws only.",
-        "angular_span at 12 removed: the 3 draws agree on 12 of 12 blocks.",
-    )
-    assert draws_table(block_scores("ppl"), [6]) is None
-
-
-def test_page_and_markdown_show_the_draws(nine: Path, nine_page: Page) -> None:
-    table = draws_table(nine_criteria()[0], [6, 12])
-    assert table is not None
-    assert table.agreements[0] in nine_page.text
-    assert ["block", "used", "seed 1235", "seed 1236"] in nine_page.rows.values()
-    markdown = (nine / "report.md").read_text(encoding="utf-8")
-    assert table.agreements[0] in markdown
-    assert "| block | used | seed 1235 | seed 1236 |" in markdown
-    assert re.search(r"^\| 7 \| 7 \| 7 \| 8 \|$", markdown, re.MULTILINE)
-    # A block that greedy_ppl never scores has no rank in any draw.
-    assert f"| 0 | {MISSING} | {MISSING} | {MISSING} |" in markdown
-
-
-def test_page_without_draws_has_no_table_of_them(tmp_path: Path) -> None:
-    page = report(tmp_path, block_scores("ppl"))
-    assert "draws" not in page.text
-    assert "draw" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+def labels_of(page: Page) -> list[str]:
+    """What each drawing of the page is called."""
+    return [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
 
 
 def test_page_says_how_much_text_was_read(tmp_path: Path) -> None:
@@ -302,8 +268,7 @@ def test_page_says_how_much_text_was_read(tmp_path: Path) -> None:
 def test_every_line_of_nine_criteria_fills_the_heading(nine_page: Page) -> None:
     heading = next(cells for cells in nine_page.rows.values() if cells[:1] == ["block"] and "score" in cells)
     assert {len(cells) + 1 for cells in all_scores(nine_page).values()} == {len(heading)} == {1 + 2 * 9}
-    labels = [attributes["aria-label"] for tag, attributes in nine_page.tags if tag == "svg"]
-    assert [label for label in labels if label and label.endswith(" score by block")] == [
+    assert [label for label in labels_of(nine_page) if label.endswith(" score by block")] == [
         f"{scores.criterion} score by block" for scores in nine_criteria()
     ]
 

@@ -1,0 +1,28 @@
+"""Taylor: first-order estimate of the loss that removing each weight costs."""
+
+from typing import Literal
+
+from shortened_llm.criteria.criterion import Criterion, CriterionOptions, CriterionScores
+
+Reduction = Literal["sum", "mean", "max"]
+
+
+class TaylorOptions(CriterionOptions):
+    """|weight x dL/dweight|^power, summed over the inputs of each output of a weight, reduced over these outputs, then
+    over the block's weights; L is the mean next-token cross-entropy. Source: Shortened LLaMA, arXiv 2402.02834, section
+    2.2 ("Taylor")."""
+
+    power: Literal[1, 2] = 1
+    """Exponent of each weight's importance."""
+    output_reduction: Reduction = "sum"
+    """Over the output dimension of a weight."""
+    block_reduction: Reduction = "sum"
+    """Over the weights of a block."""
+
+
+CRITERION = Criterion(
+    options=TaylorOptions,
+    measured="taylor",
+    reads_text=True,
+    reduce=lambda measured: CriterionScores(scores=tuple(measured.values.tolist())),
+)
