@@ -908,6 +908,7 @@ class SearchConfig(Section):
     model: ModelConfig
     calibration: OneOrSeveral[CalibrationConfig]
     """Text that blocks are scored on; a list is an axis of the search."""
+    # Other units will stand beside it in a union that `unit` discriminates.
     pruning: OneOrSeveral[BlockPruning] = BlockPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     search: SearchSection

@@ -43,11 +43,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("search", {}, ["search", "ratios", "removed_blocks"]),
         ("pruning.criteria", ["pppl"], ["pruning.criteria.0", "'ppl'", "'taylor'", "'magnitude'"]),
         ("pruning.taylor", {"powr": 2}, ["pruning.taylor.powr", "'power'"]),
-        (
-            "pruning",
-            [{"criteria": ["ppl"]}, {"criteria": ["kl"], "protect": 1}],
-            ["pruning.1.protect", "'protect_first'"],
-        ),
+        ("pruning", [{}, {"protect_frist": 1}], ["pruning.1.protect_frist", "'protect_first'"]),
         ("pruning", [{"criteria": ["ppl"]}, {"criteria": ["ppl"]}], ["pruning.1.criteria", "'ppl'", "same settings"]),
         ("pruning.unit", "width", ["pruning.unit", "'block'", "'width'"]),
         ("calibration", [], ["calibration", "at least 1"]),

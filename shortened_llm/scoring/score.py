@@ -87,10 +87,8 @@ def _protocol(criterion: str, job: ScoringJob) -> str:
         )
     elif row.measured:
         words.append("weights only")
-    else:
-        words.append("position only")
     if row.searches:
         words.append(f"{max(job.counts)} removals")
     if options := job.pruning.options(criterion).model_dump():
         words.append(" ".join(f"{name}={value}" for name, value in options.items()))
-    return ", ".join([*words, job.pruning.dtype] if row.measured else words)
+    return ", ".join([*words, job.pruning.dtype] if row.measured else words) or "position only"
