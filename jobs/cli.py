@@ -17,7 +17,14 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
 from jobs.config_file import read_config_file
-from shortened_llm.config import ResourcesConfig, SearchConfig, describe_errors, parse_config
+from shortened_llm.config import (
+    BlockPruning,
+    CalibrationConfig,
+    ResourcesConfig,
+    SearchConfig,
+    describe_errors,
+    parse_config,
+)
 from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError, Faults, last_line, original
 from shortened_llm.logs import LOGGER, setup_logging
@@ -36,8 +43,13 @@ ENDING_SECONDS = 5.0
 
 
 class _Flags(SearchConfig, BaseSettings):
-    """Every field of the configuration as a command-line flag."""
+    """Every field of the configuration as a command-line flag. A section that may be a list has flags for the fields of
+    a single entry."""
 
+    calibration: CalibrationConfig
+    """Text that blocks are scored on; a list is an axis of the search."""
+    pruning: BlockPruning = BlockPruning()
+    """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     model_config = {**SearchConfig.model_config, "protected_namespaces": ()}
 
     @classmethod
@@ -100,6 +112,11 @@ def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[SearchConfi
 def _merge(values: dict, flags: dict) -> dict:
     merged = dict(values)
     for key, value in flags.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), list):
+            raise BadInputError(
+                f"command line: --{key}.{next(iter(value), '')}: the file gives a list of {key} entries; give the "
+                f"whole list as JSON, as in --{key} '[{{...}}, {{...}}]'"
+            )
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged

@@ -1,5 +1,6 @@
 """Write each plan of a configuration as a plain Hugging Face directory, without retraining; needs no Ray."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
-from shortened_llm.records import ModelRef, PrunePlan
+from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.provenance import provenance
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     facts = check_search(config, store)
     removed = None if flags.remove is None else removed_blocks(flags.remove, facts)
     if flags.dry_run:
-        number = 1 if removed else len(config.scoring.criteria) * len(facts.counts)
+        number = 1 if removed else config.num_rankings * len(facts.counts)
         print(f"would write at most {number} models to {flags.output}")
         return
     dense = stage_model(config.model, store, on_progress=LOGGER.info)
@@ -43,6 +44,11 @@ def main(arguments: Sequence[str]) -> None:
         print(directory, flush=True)
 
 
+def _file_name(label: PlanLabel) -> str:
+    told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
+    return "-".join([label.criterion, *told_apart, f"{100 * label.ratio:.3g}"])
+
+
 def _plans(
     config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
@@ -52,7 +58,7 @@ def _plans(
         yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, size)
         return
     for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
-        yield "_".join(f"{label.criterion}-{100 * label.ratio:.3g}" for label in plan.labels), plan
+        yield "_".join(_file_name(label) for label in plan.labels), plan
 
 
 if __name__ == "__main__":

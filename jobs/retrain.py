@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
 
     (facts, removed), _ = check_with_placement(check, config.resources, dry_run=flags.dry_run)
     if flags.dry_run:
-        blocks = f"blocks {flags.remove}" if removed else f"what {config.scoring.criteria[0]} removes"
+        blocks = f"blocks {flags.remove}" if removed else f"what {config.prunings[0].criteria[0]} removes"
         print(f"would retrain {config.model.path} without {blocks} by {', '.join(config.retraining.methods)}")
         return
     for spec, runs in retrain_plan(config, facts, store, removed):
@@ -46,14 +46,16 @@ def losses(run: RetrainedModel) -> str:
 
 
 def first_plan(config: SearchConfig) -> SearchConfig:
-    """The configuration with its first criterion and its first ratio, or count, alone."""
+    """The configuration with its first criterion, calibration and ratio, or count, alone."""
     search = config.search
     one = {"ratios": search.ratios[:1], "removed_blocks": () if search.ratios else search.removed_blocks[:1]}
     tokens = config.retraining.tokens
     budget = tokens[search.ratios[0]] if isinstance(tokens, dict) else tokens
+    first = config.prunings[0]
     return config.model_copy(
         update={
-            "scoring": config.scoring.model_copy(update={"criteria": config.scoring.criteria[:1]}),
+            "calibration": config.calibrations[0],
+            "pruning": first.model_copy(update={"criteria": first.criteria[:1]}),
             "search": search.model_copy(update=one),
             "retraining": config.retraining.model_copy(update={"tokens": budget}),
         }

@@ -13,9 +13,9 @@ from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import BlockScores, ModelRef, to_json
 from shortened_llm.reporting.score_plot import save_score_plot
-from shortened_llm.scoring.job import ScoringJob
-from shortened_llm.scoring.measure import measure, pending_units
-from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.job import scoring_jobs, work_name
+from shortened_llm.scoring.measure import measure, pending_work
+from shortened_llm.scoring.score import score_all
 from shortened_llm.scoring.table import score_table
 from shortened_llm.search.preflight import ScoringFacts, check_scoring
 from shortened_llm.storage.store import Store
@@ -25,30 +25,43 @@ def score_here(config: SearchConfig, facts: ScoringFacts, model: ModelRef, store
     """The scores by every criterion of the configuration, measured in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prepare_cpu(fair_threads(1))
-    job = ScoringJob.of(config, model, facts.roles.calibration, facts.counts)
-    for unit in pending_units(config.scoring.criteria, job, store, num_shards=1):
+    jobs = scoring_jobs(config, model, facts.roles.calibration, facts.counts)
+    for unit, job in pending_work(jobs, store, num_shards=1):
         measure(
             unit,
             job,
             store,
             device=device,
             memory_gib=config.resources.scoring_memory_gib,
-            on_progress=StepLog(f"score {unit.name}"),
+            on_progress=StepLog(f"score {work_name(unit, job)}"),
         )
-    return tuple(score_blocks(criterion, job, store) for criterion in config.scoring.criteria)
+    return score_all(jobs, store)
+
+
+def file_names(scores: Sequence[BlockScores]) -> list[str]:
+    """`<criterion>.json`, or `<criterion>-<number>.json` where there are several rankings by a criterion."""
+    criteria = [one.criterion for one in scores]
+    return [
+        f"{name}-{criteria[: index + 1].count(name)}.json" if criteria.count(name) > 1 else f"{name}.json"
+        for index, name in enumerate(criteria)
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Tables go to stderr; stdout has the JSON of each criterion's scores, one line each."""
     parser = make_parser("score", "Score the blocks of a model.")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="also write DIR/<criterion>.json and a plot of all, DIR/scores.png"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="also write a plot, DIR/scores.png, and DIR/<criterion>.json; DIR/<criterion>-<number>.json, in the order "
+        "of the configuration, where there are several rankings by a criterion",
     )
     config, flags = parse_command(parser, arguments)
     store = open_store(config)
     facts = check_scoring(config, store)
     if flags.dry_run:
-        print(f"would score {facts.num_blocks} blocks by {', '.join(config.scoring.criteria)}")
+        print(f"would score {facts.num_blocks} blocks by {', '.join(config.criteria)}")
         return
     model = stage_model(config.model, store, on_progress=LOGGER.info)
     every = score_here(config, facts, model, store)
@@ -57,8 +70,8 @@ def main(arguments: Sequence[str]) -> None:
         print(to_json(scores, indent=None), flush=True)
     if flags.output:
         flags.output.mkdir(parents=True, exist_ok=True)
-        for scores in every:
-            (flags.output / f"{scores.criterion}.json").write_text(to_json(scores))
+        for name, scores in zip(file_names(every), every, strict=True):
+            (flags.output / name).write_text(to_json(scores))
         save_score_plot(every, flags.output / "scores.png")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,11 +21,14 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, hidden, holds_credentials
+from shortened_llm.criteria import CRITERIA, reads_text
+from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.errors import BadInputError
 
 
@@ -58,6 +61,27 @@ def _as_tuple(value: object) -> object:
     return (value,)
 
 
+T = TypeVar("T")
+TOTAL, BY_RATIO = "total", "by ratio"
+"""Forms of retraining.tokens, which pydantic adds to the field's name."""
+ONE, SEVERAL = "one", "several"
+"""Forms of a section that may be a list, which pydantic adds to the section's name."""
+FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL)
+
+
+def _alone(value: object) -> object:
+    """A list of one stands for its entry."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[tuple[T, ...], Field(min_length=1), Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, (list, tuple)) else ONE),
+    BeforeValidator(_alone),
+]
+"""One entry, or a list of them: an axis of the search."""
+
+
 THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -76,13 +100,6 @@ Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
 """A number of tokens, which may be written as `8k`, `1.5M` or `2B`."""
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]
-Criterion = Literal[
-    "ppl", "taylor", "magnitude", "block_influence", "angular_span", "kl", "greedy_ppl", "last_n", "random"
-]
-TEXTLESS_CRITERIA: frozenset[Criterion] = frozenset({"magnitude", "last_n", "random"})
-# Criteria whose score of a block is a mean over calibration sequences: only these have something to race for.
-RACED_CRITERIA: tuple[Criterion, ...] = ("ppl", "kl", "block_influence")
-Reduction = Literal["sum", "mean", "max"]
 BosMode = Literal["first", "each", "none"]
 
 
@@ -170,85 +187,83 @@ class CalibrationConfig(TextSource):
     sequence_length: int = Field(128, ge=2)
     """Length of each sequence (tokens)."""
     seed: int = Field(1234, ge=0)
-    """Draws the documents."""
-    draws: int = Field(1, ge=1, le=10)
-    """Draws of calibration text (count), with seeds seed, seed + 1, ... Plans follow the first; the others show beside
-    it how much the order owes to the text. Each costs as much as the first."""
+    """Draws the documents; rows of token ids are taken in their order."""
     bos: Literal["auto", "each", "none"] = "auto"
     """each: a beginning-of-text token replaces the first token of every sequence; none: sequences as they are; auto:
     each for families that are lost without it (Gemma), else none. Rows of token ids are used as they are."""
-    racing: bool = False
-    """Read more sequences for blocks that are still near a requested cut, until each is decided or max_sequences is
-    reached. For ppl, kl and block_influence."""
-    max_sequences: int | None = Field(None, ge=2)
-    """With racing: the most sequences (count); ten times num_sequences unless given."""
-
-    @property
-    def race_limit(self) -> int:
-        """Sequences that racing reads at most."""
-        return self.max_sequences or 10 * self.num_sequences
-
-    @model_validator(mode="after")
-    def _racing_has_room(self) -> "CalibrationConfig":
-        if self.max_sequences is not None and not self.racing:
-            raise ValueError(f"max_sequences is {self.max_sequences}, which only applies with racing: true")
-        if self.racing and self.race_limit < self.num_sequences:
-            raise ValueError(f"max_sequences is {self.max_sequences}, less than num_sequences {self.num_sequences}")
-        if self.racing and self.draws > 1:
-            raise ValueError(f"draws is {self.draws}, but a race has one draw, of as many sequences as it needs")
-        if self.racing and self.num_sequences < 2:
-            raise ValueError("racing compares sequences: num_sequences must be at least 2")
-        return self
 
 
-class TaylorConfig(Section):
-    """Options of the Taylor criterion."""
-
-    power: Literal[1, 2] = 1
-    """Exponent of each weight's importance."""
-    output_reduction: Reduction = "sum"
-    """Over the output dimension of a weight."""
-    block_reduction: Reduction = "sum"
-    """Over the weights of a block."""
+def _known_criterion(name: str) -> str:
+    if name not in CRITERIA:
+        raise ValueError(f"should be one of {', '.join(map(repr, CRITERIA))}")
+    return name
 
 
-class MagnitudeConfig(TaylorConfig):
-    """Options of the magnitude criterion."""
-
-
-class RandomConfig(Section):
-    """Options of the random control."""
-
-    seed: int = Field(0, ge=0)
-    """Draws the order."""
-
-
-class ScoringConfig(Section):
-    """How blocks are ranked."""
-
-    criteria: Annotated[tuple[Criterion, ...], AfterValidator(_distinct)] = Field(
-        ("ppl", "taylor", "magnitude"), min_length=1
+def _listed_criteria() -> str:
+    """The criteria by what they are measured on."""
+    text = [name for name, row in CRITERIA.items() if row.reads_text]
+    weights = [name for name, row in CRITERIA.items() if row.measured and not row.reads_text]
+    controls = [name for name, row in CRITERIA.items() if not row.measured]
+    return (
+        f"From calibration text: {', '.join(text)}; from the weights: {', '.join(weights)}; controls: "
+        f"{', '.join(controls)}."
     )
-    """Criteria to rank by; an axis of the search. From calibration text: ppl, taylor, kl, block_influence,
-    angular_span, greedy_ppl; from the weights: magnitude; controls: last_n, random."""
+
+
+class _BlockEntry(Section):
+    """Whole blocks, ranked by criteria. Each criterion's options stand under its name."""
+
+    unit: Literal["block"] = "block"
+    """What is removed."""
+    criteria: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
+        BeforeValidator(_as_tuple),
+        AfterValidator(_distinct),
+    ] = Field(
+        ("ppl", "taylor", "magnitude"),
+        min_length=1,
+        description=f"Criteria to rank by; an axis of the search. {_listed_criteria()}",
+    )
     protect_first: int = Field(4, ge=0)
     """Leading blocks that are never removed (count)."""
     protect_last: int = Field(2, ge=0)
     """Trailing blocks that are never removed (count)."""
     dtype: Dtype = "float32"
     """Compute type of scoring. Scores at the cut often differ by less than a bfloat16 rounding."""
-    taylor: TaylorConfig = TaylorConfig()
-    magnitude: MagnitudeConfig = MagnitudeConfig()
-    random: RandomConfig = RandomConfig()
+
+    def options(self, criterion: str) -> CriterionOptions:
+        """What the user set of a criterion, and the defaults of the rest."""
+        options: CriterionOptions = getattr(self, criterion)
+        return options
+
+    def settings(self, criterion: str) -> dict[str, object]:
+        """All that the removal by one criterion depends on, besides the model and the text."""
+        own = ("protect_first", "protect_last", "dtype")
+        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
 
     @model_validator(mode="after")
-    def _options_apply(self) -> "ScoringConfig":
-        for name in ("taylor", "magnitude"):
-            if name in self.model_fields_set and name not in self.criteria:
+    def _options_apply(self) -> "_BlockEntry":
+        for name in CRITERIA:
+            # A search may have the control `random` without the criterion: see `SearchConfig`.
+            if name in self.model_fields_set and name not in self.criteria and name != "random":
                 raise ValueError(
                     f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
                 )
         return self
+
+
+if TYPE_CHECKING:
+    BlockPruning = _BlockEntry
+else:
+    BlockPruning = create_model(
+        "BlockPruning",
+        __base__=_BlockEntry,
+        __doc__=_BlockEntry.__doc__,
+        **{
+            name: (row.options, Field(row.options(), description=" ".join(row.options.__doc__.split())))
+            for name, row in CRITERIA.items()
+        },
+    )
 
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -266,7 +281,7 @@ class SearchSection(Section):
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = ()
     """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
-    dense: the unpruned model; random: blocks drawn with scoring.random.seed, at every ratio."""
+    dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio."""
     equal_seconds: bool = False
     """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
     max_concurrent_trials: int = Field(1, ge=1)
@@ -392,8 +407,6 @@ class TrainingSource(TextSource):
 
 Method = Literal["none", "cpt", "lora", "cpt_lora", "distill", "last_blocks"]
 Seed = Annotated[int, Field(ge=0)]
-TOTAL, BY_RATIO = "total", "by ratio"
-"""Forms of retraining.tokens, which pydantic adds to the field's name."""
 
 _SHORT_FULL: dict[str, object] = {"learning_rate": 3e-4, "warmup_ratio": 0.1}
 PRESETS: dict[str, dict[str, dict[str, object]]] = {
@@ -893,8 +906,11 @@ class SearchConfig(Section):
     """Name of the experiment: letters, digits, - and _."""
     storage: StorageConfig = StorageConfig()
     model: ModelConfig
-    calibration: CalibrationConfig
-    scoring: ScoringConfig = ScoringConfig()
+    calibration: OneOrSeveral[CalibrationConfig]
+    """Text that blocks are scored on; a list is an axis of the search."""
+    # Other units will stand beside it in a union that `unit` discriminates.
+    pruning: OneOrSeveral[BlockPruning] = BlockPruning()
+    """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     search: SearchSection
     retraining: RetrainingConfig
     evaluation: EvaluationConfig
@@ -902,9 +918,53 @@ class SearchConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def criteria(self) -> tuple[str, ...]:
+        """Distinct criteria of all entries, in their order."""
+        return tuple(dict.fromkeys(criterion for entry in self.prunings for criterion in entry.criteria))
+
+    @property
     def reads_calibration(self) -> bool:
         """Whether any criterion reads calibration text."""
-        return bool(set(self.scoring.criteria) - TEXTLESS_CRITERIA)
+        return any(map(reads_text, self.criteria))
+
+    @property
+    def prunings(self) -> tuple[BlockPruning, ...]:
+        """Every entry of `pruning`."""
+        return self.pruning if isinstance(self.pruning, tuple) else (self.pruning,)
+
+    @property
+    def calibrations(self) -> tuple[CalibrationConfig, ...]:
+        """Every entry of `calibration`."""
+        return self.calibration if isinstance(self.calibration, tuple) else (self.calibration,)
+
+    @property
+    def num_rankings(self) -> int:
+        """Rankings of the blocks: criteria, those that read text once for each calibration."""
+        criteria = [criterion for entry in self.prunings for criterion in entry.criteria]
+        return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
+
+    @property
+    def calibration_labels(self) -> tuple[str | None, ...]:
+        """What tells the calibrations apart, in words; None for a single one."""
+        if len(self.calibrations) == 1:
+            return (None,)
+        facts = [
+            (one.label, f"seed {one.seed}", f"{one.num_sequences}x{one.sequence_length}", f"bos {one.bos}")
+            for one in self.calibrations
+        ]
+        varying = [column for column in range(len(facts[0])) if len({fact[column] for fact in facts}) > 1]
+        labels = [" ".join(fact[column] for column in varying) for fact in facts]
+        if len(set(labels)) < len(labels):  # they differ in what has no short name, such as the directory
+            labels = [f"{fact[0]} {number}" for number, fact in enumerate(facts, start=1)]
+        return tuple(labels)
+
+    def settings_label(self, entry: BlockPruning, criterion: str) -> str | None:
+        """What tells an entry's removal by a criterion from that of other entries, such as `protect_first=0`; None
+        where no other has the criterion."""
+        every = [other.settings(criterion) for other in self.prunings if criterion in other.criteria]
+        own = entry.settings(criterion)
+        differing = [name for name, value in own.items() if any(other[name] != value for other in every)]
+        return ", ".join(f"{name}={own[name]}" for name in differing) or None
 
     @field_validator("experiment")
     @classmethod
@@ -912,24 +972,6 @@ class SearchConfig(Section):
         if not EXPERIMENT_NAME.fullmatch(name):
             raise ValueError("a name has 1 to 100 letters, digits, - and _, and starts with a letter or digit")
         return name
-
-    @model_validator(mode="after")
-    def _draws_apply(self) -> "SearchConfig":
-        if self.calibration.draws > 1 and not self.reads_calibration:
-            raise ValueError(
-                f"calibration.draws is {self.calibration.draws}, but scoring.criteria is "
-                f"{list(self.scoring.criteria)}, which read no text"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _racing_applies(self) -> "SearchConfig":
-        if self.calibration.racing and not set(self.scoring.criteria) & set(RACED_CRITERIA):
-            raise ValueError(
-                f"calibration.racing is true, but scoring.criteria is {list(self.scoring.criteria)}; "
-                f"racing applies to {', '.join(RACED_CRITERIA)}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _budgets_match_ratios(self) -> "SearchConfig":
@@ -961,13 +1003,27 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _random_applies(self) -> "SearchConfig":
-        if "random" in self.scoring.model_fields_set and not (
-            "random" in self.scoring.criteria or "random" in self.search.controls
-        ):
-            raise ValueError(
-                f"options of random are given, but scoring.criteria is {list(self.scoring.criteria)} and "
-                f"search.controls {list(self.search.controls)}; add 'random' to one or drop them"
-            )
+        for index, (path, entry) in enumerate(zip(entry_paths("pruning", self.prunings), self.prunings, strict=True)):
+            used = "random" in entry.criteria or ("random" in self.search.controls and index == 0)
+            if "random" in entry.model_fields_set and not used:
+                raise ValueError(
+                    f"options of random are given, but {path}.criteria is {list(entry.criteria)} and "
+                    f"search.controls {list(self.search.controls)}; add 'random' to one or drop them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_differ(self) -> "SearchConfig":
+        if len(set(self.calibrations)) < len(self.calibrations):
+            raise ValueError("calibration: an entry is listed twice")
+        if len(self.calibrations) > 1 and not self.reads_calibration:
+            raise ValueError(f"calibration lists {len(self.calibrations)} texts, but no criterion of pruning reads any")
+        seen: dict[str, list[dict[str, object]]] = {}
+        for path, entry in zip(entry_paths("pruning", self.prunings), self.prunings, strict=True):
+            for criterion in entry.criteria:
+                if entry.settings(criterion) in seen.setdefault(criterion, []):
+                    raise ValueError(f"{path}.criteria: another entry has {criterion!r} with the same settings")
+                seen[criterion].append(entry.settings(criterion))
         return self
 
     @model_validator(mode="after")
@@ -1021,6 +1077,11 @@ PLACEMENT_KEYS = (
 PLACEMENT_SECTIONS = ("resources.", "tracking.")
 
 
+def entry_paths(section: str, entries: Sequence[object]) -> tuple[str, ...]:
+    """Where each entry of a section that may be a list stands in the configuration, for messages."""
+    return (section,) if len(entries) == 1 else tuple(f"{section}.{index}" for index in range(len(entries)))
+
+
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
     flat: dict[str, object] = {}
@@ -1051,18 +1112,18 @@ def changed_keys(stored: Mapping[str, object], config: SearchConfig) -> dict[str
     }
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section at `location`."""
+def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
+    """The section at `location`."""
     section: type[BaseModel] = SearchConfig
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or part in FORMS:
             continue
         field = section.model_fields.get(part)
         inner = _section_of(field.annotation) if field else None
         if inner is None:
-            return []
+            return None
         section = inner
-    return list(section.model_fields)
+    return section
 
 
 def _section_of(annotation: object) -> type[BaseModel] | None:
@@ -1074,6 +1135,19 @@ def _section_of(annotation: object) -> type[BaseModel] | None:
     return None
 
 
+def _unknown(key: str, value: object, section: type[BaseModel] | None) -> str:
+    """What to say of a key that a section does not have: the name that is nearest, by the keys that it holds where it
+    is a section itself, then by its spelling."""
+    fields = section.model_fields if section else {}
+    held = value.keys() if isinstance(value, Mapping) else set()
+    inner = {name: _section_of(field.annotation) for name, field in fields.items()}
+    shared = {name: len(held & one.model_fields.keys()) if one else 0 for name, one in inner.items()}
+    most = max(shared.values(), default=0)
+    alike = [name for name, count in shared.items() if count == most]
+    near = difflib.get_close_matches(key, alike, n=1, cutoff=0.0 if most else 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+
+
 def describe_errors(error: ValidationError) -> str:
     """One line per fault: the field, the value, what is allowed."""
     lines = []
@@ -1082,12 +1156,11 @@ def describe_errors(error: ValidationError) -> str:
         location = fault["loc"]
         if any(other["loc"][: len(location)] == location for other in faults if len(other["loc"]) > len(location)):
             continue  # A fault of the parts explains the fault of the whole.
-        name = ".".join(str(part) for part in location if part not in (TOTAL, BY_RATIO)) or "config"
+        name = ".".join(str(part) for part in location if part not in FORMS) or "config"
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(location[:-1])
-            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            lines.append(f"{name}: unknown key; {hint}")
+            lines.append(
+                f"{name}: unknown key; {_unknown(str(location[-1]), fault['input'], _section_at(location[:-1]))}"
+            )
         elif fault["type"] == "missing":
             lines.append(f"{name}: required")
         else:

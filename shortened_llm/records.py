@@ -213,30 +213,17 @@ class Cut:
     """The blocks that go, ascending."""
     probabilities: tuple[float, ...]
     """Of each block, in model order: share of resampled calibration sets by which it would go."""
-    open: tuple[int, ...] = ()
-    """Blocks that a race left undecided when it ran out of text."""
 
     @property
     def undecided(self) -> tuple[int, ...]:
-        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples, or a
-        race left them open."""
+        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
         low, high = UNDECIDED
-        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high or b in self.open)
+        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high)
 
 
 UNDECIDED = (0.05, 0.95)
 RESAMPLES = 1000
 """Bootstrap samples of the calibration sequences behind each probability."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreDraw:
-    """The scores by another draw of calibration text."""
-
-    seed: int
-    scores: tuple[float | None, ...]
-    order: tuple[int, ...]
-    sets: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,19 +241,24 @@ class BlockScores:
     """Of each score, where the criterion has one."""
     cuts: tuple[Cut, ...] | None = None
     """For each requested count, where the criterion has resamples to tell it from."""
-    draws: tuple[ScoreDraw, ...] = ()
-    """Other draws of the calibration text, for comparison."""
     protected: tuple[int, ...]
     """Blocks that a plan never removes."""
     dense_perplexity: float | None
     """Perplexity of the dense model on the calibration set, where the criterion measures it."""
-    sequences: tuple[int, ...] | None = None
-    """Calibration sequences read for each block, where racing made them differ."""
     tokens: int = 0
     """Calibration tokens read: sequences times their length."""
     protocol: str
     """Text, lengths, dtype and options behind the scores, in words."""
     fingerprint: str
+    calibration: str | None = None
+    """What tells the calibration text from others of the experiment, where a criterion reads several."""
+    settings: str | None = None
+    """What tells the criterion's settings from others of the experiment, where it is asked for with several."""
+
+    @property
+    def ranking(self) -> str:
+        """The criterion, and what tells this ranking from others by it, such as `ppl (seed 5)`."""
+        return _ranking_name(self.criterion, self.calibration, self.settings)
 
     def removed(self, count: int) -> tuple[int, ...]:
         """The `count` blocks that go, ascending."""
@@ -286,6 +278,11 @@ def removed_blocks(
     return tuple(sorted([block for block in order if block not in protected][:count]))
 
 
+def _ranking_name(criterion: str, calibration: str | None, settings: str | None) -> str:
+    told_apart = ", ".join(part for part in (calibration, settings) if part)
+    return f"{criterion} ({told_apart})" if told_apart else criterion
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanLabel:
     """A point of the search space that led to a plan."""
@@ -293,6 +290,15 @@ class PlanLabel:
     criterion: str
     ratio: float
     """Fraction of blocks asked for; `removed_blocks / num_blocks` where a count was asked for."""
+    calibration: str | None = None
+    """As in `BlockScores`."""
+    settings: str | None = None
+    """As in `BlockScores`."""
+
+    @property
+    def ranking(self) -> str:
+        """`BlockScores.ranking` of the scores that led to the plan."""
+        return _ranking_name(self.criterion, self.calibration, self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +335,7 @@ class PrunePlan:
     @property
     def name(self) -> str:
         """A short name for logs and tables, such as `ppl+taylor 20%`."""
-        criteria = "+".join(dict.fromkeys(label.criterion for label in self.labels))
+        criteria = "+".join(dict.fromkeys(label.ranking for label in self.labels))
         ratios = "/".join(dict.fromkeys(f"{100 * label.ratio:.3g}%" for label in self.labels))
         return f"{criteria} {ratios}"
 

@@ -126,7 +126,7 @@ def tiny_values(tiny_assets: Path, tmp_path: Path) -> dict:
         "storage": {"url": str(tmp_path / "results")},
         "model": {"path": str(tiny_assets / "model"), "dtype": "float32"},
         "calibration": {"path": stories, "num_sequences": 4, "sequence_length": 64},
-        "scoring": {"criteria": ["ppl", "magnitude"], "protect_first": 1, "protect_last": 1},
+        "pruning": {"criteria": ["ppl", "magnitude"], "protect_first": 1, "protect_last": 1},
         "search": {"ratios": [0.25]},
         "retraining": {
             "data": {"path": stories},

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "records": 0, "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0, "versions": 0,
+    "criteria": 0, "records": 0,
+    "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0, "versions": 0,
     "config": 1, "cluster_metrics": 1, "attempts": 1,
     "storage": 2, "data": 3, "models": 4,
     "scoring": 5, "pruning": 5, "retraining": 5, "evaluation": 5, "reporting": 5,

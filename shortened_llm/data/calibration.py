@@ -23,21 +23,15 @@ def calibration_tokens(
     *,
     vocab_size: int,
     bos: bool,
-    draw: int = 0,
-    num_sequences: int | None = None,
 ) -> torch.Tensor:
     """Draw sequences from the documents, at most one from each.
 
-    Texts: documents are visited in an order drawn with the seed `config.seed + draw`; each that is long enough gives
-    one sequence, at a drawn position. Rows of token ids: used as they are, in their order, each being one sequence;
-    draw d begins at row d x `config.num_sequences`.
+    Texts: documents are visited in an order drawn with `config.seed`; each that is long enough gives one sequence, at a
+    drawn position. Rows of token ids: used as they are, in their order, each being one sequence.
 
     Args:
         vocab_size: rows of the model's embedding table. Tokenizers can know fewer tokens, and more.
         bos: put the beginning-of-text token in place of the first token of every sequence drawn from texts.
-        draw: which of several draws.
-        num_sequences: as many as there are up to this number, instead of `config.num_sequences`. A larger number only
-            adds sequences behind those of a smaller one.
 
     Returns:
         Token ids, int64, [sequences, sequence_length].
@@ -49,70 +43,67 @@ def calibration_tokens(
     rows = list(islice(documents.rows(), MAX_DOCUMENTS))
     if not rows:
         raise BadInputError(
-            f"calibration.path: {config.path!r} ({documents.part}) holds no documents; give at least "
+            f"{documents.field_path}.path: {config.path!r} ({documents.part}) holds no documents; give at least "
             f"{config.num_sequences}"
         )
-    wanted = config.num_sequences if num_sequences is None else num_sequences
     if isinstance(rows[0], list):
-        sequences = _take(rows, config, draw, wanted)
+        sequences = _take(rows, config, documents.field_path)
     else:
-        sequences = _draw(rows, config, tokenizer, draw, wanted)
+        sequences = _draw(rows, config, tokenizer, documents.field_path)
         if bos:
-            first = _bos_token_id(config, tokenizer)
+            first = _bos_token_id(config, tokenizer, documents.field_path)
             sequences = [[first, *sequence[1:]] for sequence in sequences]
     for token in chain.from_iterable(sequences):
         if not 0 <= token < vocab_size:
             raise BadInputError(
-                f"calibration.path: {config.path!r} holds token id {token}; the model's vocabulary has ids from 0 to "
-                f"{vocab_size - 1}"
+                f"{documents.field_path}.path: {config.path!r} holds token id {token}; the model's vocabulary has ids "
+                f"from 0 to {vocab_size - 1}"
             )
     return torch.tensor(sequences, dtype=torch.int64)
 
 
-def _take(rows: list, config: CalibrationConfig, draw: int, wanted: int) -> list[list[int]]:
+def _take(rows: list, config: CalibrationConfig, field_path: str) -> list[list[int]]:
     """Rows of token ids as they are."""
-    first = draw * config.num_sequences
-    sequences = rows[first : first + wanted]
-    if len(sequences) < min(wanted, config.num_sequences):
+    sequences = rows[: config.num_sequences]
+    if len(sequences) < config.num_sequences:
         raise BadInputError(
-            f"calibration.num_sequences is {config.num_sequences} and calibration.draws {config.draws}, so that draw "
-            f"{draw} takes rows {first} to {first + config.num_sequences - 1}, but {config.path!r} holds {len(rows)} "
-            "rows of token ids; ask for fewer sequences or draws"
+            f"{field_path}.num_sequences is {config.num_sequences}, but {config.path!r} holds {len(rows)} rows of "
+            "token ids; ask for fewer sequences"
         )
     lengths = sorted({len(sequence) for sequence in sequences})
     if lengths != [config.sequence_length]:
         raise BadInputError(
-            f"calibration.sequence_length is {config.sequence_length}, but {config.path!r} holds token rows of lengths "
-            f"{lengths}; a row is one sequence"
+            f"{field_path}.sequence_length is {config.sequence_length}, but {config.path!r} holds token rows of "
+            f"lengths {lengths}; a row is one sequence"
         )
     return sequences
 
 
 def _draw(
-    rows: list, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, draw: int, wanted: int
+    rows: list, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, field_path: str
 ) -> list[list[int]]:
     """Parts of texts. What is drawn for a document does not depend on how many sequences are wanted."""
-    generator = np.random.default_rng(config.seed + draw)
+    generator = np.random.default_rng(config.seed)
     sequences: list[list[int]] = []
     for index in generator.permutation(len(rows)):
         (ids,) = encode_documents(tokenizer, [rows[index]])
         if len(ids) >= config.sequence_length:
             start = int(generator.integers(len(ids) - config.sequence_length + 1))
             sequences.append(ids[start : start + config.sequence_length])
-        if len(sequences) == wanted:
+        if len(sequences) == config.num_sequences:
             break
-    if len(sequences) < min(wanted, config.num_sequences):
+    if len(sequences) < config.num_sequences:
         raise BadInputError(
-            f"calibration.num_sequences is {config.num_sequences}, but only {len(sequences)} of the {len(rows)} "
+            f"{field_path}.num_sequences is {config.num_sequences}, but only {len(sequences)} of the {len(rows)} "
             f"documents of {config.path!r} have {config.sequence_length} tokens; ask for fewer or shorter sequences"
         )
     return sequences
 
 
-def _bos_token_id(config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def _bos_token_id(config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase, field_path: str) -> int:
     if tokenizer.bos_token_id is None:
         raise BadInputError(
-            f"calibration.bos: is {config.bos!r}, which asks for a beginning-of-text token before every sequence, but "
+            f"{field_path}.bos: is {config.bos!r}, which asks for a beginning-of-text token before every sequence, but "
             "the tokenizer has none; set none"
         )
     return int(tokenizer.bos_token_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from shortened_llm.config import SearchConfig, TextSource
+from shortened_llm.config import SearchConfig, TextSource, entry_paths
 from shortened_llm.data.instructions import InstructionPairs
 from shortened_llm.data.readers import BadRow, Row, no_column
 from shortened_llm.data.rows import Rows, Tally
@@ -134,8 +134,8 @@ def _hash_fraction(document: str | list[int]) -> float:
 class TextRoles:
     """Which documents serve which purpose in an experiment; no document serves two."""
 
-    calibration: Documents | None
-    """Where a criterion reads text."""
+    calibration: tuple[Documents, ...]
+    """One for each calibration, where a criterion reads text."""
     train: tuple[Documents, ...]
     selection: tuple[Documents, ...]
     report: tuple[Documents, ...]
@@ -152,7 +152,9 @@ def text_roles(config: SearchConfig) -> TextRoles:
     """
     named: list[tuple[str, Purpose, TextSource]] = []
     if config.reads_calibration:
-        named.append(("calibration", "train", config.calibration))
+        paths = entry_paths("calibration", config.calibrations)
+        named += [(path, "train", source) for path, source in zip(paths, config.calibrations, strict=True)]
+    num_calibrations = len(named)
     retraining = config.retraining
     named += [(f"retraining.data.{i}", "train", source) for i, source in enumerate(retraining.data)]
     selection, report = config.evaluation.selection.perplexity, config.evaluation.report.perplexity
@@ -195,8 +197,8 @@ def text_roles(config: SearchConfig) -> TextRoles:
             )
     reported = tuple(d for d in documents if d.purpose == "report")
     return TextRoles(
-        calibration=next((d for d in documents if d.field_path == "calibration"), None),
-        train=tuple(d for d in documents if d.purpose == "train" and d.field_path != "calibration"),
+        calibration=tuple(documents[:num_calibrations]),
+        train=tuple(d for d in documents[num_calibrations:] if d.purpose == "train"),
         selection=tuple(d for d in documents if d.purpose == "selection"),
         report=reported[: len(report)],
         agreement=reported[len(report) :],

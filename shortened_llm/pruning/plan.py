@@ -29,7 +29,7 @@ def requested_counts(
         if not 1 <= count <= min(removable, num_blocks - 1):
             raise BadInputError(
                 f"{field} removes {count} of {num_blocks} blocks; allowed are 1 to {min(removable, num_blocks - 1)}, "
-                f"since {len(protected)} are protected (scoring.protect_first, scoring.protect_last)"
+                f"since {len(protected)} are protected (pruning.protect_first, pruning.protect_last)"
             )
         counts.add((count, ratio))
     return tuple(sorted(counts))
@@ -47,7 +47,12 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
     labels: dict[tuple[int, ...], list[PlanLabel]] = {}
     for criterion in scores:
         for count, ratio in requested_counts(search, num_blocks, criterion.protected):
-            label = PlanLabel(criterion=criterion.criterion, ratio=ratio)
+            label = PlanLabel(
+                criterion=criterion.criterion,
+                ratio=ratio,
+                calibration=criterion.calibration,
+                settings=criterion.settings,
+            )
             labels.setdefault(criterion.removed(count), []).append(label)
     by_size = sorted(labels.items(), key=lambda item: len(item[0]))
     return tuple(_plan(removed, tuple(its_labels), size) for removed, its_labels in by_size)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pydantic import TypeAdapter
 
-from shortened_llm.config import TEXTLESS_CRITERIA
+from shortened_llm.criteria import CRITERIA
 from shortened_llm.records import (
     EvalScores,
     Experiment,
@@ -124,7 +124,8 @@ def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | Non
         "training" if recipe.train_on == "corpus" else "instructions"
         for recipe in (trial.spec.recipes if trial else ())
     }
-    if any(label.criterion not in (*TEXTLESS_CRITERIA, *NO_CRITERIA) for label in plan.labels):
+    without_text = [name for name, row in CRITERIA.items() if not row.reads_text]
+    if any(label.criterion not in (*without_text, *NO_CRITERIA) for label in plan.labels):
         roles.add("calibration")
     return [source for source in provenance.sources if source.role in roles]
 

@@ -1,34 +1,7 @@
-"""How sure it is which blocks go: by resampling the calibration text, and by other draws of it."""
+"""How sure it is which blocks go: by resampling the calibration text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from shortened_llm.records import BlockScores, ScoreDraw, removed_blocks
+from shortened_llm.records import BlockScores
 from shortened_llm.reporting import formats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrawsAgreement:
-    """How far all draws of the calibration text lead to the same plan."""
-
-    count: int
-    """How many blocks are removed."""
-    always: tuple[int, ...]
-    """Blocks that go in every draw, ascending."""
-    sometimes: tuple[int, ...]
-    """Blocks that go in some draws only, ascending."""
-
-
-def draws_agreements(scores: BlockScores, counts: Sequence[int]) -> tuple[DrawsAgreement, ...]:
-    """One for each of `counts`; none where the calibration text was drawn once."""
-    draws_of: tuple[BlockScores | ScoreDraw, ...] = (scores, *scores.draws)
-    agreements = []
-    for count in counts if scores.draws else ():
-        draws = [set(removed_blocks(draw.order, draw.sets, scores.protected, count)) for draw in draws_of]
-        always = set.intersection(*draws)
-        sometimes = set.union(*draws) - always
-        agreements.append(DrawsAgreement(count=count, always=tuple(sorted(always)), sometimes=tuple(sorted(sometimes))))
-    return tuple(agreements)
 
 
 def undecided_blocks(scores: BlockScores) -> tuple[int, ...]:

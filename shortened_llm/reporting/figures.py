@@ -71,11 +71,11 @@ def score_svgs(view: ReportView) -> list[str]:
     """One `<svg>` per criterion: its scores by block."""
     svgs = []
     for index, scores in enumerate(view.experiment.block_scores):
-        colour = view.styles[(scores.criterion,)].colour
+        colour = view.styles[(scores.ranking,)].colour
         with drawing(f"scores{index}"):
             figure = new_figure(figure_width(len(scores.scores)), 2.2)
             tips = draw_criterion(figure, scores, (), colour)
-            svgs.append(to_svg(figure, f"{scores.criterion} score by block", tips))
+            svgs.append(to_svg(figure, f"{scores.ranking} score by block", tips))
     return svgs
 
 

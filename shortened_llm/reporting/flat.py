@@ -52,7 +52,7 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "status": lambda row: row.status,
     "failure": lambda row: row.trial.failure if row.status == "failed" else None,
     "best_of_size": lambda row: row.best_of_size,
-    "criteria": lambda row: ";".join(label.criterion for label in row.plan.labels),
+    "criteria": lambda row: ";".join(label.ranking for label in row.plan.labels),
     "ratios": lambda row: ";".join(repr(label.ratio) for label in row.plan.labels),
     "blocks": lambda row: row.plan.size.blocks,
     "block_ratio": lambda row: row.plan.block_ratio,

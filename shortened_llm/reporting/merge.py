@@ -52,11 +52,11 @@ def _check_same_dense(first: Experiment, other: Experiment) -> None:
 
 
 def _add(merged: Experiment, other: Experiment) -> Experiment:
-    known = {scores.criterion: scores.fingerprint for scores in merged.block_scores}
+    known = {scores.ranking: scores.fingerprint for scores in merged.block_scores}
     criteria = {
-        scores.criterion: f"{scores.criterion} ({other.name})"
+        scores.ranking: f"{scores.criterion} ({other.name})"
         for scores in other.block_scores
-        if known.get(scores.criterion, scores.fingerprint) != scores.fingerprint
+        if known.get(scores.ranking, scores.fingerprint) != scores.fingerprint
     }
     named = _named(other, criteria)
     trials = {trial.spec.fingerprint: trial for trial in merged.trials}
@@ -66,7 +66,7 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
     return replace(
         merged,
         trials=tuple(trials.values()),
-        block_scores=(*merged.block_scores, *(one for one in named.block_scores if one.criterion not in known)),
+        block_scores=(*merged.block_scores, *(one for one in named.block_scores if one.ranking not in known)),
         dense_selection=_union(merged.dense_selection, named.dense_selection),
         dense_report=_union(merged.dense_report, named.dense_report),
         unseen_units=tuple(dict.fromkeys((*merged.unseen_units, *named.unseen_units))),
@@ -89,7 +89,7 @@ def _named(experiment: Experiment, criteria: Mapping[str, str]) -> Experiment:
     return replace(
         experiment,
         block_scores=tuple(
-            replace(scores, criterion=criteria.get(scores.criterion, scores.criterion))
+            replace(scores, criterion=criteria.get(scores.ranking, scores.criterion))
             for scores in experiment.block_scores
         ),
         trials=tuple(
@@ -105,7 +105,7 @@ def _named(experiment: Experiment, criteria: Mapping[str, str]) -> Experiment:
 
 
 def _named_plan(plan: PrunePlan, criteria: Mapping[str, str]) -> PrunePlan:
-    labels = tuple(replace(label, criterion=criteria.get(label.criterion, label.criterion)) for label in plan.labels)
+    labels = tuple(replace(label, criterion=criteria.get(label.ranking, label.criterion)) for label in plan.labels)
     return replace(plan, labels=labels)
 
 

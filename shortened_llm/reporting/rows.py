@@ -40,9 +40,7 @@ class TrialRow:
     @property
     def labels(self) -> str:
         """Every point of the search space that led to the plan: `ppl 20 %, taylor 20 %`."""
-        return ", ".join(
-            f"{label.criterion}\N{NO-BREAK SPACE}{formats.ratio(label.ratio)}" for label in self.plan.labels
-        )
+        return ", ".join(f"{label.ranking}\N{NO-BREAK SPACE}{formats.ratio(label.ratio)}" for label in self.plan.labels)
 
     @property
     def is_control(self) -> bool:
@@ -142,7 +140,7 @@ def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[s
 
 def plan_criteria(plan: PrunePlan) -> tuple[str, ...]:
     """The set of criteria that led to a plan, sorted by name."""
-    return tuple(sorted({label.criterion for label in plan.labels}))
+    return tuple(sorted({label.ranking for label in plan.labels}))
 
 
 def selection_nll(trial: ReportedTrial) -> float | None:
@@ -219,7 +217,7 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
     Those of controls, which are drawn in a style of their own, are left out.
     """
-    scored = tuple((scores.criterion,) for scores in experiment.block_scores)
+    scored = tuple((scores.ranking,) for scores in experiment.block_scores)
     found = sorted(
         {plan_criteria(trial.spec.plan) for trial in experiment.trials if trial.spec.control is None},
         key=lambda names: (len(names), names),
@@ -235,5 +233,5 @@ def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePl
 
 def asked_ratios(plan: PrunePlan, criterion: str) -> str:
     """The ratios by which a criterion was asked for a plan: `20 %`."""
-    asked = dict.fromkeys(formats.ratio(label.ratio) for label in plan.labels if label.criterion == criterion)
+    asked = dict.fromkeys(formats.ratio(label.ratio) for label in plan.labels if label.ranking == criterion)
     return "/".join(asked)

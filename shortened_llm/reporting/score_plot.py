@@ -165,8 +165,7 @@ def block_tip(scores: BlockScores, block: int) -> str:
     tip = f"block {block}: {formats.significant(scores.scores[block])}"
     if error is not None:
         tip += f" ± {formats.significant(error, 2)}"
-    read = f"{scores.sequences[block]} sequences read" if scores.sequences else ""
-    return "; ".join(part for part in (tip, chances(scores, block), read) if part)
+    return "; ".join(part for part in (tip, chances(scores, block)) if part)
 
 
 def draw_cuts(axes: "Axes", lines: Sequence[CutLine], num_blocks: int, protected: Sequence[int], colour: str) -> None:
@@ -210,11 +209,11 @@ def score_figure(block_scores: Sequence[BlockScores]) -> "Figure":
     height = (2.4 + 0.2 * len(counts)) * lines + 0.2 * (1 - (-len(legend) // entries_per_line))
     figure = new_figure(width * columns, height)
     grid = figure.add_gridspec(lines, columns)
-    styles = series_styles([(scores.criterion,) for scores in block_scores])
+    styles = series_styles([(scores.ranking,) for scores in block_scores])
     for index, scores in enumerate(block_scores):
         part = figure.add_subfigure(grid[index])
-        part.suptitle(formats.first_line(scores.criterion, 60), fontsize=10)
-        draw_criterion(part, scores, _requested(scores, counts), styles[(scores.criterion,)].colour)
+        part.suptitle(formats.first_line(scores.ranking, 60), fontsize=10)
+        draw_criterion(part, scores, _requested(scores, counts), styles[(scores.ranking,)].colour)
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=entries_per_line, fontsize=8)
     return figure
 

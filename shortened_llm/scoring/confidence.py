@@ -1,12 +1,11 @@
-"""How sure a selection of blocks is: over resamples of the calibration sequences, and at any stopping time."""
+"""How sure a selection of blocks is: over resamples of the calibration sequences."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
+from shortened_llm.criteria.criterion import CriterionScores
 from shortened_llm.records import RESAMPLES, Cut, removed_blocks
-from shortened_llm.scoring.criterion import CriterionScores
 
 
 def resampled_cuts(
@@ -41,29 +40,3 @@ def resampled_cuts(
         )
         for count, row in zip(counts, gone, strict=True)
     )
-
-
-def surely_negative(values: np.ndarray, alpha: float, horizon: int) -> np.ndarray:
-    """Whether the mean of each column of [observations, columns] is below 0, by a test that may be read at any time.
-
-    If the mean is 0, the chance that this ever turns true, however often one looks and whenever one stops, is at most
-    `alpha`: exactly for normal values of unknown variance, and about so for means over many tokens. The evidence is the
-    Bayes factor of the t-test with effect size ~ N(0, g), which is a martingale under the null hypothesis.
-
-    Source: Gönen et al., "The Bayesian two-sample t test", 2005; Wang and Ramdas, "Anytime-valid t-tests and confidence
-    sequences for Gaussian means with unknown variance", arXiv 2310.03722.
-
-    Args:
-        horizon: number of observations after which the test is to be most powerful; sets g.
-    """
-    number = len(values)
-    if number < 2:
-        return np.zeros(values.shape[1], dtype=bool)
-    g = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha)) + 1) / horizon
-    means, variances = values.mean(axis=0), values.var(axis=0, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = number * means**2 / variances / (number - 1)  # t^2 / (n - 1); NaN for zeros, which is no evidence
-        gain = np.log1p(ratio) - np.log1p(ratio / (1 + number * g))
-    gain = np.where(np.isinf(ratio), math.log1p(number * g), gain)  # the limit: no variance at all
-    log_evidence = number / 2 * gain - math.log1p(number * g) / 2
-    return (means < 0) & (log_evidence >= math.log(1 / alpha))

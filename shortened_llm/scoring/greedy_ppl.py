@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
+from shortened_llm.criteria.greedy_ppl import cheapest
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.criterion import CriterionScores, Progress
-from shortened_llm.scoring.one_pass import advance, check_finite, sequences_in_memory
+from shortened_llm.scoring.one_pass import Progress, advance, check_finite, sequences_in_memory
 
 
 def measure_greedy_ppl(
@@ -27,7 +27,7 @@ def measure_greedy_ppl(
     What a removal does not change is not computed again: the states before the removed block are those of the step
     before. They are kept before as many blocks as memory allows, and a step begins at the last of these.
 
-    Source: SLEB, arXiv 2402.09025, section 4. Cost: at most `num_removed` times that of `ppl`.
+    Cost: at most `num_removed` times that of `ppl`.
 
     Args:
         tokens: calibration sequences, [sequences, length], in CPU memory.
@@ -56,7 +56,7 @@ def measure_greedy_ppl(
         columns = [f"the model {base}", *(f"the model {base} and without block {block}" for block in candidates)]
         check_finite(sums, [f"{column} has loss" for column in columns], 0)
         losses[step, [0, *(1 + block for block in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
-        removed.append(_cheapest(losses[step]))
+        removed.append(cheapest(losses[step]))
         saved = {place: states for place, states in saved.items() if place <= removed[-1]}
         on_progress(step + 1, num_removed)
     return losses
@@ -93,33 +93,3 @@ def _places_to_save(kept: list[int], candidates: list[int], spare_states: int) -
         if sum(sizes[place] for place in places) <= spare_states:
             return frozenset(places)
     return frozenset()
-
-
-def _cheapest(losses: np.ndarray) -> int:
-    """The block to remove, from the losses [1 + blocks] of one step."""
-    return int(np.nanargmin(losses[1:]))
-
-
-def greedy_ppl_scores(losses: np.ndarray) -> CriterionScores:
-    """The order of removal; the other blocks follow by the loss of removing them next.
-
-    A block's score is the perplexity of the model at its removal: without it and all that went before. Protected blocks
-    have none and come last.
-
-    Args:
-        losses: as measured, [num_removed, 1 + blocks].
-    """
-    removed: list[int] = []
-    perplexity: list[float | None] = [
-        None if np.isnan(loss) else float(np.exp(loss)) for loss in losses[-1, 1:]
-    ]  # of the last step, for what stays
-    for row in losses:
-        removed.append(_cheapest(row))
-        perplexity[removed[-1]] = float(np.exp(row[1 + removed[-1]]))
-    others = [block for block in range(len(perplexity)) if block not in removed]
-    others.sort(key=lambda block: (float("inf") if (score := perplexity[block]) is None else score, block))
-    return CriterionScores(
-        scores=tuple(perplexity),
-        removal_order=(*removed, *others),
-        dense_perplexity=float(np.exp(losses[0, 0])),
-    )

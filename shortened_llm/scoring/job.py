@@ -1,55 +1,36 @@
 """What is to be scored, and the units of work that measure it."""
 
 import importlib.metadata
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from shortened_llm.config import (
-    RACED_CRITERIA,
-    TEXTLESS_CRITERIA,
-    CalibrationConfig,
-    Criterion,
-    ScoringConfig,
-    SearchConfig,
-)
+from shortened_llm.config import BlockPruning, CalibrationConfig, SearchConfig
+from shortened_llm.criteria import CRITERIA, reads_text
 from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
 from shortened_llm.data.sources import Documents
 from shortened_llm.records import ModelRef
-from shortened_llm.scoring import angular_span, block_influence, kl, ppl
 
-STAGE_VERSION = 2
-# Forward-only criteria and the statistic of the shared walk that each reduces.
-WALKED: dict[Criterion, str] = {
-    "ppl": ppl.STATISTIC,
-    "kl": kl.STATISTIC,
-    "block_influence": block_influence.STATISTIC,
-    "angular_span": angular_span.STATISTIC,
-}
-RACE = "race:"
-# Nothing to measure.
-FREE: tuple[Criterion, ...] = ("last_n", "random")
+STAGE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringJob:
-    """A model, the text it is scored on, and the cuts that the scores are for."""
+    """A model, the criteria of one entry of `pruning`, one text, and the cuts that the scores are for."""
 
     model: ModelRef
+    pruning: BlockPruning
+    criteria: tuple[str, ...]
+    """Those of the entry that this text is read for."""
     documents: Documents | None
     """Where a criterion reads text."""
     calibration: CalibrationConfig
-    scoring: ScoringConfig
     counts: tuple[int, ...]
-    """Numbers of blocks that plans will remove, ascending. Scores owe nothing to them, but for a race and greedy."""
-
-    @classmethod
-    def of(
-        cls, config: SearchConfig, model: ModelRef, documents: Documents | None, counts: tuple[int, ...]
-    ) -> "ScoringJob":
-        """What a configuration asks for."""
-        return cls(
-            model=model, documents=documents, calibration=config.calibration, scoring=config.scoring, counts=counts
-        )
+    """Numbers of blocks that plans will remove, ascending. Scores depend on them only where a criterion searches."""
+    calibration_label: str | None = None
+    """What tells this text from those of other jobs."""
+    settings_labels: dict[str, str | None] = field(default_factory=dict)
+    """What tells a criterion's settings from those of other jobs."""
 
     @property
     def num_blocks(self) -> int:
@@ -57,55 +38,90 @@ class ScoringJob:
 
     @property
     def protected(self) -> tuple[int, ...]:
-        return protected_blocks(self.scoring, self.num_blocks)
+        return protected_blocks(self.pruning, self.num_blocks)
+
+
+def scoring_jobs(
+    config: SearchConfig, model: ModelRef, texts: Sequence[Documents], counts: tuple[int, ...]
+) -> tuple[ScoringJob, ...]:
+    """What a configuration asks for: every entry of `pruning` with every calibration.
+
+    Args:
+        texts: of each calibration; none where no criterion reads text.
+    """
+    jobs = []
+    for entry in config.prunings:
+        for index, (calibration, label) in enumerate(zip(config.calibrations, config.calibration_labels, strict=True)):
+            # What reads no text is asked of the first alone.
+            criteria = tuple(criterion for criterion in entry.criteria if index == 0 or reads_text(criterion))
+            job = ScoringJob(
+                model=model,
+                pruning=entry,
+                criteria=criteria,
+                documents=texts[index] if texts else None,
+                calibration=calibration,
+                counts=counts,
+                calibration_label=label,
+                settings_labels={criterion: config.settings_label(entry, criterion) for criterion in criteria},
+            )
+            jobs.append(job)
+    return tuple(job for job in jobs if job.criteria)
+
+
+def rankings(jobs: Sequence[ScoringJob]) -> tuple[tuple[str, ScoringJob], ...]:
+    """Each criterion with each job that it is asked of; the calibrations of one criterion stand side by side."""
+    return tuple(
+        (criterion, job)
+        for entry in dict.fromkeys(job.pruning for job in jobs)
+        for criterion in entry.criteria
+        for job in jobs
+        if job.pruning == entry and criterion in job.criteria
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """One piece of work: statistics that one task measures, on a range of the calibration sequences of one draw."""
+    """One piece of work: statistics that one task measures, on a range of the calibration sequences."""
 
     statistics: tuple[str, ...]
-    """Of one walk (`one_pass`), or the name of one criterion that measures for itself, or `race:` and a statistic."""
-    draw: int
+    """Of one walk (`one_pass`), or the one that `criterion` measures for itself."""
+    criterion: str | None
+    """None for a walk, which criteria share."""
     start: int
     stop: int
 
     @property
-    def raced(self) -> str | None:
-        """The statistic that the unit races for."""
-        (first, *_) = self.statistics
-        return first.removeprefix(RACE) if first.startswith(RACE) else None
-
-    @property
     def name(self) -> str:
-        """A short name for logs, such as `nll+kl` or `taylor (draw 1)`."""
-        draw = f" (draw {self.draw})" if self.draw else ""
+        """A short name for logs, such as `nll+kl` or `taylor`."""
         shard = f" [{self.start}:{self.stop}]" if self.start else ""
-        return "+".join(self.statistics) + draw + shard
+        return "+".join(self.statistics) + shard
 
 
-def protected_blocks(scoring: ScoringConfig, num_blocks: int) -> tuple[int, ...]:
+def work_name(unit: Unit, job: ScoringJob) -> str:
+    """A short name for logs that tells the unit from those of other jobs."""
+    settings = job.settings_labels.get(unit.criterion) if unit.criterion else None
+    told_apart = ", ".join(part for part in (job.calibration_label if unit.stop else None, settings) if part)
+    return f"{unit.name} ({told_apart})" if told_apart else unit.name
+
+
+def protected_blocks(pruning: BlockPruning, num_blocks: int) -> tuple[int, ...]:
     """Blocks that no plan removes: the first and the last ones, as configured."""
-    last = range(max(0, num_blocks - scoring.protect_last), num_blocks)
-    return tuple(sorted({*range(min(scoring.protect_first, num_blocks)), *last}))
+    last = range(max(0, num_blocks - pruning.protect_last), num_blocks)
+    return tuple(sorted({*range(min(pruning.protect_first, num_blocks)), *last}))
 
 
-def is_raced(criterion: Criterion, job: ScoringJob) -> bool:
-    return job.calibration.racing and criterion in RACED_CRITERIA
-
-
-def draws(criterion: Criterion, job: ScoringJob) -> range:
-    """The draws of calibration text that the criterion is measured on."""
-    return range(job.calibration.draws if criterion not in TEXTLESS_CRITERIA and not is_raced(criterion, job) else 1)
-
-
-def unit_of(criterion: Criterion, job: ScoringJob, draw: int = 0) -> Unit:
-    """The unit that holds all that a criterion reduces, over the whole calibration set."""
-    if is_raced(criterion, job):
-        return Unit(statistics=(RACE + WALKED[criterion],), draw=0, start=0, stop=job.calibration.race_limit)
-    statistic = WALKED.get(criterion, criterion)
-    stop = 0 if criterion == "magnitude" else job.calibration.num_sequences
-    return Unit(statistics=(statistic,), draw=draw, start=0, stop=stop)
+def unit_of(criterion: str, job: ScoringJob) -> Unit | None:
+    """The unit that holds all that a criterion reduces, over the whole calibration set; None where nothing is
+    measured."""
+    row = CRITERIA[criterion]
+    if row.statistic is None:
+        return None
+    return Unit(
+        statistics=(row.statistic,),
+        criterion=None if row.is_walked else criterion,
+        start=0,
+        stop=job.calibration.num_sequences if row.reads_text else 0,
+    )
 
 
 def shards(unit: Unit, number: int) -> tuple[Unit, ...]:
@@ -119,16 +135,12 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     """Everything that a measurement's numbers depend on; for a unit with one statistic."""
     (statistic,) = unit.statistics
     calibration = job.calibration
-    raced = unit.raced is not None
-    options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(statistic)
+    searches = unit.criterion is not None and CRITERIA[unit.criterion].searches
     text = {
         "stage": CALIBRATION_VERSION,
         "documents": job.documents.identity if job.documents else None,
-        # Where later draws begin among rows of token ids, and the size of a race's rounds.
-        "num_sequences": calibration.num_sequences if unit.draw or raced else None,
         "sequence_length": calibration.sequence_length,
         "seed": calibration.seed,
-        "draw": unit.draw,
         "bos": calibration.bos,
         "start": unit.start,
         "stop": unit.stop,
@@ -137,10 +149,10 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     return {
         "stage": STAGE_VERSION,
         "statistic": statistic,
-        "options": options.model_dump() if options else None,
+        "options": job.pruning.options(unit.criterion).model_dump() if unit.criterion else None,
         "model": job.model.identity,
-        "dtype": job.scoring.dtype,
+        "dtype": job.pruning.dtype,
         "calibration": text if unit.stop else None,
-        "protected": job.protected if raced or statistic == "greedy_ppl" else None,
-        "cuts": job.counts if raced else max(job.counts) if statistic == "greedy_ppl" else None,
+        "protected": job.protected if searches else None,
+        "cuts": max(job.counts) if searches else None,
     }

@@ -4,17 +4,17 @@ import math
 
 import numpy as np
 
-from shortened_llm.config import MagnitudeConfig
+from shortened_llm.criteria.magnitude import MagnitudeOptions
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.scoring.criterion import Progress
+from shortened_llm.scoring.one_pass import Progress
 from shortened_llm.scoring.weights import block_score, scored_weights
 
 
-def measure_magnitude(streamed: StreamedModel, options: MagnitudeConfig, *, on_progress: Progress) -> np.ndarray:
+def measure_magnitude(streamed: StreamedModel, options: MagnitudeOptions, *, on_progress: Progress) -> np.ndarray:
     """Each block's |W|^p, reduced as in `weights.block_score`; [blocks].
 
-    Source: arXiv 2402.02834, section 2.2 ("Mag"). Cost: no forward pass.
+    Cost: no forward pass.
     """
     scores = []
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):

@@ -1,26 +1,27 @@
 """Read or compute what criteria are reduced from: arrays over calibration sequences, stored once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from shortened_llm.config import Criterion
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.criterion import BlockStatistic
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import FileEntry
-from shortened_llm.scoring.criterion import Progress
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
-from shortened_llm.scoring.job import FREE, WALKED, ScoringJob, Unit, draws, identity, is_raced, shards, unit_of
+from shortened_llm.scoring.job import ScoringJob, Unit, identity, shards, unit_of
 from shortened_llm.scoring.magnitude import measure_magnitude
-from shortened_llm.scoring.one_pass import walk_statistics
-from shortened_llm.scoring.racing import race
+from shortened_llm.scoring.one_pass import Progress, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
-from shortened_llm.storage.layout import MEASUREMENTS
+from shortened_llm.storage import layout
 from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
@@ -36,7 +37,59 @@ class Measurement:
     files: tuple[FileEntry, ...]
 
 
-def pending_units(criteria: Sequence[Criterion], job: ScoringJob, store: Store, num_shards: int) -> tuple[Unit, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a criterion that measures for itself may use."""
+
+    streamed: StreamedModel
+    tokens: torch.Tensor
+    """Calibration sequences, [sequences, length]; none for a criterion that reads no text."""
+    options: Any
+    """The criterion's own."""
+    protected: tuple[int, ...]
+    num_removed: int
+    """Blocks that go at the largest cut."""
+    memory_gib: float | None
+    on_progress: Progress
+
+
+MEASUREMENTS: dict[str, Callable[[Inputs], np.ndarray]] = {
+    "taylor": lambda given: measure_taylor(
+        given.streamed, given.tokens, given.options, memory_gib=given.memory_gib, on_progress=given.on_progress
+    ),
+    "magnitude": lambda given: measure_magnitude(given.streamed, given.options, on_progress=given.on_progress),
+    "greedy_ppl": lambda given: measure_greedy_ppl(
+        given.streamed,
+        given.tokens,
+        given.protected,
+        given.num_removed,
+        memory_gib=given.memory_gib,
+        on_progress=given.on_progress,
+    ),
+}
+"""What criteria measure for themselves; everything else is a statistic of the walk."""
+
+
+def walked(statistics: Iterable[str]) -> list[str | BlockStatistic]:
+    """What the walk is asked for: its own statistics by name, and those that criteria add to it."""
+    added = {row.measured.name: row.measured for row in CRITERIA.values() if isinstance(row.measured, BlockStatistic)}
+    return [added.get(name, name) for name in statistics]
+
+
+def pending_work(jobs: Iterable[ScoringJob], store: Store, num_shards: int) -> tuple[tuple[Unit, ScoringJob], ...]:
+    """The units that all jobs together still need, each statistic once, with the job to measure it for."""
+    work: list[tuple[Unit, ScoringJob]] = []
+    planned: set[str] = set()
+    for job in jobs:
+        for unit in pending_units(job.criteria, job, store, num_shards):
+            keys = {part: fingerprint(identity(replace(unit, statistics=(part,)), job)) for part in unit.statistics}
+            if new := tuple(part for part, key in keys.items() if key not in planned):
+                work.append((replace(unit, statistics=new), job))
+            planned |= set(keys.values())
+    return tuple(work)
+
+
+def pending_units(criteria: Sequence[str], job: ScoringJob, store: Store, num_shards: int) -> tuple[Unit, ...]:
     """The work that `criteria` still need, as units that may run in any order, in parallel.
 
     Criteria that only need a walk share one; its sequences are cut into `num_shards` units.
@@ -44,19 +97,16 @@ def pending_units(criteria: Sequence[Criterion], job: ScoringJob, store: Store, 
     units: list[Unit] = []
     walks: dict[Unit, list[str]] = {}
     for criterion in criteria:
-        if criterion in FREE:
+        whole = unit_of(criterion, job)
+        if whole is None or _stored(whole, job, store):
             continue
-        for draw in draws(criterion, job):
-            whole = unit_of(criterion, job, draw)
-            if _stored(whole, job, store):
-                continue
-            if criterion not in WALKED or is_raced(criterion, job):
-                units.append(whole)
-                continue
-            for shard in shards(whole, num_shards):
-                if not _stored(shard, job, store):
-                    walks.setdefault(replace(shard, statistics=()), []).extend(shard.statistics)
-    return (*units, *(replace(shard, statistics=tuple(statistics)) for shard, statistics in walks.items()))
+        if whole.criterion is not None:
+            units.append(whole)
+            continue
+        for shard in shards(whole, num_shards):
+            if not _stored(shard, job, store):
+                walks.setdefault(replace(shard, statistics=()), []).extend(shard.statistics)
+    return (*units, *(replace(shard, statistics=tuple(dict.fromkeys(names))) for shard, names in walks.items()))
 
 
 def measure(
@@ -81,51 +131,48 @@ def _values(
     unit: Unit, job: ScoringJob, device: str, memory_gib: float | None, on_progress: Progress
 ) -> dict[str, np.ndarray]:
     """The array of each of the unit's statistics."""
-    streamed = StreamedModel.open(job.model, job.scoring.dtype, device=device)
-    name, calibration = unit.statistics[0], job.calibration
-    if name == "magnitude":
-        return {name: measure_magnitude(streamed, job.scoring.magnitude, on_progress=on_progress)}
-    assert job.documents is not None, f"{name} reads text"
-    tokens = calibration_tokens(
+    streamed = StreamedModel.open(job.model, job.pruning.dtype, device=device)
+    tokens = _tokens(unit, job, streamed) if unit.stop else torch.empty((0, 0), dtype=torch.int64)
+    if unit.criterion is None:
+        names = walked(unit.statistics)
+        return walk_statistics(streamed, tokens, names, memory_gib=memory_gib, on_progress=on_progress)
+    (statistic,) = unit.statistics
+    given = Inputs(
+        streamed=streamed,
+        tokens=tokens,
+        options=job.pruning.options(unit.criterion),
+        protected=job.protected,
+        num_removed=max(job.counts, default=0),
+        memory_gib=memory_gib,
+        on_progress=on_progress,
+    )
+    return {statistic: MEASUREMENTS[statistic](given)}
+
+
+def _tokens(unit: Unit, job: ScoringJob, streamed: StreamedModel) -> torch.Tensor:
+    """The unit's calibration sequences."""
+    assert job.documents is not None, f"{unit.name} reads text"
+    return calibration_tokens(
         job.documents,
-        calibration,
+        job.calibration,
         load_tokenizer(model_directory(job.model)),
         vocab_size=len(streamed.model.get_input_embeddings().weight),
-        bos=needs_bos(calibration.bos, streamed.model.config.model_type),
-        draw=unit.draw,
-        num_sequences=unit.stop if unit.raced else None,
+        bos=needs_bos(job.calibration.bos, streamed.model.config.model_type),
     )[unit.start : unit.stop]
-    if name == "taylor":
-        values = measure_taylor(streamed, tokens, job.scoring.taylor, memory_gib=memory_gib, on_progress=on_progress)
-    elif name == "greedy_ppl":
-        values = measure_greedy_ppl(
-            streamed, tokens, job.protected, max(job.counts), memory_gib=memory_gib, on_progress=on_progress
-        )
-    elif unit.raced:
-        values = race(
-            streamed,
-            tokens,
-            unit.raced,
-            job.counts,
-            job.protected,
-            calibration.num_sequences,
-            memory_gib=memory_gib,
-            on_progress=on_progress,
-        )
-    else:
-        return walk_statistics(streamed, tokens, unit.statistics, memory_gib=memory_gib, on_progress=on_progress)
-    return {name: values}
 
 
-def measured(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int, draw: int = 0) -> np.ndarray:
-    """What a criterion is reduced from, merged from its shards where it was cut.
+def measured(criterion: str, job: ScoringJob, store: Store, *, num_shards: int) -> np.ndarray:
+    """What a criterion is reduced from, merged from its shards where it was cut; the indices of the blocks where
+    nothing is measured.
 
     Statistics are kept per sequence, so the merge is exact: the sequences in their order.
 
     Raises:
         LookupError: it has not been measured.
     """
-    whole = unit_of(criterion, job, draw)
+    whole = unit_of(criterion, job)
+    if whole is None:
+        return np.arange(job.num_blocks)
     if (values := _read(whole, job, store)) is not None:
         return values
     parts = [_read(shard, job, store) for shard in shards(whole, num_shards)]
@@ -138,11 +185,11 @@ def measured(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards:
 
 
 def _stored(unit: Unit, job: ScoringJob, store: Store) -> bool:
-    return store.read(MEASUREMENTS, fingerprint(identity(unit, job)), Measurement) is not None
+    return store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Measurement) is not None
 
 
 def _read(unit: Unit, job: ScoringJob, store: Store) -> np.ndarray | None:
-    record = store.read(MEASUREMENTS, fingerprint(identity(unit, job)), Measurement)
+    record = store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Measurement)
     if record is None:
         return None
     return np.load(local_directory(record.url, record.files) / FILE)
@@ -153,6 +200,6 @@ def _keep(unit: Unit, values: np.ndarray, job: ScoringJob, store: Store) -> None
     key = fingerprint(its_identity)
     with temporary_directory() as temporary:
         np.save(Path(temporary) / FILE, values)
-        url = store.attempt_url(MEASUREMENTS, key)
+        url = store.attempt_url(layout.MEASUREMENTS, key)
         record = Measurement(url=url, files=upload_directory(Path(temporary), url))
-    store.write(MEASUREMENTS, key, record, identity=its_identity, parents=(job.model.fingerprint,))
+    store.write(layout.MEASUREMENTS, key, record, identity=its_identity, parents=(job.model.fingerprint,))

@@ -10,30 +10,22 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
+from shortened_llm.criteria.criterion import ANGLE, COSINE, KL, NLL, BlockStatistic
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.models.cpu import available_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.criterion import Progress
 
-# What a walk can measure, per calibration sequence; [sequences, ...], fp64.
-NLL = "nll"
-"""Mean loss in nats per prediction, [sequences, 1 + blocks]: of the dense model, then without each block."""
-KL = "kl"
-"""Mean over predictions of KL(dense || without the block) in nats, [sequences, blocks]."""
-COSINE = "cosine"
-"""Mean over tokens of the cosine between a block's input and output, [sequences, blocks]."""
-ANGLE = "angle"
-"""Angle / pi between the last token's hidden states before block m and before block n, [sequences, blocks + 1,
-blocks + 1]; the last index is the last block's output."""
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
 OF_CANDIDATES = frozenset({NLL, KL})
 
 
 def walk_statistics(
     streamed: StreamedModel,
     tokens: torch.Tensor,
-    statistics: Iterable[str],
+    statistics: Iterable[str | BlockStatistic],
     *,
     memory_gib: float | None,
     on_progress: Progress,
@@ -43,18 +35,21 @@ def walk_statistics(
 
     Args:
         tokens: calibration sequences, [sequences, length], in CPU memory.
+        statistics: names of `criteria.criterion.STATISTICS`, and others from each block's input and output.
         memory_gib: for hidden states; half of the free memory unless given.
         candidates: blocks to measure losses without, ascending; all unless given. Of the others the losses are NaN.
 
     Raises:
         NonFiniteLossError: naming the block and the sequence.
     """
-    wanted = frozenset(statistics)
+    asked = {COSINE_OF_BLOCK if statistic == COSINE else statistic for statistic in statistics}
+    wanted = frozenset(statistic for statistic in asked if isinstance(statistic, str))
+    of_blocks = tuple(statistic for statistic in asked if isinstance(statistic, BlockStatistic))
     num_blocks = streamed.num_blocks
     blocks = tuple(range(num_blocks)) if candidates is None else tuple(candidates)
     if not (with_losses := bool(wanted & OF_CANDIDATES)):
         blocks = ()
-    states = 1 + len(blocks) + (COSINE in wanted)
+    states = 1 + len(blocks) + bool(of_blocks)
     batches = tokens.split(sequences_in_memory(streamed, states, tokens.shape[1], memory_gib))
     in_blocks = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks))
     work = in_blocks + (_head_work(streamed, len(blocks) + 1) if with_losses else 0)
@@ -69,9 +64,10 @@ def walk_statistics(
     parts: list[dict[str, np.ndarray]] = []
     first = 0
     for batch in batches:
-        parts.append(_walk_batch(walk, batch, first, blocks, wanted, on_work))
+        parts.append(_walk_batch(walk, batch, first, blocks, wanted, of_blocks, on_work))
         first += len(batch)
-    return {name: np.concatenate([part[name] for part in parts]) for name in sorted(wanted)}
+    names = sorted({*wanted, *(statistic.name for statistic in of_blocks)})
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memory_gib: float | None) -> int:
@@ -94,24 +90,25 @@ def _walk_batch(
     first_sequence: int,
     candidates: Sequence[int],
     wanted: frozenset[str],
+    of_blocks: Sequence[BlockStatistic],
     on_work: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     num_blocks, num_sequences = walk.streamed.num_blocks, len(tokens)
     states = walk.new_states(len(candidates) + 1, tokens)
     live = 1
-    cosines, last_tokens = [], [states[0, :, -1].double()]
+    last_tokens = [states[0, :, -1].double()]
+    numbers: dict[str, list[torch.Tensor]] = {statistic.name: [] for statistic in of_blocks}
     for index, block in walk.streamed.read_blocks(range(num_blocks)):
-        before = states[0].clone() if COSINE in wanted else None
+        before = states[0].clone() if of_blocks else states[0]
         passed, live = live, advance(walk, index, block, states, live, index in candidates)
         on_work(passed)
-        if before is not None:
-            cosines.append(_mean_cosines(before, states[0], walk.sequences_per_call))
+        for statistic in of_blocks:
+            numbers[statistic.name].append(_of_block(statistic, before, states[0], walk.sequences_per_call))
         last_tokens.append(states[0, :, -1].double())
     found: dict[str, np.ndarray] = {}
-    if COSINE in wanted:
-        cosine = torch.stack(cosines, dim=1).cpu().numpy()
-        check_finite(cosine, [f"block {b} puts out states of cosine" for b in range(num_blocks)], first_sequence)
-        found[COSINE] = cosine
+    for name, columns in numbers.items():
+        found[name] = torch.stack(columns, dim=1).cpu().numpy()
+        check_finite(found[name], [f"block {b} puts out states of {name}" for b in range(num_blocks)], first_sequence)
     if ANGLE in wanted:
         found[ANGLE] = _angles(torch.stack(last_tokens, dim=1)).cpu().numpy()
         after = found[ANGLE][:, range(num_blocks), range(1, num_blocks + 1)]
@@ -170,11 +167,19 @@ def check_finite(values: np.ndarray, columns: Sequence[str], first_sequence: int
         raise NonFiniteLossError(f"{columns[column]} {value} on calibration sequence {first_sequence + sequence}")
 
 
-def _mean_cosines(before: torch.Tensor, after: torch.Tensor, sequences_at_once: int) -> torch.Tensor:
-    """Mean cosine of each sequence's tokens, fp64 [sequences], of states [sequences, length, hidden]."""
+def _of_block(
+    statistic: BlockStatistic, before: torch.Tensor, after: torch.Tensor, sequences_at_once: int
+) -> torch.Tensor:
+    """The statistic of each sequence, fp64 [sequences], of states [sequences, length, hidden]."""
     parts = zip(before.split(sequences_at_once), after.split(sequences_at_once), strict=True)
-    means = [torch.cosine_similarity(one.float(), other.float(), dim=-1).double().mean(dim=1) for one, other in parts]
-    return torch.cat(means)
+    return torch.cat([statistic.function(one, other).double() for one, other in parts])
+
+
+def _mean_cosines(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return torch.cosine_similarity(before.float(), after.float(), dim=-1).double().mean(dim=1)
+
+
+COSINE_OF_BLOCK = BlockStatistic(name=COSINE, function=_mean_cosines)
 
 
 def _angles(states: torch.Tensor) -> torch.Tensor:

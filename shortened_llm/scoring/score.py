@@ -1,30 +1,27 @@
 """Scores of every block by one criterion, reduced from what was measured."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from shortened_llm.config import Criterion
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.criterion import CriterionScores, Measured
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import BlockScores, Cut, ScoreDraw
-from shortened_llm.scoring.angular_span import angular_span_scores
-from shortened_llm.scoring.block_influence import block_influence_scores
+from shortened_llm.records import BlockScores
 from shortened_llm.scoring.confidence import resampled_cuts
-from shortened_llm.scoring.criterion import CriterionScores
-from shortened_llm.scoring.greedy_ppl import greedy_ppl_scores
-from shortened_llm.scoring.job import FREE, STAGE_VERSION, WALKED, ScoringJob, draws, identity, is_raced, unit_of
-from shortened_llm.scoring.kl import kl_scores
-from shortened_llm.scoring.last_n import last_n_scores
+from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob, identity, rankings, unit_of
 from shortened_llm.scoring.measure import measured
-from shortened_llm.scoring.ppl import ppl_scores
-from shortened_llm.scoring.racing import raced_cuts, raced_scores, replay, sequences_read
-from shortened_llm.scoring.random_order import random_scores
 from shortened_llm.storage.layout import SCORES
 from shortened_llm.storage.store import Store
 
 
-def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_shards: int = 1) -> BlockScores:
+def score_all(jobs: Sequence[ScoringJob], store: Store, *, num_shards: int = 1) -> tuple[BlockScores, ...]:
+    """The scores that the jobs ask for, once their units of work are done."""
+    return tuple(score_blocks(criterion, job, store, num_shards=num_shards) for criterion, job in rankings(jobs))
+
+
+def score_blocks(criterion: str, job: ScoringJob, store: Store, *, num_shards: int = 1) -> BlockScores:
     """The scores of a criterion whose units of work are done; stored and returned.
 
     Raises:
@@ -32,112 +29,65 @@ def score_blocks(criterion: Criterion, job: ScoringJob, store: Store, *, num_sha
     """
     its_identity = _identity(criterion, job)
     key = fingerprint(its_identity)
-    if stored := store.read(SCORES, key, BlockScores):
-        return stored
-    record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
-    store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
-    return record
+    record = store.read(SCORES, key, BlockScores)
+    if record is None:
+        record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
+        store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
+    # What tells rankings apart is a matter of the configuration, not of the stored numbers.
+    text = job.calibration_label if CRITERIA[criterion].reads_text else None
+    return replace(record, calibration=text, settings=job.settings_labels.get(criterion))
 
 
-def _reduce(criterion: Criterion, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
-    sequences: tuple[int, ...] | None = None
-    cuts: tuple[Cut, ...] | None = None
-    others: tuple[ScoreDraw, ...] = ()
-    tokens = 0
-    if criterion in FREE:
-        scores = _free_scores(criterion, job)
-    elif is_raced(criterion, job):
-        costs = measured(criterion, job, store, num_shards=1)
-        slots = replay(costs[:, 1:], job.counts, job.protected, job.calibration.num_sequences)
-        scores = raced_scores(costs, slots, is_loss=criterion == "ppl")
-        cuts = raced_cuts(costs, slots, scores.sets or ())
-        sequences = tuple(sequences_read(costs).tolist())
-        tokens = len(costs) * job.calibration.sequence_length
-    else:
-        reduce = _reduction(criterion, job)
-        values = measured(criterion, job, store, num_shards=num_shards)
-        scores = reduce(values)
-        if criterion in WALKED:
-            cuts = resampled_cuts(values, reduce, job.counts, job.protected)
-        others = tuple(
-            _draw(
-                job.calibration.seed + draw, reduce(measured(criterion, job, store, num_shards=num_shards, draw=draw))
-            )
-            for draw in draws(criterion, job)[1:]
-        )
-        tokens = unit_of(criterion, job).stop * job.calibration.sequence_length
+def _reduce(criterion: str, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
+    row, options = CRITERIA[criterion], job.pruning.options(criterion)
+
+    def reduce(values: np.ndarray) -> CriterionScores:
+        return row.reduce(Measured(values=values, protected=job.protected, options=options))
+
+    values = measured(criterion, job, store, num_shards=num_shards)
+    scores = reduce(values)
+    tokens = job.calibration.num_sequences * job.calibration.sequence_length if row.reads_text else 0
     return BlockScores(
         criterion=criterion,
         scores=scores.scores,
         order=scores.order,
         sets=scores.sets,
         standard_errors=scores.standard_errors,
-        cuts=cuts,
-        draws=others,
+        cuts=resampled_cuts(values, reduce, job.counts, job.protected) if row.is_walked else None,
         protected=job.protected,
         dense_perplexity=scores.dense_perplexity,
-        sequences=sequences,
         tokens=tokens,
-        protocol=_protocol(criterion, job, tokens),
+        protocol=_protocol(criterion, job),
         fingerprint="",
     )
 
 
-def _reduction(criterion: Criterion, job: ScoringJob) -> Callable[[np.ndarray], CriterionScores]:
-    """From what was measured to scores."""
-    if criterion == "angular_span":
-        return lambda angles: angular_span_scores(angles, job.protected)
-    return {
-        "ppl": ppl_scores,
-        "kl": kl_scores,
-        "block_influence": block_influence_scores,
-        "greedy_ppl": greedy_ppl_scores,
-    }.get(criterion, lambda values: CriterionScores(scores=tuple(values.tolist())))
-
-
-def _free_scores(criterion: Criterion, job: ScoringJob) -> CriterionScores:
-    if criterion == "last_n":
-        return last_n_scores(job.num_blocks)
-    return random_scores(job.num_blocks, job.scoring.random.seed)
-
-
-def _draw(seed: int, scores: CriterionScores) -> ScoreDraw:
-    return ScoreDraw(seed=seed, scores=scores.scores, order=scores.order, sets=scores.sets)
-
-
-def _identity(criterion: Criterion, job: ScoringJob) -> dict[str, object]:
-    measurement = None if criterion in FREE else identity(unit_of(criterion, job), job)
+def _identity(criterion: str, job: ScoringJob) -> dict[str, object]:
+    unit = unit_of(criterion, job)
     return {
         "stage": STAGE_VERSION,
         "criterion": criterion,
-        "measurement": measurement,
-        "draws": len(draws(criterion, job)),
+        "options": job.pruning.options(criterion).model_dump(),
+        "measurement": None if unit is None else identity(unit, job),
         "num_blocks": job.num_blocks,
         "protected": job.protected,
         "cuts": job.counts,
-        "seed": job.scoring.random.seed if criterion == "random" else None,
     }
 
 
-def _protocol(criterion: Criterion, job: ScoringJob, tokens: int) -> str:
+def _protocol(criterion: str, job: ScoringJob) -> str:
     """Text, lengths, dtype and options behind the scores, in words."""
-    if criterion == "last_n":
-        return "position only"
-    if criterion == "random":
-        return f"seed {job.scoring.random.seed}"
-    calibration, words = job.calibration, []
-    if tokens and job.documents is not None:
+    row, calibration = CRITERIA[criterion], job.calibration
+    words = []
+    if row.reads_text and job.documents is not None:
         words.append(
-            f"{tokens // calibration.sequence_length}x{calibration.sequence_length} tokens of {calibration.label} "
+            f"{calibration.num_sequences}x{calibration.sequence_length} tokens of {calibration.label} "
             f"({job.documents.part}), seed {calibration.seed}"
         )
-    else:
+    elif row.measured:
         words.append("weights only")
-    if is_raced(criterion, job):
-        words.append(f"raced in rounds of {calibration.num_sequences} sequences, at most {calibration.race_limit}")
-    if criterion == "greedy_ppl":
+    if row.searches:
         words.append(f"{max(job.counts)} removals")
-    options = {"taylor": job.scoring.taylor, "magnitude": job.scoring.magnitude}.get(criterion)
-    if options:
-        words.append(" ".join(f"{name}={value}" for name, value in options.model_dump().items()))
-    return ", ".join([*words, job.scoring.dtype])
+    if options := job.pruning.options(criterion).model_dump():
+        words.append(" ".join(f"{name}={value}" for name, value in options.items()))
+    return ", ".join([*words, job.pruning.dtype] if row.measured else words) or "position only"

@@ -14,7 +14,7 @@ def score_table(scores: BlockScores) -> str:
     free = [block for block in scores.order if block not in scores.protected]
     shown = [score for block in free if (score := scores.scores[block]) is not None] or [0.0]
     low, high = min(shown), max(shown)
-    title = f"{scores.criterion}: {scores.protocol}"
+    title = f"{scores.ranking}: {scores.protocol}"
     if scores.dense_perplexity is not None:
         title += f"; dense perplexity {scores.dense_perplexity:.4g}"
     cuts = scores.cuts or ()

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from shortened_llm.config import TaylorConfig
+from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import loss_gradient
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.criterion import Progress
-from shortened_llm.scoring.one_pass import sequences_in_memory
+from shortened_llm.scoring.one_pass import Progress, sequences_in_memory
 from shortened_llm.scoring.weights import block_score, scored_weights
 
 # The backward pass keeps the inner activations of its sequences, about four times what a forward pass holds.
@@ -24,7 +23,7 @@ FORWARD_CALLS_PER_BACKWARD = 4
 def measure_taylor(
     streamed: StreamedModel,
     tokens: torch.Tensor,
-    options: TaylorConfig,
+    options: TaylorOptions,
     *,
     memory_gib: float | None,
     on_progress: Progress,
@@ -36,7 +35,7 @@ def measure_taylor(
     calibration set is not cut among tasks or passes: its block inputs stay in memory, and one block at a time is run
     again with gradients, from the last to the first. A block's gradient lives only until it is reduced.
 
-    Source: arXiv 2402.02834, section 2.2 ("Taylor"). Cost: two forward passes and one backward pass.
+    Cost: two forward passes and one backward pass.
 
     Args:
         tokens: calibration sequences, [sequences, length], in CPU memory.
@@ -97,7 +96,7 @@ def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor,
 
 
 def _backward_and_score(
-    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, options: TaylorConfig
+    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, options: TaylorOptions
 ) -> float:
     """The block's score; `gradient`, of its output, becomes that of its input. Nothing holds the weights afterwards:
     the block after the next is read once the next is asked for."""

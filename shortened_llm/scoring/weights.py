@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from shortened_llm.config import TaylorConfig
+from shortened_llm.criteria.taylor import TaylorOptions
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"sum": torch.sum, "mean": torch.mean, "max": torch.max}
 
@@ -21,7 +21,7 @@ def scored_weights(block: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
-def block_score(importances: Iterator[torch.Tensor], options: TaylorConfig) -> float:
+def block_score(importances: Iterator[torch.Tensor], options: TaylorOptions) -> float:
     """Reduce the importance of each weight, |.|, to the block's score.
 
     Importances are raised to `power`, summed over the input (last) dimension of tensors that have one, then reduced

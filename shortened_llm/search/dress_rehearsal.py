@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import Criterion, TaylorConfig
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.bypass import bypassing
@@ -34,9 +35,8 @@ from shortened_llm.retraining.adapters import (
     verify_adapter,
 )
 from shortened_llm.retraining.export import gathered_state
-from shortened_llm.scoring.job import WALKED
-from shortened_llm.scoring.one_pass import NLL, walk_statistics
-from shortened_llm.scoring.taylor import measure_taylor
+from shortened_llm.scoring.measure import MEASUREMENTS, Inputs, walked
+from shortened_llm.scoring.one_pass import walk_statistics
 
 SEQUENCES, LENGTH = 2, 12
 TOLERANCE = 1e-4
@@ -73,27 +73,35 @@ class Toy:
         return F.cross_entropy(logits.transpose(1, 2), self.tokens[:, 1:], reduction="none").mean(dim=1)
 
 
-def rehearse_scoring(toy: Toy, criteria: Iterable[Criterion]) -> None:
-    """Walk two sequences through the blocks, and compare the losses; run Taylor where it is asked for.
+def rehearse_scoring(toy: Toy, criteria: Iterable[str]) -> None:
+    """Walk two sequences through the blocks, and compare the losses; try what criteria measure for themselves.
 
     Raises:
         BadInputError: naming the family.
     """
-    config = toy.config
-    statistics = {WALKED[criterion] for criterion in criteria if criterion in WALKED}
-    if "greedy_ppl" in criteria:
-        statistics.add(NLL)
-    with _trying(config, "walked block by block", advice="the criteria magnitude, last_n and random do without a walk"):
+    config, rows = toy.config, {name: CRITERIA[name] for name in criteria if CRITERIA[name].reads_text}
+    statistics = {NLL, *(row.statistic for row in rows.values() if row.statistic and row.is_walked)}
+    without = ", ".join(name for name, row in CRITERIA.items() if not row.reads_text)
+    with _trying(config, "walked block by block", advice=f"the criteria {without} do without a walk"):
         check_head(toy.model)
-        if statistics:
+        if rows:
             streamed = StreamedModel.open(toy.ref, "float32")
             found = walk_statistics(
-                streamed, toy.tokens, statistics | {NLL}, memory_gib=None, on_progress=_ignore, candidates=(0,)
+                streamed, toy.tokens, walked(statistics), memory_gib=None, on_progress=_ignore, candidates=(0,)
             )
             _compare(torch.from_numpy(found[NLL][:, 0]), toy.losses().double(), "the walk gives another loss")
-        if "taylor" in criteria:
-            streamed = StreamedModel.open(toy.ref, "float32")
-            measure_taylor(streamed, toy.tokens, TaylorConfig(), memory_gib=None, on_progress=_ignore)
+        for name, row in rows.items():
+            if not row.is_walked:
+                given = Inputs(
+                    streamed=StreamedModel.open(toy.ref, "float32"),
+                    tokens=toy.tokens,
+                    options=row.options(),
+                    protected=tuple(range(1, toy.ref.num_blocks)),
+                    num_removed=1,
+                    memory_gib=None,
+                    on_progress=_ignore,
+                )
+                MEASUREMENTS[row.statistic or name](given)
 
 
 def rehearse_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool) -> None:

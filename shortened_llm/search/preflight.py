@@ -9,7 +9,7 @@ from itertools import product
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import Method, SearchConfig, changed_keys
+from shortened_llm.config import Method, SearchConfig, changed_keys, entry_paths
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -151,28 +151,30 @@ def _scoring_facts(config: SearchConfig, store: Store, faults: Faults) -> Scorin
     _check_context(config, model_config, faults)
     if roles is None:
         return None
-    if roles.calibration is not None:
+    for documents, calibration in zip(roles.calibration, config.calibrations, strict=False):
         with faults.gather():
-            check_calibration(config, roles.calibration, tokenizer, model_config)
+            check_calibration(calibration, documents, tokenizer, model_config)
     return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, cuts=cuts)
 
 
 def _cuts(config: SearchConfig, num_blocks: int) -> tuple[tuple[int, float], ...]:
-    protected = protected_blocks(config.scoring, num_blocks)
-    if len(protected) >= num_blocks:
-        raise BadInputError(
-            f"scoring.protect_first {config.scoring.protect_first} and protect_last {config.scoring.protect_last} "
-            f"protect all {num_blocks} blocks"
-        )
-    return requested_counts(config.search, num_blocks, protected)
+    cuts: tuple[tuple[int, float], ...] = ()
+    for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
+        protected = protected_blocks(entry, num_blocks)
+        if len(protected) >= num_blocks:
+            raise BadInputError(
+                f"{path}.protect_first {entry.protect_first} and protect_last {entry.protect_last} "
+                f"protect all {num_blocks} blocks"
+            )
+        cuts = requested_counts(config.search, num_blocks, protected)  # of all entries alike
+    return cuts
 
 
 def _check_context(config: SearchConfig, model_config: PretrainedConfig, faults: Faults) -> None:
     positions = getattr(model_config, "max_position_embeddings", None)
-    lengths = {
-        "calibration.sequence_length": config.calibration.sequence_length,
-        "retraining.sequence_length": config.retraining.sequence_length,
-    }
+    paths = entry_paths("calibration", config.calibrations)
+    lengths = {f"{p}.sequence_length": one.sequence_length for p, one in zip(paths, config.calibrations, strict=True)}
+    lengths["retraining.sequence_length"] = config.retraining.sequence_length
     if config.retraining.uses_instructions and config.retraining.instructions is not None:
         lengths["retraining.instructions.max_length"] = config.retraining.instructions.max_length
     for field, length in lengths.items():
@@ -185,7 +187,7 @@ def _rehearse(config: SearchConfig, facts: ScoringFacts, *, trains: bool, export
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
-        rehearse_scoring(toy, config.scoring.criteria)
+        rehearse_scoring(toy, config.criteria)
         if trains and set(retraining.methods) != {"none"}:
             lora: LoraOptions | None = None
             if {"lora", "cpt_lora"} & set(retraining.methods):
@@ -218,7 +220,7 @@ def _check_models_tasks(config: SearchConfig, facts: ScoringFacts, faults: Fault
 
 
 def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
-    """Trials where no two criteria choose the same blocks."""
+    """Trials where no two rankings choose the same blocks."""
 
     def of_methods(methods: Sequence[Method], budget: int) -> int:
         return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
@@ -227,7 +229,7 @@ def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
     count = 0
     for _, ratio in facts.cuts:
         budget = retraining.budget(ratio)
-        count += len(config.scoring.criteria) * of_methods(retraining.methods, budget)
+        count += config.num_rankings * of_methods(retraining.methods, budget)
         count += of_methods(["cpt"], budget) if "random" in controls else 0
     if "dense" in controls:
         count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)

@@ -4,7 +4,7 @@ from itertools import islice
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import CalibrationConfig, SearchConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles
@@ -21,13 +21,14 @@ MOST_CHARACTERS = 64
 
 
 def check_calibration(
-    config: SearchConfig, documents: Documents, tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig
+    calibration: CalibrationConfig,
+    documents: Documents,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PretrainedConfig,
 ) -> None:
     """Draw the calibration sequences; raises `BadInputError` as `data.calibration.calibration_tokens`."""
-    calibration = config.calibration
     bos = needs_bos(calibration.bos, model_config.model_type)
-    for draw in range(calibration.draws):
-        calibration_tokens(documents, calibration, tokenizer, vocab_size=model_config.vocab_size, bos=bos, draw=draw)
+    calibration_tokens(documents, calibration, tokenizer, vocab_size=model_config.vocab_size, bos=bos)
 
 
 def check_training_texts(

@@ -19,9 +19,9 @@ from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture, TrainingData
-from shortened_llm.scoring.job import ScoringJob, Unit
-from shortened_llm.scoring.measure import measure, pending_units
-from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.job import ScoringJob, Unit, work_name
+from shortened_llm.scoring.measure import measure, pending_work
+from shortened_llm.scoring.score import score_all
 from shortened_llm.search.progress import Progress
 from shortened_llm.storage.store import Store
 
@@ -48,17 +48,19 @@ def start_packing(
     return wait
 
 
-def score(job: ScoringJob, config: SearchConfig, store: Store, progress: Progress) -> tuple[BlockScores, ...]:
+def score(
+    jobs: Sequence[ScoringJob], config: SearchConfig, store: Store, progress: Progress
+) -> tuple[BlockScores, ...]:
     """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
-    resources, criteria = config.resources, config.scoring.criteria
+    resources = config.resources
     task = _measure.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
     tasks = []
-    for unit in pending_units(criteria, job, store, resources.scoring_shards):
-        about = progress.about(f"score {unit.name}")
+    for unit, job in pending_work(jobs, store, resources.scoring_shards):
+        about = progress.about(f"score {work_name(unit, job)}")
         about("waiting for its resources")
         tasks.append(task.remote(unit, job, store, resources, about))
     ray.get(tasks)
-    return tuple(score_blocks(c, job, store, num_shards=resources.scoring_shards) for c in criteria)
+    return score_all(jobs, store, num_shards=resources.scoring_shards)
 
 
 @ray.remote(max_retries=RETRIES)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from shortened_llm.config import DataSource, SearchConfig
+from shortened_llm.config import DataSource, SearchConfig, entry_paths
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.license import data_license, is_hub_id, model_license
@@ -19,7 +19,8 @@ def provenance(config: SearchConfig) -> Provenance:
     retraining = config.retraining
     named: list[tuple[str, DataSource, Role, str]] = []
     if config.reads_calibration:
-        named.append((config.calibration.label, config.calibration, "calibration", "calibration"))
+        paths = entry_paths("calibration", config.calibrations)
+        named += [(one.label, one, "calibration", path) for one, path in zip(config.calibrations, paths, strict=True)]
     if retraining.uses_corpus:
         named += [(one.label, one, "training", f"retraining.data.{i}") for i, one in enumerate(retraining.data)]
     if retraining.uses_instructions and (pairs := retraining.instructions) is not None:

@@ -8,7 +8,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
-from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.scoring.job import scoring_jobs
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.experiment import add_runs, own_experiment
 from shortened_llm.search.preflight import ScoringFacts
@@ -78,6 +78,6 @@ def _plan(
     size = size_of(dense, config.model.exported_dtype)
     if removed is not None:
         return chosen_plan(removed, size)
-    job = ScoringJob.of(config, dense, facts.roles.calibration, facts.counts)
-    plans = make_plans(config.search, score(job, config, store, progress), size)
+    jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
+    plans = make_plans(config.search, score(jobs, config, store, progress), size)
     return plans[0]

@@ -10,7 +10,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
-from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.scoring.job import ScoringJob, scoring_jobs
 from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_may_idle
 from shortened_llm.search.dress_rehearsal import rehearse_plans
@@ -65,7 +65,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
         )
         dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
         packing = start_packing(dense, config, roles, store, log.about("prepare"))
-        scoring = ScoringJob.of(config, dense, roles.calibration, facts.counts)
+        scoring = scoring_jobs(config, dense, roles.calibration, facts.counts)
         scores = score(scoring, config, store, log.about("prepare"))
         data = packing()
         if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
@@ -80,7 +80,7 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             dtype=config.model.dtype,
             export_dtype=config.model.exported_dtype,
         )
-        specs = _trials(config, facts, space, scores, scoring, store)
+        specs = _trials(config, facts, space, scores, scoring[0], store)
         context = TrialContext(
             space=space,
             store=store,

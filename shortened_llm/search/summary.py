@@ -39,12 +39,14 @@ def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> s
     retraining, resources = config.retraining, config.resources
     counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.cuts)
     roles = facts.roles
-    text = f" on {config.calibration.num_sequences} x {config.calibration.sequence_length} tokens of "
-    calibration = f"{text}{roles.calibration.source.label} ({roles.calibration.part})" if roles.calibration else ""
+    texts = ", ".join(
+        f"{one.num_sequences} x {one.sequence_length} tokens of {one.label} ({documents.part})"
+        for one, documents in zip(config.calibrations, roles.calibration, strict=False)
+    )
     lines = [
         f"experiment  {config.experiment} in {store.experiment_url(config.experiment)}",
         f"model       {config.model.path}: {facts.num_blocks} blocks",
-        f"scoring     {', '.join(config.scoring.criteria)}{calibration}",
+        f"scoring     {', '.join(config.criteria)}{' on ' if texts else ''}{texts}",
         f"removes     {counts} of {facts.num_blocks} blocks",
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",

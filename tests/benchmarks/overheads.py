@@ -91,7 +91,7 @@ def submission(environment: dict[str, str], directory: str) -> dict[str, float]:
         command = [
             sys.executable, "-m", "jobs.submit", CONFIG, "--address", f"http://127.0.0.1:{DASHBOARD_PORT}",
             "--storage.url", f"{directory}/results-{concurrent}", "--resources.workers", "1",
-            "--search.max_concurrent_trials", str(concurrent), "--scoring.criteria", '["magnitude"]',
+            "--search.max_concurrent_trials", str(concurrent), "--pruning.criteria", '["magnitude"]',
             "--search.ratios", "[0.25, 0.375, 0.5, 0.625]",
         ]  # fmt: skip
         started = time.time()
@@ -124,7 +124,7 @@ def queue(environment: dict[str, str], directory: str) -> dict[str, float]:
     rates = [f"{1e-4 * (1 + index / 100):.3e}" for index in range(QUEUED // 2)]
     command = [
         sys.executable, "-m", "jobs.search", CONFIG, "--storage.url", f"{directory}/results",
-        "--scoring.criteria", '["magnitude"]', "--retraining.cpt.learning_rate", f"[{', '.join(rates)}]",
+        "--pruning.criteria", '["magnitude"]', "--retraining.cpt.learning_rate", f"[{', '.join(rates)}]",
     ]  # fmt: skip
     with Path(directory, "search.log").open("wb") as log:
         driver = subprocess.Popen(
@@ -167,7 +167,7 @@ def nodes(environment: dict[str, str], directory: str) -> dict[str, float]:
     ran = subprocess.run(
         [
             sys.executable, "-m", "jobs.search", CONFIG, "--storage.url", f"{directory}/results",
-            "--scoring.criteria", '["magnitude"]', "--search.max_concurrent_trials", "2",
+            "--pruning.criteria", '["magnitude"]', "--search.max_concurrent_trials", "2",
             "--resources.workers", "4", "--resources.cpus_per_worker", "1", "--resources.gpus_per_worker", "1",
         ],
         env={**environment, "RAY_ADDRESS": f"127.0.0.1:{GCS_PORT}"}, capture_output=True, text=True, timeout=900,

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shortened_llm.config import CalibrationConfig, TaylorConfig
+from shortened_llm.config import CalibrationConfig
+from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.sources import Documents
 from shortened_llm.models.blocks import find_blocks
@@ -146,7 +147,7 @@ def one_pass(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: rang
 
 def taylor_streamed(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     streamed = StreamedModel.open(reference, dtype, device=DEVICE)
-    values = measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=None, on_progress=lambda *_: None)
+    values = measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None)
     return values[list(blocks)].tolist()
 
 
@@ -159,7 +160,7 @@ def taylor_autograd(reference: ModelRef, tokens: torch.Tensor, dtype: str, block
         )
         (loss * len(part) / len(tokens)).backward()
     every = [list(scored_weights(find_blocks(model)[block])) for block in blocks]
-    return [block_score(((w.detach() * w.grad).abs() for w in weights), TaylorConfig()) for weights in every]
+    return [block_score(((w.detach() * w.grad).abs() for w in weights), TaylorOptions()) for weights in every]
 
 
 # These hold hidden states on purpose: their memory is counted above them.

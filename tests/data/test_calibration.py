@@ -1,4 +1,4 @@
-"""Calibration sequences: draws, beginning-of-text tokens, rows of token ids, and what is refused."""
+"""Calibration sequences: seeds, beginning-of-text tokens, rows of token ids, and what is refused."""
 
 import json
 from pathlib import Path
@@ -58,38 +58,17 @@ def test_the_draw_of_a_configuration_stays(draw, tokenizer) -> None:
     assert starts == [" 38 38", "2 32 3", "8 48 4", "0 10 1", "4 34 3"]
 
 
-def test_a_draw_has_the_next_seed(draw) -> None:
-    assert torch.equal(draw(TEXTS, {"draw": 2}, seed=1), draw(TEXTS, seed=3))
-
-
 def test_more_sequences_are_added_behind(draw) -> None:
     few = draw(TEXTS)
-    for more in (5, 6, 20):
-        many = draw(TEXTS, {"num_sequences": more})
+    for more in (6, 20):
+        many = draw(TEXTS, num_sequences=more)
         assert many.shape == (more, 32)
         assert torch.equal(many[:5], few)
-    assert torch.equal(draw(TEXTS, {"num_sequences": 2}), few[:2])
-    rows = [{"input_ids": [index, 1]} for index in range(9)]
-    assert draw(rows, {"num_sequences": 8}, sequence_length=2)[:, 0].tolist() == list(range(8))
-
-
-def test_as_many_as_there_are_up_to_a_limit(draw) -> None:
-    assert len(draw(TEXTS, {"num_sequences": 1000})) == 50
-    assert len(draw(SEVEN_ROWS, {"num_sequences": 1000}, sequence_length=3)) == 7
-    with pytest.raises(BadInputError, match="num_sequences is 60"):
-        draw(TEXTS, {"num_sequences": 1000}, num_sequences=60)
 
 
 def test_rows_of_token_ids_are_used_as_they_are(draw, tokenizer) -> None:
     rows = draw(SEVEN_ROWS, {"bos": True}, sequence_length=3)
     assert rows.tolist() == [row["input_ids"] for row in SEVEN_ROWS[:5]]
-
-
-def test_draws_of_rows_follow_each_other(draw) -> None:
-    options = {"num_sequences": 2, "sequence_length": 3, "draws": 4}
-    assert [draw(SEVEN_ROWS, {"draw": d}, **options)[:, 0].tolist() for d in range(3)] == [[0, 1], [2, 3], [4, 5]]
-    with pytest.raises(BadInputError, match=r"calibration\.num_sequences is 2 .*draws 4.*rows 6 to 7.*holds 7"):
-        draw(SEVEN_ROWS, {"draw": 3}, **options)
 
 
 def test_a_beginning_token_takes_the_first_place(draw, tokenizer) -> None:

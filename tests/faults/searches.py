@@ -35,7 +35,7 @@ def drill_values(tiny_values: dict) -> dict:
     }
     return tiny_values | {
         "retraining": retraining,
-        "scoring": tiny_values["scoring"] | {"criteria": ["magnitude"]},
+        "pruning": tiny_values["pruning"] | {"criteria": ["magnitude"]},
         "search": {"ratios": [0.25, 0.5]},
         "resources": {"workers": 1, "cpus_per_worker": 1, "cpus_per_evaluator": 0.5},
     }

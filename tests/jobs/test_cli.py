@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.errors import BadInputError
 from shortened_llm.records import BlockScores, from_json
 
 ROOT = Path(__file__).parents[2]
@@ -58,26 +60,23 @@ MISSING = "/no/such/place"
         (["--calibration.num_sequences", "100000"], ["calibration.num_sequences", "100000"]),
         (["--retraining.data", json.dumps([{"path": MISSING + ".jsonl"}])], ["retraining.data.0.path", MISSING]),
         (["--retraining.tokens", "100"], ["retraining", "tokens is 100", "1,024"]),
-        (["--scoring.criteria", '["pppl"]'], ["scoring.criteria.0", "pppl", "'ppl', 'taylor', 'magnitude'"]),
-        (["--scoring.random.seed", "3"], ["scoring", "options of random", "['ppl', 'magnitude']"]),
-        (["--scoring.magnitude.power", "3"], ["scoring.magnitude.power", "3", "1 or 2"]),
+        (["--pruning.criteria", '["pppl"]'], ["pruning.criteria.0", "pppl", "'ppl', 'taylor', 'magnitude'"]),
+        (["--pruning.random.seed", "3"], ["pruning", "options of random", "['ppl', 'magnitude']"]),
+        (["--pruning.magnitude.power", "3"], ["pruning.magnitude.power", "3", "1 or 2"]),
         (["--calibration.sequence_length", "1"], ["calibration.sequence_length", "1", "greater than or equal to 2"]),
         (["--calibration.bos", "each"], ["calibration.bos", "each"]),
         (
-            ["--calibration.draws", "2", "--scoring.criteria", '["magnitude"]'],
-            ["calibration.draws is 2", "['magnitude']", "read no text"],
+            ["--pruning", '[{"criteria": ["ppl"]}, {"criteria": ["kl"], "protect_first": 8}]'],
+            ["pruning.1.protect_first 8"],
         ),
-        (["--calibration.max_sequences", "50"], ["calibration", "max_sequences is 50", "racing: true"]),
-        (
-            ["--calibration.racing", "true", "--scoring.criteria", '["magnitude"]'],
-            ["calibration.racing is true", "['magnitude']", "ppl, kl, block_influence"],
-        ),
+        (["--calibration.draws", "2"], ["--calibration.draws is no flag"]),
+        (["--scoring.criteria", '["ppl"]'], ["--scoring.criteria is no flag; did you mean --pruning.criteria?"]),
         (["--evaluation.report.tasks", '["piqaa"]'], ["evaluation.report.tasks", "piqaa", "piqa"]),
         (["--experiment", "a/b"], ["experiment", "a/b"]),
         (["--experiment", ""], ["experiment"]),
         (["--resources.workers", "8"], ["resources.workers", "8 workers", "CPU"]),
         (["--resources.gpus_per_worker", "1"], ["resources.workers", "GPU", "can hold 0"]),
-        (["--scoring.protect_first", "8"], ["scoring.protect_first", "all 8 blocks"]),
+        (["--pruning.protect_first", "8"], ["pruning.protect_first", "all 8 blocks"]),
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
         (
@@ -254,10 +253,42 @@ def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:
     assert parsed.experiment == "other"
 
 
+def test_flags_set_the_options_of_a_criterion(tmp_path: Path, tiny_values: dict) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny_values))
+    flags = ["--pruning.criteria", '["taylor", "random"]', "--pruning.taylor.power", "2", "--pruning.random.seed", "3"]
+    parsed, _ = parse_command(make_parser("score", ""), [str(config), *flags])
+    (entry,) = parsed.prunings
+    assert (entry.criteria, entry.protect_first) == (("taylor", "random"), 1)
+    assert entry.options("taylor").model_dump() == {"power": 2, "output_reduction": "sum", "block_reduction": "sum"}
+    assert entry.options("random").model_dump() == {"seed": 3}
+
+
+def test_a_flag_for_one_of_several_entries_is_refused(tmp_path: Path, tiny_values: dict) -> None:
+    """Which of them it is for, it does not say."""
+    config = tmp_path / "config.yaml"
+    entries = [{"criteria": ["ppl"]}, {"criteria": ["kl"]}]
+    config.write_text(yaml.safe_dump(tiny_values | {"pruning": entries}))
+    with pytest.raises(
+        BadInputError, match=r"--pruning\.criteria: the file gives a list of pruning entries; give the whole"
+    ):
+        parse_command(make_parser("score", ""), [str(config), "--pruning.criteria", '["taylor"]'])
+    parsed, _ = parse_command(make_parser("score", ""), [str(config), "--pruning", '[{"criteria": ["taylor"]}]'])
+    assert [entry.criteria for entry in parsed.prunings] == [("taylor",)]
+
+
 def test_help_documents_every_field(command) -> None:
     code, out, _ = command(search.main, "--help")
     assert code == 0
-    for word in ("--retraining.cpt.learning_rate", "Peak learning rate", "(tokens)", "default: 512", "--dry-run"):
+    for word in (
+        "--retraining.cpt.learning_rate",
+        "Peak learning rate",
+        "(tokens)",
+        "default: 512",
+        "--dry-run",
+        *CRITERIA,
+        "2402.02834",
+    ):
         assert word in out
 
 
@@ -270,6 +301,21 @@ def test_score_prints_and_writes_json(command, tmp_path: Path) -> None:
         assert from_json(BlockScores, (tmp_path / "out" / f"{scores.criterion}.json").read_text()) == scores
         assert scores.protected == (0, 7)
     assert "dense perplexity" in err
+
+
+def test_score_numbers_several_rankings_by_a_criterion(command, tmp_path: Path, tiny_values: dict) -> None:
+    text = tiny_values["calibration"]
+    values = tiny_values | {"calibration": [text, {**text, "seed": 5}]}
+    code, _, err = command(score.main, "--output", str(tmp_path / "out"), values=values)
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == [
+        "magnitude.json",
+        "ppl-1.json",
+        "ppl-2.json",
+    ]
+    found = [from_json(BlockScores, (tmp_path / "out" / f"ppl-{number}.json").read_text()) for number in (1, 2)]
+    assert [scores.calibration for scores in found] == ["seed 1234", "seed 5"]
+    assert "ppl (seed 5): " in err
 
 
 def test_prune_writes_models_that_load(command, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_a_walk_would_miss_is_refused(change: str, words: str, save_random_
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from shortened_llm.config import TaylorConfig
+from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.view import size_of
@@ -125,7 +125,7 @@ tokens = torch.randint(4000, (4, 64), generator=torch.Generator().manual_seed(0)
 def measure(model):
     streamed = StreamedModel.open(model, "float32")
     if sys.argv[2] == "taylor":
-        measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=None, on_progress=lambda *_: None)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None)
     else:
         walk_statistics(streamed, tokens, [NLL, KL], memory_gib=None, on_progress=lambda *_: None)
 

@@ -98,7 +98,7 @@ def test_killed_and_started_again_it_continues(
     Half of its newest checkpoint and of Ray's list of them is lost too: it resumes from the one before, and says so.
     """
     tiny_values["search"]["ratios"] = [0.25, 0.5]
-    tiny_values["scoring"]["criteria"] = ["magnitude"]
+    tiny_values["pruning"]["criteria"] = ["magnitude"]
     # Workers outlive their driver by seconds: far more steps than they do in these.
     tiny_values["retraining"] |= {"tokens": 163_840, "checkpoint_tokens": 16_384, "keep_stable_checkpoint": True}
     config = tmp_path / "config.yaml"
@@ -219,7 +219,7 @@ def test_submitted_as_a_job_with_its_results_on_s3(cluster: Cluster, s3_server: 
     command = [
         "python", "-m", "jobs.submit", "jobs/configs/tiny.yaml", "--address", cluster.dashboard_url,
         "--storage.url", url, "--search.ratios", "[0.25]", "--search.max_failures", "0",
-        "--scoring.criteria", '["ppl"]', "--resources.scoring_shards", "3",
+        "--pruning.criteria", '["ppl"]', "--resources.scoring_shards", "3",
         "--evaluation.selection.perplexity", json.dumps(selection),
         "--retraining.cpt.learning_rate", "[3e-4, 1e30]",
     ]  # fmt: skip

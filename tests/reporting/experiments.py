@@ -26,7 +26,6 @@ from shortened_llm.records import (
     Recipe,
     ReportedTrial,
     RetrainedModel,
-    ScoreDraw,
     TaskScore,
     TrainingPoint,
     TrialResult,
@@ -63,11 +62,15 @@ def texts(protocol: str = BOS_FIRST, **perplexities: float) -> EvalScores:
     return EvalScores(perplexity=tuple(text(source, value, protocol) for source, value in perplexities.items()))
 
 
-def plan(removed: tuple[int, ...], *labels: tuple[str, float]) -> PrunePlan:
+def plan(removed: tuple[int, ...], *labels: tuple) -> PrunePlan:
+    """Labels are (criterion, ratio), and a third part where calibrations are told apart."""
     kept = tuple(block for block in range(NUM_BLOCKS) if block not in removed)
     return PrunePlan(
         transforms=keeping(kept) if removed else (),
-        labels=tuple(PlanLabel(criterion=criterion, ratio=ratio) for criterion, ratio in labels),
+        labels=tuple(
+            PlanLabel(criterion=criterion, ratio=ratio, calibration=next(iter(calibration), None))
+            for criterion, ratio, *calibration in labels
+        ),
         size=SIZE.without(removed),
         dense=SIZE.without(()),
     )
@@ -212,16 +215,6 @@ def with_cuts(scores: BlockScores, probabilities: dict[int, dict[int, float]]) -
     return replace(scores, cuts=tuple(cuts))
 
 
-def with_draws(scores: BlockScores) -> BlockScores:
-    """Two more draws: one of the same order, one that swaps the sixth and the seventh unprotected block."""
-    movable = [block for block in scores.order if block not in scores.protected]
-    swap = {movable[5]: movable[6], movable[6]: movable[5]}
-    swapped = tuple(swap.get(block, block) for block in scores.order)
-    orders = {1235: scores.order, 1236: swapped}
-    draws = tuple(ScoreDraw(seed=seed, scores=scores.scores, order=order) for seed, order in orders.items())
-    return replace(scores, draws=draws)
-
-
 def partly_scored(criterion: str) -> BlockScores:
     """By a criterion that never scores protected blocks."""
     scores = block_scores(criterion)
@@ -233,14 +226,13 @@ def partly_scored(criterion: str) -> BlockScores:
 
 
 def nine_criteria() -> tuple[BlockScores, ...]:
-    """Every kind of score: noisy, raced, partly None, with sets, places of a ranking, equal, zero, negative."""
-    ppl = with_draws(with_cuts(block_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}}))
+    """Every kind of score: noisy, partly None, with sets, places of a ranking, equal, zero, negative."""
+    ppl = with_cuts(block_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}})
     taylor = with_cuts(block_scores("taylor"), {6: {}, 12: {14: 0.0004}})
     kl = replace(
-        with_draws(with_cuts(block_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}})),
+        with_cuts(block_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}}),
         scores=(9.5, 3.25, *(1e-4 * 1.4**block for block in range(28))),
         standard_errors=(0.5, None, *(2e-4 for _ in range(28))),
-        sequences=tuple(10 + 5 * (block % 7) for block in range(NUM_BLOCKS)),
         tokens=96_000,
     )
     backwards = tuple(reversed(range(NUM_BLOCKS)))
@@ -255,17 +247,12 @@ def nine_criteria() -> tuple[BlockScores, ...]:
         block_scores("block_influence"), scores=tuple(0.01 * (block - 12) for block in range(NUM_BLOCKS))
     )
     chances = tuple(0.5 if block in (10, 16) else float(10 < block < 16) for block in range(NUM_BLOCKS))
-    spans = with_draws(block_scores("angular_span"))
     spans = replace(
-        spans,
+        block_scores("angular_span"),
         sets=(tuple(range(11, 17)), tuple(range(12, 24))),
-        draws=tuple(
-            replace(draw, sets=(tuple(range(11 + shift, 17 + shift)), tuple(range(12, 24))))
-            for shift, draw in enumerate(spans.draws)
-        ),
         cuts=(Cut(count=6, removed=tuple(range(11, 17)), probabilities=chances),),
     )
-    return (ppl, taylor, equal, influence, spans, kl, with_draws(partly_scored("greedy_ppl")), last_n, random)
+    return (ppl, taylor, equal, influence, spans, kl, partly_scored("greedy_ppl"), last_n, random)
 
 
 def unscored() -> BlockScores:

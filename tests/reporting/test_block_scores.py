@@ -1,4 +1,4 @@
-"""What a report says of block scores: marks of undecided blocks, missing scores, draws, racing, plots."""
+"""What a report says of block scores: marks of undecided blocks, missing scores, calibrations, plots."""
 
 import math
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import BlockScores, Experiment, ScoreDraw, from_json
-from shortened_llm.reporting.certainty import chances, draws_agreements, undecided_blocks
+from shortened_llm.records import BlockScores, Experiment, from_json
+from shortened_llm.reporting.certainty import chances, undecided_blocks
 from shortened_llm.reporting.formats import UNDECIDED
 from shortened_llm.reporting.heat import heat_rows
 from shortened_llm.reporting.score_plot import RING, save_score_plot, score_axis, score_figure
@@ -28,7 +28,6 @@ from tests.reporting.experiments import (
     trial,
     unscored,
     with_cuts,
-    with_draws,
 )
 from tests.reporting.page import Page
 
@@ -60,7 +59,9 @@ def searched(*scores: BlockScores) -> Experiment:
     """A search that pruned 6 and 12 blocks by each criterion."""
     trials = [
         trial(
-            f"{x.criterion}{count}", plan(x.removed(count), (x.criterion, count / 30)), after=texts(HELD_OUT, wiki=30)
+            f"{x.ranking}{count}",
+            plan(x.removed(count), (x.criterion, count / 30, x.calibration)),
+            after=texts(HELD_OUT, wiki=30),
         )
         for x in scores
         for count in (6, 12)
@@ -189,54 +190,22 @@ def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> 
     assert max(compared) < axis.high < 100
 
 
-def test_draws_stand_under_their_criterion_and_say_where_they_agree() -> None:
-    scores = with_draws(block_scores("ppl"))
-    (row,) = heat_rows([scores], [])
-    same, other = row.draws.values()
-    assert list(row.draws) == ["seed 1235", "seed 1236"]
-    assert [cell.shade for cell in same] == [cell.shade for cell in row.cells]
-    # The last draw swaps the blocks that go sixth and seventh.
-    swapped = {block for block, cell in enumerate(other) if cell.shade != row.cells[block].shade}
-    assert swapped == {7, 15}
-    assert [f"removal rank {rank} of 30" in other[block].tip for block, rank in ((7, 8), (15, 7))] == [True, True]
-    at_six, at_twelve = draws_agreements(scores, [6, 12])
-    assert (len(at_six.always), at_six.sometimes) == (5, (7, 15))
-    assert (len(at_twelve.always), at_twelve.sometimes) == (12, ())
+def test_calibrations_stand_side_by_side(tmp_path: Path) -> None:
+    first = replace(with_cuts(block_scores("ppl"), {6: {}, 12: {}}), calibration="seed 1234")
+    second = replace(first, calibration="seed 5", order=first.order[::-1], fingerprint="other")
+    page = Page(write_report(searched(first, second), tmp_path).read_text(encoding="utf-8"))
+    labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert [label for label in labels if label.endswith("score by block")] == [
+        "ppl (seed 1234) score by block",
+        "ppl (seed 5) score by block",
+    ]
+    assert first.removed(6) != second.removed(6)
+    assert mapped(page, "ppl (seed 1234)") != mapped(page, "ppl (seed 5)") or tips(first) != tips(second)
+    assert "ppl (seed 5)\N{NO-BREAK SPACE}20" in page.text
 
 
-def test_agreement_is_of_all_draws_and_not_of_pairs() -> None:
-    scores = replace(block_scores("ppl"), protected=())
-    rotated = [scores.order[shift:] + scores.order[:shift] for shift in (1, 2)]
-    draws = tuple(ScoreDraw(seed=seed, scores=scores.scores, order=order) for seed, order in enumerate(rotated))
-    (at_three,) = draws_agreements(replace(scores, draws=draws), [3])
-    assert len(at_three.always) == 1
-
-
-def test_draws_of_a_criterion_with_sets_compare_their_sets() -> None:
-    spans = next(scores for scores in nine_criteria() if scores.criterion == "angular_span")
-    at_six, at_twelve = draws_agreements(spans, [6, 12])
-    assert (len(at_six.always), at_six.sometimes) == (5, (11, 17))
-    assert (len(at_twelve.always), at_twelve.sometimes) == (12, ())
-    assert draws_agreements(block_scores("ppl"), [6]) == ()
-
-
-def test_the_page_shows_the_draws(nine_page: Page) -> None:
-    assert "6 removed: the 3 draws agree on 5 of 6 blocks; in some only: 7, 15" in nine_page.text
-    assert sum(cells[:1] == ["seed 1235"] for cells in nine_page.rows.values()) == 4
-
-
-def test_page_without_draws_says_nothing_of_their_agreement(tmp_path: Path) -> None:
-    page = report(tmp_path, block_scores("ppl"))
-    assert "draws agree" not in page.text
-
-
-def test_racing_shows_the_sequences_of_every_block(tmp_path: Path) -> None:
-    raced = replace(block_scores("kl"), sequences=tuple(10 + block for block in range(NUM_BLOCKS)), tokens=96_000)
-    page = report(tmp_path, raced, block_scores("ppl"))
-    assert "10 to 39 sequences read of each block" in page.text
-    assert "96,000" in page.text
-    assert [f"{10 + block} sequences read" in tip for block, tip in enumerate(tips(raced))] == [True] * NUM_BLOCKS
-    assert not any("sequences read" in tip for tip in tips(block_scores("ppl")))
+def test_page_says_how_much_text_was_read(tmp_path: Path) -> None:
+    assert "96,000" in report(tmp_path, replace(block_scores("kl"), tokens=96_000)).text
 
 
 def test_every_criterion_has_a_line_of_the_map_and_a_plot(nine_page: Page) -> None:

@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.config import MagnitudeConfig, TaylorConfig
+from shortened_llm.criteria.angular_span import angular_span_scores
+from shortened_llm.criteria.block_influence import block_influence_scores
+from shortened_llm.criteria.criterion import CriterionScores, mean_scores
+from shortened_llm.criteria.last_n import last_n_scores
+from shortened_llm.criteria.magnitude import MagnitudeOptions
+from shortened_llm.criteria.ppl import ppl_scores
+from shortened_llm.criteria.random_order import random_scores
+from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import TILE_TOKENS, TILE_VOCABULARY
 from shortened_llm.models.walk import TOKEN_BYTES_PER_CALL
-from shortened_llm.scoring.angular_span import angular_span_scores
-from shortened_llm.scoring.block_influence import block_influence_scores
-from shortened_llm.scoring.criterion import CriterionScores
-from shortened_llm.scoring.kl import kl_scores
-from shortened_llm.scoring.last_n import last_n_scores
 from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import ANGLE, COSINE, KL, NLL, walk_statistics
-from shortened_llm.scoring.ppl import ppl_scores
-from shortened_llm.scoring.random_order import random_scores
 from shortened_llm.scoring.taylor import measure_taylor
 from tests.conftest import SaveModel, reference_to
 from tests.models.families import FAMILIES
@@ -100,7 +100,7 @@ def test_one_walk_is_bypassing_each_block(family: str, save_random_model: SaveMo
         dense = log_probabilities(model(input_ids=tokens, use_cache=False).logits)
     states = hidden_states(model, tokens).double()
     gold = tokens[:, 1:, None]
-    scores, divergences = ppl_scores(found[NLL]), kl_scores(found[KL])
+    scores, divergences = ppl_scores(found[NLL]), mean_scores(found[KL])
     assert scores.dense_perplexity == pytest.approx(math.exp(-dense.gather(2, gold).mean().item()), rel=1e-5)
     originals = list(find_blocks(model))
     for block in blocks:
@@ -163,11 +163,11 @@ def test_taylor_and_magnitude_are_their_formulas(
     names = {"power": power, "output_reduction": outputs, "block_reduction": block}
     streamed = StreamedModel.open(reference, "float32")
 
-    taylor = measure_taylor(streamed, tokens, TaylorConfig(**names), memory_gib=None, on_progress=silent)
+    taylor = measure_taylor(streamed, tokens, TaylorOptions(**names), memory_gib=None, on_progress=silent)
     expected = independent_importance(model, lambda w: (w * gradients[id(w)]).abs().detach(), power, outputs, block)
     assert taylor == pytest.approx(expected, rel=1e-4)
 
-    magnitude = measure_magnitude(streamed, MagnitudeConfig(**names), on_progress=silent)
+    magnitude = measure_magnitude(streamed, MagnitudeOptions(**names), on_progress=silent)
     expected = independent_importance(model, lambda w: w.abs().detach(), power, outputs, block)
     assert magnitude == pytest.approx(expected, rel=1e-6)
 
@@ -188,10 +188,10 @@ def test_a_planted_identity_block_changes_nothing_and_goes_first(
     assert scores.scores[3] == pytest.approx(scores.dense_perplexity, rel=1e-6)
     assert scores.standard_errors is not None
     assert scores.standard_errors[3] == pytest.approx(0, abs=1e-4)
-    assert kl_scores(found[KL]).scores[3] == pytest.approx(0, abs=1e-6)
+    assert mean_scores(found[KL]).scores[3] == pytest.approx(0, abs=1e-6)
     influence, spans = block_influence_scores(found[COSINE]), angular_span_scores(found[ANGLE], protected=())
     assert influence.scores[3] == pytest.approx(0, abs=1e-6)
-    assert kl_scores(found[KL]).order[0] == influence.order[0] == spans.order[0] == 3
+    assert mean_scores(found[KL]).order[0] == influence.order[0] == spans.order[0] == 3
     assert spans.sets is not None
     assert spans.sets[0] == (3,)
 
@@ -237,7 +237,7 @@ def test_equal_scores_keep_the_order_of_the_blocks(
     with torch.no_grad():
         for weight in nn.ParameterList(p for b in find_blocks(model) for p in b.parameters()):
             weight.fill_(1.0)
-    scores = measure_magnitude(reopened(model), MagnitudeConfig(), on_progress=silent)
+    scores = measure_magnitude(reopened(model), MagnitudeOptions(), on_progress=silent)
     assert CriterionScores(scores=tuple(scores.tolist())).order == tuple(range(6))
 
 
@@ -257,7 +257,7 @@ def test_a_nan_is_named_by_block_and_sequence(
     with pytest.raises(NonFiniteLossError, match=r"block 0 turns the last token by angle nan"):
         statistics(streamed, tokens, ANGLE)
     with pytest.raises(NonFiniteLossError, match=rf"taylor: .* sequence {first}"):
-        measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=None, on_progress=silent)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=silent)
 
 
 def test_a_nan_among_the_weights_is_named(
@@ -267,14 +267,14 @@ def test_a_nan_among_the_weights_is_named(
     with torch.no_grad():
         find_blocks(model)[2].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="magnitude: block 2 has score nan"):
-        measure_magnitude(reopened(model), MagnitudeConfig(), on_progress=silent)
+        measure_magnitude(reopened(model), MagnitudeOptions(), on_progress=silent)
 
 
 def test_taylor_refuses_what_does_not_fit(save_random_model: SaveModel, tokens) -> None:
     streamed = StreamedModel.open(save_random_model(FAMILIES["llama"])[1], "float32")
     room_for_two = 2 * 11 * 16 * 32 * 4 / 2**30
     with pytest.raises(BadInputError, match="all 5 sequences, and memory has room for 2"):
-        measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=room_for_two, on_progress=silent)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=room_for_two, on_progress=silent)
 
 
 def test_progress_counts_to_its_end(save_random_model: SaveModel, tokens) -> None:
@@ -282,7 +282,7 @@ def test_progress_counts_to_its_end(save_random_model: SaveModel, tokens) -> Non
     for measure in (
         lambda report: statistics(streamed, tokens, NLL, on_progress=report),
         lambda report: statistics(streamed, tokens, COSINE, on_progress=report),
-        lambda report: measure_taylor(streamed, tokens, TaylorConfig(), memory_gib=None, on_progress=report),
+        lambda report: measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=report),
     ):
         steps: list[tuple[int, int]] = []
         measure(lambda done, total, steps=steps: steps.append((done, total)))

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from shortened_llm.criteria.greedy_ppl import greedy_ppl_scores
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.greedy_ppl import greedy_ppl_scores, measure_greedy_ppl
+from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
 from tests.conftest import SaveModel, reference_to
 from tests.models.families import FAMILIES
 from tests.models.test_view import bypassed_logits

@@ -1,24 +1,26 @@
-"""From a configuration to block scores: units of work, what is stored, shards, draws and racing."""
+"""From a configuration to block scores: units of work, what is stored, shards, several texts and settings."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
-from shortened_llm.config import CalibrationConfig, Criterion, ScoringConfig
-from shortened_llm.data.sources import Documents
+from shortened_llm.config import BlockPruning, CalibrationConfig, SearchConfig, parse_config
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.view import size_of
+from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import BlockScores, ModelRef, from_json, to_json
-from shortened_llm.scoring.job import ScoringJob, Unit
-from shortened_llm.scoring.measure import measure, pending_units
-from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.job import ScoringJob, Unit, scoring_jobs, work_name
+from shortened_llm.scoring.measure import MEASUREMENTS, measure, pending_units, pending_work
+from shortened_llm.scoring.score import score_all, score_blocks
 from shortened_llm.scoring.table import score_table
 from shortened_llm.storage.store import Store
 
-EVERY: tuple[Criterion, ...] = get_args(Criterion)
+EVERY = tuple(CRITERIA)
 
 
 @pytest.fixture
@@ -35,7 +37,8 @@ def job(tiny_model: ModelRef, tmp_path: Path) -> ScoringJob:
         model=tiny_model,
         documents=documents,
         calibration=calibration,
-        scoring=ScoringConfig(criteria=EVERY, protect_first=1, protect_last=1),
+        pruning=BlockPruning(criteria=EVERY, protect_first=1, protect_last=1),
+        criteria=EVERY,
         counts=(2, 4),
     )
 
@@ -74,7 +77,7 @@ def test_every_criterion_scores_and_is_read_back(job: ScoringJob, local_store: S
 
 
 def test_shards_merge_into_the_whole(job: ScoringJob, local_store: Store, tmp_path: Path) -> None:
-    walked: tuple[Criterion, ...] = ("ppl", "kl", "block_influence", "angular_span")
+    walked: tuple[str, ...] = ("ppl", "kl", "block_influence", "angular_span")
     run(pending_units(walked, job, local_store, num_shards=1), job, local_store)
     other = Store.at(str(tmp_path / "sharded"))
     units = pending_units(walked, job, other, num_shards=4)
@@ -94,7 +97,7 @@ def test_shards_merge_into_the_whole(job: ScoringJob, local_store: Store, tmp_pa
 
 def test_what_changes_no_number_is_not_measured_again(job: ScoringJob, local_store: Store) -> None:
     run(pending_units(EVERY, job, local_store, num_shards=1), job, local_store)
-    protected = replace(job, scoring=job.scoring.model_copy(update={"protect_first": 2}))
+    protected = replace(job, pruning=job.pruning.model_copy(update={"protect_first": 2}))
     assert [u.name for u in pending_units(EVERY, protected, local_store, num_shards=1)] == ["greedy_ppl"]
     assert not {0, 1, 7} & set(score_blocks("angular_span", protected, local_store).removed(4))
     assert pending_units(("ppl",), replace(job, counts=(3,)), local_store, num_shards=1) == ()
@@ -102,46 +105,65 @@ def test_what_changes_no_number_is_not_measured_again(job: ScoringJob, local_sto
     assert [u.name for u in pending_units(("ppl", "magnitude"), seed, local_store, num_shards=1)] == ["nll"]
 
 
-def test_draws_stand_side_by_side(job: ScoringJob, local_store: Store) -> None:
-    drawn = replace(job, calibration=job.calibration.model_copy(update={"draws": 3}))
-    criteria: tuple[Criterion, ...] = ("ppl", "taylor", "magnitude")
-    units = pending_units(criteria, drawn, local_store, num_shards=1)
-    assert sorted((unit.statistics, unit.draw) for unit in units) == [
-        (("magnitude",), 0),
-        *((("nll",), draw) for draw in range(3)),
-        *((("taylor",), draw) for draw in range(3)),
+def test_every_row_can_be_measured() -> None:
+    for name, row in CRITERIA.items():
+        assert row.is_walked or row.measured is None or row.measured in MEASUREMENTS, name
+        assert row.options.__doc__, name
+        assert row.options() == row.options.model_validate({}), f"every option of {name} has a default"
+
+
+def searched(tiny_values: dict, **sections: object) -> SearchConfig:
+    return parse_config(tiny_values | sections)
+
+
+def scored(config: SearchConfig, model: ModelRef, store: Store) -> tuple[list[str], tuple[BlockScores, ...]]:
+    """The work that was done, and the scores."""
+    jobs = scoring_jobs(config, model, text_roles(config).calibration, (2,))
+    work = pending_work(jobs, store, num_shards=1)
+    for unit, job in work:
+        run((unit,), job, store)
+    assert pending_work(jobs, store, num_shards=1) == ()
+    return [work_name(unit, job) for unit, job in work], score_all(jobs, store)
+
+
+def test_calibrations_stand_side_by_side(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:
+    text = tiny_values["calibration"]
+    criteria = {"criteria": ["ppl", "taylor", "magnitude"], "protect_first": 1, "protect_last": 1}
+    both = searched(tiny_values, calibration=[text, {**text, "seed": 5}], pruning=criteria)
+    work, scores = scored(both, tiny_model, local_store)
+    assert sorted(work) == [
+        "magnitude", "nll (seed 1234)", "nll (seed 5)", "taylor (seed 1234)", "taylor (seed 5)",
+    ]  # fmt: skip
+    assert [one.ranking for one in scores] == [
+        "ppl (seed 1234)", "ppl (seed 5)", "taylor (seed 1234)", "taylor (seed 5)", "magnitude",
+    ]  # fmt: skip
+    assert scores[0].scores != scores[1].scores
+    assert both.num_rankings == len(scores)
+    alone = searched(tiny_values, calibration={**text, "seed": 5}, pruning=criteria)
+    work, (ppl, taylor, magnitude) = scored(alone, tiny_model, local_store)
+    assert work == [], "each is what it is alone"
+    assert [one.ranking for one in (ppl, taylor, magnitude)] == ["ppl", "taylor", "magnitude"]
+    assert (ppl.scores, taylor.scores, magnitude) == (scores[1].scores, scores[3].scores, scores[4])
+
+
+def test_entries_have_settings_of_their_own(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:
+    entries = [
+        {"unit": "block", "criteria": ["ppl", "magnitude"], "protect_first": 1, "protect_last": 1},
+        {"unit": "block", "criteria": ["ppl", "taylor"], "protect_first": 3, "protect_last": 1, "taylor": {"power": 2}},
     ]
-    run(units, drawn, local_store)
-    scores = score_blocks("ppl", drawn, local_store)
-    assert [draw.seed for draw in scores.draws] == [1235, 1236]
-    assert len({scores.scores, *(draw.scores for draw in scores.draws)}) == 3
-    assert scores.scores == score_blocks("ppl", job, local_store).scores, "plans follow the first draw"
-    assert score_blocks("magnitude", drawn, local_store).draws == ()
-
-
-def test_a_race_is_a_record_of_its_own(job: ScoringJob, local_store: Store) -> None:
-    racing = replace(job, calibration=job.calibration.model_copy(update={"racing": True, "max_sequences": 30}))
-    criteria: tuple[Criterion, ...] = ("ppl", "block_influence", "angular_span")
-    units = pending_units(criteria, racing, local_store, num_shards=2)
-    assert sorted(unit.name for unit in units) == ["angle", "angle [3:6]", "race:cosine", "race:nll"]
-    run(units, racing, local_store)
-    scores = score_blocks("ppl", racing, local_store)
-    assert scores.sequences is not None
-    assert scores.sets is not None
-    assert [len(chosen) for chosen in scores.sets] == [2, 4]
-    assert min(scores.sequences) >= 6
-    assert scores.tokens == 24 * max(scores.sequences) <= 24 * 30
-    assert scores.sequences[0] == scores.sequences[7] == 6, "protected blocks do not race"
-    assert "raced" in scores.protocol
-    for cut in scores.cuts or ():
-        assert scores.removed(cut.count) == cut.removed
-    run(pending_units(("ppl",), job, local_store, num_shards=1), job, local_store)
-    plain = score_blocks("ppl", job, local_store)
-    assert plain.fingerprint != scores.fingerprint
-    assert plain.sequences is None
-    assert [u.name for u in pending_units(("ppl",), replace(racing, counts=(3,)), local_store, num_shards=1)] == [
-        "race:nll"
-    ], "its cuts are part of what it is"
+    config = searched(tiny_values, pruning=entries)
+    work, scores = scored(config, tiny_model, local_store)
+    assert sorted(work) == ["magnitude", "nll", "taylor"], "what both read is measured once"
+    assert [(one.ranking, one.protected) for one in scores] == [
+        ("ppl (protect_first=1)", (0, 7)),
+        ("magnitude", (0, 7)),
+        ("ppl (protect_first=3)", (0, 1, 2, 7)),
+        ("taylor", (0, 1, 2, 7)),
+    ]
+    assert scores[0].scores == scores[2].scores
+    assert "power=2" in scores[3].protocol
+    labels = {label.ranking for plan in make_plans(config.search, scores, size_of(tiny_model)) for label in plan.labels}
+    assert labels == {one.ranking for one in scores}
 
 
 def test_too_few_rows_are_refused(job: ScoringJob, local_store: Store) -> None:

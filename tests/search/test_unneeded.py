@@ -9,7 +9,7 @@ from shortened_llm.config import SearchConfig, parse_config
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
+from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
@@ -25,9 +25,9 @@ from shortened_llm.records import (
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.scoring.job import ScoringJob
-from shortened_llm.scoring.measure import measure, pending_units
-from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.job import scoring_jobs
+from shortened_llm.scoring.measure import measure, pending_work
+from shortened_llm.scoring.score import score_all
 from shortened_llm.search.experiment import write_experiment
 from shortened_llm.search.finish import DenseScores
 from shortened_llm.search.planned import planned_experiment
@@ -65,11 +65,11 @@ class Pipeline:
         )
         write_experiment(store, experiment)
 
-    def _score(self, roles: TextRoles) -> tuple:
-        job = ScoringJob.of(self.config, self.dense, roles.calibration, (2,))
-        for unit in pending_units(self.config.scoring.criteria, job, self.store, 1):
+    def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
+        jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
+        for unit, job in pending_work(jobs, self.store, 1):
             measure(unit, job, self.store, device="cpu", memory_gib=None, on_progress=_ignore)
-        return tuple(score_blocks(criterion, job, self.store) for criterion in self.config.scoring.criteria)
+        return score_all(jobs, self.store)
 
     def _pack(self) -> TokenMixture:
         tokenizer = load_tokenizer(model_directory(self.dense))

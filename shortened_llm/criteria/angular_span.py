@@ -2,20 +2,27 @@
 
 import numpy as np
 
-from shortened_llm.scoring.criterion import CriterionScores, floats, standard_errors
-from shortened_llm.scoring.one_pass import ANGLE
+from shortened_llm.criteria.criterion import (
+    ANGLE,
+    Criterion,
+    CriterionOptions,
+    CriterionScores,
+    floats,
+    standard_errors,
+)
 
-STATISTIC = ANGLE
+
+class AngularSpanOptions(CriterionOptions):
+    """For each count n, the run of n blocks with the lowest mean over sequences of (1 / pi) arccos cos(h_m, h_{m+n}),
+    at the last token. Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887,
+    section 3."""
 
 
 def angular_span_scores(angles: np.ndarray, protected: tuple[int, ...]) -> CriterionScores:
     """The best span of each length, and the angle over each single block as its score.
 
-    A span is scored by the mean over sequences of (1 / pi) arccos cos(h_m, h_{m+n}), at the last token. Protection
-    wins: a span that holds a protected block is never chosen. So there is a set for each count up to the longest
-    unprotected run.
-
-    Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv 2403.17887, section 3.
+    Protection wins: a span that holds a protected block is never chosen. So there is a set for each count up to the
+    longest unprotected run.
 
     Args:
         angles: between the states before block m and before block n, [sequences, blocks + 1, blocks + 1].
@@ -35,3 +42,11 @@ def angular_span_scores(angles: np.ndarray, protected: tuple[int, ...]) -> Crite
     return CriterionScores(
         scores=tuple(single.mean(axis=0).tolist()), standard_errors=floats(standard_errors(single)), sets=tuple(sets)
     )
+
+
+CRITERION = Criterion(
+    options=AngularSpanOptions,
+    measured=ANGLE,
+    reads_text=True,
+    reduce=lambda measured: angular_span_scores(measured.values, measured.protected),
+)

@@ -1,0 +1,35 @@
+"""Block influence: how far a block turns its input."""
+
+import numpy as np
+
+from shortened_llm.criteria.criterion import (
+    COSINE,
+    Criterion,
+    CriterionOptions,
+    CriterionScores,
+    floats,
+    standard_errors,
+)
+
+
+class BlockInfluenceOptions(CriterionOptions):
+    """1 - mean over tokens of cos(input, output) of the block. Source: ShortGPT, arXiv 2403.03853, section 2.2."""
+
+
+def block_influence_scores(cosines: np.ndarray) -> CriterionScores:
+    """1 - the mean cosine. All sequences are of one length, so a mean of their means is the mean over tokens.
+
+    Args:
+        cosines: mean of each sequence, [sequences, blocks].
+    """
+    return CriterionScores(
+        scores=tuple((1 - cosines.mean(axis=0)).tolist()), standard_errors=floats(standard_errors(cosines))
+    )
+
+
+CRITERION = Criterion(
+    options=BlockInfluenceOptions,
+    measured=COSINE,
+    reads_text=True,
+    reduce=lambda measured: block_influence_scores(measured.values),
+)
