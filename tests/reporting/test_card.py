@@ -77,7 +77,8 @@ def test_a_plan_made_by_hand_claims_no_criterion() -> None:
     assert "Chosen by" not in text
     assert "calibration" not in text
     facts = json.loads(card["pruning.json"])
-    assert (facts["labels"], facts["dtype"]) == ([{"criterion": "chosen", "ratio": 0.25}], "float32")
+    (label,) = facts["labels"]
+    assert (label["criterion"], label["ratio"], facts["dtype"]) == ("chosen", 0.25, "float32")
     assert "wiki" not in [source["name"] for source in facts["sources"]]
 
 

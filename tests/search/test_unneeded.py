@@ -15,6 +15,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import (
+    BlockScores,
     EvalScores,
     ModelRef,
     RetrainedModel,
