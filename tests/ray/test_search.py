@@ -53,7 +53,7 @@ def check_report(experiment: Experiment) -> None:
             (trial.before, trial.after),
         ):
             for untrained, retrained in zip(before.perplexity, after.perplexity, strict=True):
-                assert (untrained.source, untrained.protocol) == (retrained.source, retrained.protocol)
+                assert untrained.unit == retrained.unit
         assert trial.result.after.mean_nll < trial.result.before.mean_nll
         assert trial.after.mean_nll < trial.before.mean_nll
 

@@ -1,0 +1,35 @@
+"""The experiment as it is planned."""
+
+from pathlib import Path
+
+from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.data.sources import text_roles
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.measure import LoadedModels
+from shortened_llm.records import EvalScores, Experiment, ModelRef, TrainingData
+from shortened_llm.search.finish import DenseScores
+from shortened_llm.search.planned import planned_experiment
+from shortened_llm.search.prepare import report_units
+from shortened_llm.search.provenance import provenance
+from shortened_llm.storage.store import Store
+
+
+def planned(config: SearchConfig, dense: ModelRef) -> Experiment:
+    nothing = TrainingData(corpus=None, instructions=None, validation=None)
+    scores = DenseScores(selection=EvalScores(), report=EvalScores())
+    return planned_experiment(config, provenance(config), dense, scores, text_roles(config), (), (), nothing)
+
+
+def test_unseen_units_are_those_of_the_scores_on_texts_that_nothing_was_trained_on(
+    tiny_values: dict, tiny_model: ModelRef, local_store: Store, tmp_path: Path
+) -> None:
+    apart = tmp_path / "apart.txt"
+    apart.write_text("A story of its own. " * 200)
+    texts = [tiny_values["retraining"]["data"]["path"], str(apart)]
+    tiny_values["evaluation"]["report"] = {"perplexity": [{"path": t, "bos": "none", "max_tokens": 512} for t in texts]}
+    config = parse_config(tiny_values)
+    units = report_units(config, text_roles(config))
+    loaded = LoadedModels(config.model.dtype, "cpu")
+    of_trained, of_apart = evaluate(tiny_model, units, local_store, loaded, batch_size=4, on_progress=print).perplexity
+    assert of_trained.unit != of_apart.unit
+    assert planned(config, tiny_model).unseen_units == (of_apart.unit,)
