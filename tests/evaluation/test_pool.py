@@ -1,6 +1,7 @@
 """How the pool waits for an evaluator's process."""
 
 import asyncio
+import math
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -40,3 +41,22 @@ def test_one_whose_node_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
         await asyncio.wait_for(remote(ready).ready(), timeout=10)
 
     asyncio.run(scenario())
+
+
+def test_signs_of_life_reach_the_evaluator_that_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of actors without their Ray: many forward passes are few messages."""
+    pool_class, evaluator_class = (one.__ray_metadata__.modified_class for one in (pool._Pool, pool._Evaluator))
+    hearing, evaluators = pool_class.__new__(pool_class), [remote(Future()), remote(Future())]
+    hearing._started = dict(enumerate(evaluators))
+    sent: list[int] = []
+    measuring = evaluator_class.__new__(evaluator_class)
+    measuring._number, measuring._last_sign = 0, -math.inf
+    measuring._pool = SimpleNamespace(sign_of_life=SimpleNamespace(remote=sent.append))
+    seconds = iter([10.0, 10.2, 10.4, 11.5])
+    with monkeypatch.context() as clock:
+        clock.setattr(pool.time, "monotonic", lambda: next(seconds))
+        for _ in range(4):
+            measuring._on_pass()
+    for number in (*sent, 7):  # of one that was ended since
+        asyncio.run(hearing.sign_of_life(number))
+    assert [one.signs_of_life for one in evaluators] == [2, 0]
