@@ -110,6 +110,7 @@ def _pruning_json(
         "name": trial.spec.name if trial else plan.name,
         "base_model": base_model,
         **asdict(plan),
+        "labels": [{key: v for key, v in asdict(label).items() if v is not None} for label in plan.labels],
         "dtype": provenance.dtype if provenance else None,
         "base_license": provenance.base_license if provenance else None,
         "sources": [asdict(source) for source in _sources(plan, provenance, trial)],
