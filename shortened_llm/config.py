@@ -943,29 +943,6 @@ class SearchConfig(Section):
         criteria = [criterion for entry in self.prunings for criterion in entry.criteria]
         return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
 
-    @property
-    def calibration_labels(self) -> tuple[str | None, ...]:
-        """What tells the calibrations apart, in words; None for a single one."""
-        if len(self.calibrations) == 1:
-            return (None,)
-        facts = [
-            (one.label, f"seed {one.seed}", f"{one.num_sequences}x{one.sequence_length}", f"bos {one.bos}")
-            for one in self.calibrations
-        ]
-        varying = [column for column in range(len(facts[0])) if len({fact[column] for fact in facts}) > 1]
-        labels = [" ".join(fact[column] for column in varying) for fact in facts]
-        if len(set(labels)) < len(labels):  # they differ in what has no short name, such as the directory
-            labels = [f"{fact[0]} {number}" for number, fact in enumerate(facts, start=1)]
-        return tuple(labels)
-
-    def settings_label(self, entry: BlockPruning, criterion: str) -> str | None:
-        """What tells an entry's removal by a criterion from that of other entries, such as `protect_first=0`; None
-        where no other has the criterion."""
-        every = [other.settings(criterion) for other in self.prunings if criterion in other.criteria]
-        own = entry.settings(criterion)
-        differing = [name for name, value in own.items() if any(other[name] != value for other in every)]
-        return ", ".join(f"{name}={own[name]}" for name in differing) or None
-
     @field_validator("experiment")
     @classmethod
     def _safe_name(cls, name: str) -> str:

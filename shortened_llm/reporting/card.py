@@ -96,7 +96,7 @@ def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial 
         "base_model": provenance.base_model,
         "origin": [asdict(transform) for transform in plan.transforms],
         **{name: [int(index) for index in text.split()] for name, text in plan.facts.items()},
-        "labels": [asdict(label) for label in plan.labels],
+        "labels": [{key: v for key, v in asdict(label).items() if v is not None} for label in plan.labels],
         "size": asdict(plan.size),
         "base_size": asdict(plan.dense),
         "dtype": provenance.dtype,

@@ -50,8 +50,9 @@ def scoring_jobs(
         texts: of each calibration; none where no criterion reads text.
     """
     jobs = []
+    labels = calibration_labels(config.calibrations)
     for entry in config.prunings:
-        for index, (calibration, label) in enumerate(zip(config.calibrations, config.calibration_labels, strict=True)):
+        for index, (calibration, label) in enumerate(zip(config.calibrations, labels, strict=True)):
             # What reads no text is asked of the first alone.
             criteria = tuple(criterion for criterion in entry.criteria if index == 0 or reads_text(criterion))
             job = ScoringJob(
@@ -62,10 +63,34 @@ def scoring_jobs(
                 calibration=calibration,
                 counts=counts,
                 calibration_label=label,
-                settings_labels={criterion: config.settings_label(entry, criterion) for criterion in criteria},
+                settings_labels={name: settings_label(config.prunings, entry, name) for name in criteria},
             )
             jobs.append(job)
     return tuple(job for job in jobs if job.criteria)
+
+
+def calibration_labels(calibrations: Sequence[CalibrationConfig]) -> tuple[str | None, ...]:
+    """What tells several calibrations apart, in words; None for a single one."""
+    if len(calibrations) == 1:
+        return (None,)
+    facts = [
+        (one.label, f"seed {one.seed}", f"{one.num_sequences}x{one.sequence_length}", f"bos {one.bos}")
+        for one in calibrations
+    ]
+    varying = [column for column in range(len(facts[0])) if len({fact[column] for fact in facts}) > 1]
+    labels = [" ".join(fact[column] for column in varying) for fact in facts]
+    if len(set(labels)) < len(labels):  # they differ in what has no short name, such as the directory
+        labels = [f"{fact[0]} {number}" for number, fact in enumerate(facts, start=1)]
+    return tuple(labels)
+
+
+def settings_label(entries: Sequence[BlockPruning], entry: BlockPruning, criterion: str) -> str | None:
+    """What tells one entry's removal by a criterion from that of the others, such as `protect_first=0`; None where no
+    other has the criterion."""
+    every = [other.settings(criterion) for other in entries if criterion in other.criteria]
+    own = entry.settings(criterion)
+    differing = [name for name, value in own.items() if any(other[name] != value for other in every)]
+    return ", ".join(f"{name}={own[name]}" for name in differing) or None
 
 
 def rankings(jobs: Sequence[ScoringJob]) -> tuple[tuple[str, ScoringJob], ...]:

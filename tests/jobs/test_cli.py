@@ -56,6 +56,10 @@ MISSING = "/no/such/place"
         (["--model.path", MISSING], ["model.path", MISSING, "does not exist"]),
         (["--model.path", "someone/no-such-model"], ["model.path", "someone/no-such-model", "hub"]),
         (["--calibration.path", MISSING + ".jsonl"], ["calibration.path", MISSING]),
+        (
+            ["--calibration", json.dumps([{"path": MISSING + ".jsonl", "seed": seed} for seed in (1, 2)])],
+            ["calibration.0.path", "calibration.1.path", MISSING],
+        ),
         (["--calibration.sequence_length", "100000"], ["calibration", "100000"]),
         (["--calibration.num_sequences", "100000"], ["calibration.num_sequences", "100000"]),
         (["--retraining.data", json.dumps([{"path": MISSING + ".jsonl"}])], ["retraining.data.0.path", MISSING]),

@@ -14,7 +14,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import BlockScores, ModelRef, from_json, to_json
-from shortened_llm.scoring.job import ScoringJob, Unit, scoring_jobs, work_name
+from shortened_llm.scoring.job import ScoringJob, Unit, calibration_labels, scoring_jobs, work_name
 from shortened_llm.scoring.measure import MEASUREMENTS, measure, pending_units, pending_work
 from shortened_llm.scoring.score import score_all, score_blocks
 from shortened_llm.scoring.table import score_table
@@ -124,6 +124,21 @@ def scored(config: SearchConfig, model: ModelRef, store: Store) -> tuple[list[st
         run((unit,), job, store)
     assert pending_work(jobs, store, num_shards=1) == ()
     return [work_name(unit, job) for unit, job in work], score_all(jobs, store)
+
+
+@pytest.mark.parametrize(
+    ("several", "labels"),
+    [
+        ([{}], (None,)),
+        ([{}, {"seed": 5}], ("seed 1234", "seed 5")),
+        ([{}, {"path": "c4.jsonl"}], ("wiki", "c4")),
+        ([{}, {"path": "c4.jsonl", "seed": 5}], ("wiki seed 1234", "c4 seed 5")),
+        ([{}, {"num_sequences": 100}], ("10x128", "100x128")),
+        ([{}, {"path": "other/wiki.jsonl"}], ("wiki 1", "wiki 2")),
+    ],
+)
+def test_labels_say_what_differs(several: list[dict], labels: tuple[str | None, ...]) -> None:
+    assert calibration_labels([CalibrationConfig(**{"path": "wiki.jsonl"} | one) for one in several]) == labels
 
 
 def test_calibrations_stand_side_by_side(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:
