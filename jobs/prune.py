@@ -11,7 +11,6 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
-from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
@@ -46,18 +45,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    return "-".join([label.criterion, *told_apart, f"{100 * label.ratio:.3g}"])
+    return "-".join([label.criterion, *told_apart, re.sub(r"\W+", "-", label.target.name.replace("%", ""))])
 
 
 def _plans(
     config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
-    size = size_of(dense, config.model.exported_dtype)
     if removed is not None:
-        yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, size)
+        yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, facts.size)
         return
-    for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
+    for plan in make_plans(config.search, score_here(config, facts, dense, store), facts.size):
         yield "_".join(_file_name(label) for label in plan.labels), plan
 
 

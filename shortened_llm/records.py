@@ -284,12 +284,26 @@ def _ranking_name(criterion: str, calibration: str | None, settings: str | None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """How small a model shall become."""
+
+    of: Literal["blocks", "parameters", "bytes"]
+    """What the ratio is a fraction of."""
+    ratio: float
+    """Fraction to remove; `removed_blocks / num_blocks` where a count was asked for."""
+
+    @property
+    def name(self) -> str:
+        """`20%`, or `20% of parameters`."""
+        return f"{100 * self.ratio:.3g}%" + ("" if self.of == "blocks" else f" of {self.of}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanLabel:
     """A point of the search space that led to a plan."""
 
     criterion: str
-    ratio: float
-    """Fraction of blocks asked for; `removed_blocks / num_blocks` where a count was asked for."""
+    target: Target
     calibration: str | None = None
     """As in `BlockScores`."""
     settings: str | None = None
@@ -299,6 +313,10 @@ class PlanLabel:
     def ranking(self) -> str:
         """`BlockScores.ranking` of the scores that led to the plan."""
         return _ranking_name(self.criterion, self.calibration, self.settings)
+
+
+Bin = tuple[str, float]
+"""`("blocks", number that stays)`, since ratios that remove as many blocks are one target, or (unit, ratio)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +329,13 @@ class PrunePlan:
     size: Size
     dense: Size
     """The size of the dense model."""
+
+    @property
+    def targets(self) -> tuple[Bin, ...]:
+        """What the plan competes in, each once: plans of one target are candidates for the same place."""
+        asked = (label.target for label in self.labels)
+        bins = (("blocks", self.size.blocks) if one.of == "blocks" else (one.of, one.ratio) for one in asked)
+        return tuple(dict.fromkeys(bins))
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
@@ -336,8 +361,8 @@ class PrunePlan:
     def name(self) -> str:
         """A short name for logs and tables, such as `ppl+taylor 20%`."""
         criteria = "+".join(dict.fromkeys(label.ranking for label in self.labels))
-        ratios = "/".join(dict.fromkeys(f"{100 * label.ratio:.3g}%" for label in self.labels))
-        return f"{criteria} {ratios}"
+        targets = "/".join(dict.fromkeys(label.target.name for label in self.labels))
+        return f"{criteria} {targets}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
