@@ -19,6 +19,9 @@ from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.provenance import provenance
 from shortened_llm.storage.store import Store
 
+LONGEST_NAME = 200
+"""Characters of a directory's name."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """stdout has the directory of each model, one line each."""
@@ -49,6 +52,13 @@ def _file_name(label: PlanLabel) -> str:
     return "-".join([label.criterion, *told_apart, f"{100 * label.ratio:.3g}"])
 
 
+def _directory_name(plan: PrunePlan) -> str:
+    """Every label that led to the plan, as far as file systems take such a name; its first label is no other plan's."""
+    first, *others = map(_file_name, plan.labels)
+    name = "_".join([first, *others])
+    return name if len(name) <= LONGEST_NAME else f"{first}_and-{len(others)}-more"
+
+
 def _plans(
     config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, kept: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
@@ -59,7 +69,7 @@ def _plans(
         yield f"without-{'-'.join(map(str, plan.removed_blocks))}", plan
         return
     for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
-        yield "_".join(_file_name(label) for label in plan.labels), plan
+        yield _directory_name(plan), plan
 
 
 if __name__ == "__main__":
