@@ -18,6 +18,9 @@ from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.provenance import provenance
 from shortened_llm.storage.store import Store
 
+LONGEST_NAME = 200
+"""Characters of a directory's name."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """stdout has the directory of each model, one line each."""
@@ -45,7 +48,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    return "-".join([label.criterion, *told_apart, re.sub(r"\W+", "-", label.target.name.replace("%", ""))])
+    return "-".join([label.criterion, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
+
+
+def _directory_name(plan: PrunePlan) -> str:
+    """Every label that led to the plan, as far as file systems take such a name; its first label is no other plan's."""
+    first, *others = map(_file_name, plan.labels)
+    name = "_".join([first, *others])
+    return name if len(name) <= LONGEST_NAME else f"{first}_and-{len(others)}-more"
 
 
 def _plans(
@@ -56,7 +66,7 @@ def _plans(
         yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, facts.size)
         return
     for plan in make_plans(config.search, score_here(config, facts, dense, store), facts.size):
-        yield "_".join(_file_name(label) for label in plan.labels), plan
+        yield _directory_name(plan), plan
 
 
 if __name__ == "__main__":
