@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
-from shortened_llm.search.unneeded import Unneeded, find_unneeded, remove
+from shortened_llm.search.stored.unneeded import Unneeded, find_unneeded, remove
 from shortened_llm.storage.layout import cleaning_url
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store

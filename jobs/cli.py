@@ -31,7 +31,7 @@ from shortened_llm.logs import LOGGER, setup_logging
 from shortened_llm.storage.store import Store
 
 if TYPE_CHECKING:
-    from shortened_llm.search.capacity import Capacity
+    from shortened_llm.search.cluster.capacity import Capacity
 
 F = TypeVar("F")
 
@@ -218,8 +218,8 @@ def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":
         BadInputError: see `check_resources` and `check_versions`.
     """
     # These import torch, which reports need not.
-    from shortened_llm.search.capacity import Capacity, check_resources, local_capacity
-    from shortened_llm.search.nodes import check_versions, running_nodes
+    from shortened_llm.search.cluster.capacity import Capacity, check_resources, local_capacity
+    from shortened_llm.search.cluster.nodes import check_versions, running_nodes
 
     if dry_run and not os.environ.get("RAY_ADDRESS"):
         capacity = local_capacity()

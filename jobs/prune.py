@@ -15,7 +15,7 @@ from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.search.preflight import SearchFacts, check_search
-from shortened_llm.search.provenance import provenance
+from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.storage.store import Store
 
 LONGEST_NAME = 200

@@ -7,7 +7,7 @@ from jobs.cli import Parser, run
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import Experiment
 from shortened_llm.reporting.merge import merge_experiments
-from shortened_llm.search.experiment import experiment_directory, publish_to, read_experiment
+from shortened_llm.search.stored.experiment import experiment_directory, publish_to, read_experiment
 from shortened_llm.storage.layout import REPORT, REPORTED
 from shortened_llm.storage.urls import exists, join, normalise
 

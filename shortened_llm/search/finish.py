@@ -19,8 +19,8 @@ from shortened_llm.records import (
     TrialFailure,
 )
 from shortened_llm.reporting.rows import best_of_each_target
+from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
-from shortened_llm.search.progress import Progress
 from shortened_llm.search.trial import TrialContext, read_result
 
 

@@ -21,10 +21,10 @@ from shortened_llm.pruning.target import Request, requests
 from shortened_llm.records import LoraOptions, ModelSize
 from shortened_llm.retraining.recipe import chains, lora_options
 from shortened_llm.scoring.job import protected_blocks
+from shortened_llm.search.cluster.trackers import check_tracking
 from shortened_llm.search.dress_rehearsal import Toy, rehearse_export, rehearse_scoring, rehearse_training
-from shortened_llm.search.experiment import read_config
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
-from shortened_llm.search.trackers import check_tracking
+from shortened_llm.search.stored.experiment import read_config
 from shortened_llm.storage.store import Store
 
 

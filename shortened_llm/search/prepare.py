@@ -22,7 +22,7 @@ from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixt
 from shortened_llm.scoring.job import ScoringJob, Unit, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
-from shortened_llm.search.progress import Progress
+from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.storage.store import Store
 
 # Lost tasks are started again by Ray, and do what they had not stored yet.

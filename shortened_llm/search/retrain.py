@@ -8,14 +8,14 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import scoring_jobs
+from shortened_llm.search.cluster.progress import Progress, ProgressLog
+from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.dress_rehearsal import rehearse_plans
-from shortened_llm.search.experiment import add_runs, own_experiment
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.prepare import score, start_packing
-from shortened_llm.search.progress import Progress, ProgressLog
-from shortened_llm.search.provenance import provenance
 from shortened_llm.search.space import SearchSpace
-from shortened_llm.search.train_callbacks import watch_callbacks
+from shortened_llm.search.stored.experiment import add_runs, own_experiment
+from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.search.trial import TrainContext, train_runs
 from shortened_llm.storage.store import Store
 

@@ -11,21 +11,21 @@ from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs
 from shortened_llm.scoring.score import score_blocks
-from shortened_llm.search.capacity import Capacity, driver_demand, evaluators_may_idle
+from shortened_llm.search.cluster.capacity import Capacity, driver_demand, evaluators_may_idle
+from shortened_llm.search.cluster.progress import ProgressLog
+from shortened_llm.search.cluster.trackers import check_node
+from shortened_llm.search.cluster.tuner import TrialLogs, run_trials
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
-from shortened_llm.search.equal_seconds import equal_seconds_trials
-from shortened_llm.search.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.finish import measure_report, submit_dense
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
 from shortened_llm.search.prepare import score, selection_units, start_packing
-from shortened_llm.search.progress import ProgressLog
-from shortened_llm.search.provenance import provenance, publish_cards
 from shortened_llm.search.space import SearchSpace, distinct
-from shortened_llm.search.trackers import check_node
+from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment
+from shortened_llm.search.stored.provenance import provenance, publish_cards
+from shortened_llm.search.strategies.equal_seconds import equal_seconds_trials
 from shortened_llm.search.trial import TrialContext, read_result
-from shortened_llm.search.tuner import TrialLogs, run_trials
 from shortened_llm.storage.layout import TUNE
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join

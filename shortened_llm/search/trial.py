@@ -11,9 +11,9 @@ from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import Provenance, RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import is_retrained, retrain
-from shortened_llm.search.progress import Progress
-from shortened_llm.search.provenance import publish_trained_card
+from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.stored.provenance import publish_trained_card
 from shortened_llm.storage.layout import TRAIN, TRIALS
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store

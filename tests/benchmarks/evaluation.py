@@ -22,7 +22,7 @@ from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import EvalScores, ModelRef
-from shortened_llm.search.progress import ProgressLog
+from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.storage.store import Store
 from tests.benchmarks.scoring import ASSETS
 from tests.conftest import keeping

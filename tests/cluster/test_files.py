@@ -18,7 +18,7 @@ from ray.scripts.scripts import start
 
 from jobs.cli import make_parser
 from shortened_llm.config import SearchConfig, parse_config
-from shortened_llm.search.capacity import Capacity, Nodes, check_resources, driver_demand
+from shortened_llm.search.cluster.capacity import Capacity, Nodes, check_resources, driver_demand
 from tests.cluster.files import (
     CLUSTER,
     CLUSTERS,

@@ -2,7 +2,7 @@
 
 import jobs.search
 from jobs.cli import run
-from shortened_llm.search import progress
+from shortened_llm.search.cluster import progress
 
 progress.POLL_SECONDS = 0.5
 progress.SECONDS_BETWEEN_LINES = 0.0

@@ -12,7 +12,7 @@ from jobs.clean import main
 from jobs.report import main as report
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import Experiment, ReportedTrial
-from shortened_llm.search.experiment import add_runs, own_experiment, read_experiment, write_experiment
+from shortened_llm.search.stored.experiment import add_runs, own_experiment, read_experiment, write_experiment
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import find_files, join, write_bytes

@@ -209,7 +209,7 @@ def test_many_passes_over_a_corpus_are_told_before_anything_runs(command, tmp_pa
 
 
 def test_another_configuration_under_the_same_name_is_refused(command, tmp_path: Path, tiny_config) -> None:
-    from shortened_llm.search.experiment import write_config
+    from shortened_llm.search.stored.experiment import write_config
     from shortened_llm.storage.store import Store
 
     write_config(Store.at(tiny_config.storage.url), tiny_config)

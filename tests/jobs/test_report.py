@@ -12,7 +12,7 @@ import pytest
 from jobs.report import main
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import EvalScores, Experiment, TrialFailure, from_json
-from shortened_llm.search.experiment import Begun, publish_report, read_experiment, write_experiment
+from shortened_llm.search.stored.experiment import Begun, publish_report, read_experiment, write_experiment
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import experiment

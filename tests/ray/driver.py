@@ -12,7 +12,7 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.metrics import TrialState
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.launch import retrain
-from shortened_llm.search.train_callbacks import StartCallback
+from shortened_llm.search.cluster.train_callbacks import StartCallback
 from shortened_llm.storage.store import Store
 
 

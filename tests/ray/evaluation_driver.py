@@ -11,7 +11,7 @@ from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.records import ModelRef, to_json
-from shortened_llm.search.progress import Progress, ProgressLog
+from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.storage.store import Store
 
 

@@ -23,7 +23,7 @@ from shortened_llm import cluster_metrics, metrics
 from shortened_llm.records import Experiment, ReportedTrial, TrialResult, from_json
 from shortened_llm.retraining.checkpoint import check_complete
 from shortened_llm.retraining.manifest import DamagedCheckpointError
-from shortened_llm.search.unneeded import find_unneeded, remove
+from shortened_llm.search.stored.unneeded import find_unneeded, remove
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, find_files
 from tests.ray.conftest import ROOT, Cluster

@@ -6,7 +6,7 @@ from pathlib import Path
 import ray.tune
 
 from shortened_llm.config import TrackingConfig
-from shortened_llm.search.trackers import check_node, check_tracking, tracker_callbacks
+from shortened_llm.search.cluster.trackers import check_node, check_tracking, tracker_callbacks
 
 
 def trial(config: dict) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from shortened_llm.records import EvalScores, Experiment, Provenance, SourceFacts, TrialFailure
 from shortened_llm.reporting.view import report_view
-from shortened_llm.search.experiment import read_experiment, write_experiment
-from shortened_llm.search.provenance import publish_cards, publish_trained_card
+from shortened_llm.search.stored.experiment import read_experiment, write_experiment
+from shortened_llm.search.stored.provenance import publish_cards, publish_trained_card
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import experiment
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from shortened_llm.search.board import Board
+from shortened_llm.search.cluster.board import Board
 
 
 @dataclass

@@ -4,7 +4,7 @@ import pytest
 
 from shortened_llm.config import NodeGroup, SearchConfig, parse_config
 from shortened_llm.errors import BadInputError
-from shortened_llm.search.capacity import Capacity, Nodes, check_resources, driver_demand, evaluators_may_idle
+from shortened_llm.search.cluster.capacity import Capacity, Nodes, check_resources, driver_demand, evaluators_may_idle
 
 HEAD = Nodes(resources={"CPU": 0, "trial_driver": 16})
 SMALL = Nodes(resources={"CPU": 8, "GPU": 1}, labels={"pool": "evaluation"})

@@ -10,7 +10,7 @@ from shortened_llm.records import EvalScores, Experiment, ModelRef, Size, Traini
 from shortened_llm.search.finish import DenseScores
 from shortened_llm.search.planned import planned_experiment
 from shortened_llm.search.prepare import report_units
-from shortened_llm.search.provenance import provenance
+from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.storage.store import Store
 
 

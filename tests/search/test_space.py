@@ -19,9 +19,9 @@ from shortened_llm.records import (
     TrainingData,
     TrialResult,
 )
-from shortened_llm.search.equal_seconds import equal_seconds_trials
 from shortened_llm.search.prepare import selection_units
 from shortened_llm.search.space import SearchSpace, distinct, waves
+from shortened_llm.search.strategies.equal_seconds import equal_seconds_trials
 from tests.conftest import keeping
 
 TOKENS = TokenMixture(

@@ -6,7 +6,7 @@ import pytest
 
 from shortened_llm.config import changed_keys, parse_config
 from shortened_llm.errors import BadInputError
-from shortened_llm.search.trackers import check_tracking
+from shortened_llm.search.cluster.trackers import check_tracking
 
 WANDB = {"wandb": {"project": "shortened"}}
 MLFLOW = {"mlflow": {"tracking_uri": "sqlite:////tmp/runs.db"}}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.metrics import TrialState
-from shortened_llm.search.train_callbacks import StartCallback
+from shortened_llm.search.cluster.train_callbacks import StartCallback
 
 RETRY, RAISE = SimpleNamespace(name="RETRY"), SimpleNamespace(name="RAISE")
 

@@ -29,14 +29,14 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.scoring.job import scoring_jobs
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
-from shortened_llm.search.experiment import write_experiment
 from shortened_llm.search.finish import DenseScores
 from shortened_llm.search.planned import planned_experiment
 from shortened_llm.search.prepare import packing_jobs, selection_units
-from shortened_llm.search.provenance import provenance
 from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.stored.experiment import write_experiment
+from shortened_llm.search.stored.provenance import provenance
+from shortened_llm.search.stored.unneeded import find_unneeded, remove
 from shortened_llm.search.trial import write_result
-from shortened_llm.search.unneeded import find_unneeded, remove
 from shortened_llm.storage.layout import EVALUATIONS, RETRAINED, TRIALS
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, find_files

@@ -6,7 +6,7 @@ import pytest
 
 from shortened_llm.records import Experiment
 from shortened_llm.retraining.run_directory import repair_run_directory
-from shortened_llm.search.experiment import read_config, read_experiment, write_experiment
+from shortened_llm.search.stored.experiment import read_config, read_experiment, write_experiment
 from shortened_llm.search.trial import is_done
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from shortened_llm.cluster_metrics import OF_TRIALS, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.metrics import ACCELERATOR_HOURS, TrialState
-from shortened_llm.search.progress import Progress
+from shortened_llm.search.cluster.progress import Progress
 
 
 def watch_callbacks(experiment: str, trial: str, resources: ResourcesConfig, progress: Progress) -> list[object]:

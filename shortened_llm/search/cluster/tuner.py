@@ -14,11 +14,11 @@ from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
-from shortened_llm.search.experiment import Begun
-from shortened_llm.search.progress import Progress
+from shortened_llm.search.cluster.progress import Progress
+from shortened_llm.search.cluster.trackers import tracker_callbacks
+from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.space import SearchSpace, waves
-from shortened_llm.search.trackers import tracker_callbacks
-from shortened_llm.search.train_callbacks import watch_callbacks
+from shortened_llm.search.stored.experiment import Begun
 from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.layout import BEGUN, FAILURES, RETRAINED

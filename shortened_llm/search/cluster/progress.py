@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shortened_llm.cluster_metrics import ACCELERATOR_HOURS, TRIALS, Gauges
 from shortened_llm.logs import LOGGER
 from shortened_llm.metrics import TRIAL_STATES, TrialState
-from shortened_llm.search.board import Board, Reading
+from shortened_llm.search.cluster.board import Board, Reading
 
 POLL_SECONDS = 2.0
 # Of one subject; what changes faster is shown by its latest line.

@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.logs import LOGGER
-from shortened_llm.search.experiment import read_runs
+from shortened_llm.search.stored.experiment import read_runs
 from shortened_llm.storage.inventory import StoredRecord, read_records
 from shortened_llm.storage.layout import (
     CLEANING,

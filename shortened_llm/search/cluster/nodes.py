@@ -5,7 +5,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
-from shortened_llm.search.capacity import Nodes
+from shortened_llm.search.cluster.capacity import Nodes
 from shortened_llm.versions import Installed, VersionsDifferError, check_equal
 
 # Of a node that is alive but does not answer: it may be going away, and Ray will notice.
