@@ -29,7 +29,7 @@ from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, Transform, to_json
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
-from shortened_llm.search.prepare import choice_units, report_units, selection_units
+from shortened_llm.search.units import choice_units, report_units, selection_units
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import exists, join, read_bytes
 

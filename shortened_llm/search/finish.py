@@ -1,13 +1,13 @@
-"""Report scores: the dense model's before the search, all others' after it."""
+"""Report scores of all models, after the search."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ray
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
-from shortened_llm.errors import BadInputError, last_line
+from shortened_llm.errors import last_line
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit, unit_fingerprint
 from shortened_llm.logs import LOGGER
@@ -15,47 +15,12 @@ from shortened_llm.records import (
     EvalScores,
     Experiment,
     MissingScore,
-    ModelRef,
     TrialFailure,
 )
 from shortened_llm.reporting.rows import best_of_each_target
 from shortened_llm.search.cluster.progress import Progress
-from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.search.trial import TrialContext, read_result
-
-
-class ScoresMissingError(RuntimeError):
-    """What cannot be measured of the dense model cannot be compared."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DenseScores:
-    """Of the model that everything is compared with."""
-
-    selection: EvalScores
-    report: EvalScores
-
-
-def submit_dense(
-    config: SearchConfig, dense: ModelRef, roles: TextRoles, pool: EvaluationPool, progress: Progress
-) -> Callable[[], DenseScores]:
-    """Begin to score the dense model on everything; returns what waits for the scores.
-
-    Done first, so that a text or task that cannot be scored ends the search before it trains.
-    """
-    on_progress = progress.about("evaluate the dense model")
-    selection = pool.submit(dense, selection_units(config, roles), on_progress)
-    report = pool.submit(dense, (*report_units(config, roles), *choice_units(config, roles, dense)), on_progress)
-
-    def wait() -> DenseScores:
-        scores = DenseScores(selection=pool.result(selection), report=pool.result(report))
-        for missing in (*scores.selection.missing, *scores.report.missing):
-            if missing.is_bad_input:
-                raise BadInputError(missing.cause)
-            raise ScoresMissingError(f"{missing.name} of the dense model: {missing.cause}")
-        return scores
-
-    return wait
+from shortened_llm.search.units import choice_units, report_units
 
 
 def measure_report(

@@ -10,32 +10,30 @@ from shortened_llm.records import (
     BlockScores,
     EvalScores,
     Experiment,
-    ModelRef,
     Provenance,
     ReportedTrial,
     Size,
     TrainingData,
     TrialSpec,
 )
+from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.epochs import many_epochs
-from shortened_llm.search.finish import DenseScores
-from shortened_llm.search.prepare import report_units
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.units import report_units
 
 VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray")
 
 
 def planned_experiment(
     config: SearchConfig,
-    origin: Provenance,
-    dense: ModelRef,
-    dense_scores: DenseScores,
     roles: TextRoles,
+    space: SearchSpace,
+    baseline: DenseScores,
     scores: Sequence[BlockScores],
-    specs: Sequence[TrialSpec],
-    data: TrainingData,
+    origin: Provenance,
     size: Size,
 ) -> Experiment:
-    """The experiment with none of its trials' results.
+    """The experiment without its trials.
 
     Args:
         size: that of the dense model.
@@ -44,18 +42,18 @@ def planned_experiment(
         name=config.experiment,
         model=config.model.path,
         dense_size=size,
-        dense_url=dense.url,
-        dense_fingerprint=dense.fingerprint,
-        dense_selection=dense_scores.selection,
-        dense_report=dense_scores.report,
+        dense_url=space.dense.url,
+        dense_fingerprint=space.dense.fingerprint,
+        dense_selection=baseline.selection,
+        dense_report=baseline.report,
         block_scores=tuple(scores),
-        trials=planned_trials(specs),
+        trials=(),
         unseen_units=tuple(
             unit_fingerprint(unit, config.model.dtype)
             for unit in report_units(config, roles)
             if "train" not in unit.documents.shared_with
         ),
-        notes=(*_notes(config, roles), *_data_notes(config, roles, data)),
+        notes=(*_notes(config, roles), *_data_notes(config, roles, space.data)),
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
         provenance=origin,
     )

@@ -1,51 +1,91 @@
-"""What all trials share, computed once as Ray tasks: block scores and packed tokens."""
+"""What all trials share, computed once: the staged model, its scores, packed tokens, block scores, plans."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayTaskError
 
-from shortened_llm.config import ResourcesConfig, RetrainingConfig, SearchConfig
-from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
-from shortened_llm.data.pieces import Executor, PackedPiece, Piece
-from shortened_llm.data.sources import Documents, TextRoles
-from shortened_llm.errors import original
-from shortened_llm.evaluation.task_data import hub_commits
-from shortened_llm.evaluation.units import AgreementUnit, MetricUnit, TaskUnit, TextUnit
-from shortened_llm.evaluation.units import Unit as EvaluationUnit
-from shortened_llm.logs import quiet_libraries
+from shortened_llm.config import ResourcesConfig, SearchConfig
+from shortened_llm.evaluation.pool import EvaluationPool
+from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
-from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
-from shortened_llm.records import BlockScores, ModelRef, TokenDataset, TokenMixture, TrainingData
-from shortened_llm.scoring.job import ScoringJob, Unit, work_name
+from shortened_llm.models.stage import stage_model
+from shortened_llm.pruning.plan import dense_plan, make_plans
+from shortened_llm.records import BlockScores
+from shortened_llm.scoring.job import ScoringJob, Unit, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
-from shortened_llm.scoring.score import score_all
-from shortened_llm.search.cluster.progress import Progress
+from shortened_llm.scoring.score import score_all, score_blocks
+from shortened_llm.search.baseline import DenseScores, submit_dense
+from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
+from shortened_llm.search.cluster.progress import Progress, ProgressLog
+from shortened_llm.search.dress_rehearsal import rehearse_plans
+from shortened_llm.search.epochs import many_epochs
+from shortened_llm.search.packing import RETRIES, start_packing
+from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.strategies.strategy import Candidates
+from shortened_llm.search.units import selection_units
 from shortened_llm.storage.store import Store
 
-# Lost tasks are started again by Ray, and do what they had not stored yet.
-RETRIES = 2
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the trials of a search begin with."""
+
+    space: SearchSpace
+    pool: EvaluationPool
+    baseline: DenseScores
+    scores: tuple[BlockScores, ...]
+    candidates: Candidates
 
 
-def start_packing(
-    dense: ModelRef, config: SearchConfig, roles: TextRoles, store: Store, progress: Progress
-) -> Callable[[], TrainingData]:
-    """Begin to pack what the methods train on, in Ray tasks; returns what waits for it."""
-    jobs = packing_jobs(dense, config.retraining, roles)
-    packing = _pack.remote(dense, jobs, config.resources.cpus_per_evaluator, store, progress.about("tokens"))
+def prepare(config: SearchConfig, facts: SearchFacts, store: Store, capacity: Capacity, log: ProgressLog) -> Prepared:
+    """Compute what is not stored yet, as much at a time as the cluster takes.
 
-    def wait() -> TrainingData:
-        corpus, instructions, validation = ray.get(packing)
-        return TrainingData(
-            corpus=_mixture(corpus, source_shares(config.retraining)),
-            instructions=_mixture(instructions),
-            # One text may be measured under several protocols.
-            validation=_mixture(list({d.fingerprint: d for d in validation if d.num_sequences}.values())),
-        )
+    Raises:
+        BadInputError: what the dense model is to be measured on cannot be, or the architecture cannot lose such blocks.
+    """
+    dense = stage_model(config.model, store, on_progress=(staging := log.about("model")))
+    staging(None)
+    pool = EvaluationPool.start(
+        config.experiment,
+        store,
+        config.resources,
+        dtype=config.model.dtype,
+        batch_size=config.evaluation.batch_size,
+        may_idle=evaluators_may_idle(config, capacity),
+    )
+    dense_scores = submit_dense(config, dense, facts.roles, pool, log.about("dense"))
+    packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
+    jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
+    scores = score(jobs, config, store, log.about("prepare"))
+    data = packing()
+    if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
+        LOGGER.warning("%s", passes)
+    baseline = dense_scores()
+    space = SearchSpace(
+        dense=dense,
+        data=data,
+        retraining=config.retraining,
+        selection=selection_units(config, facts.roles),
+        dtype=config.model.dtype,
+        export_dtype=config.model.exported_dtype,
+    )
+    candidates = _candidates(config, facts, scores, jobs[0], store)
+    return Prepared(space=space, pool=pool, baseline=baseline, scores=scores, candidates=candidates)
 
-    return wait
+
+def _candidates(
+    config: SearchConfig, facts: SearchFacts, scores: Sequence[BlockScores], job: ScoringJob, store: Store
+) -> Candidates:
+    """Every plan of the configuration, tried on a toy of the model."""
+    plans, controls = make_plans(config.search, scores, facts.size), config.search.controls
+    drawn = [score_blocks("random", job, store)] if "random" in controls else []
+    random = make_plans(config.search, drawn, facts.size)
+    rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms for plan in (*plans, *random)])
+    LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
+    return Candidates(plans=plans, dense=(dense_plan(facts.size),) if "dense" in controls else (), random=random)
 
 
 def score(
@@ -73,134 +113,3 @@ def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConf
     progress("reading the model")
     measure(unit, job, store, device=device, memory_gib=resources.scoring_memory_gib, on_progress=progress.steps)
     progress(None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackingJobs:
-    """What is packed for an experiment, one job for each source."""
-
-    corpus: tuple[PackingJob, ...]
-    instructions: tuple[PackingJob, ...]
-    validation: tuple[PackingJob, ...]
-
-
-def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles) -> PackingJobs:
-    """The jobs that the methods of an experiment need.
-
-    A source is read until it covers its share of the corpus, or one shard if that is more.
-    """
-    length = retraining.sequence_length
-    vocab_size = load_config(model_directory(dense)).vocab_size
-    wanted = (retraining.corpus_tokens or max(retraining.budgets)) // length
-    shares = source_shares(retraining) or (1.0,) * len(roles.train)
-
-    def of_texts(source: Documents, at_most: int) -> PackingJob:
-        return PackingJob(
-            source=source, tokenizer_identity=dense.fingerprint, vocab_size=vocab_size, sequence_length=length,
-            at_most=at_most,
-        )  # fmt: skip
-
-    corpus = tuple(
-        of_texts(source, max(math.ceil(share * wanted), SHARD_TOKENS // length, 1))
-        for source, share in zip(roles.train, shares, strict=True)
-    )
-    pairs = roles.instructions
-    instructions = () if pairs is None else (
-        PackingJob(
-            source=pairs, tokenizer_identity=dense.fingerprint, vocab_size=vocab_size,
-            sequence_length=pairs.source.max_length, at_most=None,
-        ),
-    )  # fmt: skip
-    trains = retraining.uses_corpus or retraining.uses_instructions
-    validation = tuple(
-        replace(of_texts(source, retraining.validation_sequences), skip_other_lengths=True)
-        for source in roles.selection
-        if trains and retraining.validation_sequences
-    )
-    return PackingJobs(
-        corpus=corpus if retraining.uses_corpus else (), instructions=instructions, validation=validation
-    )
-
-
-def source_shares(retraining: RetrainingConfig) -> tuple[float, ...] | None:
-    """Share of the training stream from each source, summing to 1; None where sources have no weights."""
-    weights = [source.weight for source in retraining.data if source.weight is not None]
-    return tuple(weight / sum(weights) for weight in weights) if weights else None
-
-
-def _mixture(parts: Sequence[TokenDataset], weights: tuple[float, ...] | None = None) -> TokenMixture | None:
-    return TokenMixture(parts=tuple(parts), weights=weights) if parts else None
-
-
-@ray.remote(num_cpus=0, max_retries=RETRIES)
-def _pack(
-    dense: ModelRef, jobs: PackingJobs, num_cpus: float, store: Store, progress: Progress
-) -> tuple[list[TokenDataset], list[TokenDataset], list[TokenDataset]]:
-    """Pack one source after the other, each by a task for every piece; what is stored already is read back."""
-    quiet_libraries()
-    store.enter()
-
-    def pack(job: PackingJob) -> TokenDataset:
-        progress(f"{job.name}: waiting for resources")
-        _ = job.fingerprint  # so that the tasks find the hashes of its files already computed
-        task, inputs = _pack_piece.options(num_cpus=num_cpus), ray.put((dense, job, store))
-        executor = Executor(start=lambda piece: task.remote(inputs, piece), result=ray.get, cancel=ray.cancel)
-        return pack_with(executor, job, store, on_progress=lambda line: progress(f"{job.name}: {line}"))
-
-    def pack_all(several: tuple[PackingJob, ...], *, must_fill: bool) -> list[TokenDataset]:
-        datasets = []
-        for job in several:
-            datasets.append(pack(job))
-            if must_fill:
-                check_filled(datasets[-1], job)
-        return datasets
-
-    try:
-        packed = (
-            pack_all(jobs.corpus, must_fill=True),
-            pack_all(jobs.instructions, must_fill=True),
-            pack_all(jobs.validation, must_fill=False),
-        )
-    except RayTaskError as error:
-        raise original(error) from None  # of a piece's task: bad input is to be seen as such
-    progress(None)
-    return packed
-
-
-@ray.remote(max_retries=RETRIES)
-def _pack_piece(inputs: tuple[ModelRef, PackingJob, Store], piece: Piece) -> PackedPiece:
-    quiet_libraries()
-    dense, job, store = inputs
-    store.enter()
-    return pack_piece(job, piece, load_tokenizer(model_directory(dense)), store)
-
-
-def selection_units(config: SearchConfig, roles: TextRoles) -> tuple[TextUnit, ...]:
-    """What steers the search."""
-    sources = config.evaluation.selection.perplexity
-    return tuple(TextUnit(documents=d, source=s) for d, s in zip(roles.selection, sources, strict=True))
-
-
-def report_units(config: SearchConfig, roles: TextRoles) -> tuple[TextUnit, ...]:
-    """Texts measured for every model after the search."""
-    sources = config.evaluation.report.perplexity
-    return tuple(TextUnit(documents=d, source=s) for d, s in zip(roles.report, sources, strict=True))
-
-
-def choice_units(config: SearchConfig, roles: TextRoles, dense: ModelRef) -> tuple[EvaluationUnit, ...]:
-    """What is measured for the dense model, the best of each size and the controls."""
-    evaluation, report = config.evaluation, config.evaluation.report
-    tasks = (
-        TaskUnit(
-            config=task,
-            directory=evaluation.task_directory,
-            limit=task.limit or evaluation.task_limit,
-            hub_commits=hub_commits(task.task, evaluation.task_directory),
-        )
-        for task in report.tasks
-    )
-    agreement = (
-        AgreementUnit(documents=documents, source=source, dense=dense)
-        for documents, source in zip(roles.agreement, report.agreement, strict=True)
-    )
-    return (*tasks, *agreement, *(MetricUnit(path=path) for path in report.metrics))

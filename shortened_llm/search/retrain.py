@@ -11,8 +11,9 @@ from shortened_llm.scoring.job import scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.dress_rehearsal import rehearse_plans
+from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import ScoringFacts
-from shortened_llm.search.prepare import score, start_packing
+from shortened_llm.search.prepare import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import add_runs, own_experiment
 from shortened_llm.search.stored.provenance import provenance

@@ -1,30 +1,21 @@
 """A whole search, in the order in which data moves."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from shortened_llm.config import SearchConfig
-from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.logs import LOGGER
-from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import dense_plan, make_plans
-from shortened_llm.records import BlockScores, TrialSpec
-from shortened_llm.scoring.job import ScoringJob, scoring_jobs
-from shortened_llm.scoring.score import score_blocks
-from shortened_llm.search.cluster.capacity import Capacity, driver_demand, evaluators_may_idle
+from shortened_llm.records import Experiment, TrialFailure
+from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.cluster.trackers import check_node
 from shortened_llm.search.cluster.tuner import TrialLogs, run_trials
-from shortened_llm.search.dress_rehearsal import rehearse_plans
-from shortened_llm.search.epochs import many_epochs
-from shortened_llm.search.finish import measure_report, submit_dense
+from shortened_llm.search.finish import measure_report
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
-from shortened_llm.search.prepare import score, selection_units, start_packing
-from shortened_llm.search.space import SearchSpace, distinct
+from shortened_llm.search.prepare import Prepared, prepare
 from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.stored.provenance import provenance, publish_cards
-from shortened_llm.search.strategies.equal_seconds import equal_seconds_trials
+from shortened_llm.search.strategies import strategies
+from shortened_llm.search.strategies.strategy import Outcomes
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.storage.layout import TUNE
 from shortened_llm.storage.store import Store
@@ -46,70 +37,24 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
         BadInputError: another driver runs this experiment.
         TrialsFailedError: with the report's place and the first cause.
     """
-    experiment_url = store.experiment_url(config.experiment)
-    roles = facts.roles
     check_node(config.tracking)
     with own_experiment(store, config.experiment) as driver, ProgressLog(config.experiment) as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
-        staging = log.about("model")
-        dense = stage_model(config.model, store, on_progress=staging)
-        staging(None)
-        pool = EvaluationPool.start(
-            config.experiment,
-            store,
-            config.resources,
-            dtype=config.model.dtype,
-            batch_size=config.evaluation.batch_size,
-            may_idle=evaluators_may_idle(config, capacity),
-        )
-        dense_scores = submit_dense(config, dense, roles, pool, log.about("dense"))
-        packing = start_packing(dense, config, roles, store, log.about("prepare"))
-        scoring = scoring_jobs(config, dense, roles.calibration, facts.counts)
-        scores = score(scoring, config, store, log.about("prepare"))
-        data = packing()
-        if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
-            LOGGER.warning("%s", passes)
-        baseline = dense_scores()
+        prepared = prepare(config, facts, store, capacity, log)
         write_config(store, config)
-        space = SearchSpace(
-            dense=dense,
-            data=data,
-            retraining=config.retraining,
-            selection=selection_units(config, roles),
-            dtype=config.model.dtype,
-            export_dtype=config.model.exported_dtype,
-        )
-        specs = _trials(config, facts, space, scores, scoring[0], store)
-        context = TrialContext(
-            space=space,
-            store=store,
-            experiment=replace(store, url=experiment_url),
-            pool=pool,
-            resources=config.resources,
-            max_failures=config.search.max_failures,
-            provenance=provenance(config),
-            driver=driver,
-            max_concurrent_trials=config.search.max_concurrent_trials,
-            driver_demand=driver_demand(capacity),
-        )
+        context = _context(config, prepared, store, capacity, driver)
         experiment = planned_experiment(
-            config, context.provenance, dense, baseline, roles, scores, specs, data, facts.size.without(())
-        )
-        write_experiment(store, experiment)
-        logs = TrialLogs(
-            experiment=config.experiment,
-            tune_url=join(experiment_url, TUNE),
-            tracking=config.tracking,
-            progress=log.about("search"),
-        )
-        failures = run_trials(specs, context, logs)
-        if config.search.equal_seconds:
-            results = {s.fingerprint: result for s in specs if (result := read_result(store, s)) is not None}
-            timed = distinct(equal_seconds_trials(space, specs, results))
-            experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(timed)))
+            config, facts.roles, prepared.space, prepared.baseline, prepared.scores, context.provenance,
+            facts.size.without(()),
+        )  # fmt: skip
+        failures: dict[str, TrialFailure] = {}
+        for propose in strategies(config.search):
+            proposed = propose(prepared.space, prepared.candidates, _outcomes(experiment, store))
+            before = len(experiment.trials)
+            experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(proposed)))
             write_experiment(store, experiment)
-            failures |= run_trials(timed, context, logs, before=len(specs))
-        experiment = measure_report(experiment, config, context, roles, failures, log.about("report"))
+            failures |= run_trials(proposed, context, _logs(config, context, log), before=before)
+        experiment = measure_report(experiment, config, context, facts.roles, failures, log.about("report"))
         write_experiment(store, experiment)
         report = publish_report(store, experiment)
         publish_cards(experiment)
@@ -121,22 +66,32 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
     return report
 
 
-def _trials(
-    config: SearchConfig,
-    facts: SearchFacts,
-    space: SearchSpace,
-    scores: Sequence[BlockScores],
-    job: ScoringJob,
-    store: Store,
-) -> tuple[TrialSpec, ...]:
-    """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
-    size = facts.size
-    plans, controls = make_plans(config.search, scores, size), config.search.controls
-    of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
-    random = make_plans(config.search, of_random, size)
-    rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms for plan in (*plans, *random)])
-    dense = [dense_plan(size)] if "dense" in controls else []
-    specs = distinct((*space.trials(plans), *space.controls("dense", dense), *space.controls("random", random)))
-    labels = sum(len(plan.labels) for plan in plans)
-    LOGGER.info("%d labels are %d distinct plans: %d trials", labels, len(plans), len(specs))
-    return specs
+def _outcomes(experiment: Experiment, store: Store) -> Outcomes:
+    """What is stored of the trials so far."""
+    specs = tuple(trial.spec for trial in experiment.trials)
+    results = {spec.fingerprint: result for spec in specs if (result := read_result(store, spec)) is not None}
+    return Outcomes(specs=specs, results=results)
+
+
+def _context(config: SearchConfig, prepared: Prepared, store: Store, capacity: Capacity, driver: str) -> TrialContext:
+    return TrialContext(
+        space=prepared.space,
+        store=store,
+        experiment=replace(store, url=store.experiment_url(config.experiment)),
+        pool=prepared.pool,
+        resources=config.resources,
+        max_failures=config.search.max_failures,
+        provenance=provenance(config),
+        driver=driver,
+        max_concurrent_trials=config.search.max_concurrent_trials,
+        driver_demand=driver_demand(capacity),
+    )
+
+
+def _logs(config: SearchConfig, context: TrialContext, log: ProgressLog) -> TrialLogs:
+    return TrialLogs(
+        experiment=config.experiment,
+        tune_url=join(context.experiment.url, TUNE),
+        tracking=config.tracking,
+        progress=log.about("search"),
+    )

@@ -7,10 +7,11 @@ from shortened_llm.data.sources import text_roles
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.records import EvalScores, Experiment, ModelRef, Size, TrainingData
-from shortened_llm.search.finish import DenseScores
+from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.planned import planned_experiment
-from shortened_llm.search.prepare import report_units
+from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.provenance import provenance
+from shortened_llm.search.units import report_units
 from shortened_llm.storage.store import Store
 
 
@@ -18,7 +19,10 @@ def planned(config: SearchConfig, dense: ModelRef) -> Experiment:
     nothing = TrainingData(corpus=None, instructions=None, validation=None)
     scores = DenseScores(selection=EvalScores(), report=EvalScores())
     size = Size(blocks=8, parameters=1, nonzero_parameters=1, num_bytes=4)
-    return planned_experiment(config, provenance(config), dense, scores, text_roles(config), (), (), nothing, size)
+    space = SearchSpace(
+        dense=dense, data=nothing, retraining=config.retraining, selection=(), dtype="float32", export_dtype="float32"
+    )
+    return planned_experiment(config, text_roles(config), space, scores, (), provenance(config), size)
 
 
 def test_unseen_units_are_those_of_the_scores_on_texts_that_nothing_was_trained_on(

@@ -19,9 +19,10 @@ from shortened_llm.records import (
     TrainingData,
     TrialResult,
 )
-from shortened_llm.search.prepare import selection_units
 from shortened_llm.search.space import SearchSpace, distinct, waves
-from shortened_llm.search.strategies.equal_seconds import equal_seconds_trials
+from shortened_llm.search.strategies.equal_seconds import propose_equal_seconds
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes
+from shortened_llm.search.units import selection_units
 from tests.conftest import keeping
 
 TOKENS = TokenMixture(
@@ -175,13 +176,14 @@ def test_equal_seconds_scale_the_budget_by_the_speed(
         )
         for spec in specs
     }  # fmt: skip
-    timed = equal_seconds_trials(space, specs, results)
+    nothing = Candidates(plans=(), dense=(), random=())
+    timed = propose_equal_seconds(space, nothing, Outcomes(specs=specs, results=results))
     assert [(t.method, t.seed, [recipe.num_steps for recipe in t.recipes]) for t in timed] == [
         ("lora", 0, [150]), ("lora", 1, [150]), ("cpt_lora", 0, [60, 60]), ("cpt_lora", 1, [60, 60]),
     ]  # fmt: skip
     assert all(trial.equal_seconds for trial in timed)
     assert not {trial.fingerprint for trial in timed} & {spec.fingerprint for spec in specs}
-    assert equal_seconds_trials(space, specs, {}) == ()
+    assert propose_equal_seconds(space, nothing, Outcomes(specs=specs, results={})) == ()
 
 
 def test_the_last_line_of_a_remote_error_is_the_error() -> None:

@@ -11,8 +11,8 @@ from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.directory import load_config
 from shortened_llm.records import ModelRef
+from shortened_llm.search.packing import PackingJobs, packing_jobs, source_shares
 from shortened_llm.search.preflight import check_search
-from shortened_llm.search.prepare import PackingJobs, packing_jobs, source_shares
 from shortened_llm.storage.store import Store
 
 PAIR = {"instruction": "Say hello.", "output": "Hello."}

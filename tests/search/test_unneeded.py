@@ -29,14 +29,17 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.scoring.job import scoring_jobs
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
-from shortened_llm.search.finish import DenseScores
-from shortened_llm.search.planned import planned_experiment
-from shortened_llm.search.prepare import packing_jobs, selection_units
+from shortened_llm.search.baseline import DenseScores
+from shortened_llm.search.packing import packing_jobs
+from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import write_experiment
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.search.stored.unneeded import find_unneeded, remove
+from shortened_llm.search.strategies.grid import propose_grid
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes
 from shortened_llm.search.trial import write_result
+from shortened_llm.search.units import selection_units
 from shortened_llm.storage.layout import EVALUATIONS, RETRAINED, TRIALS
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, find_files
@@ -59,21 +62,13 @@ class Pipeline:
             dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
         )  # fmt: skip
         size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
-        plans = make_plans(config.search, self.scores, size)
-        self.specs = self.space.trials(plans)
+        candidates = Candidates(plans=make_plans(config.search, self.scores, size), dense=(), random=())
+        self.specs = propose_grid(self.space, candidates, Outcomes(specs=(), results={}))
         dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
         experiment = planned_experiment(
-            config,
-            provenance(config),
-            self.dense,
-            dense,
-            self.roles,
-            self.scores,
-            self.specs,
-            self.data,
-            size.without(()),
+            config, self.roles, self.space, dense, self.scores, provenance(config), size.without(())
         )
-        write_experiment(store, experiment)
+        write_experiment(store, replace(experiment, trials=planned_trials(self.specs)))
 
     def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
         jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))

@@ -2,18 +2,16 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from shortened_llm.records import Transform, TrialResult, TrialSpec
-from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.space import SearchSpace, distinct
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes
 
 REFERENCE = "cpt"
 
 
-def equal_seconds_trials(
-    space: SearchSpace, specs: Iterable[TrialSpec], results: Mapping[str, TrialResult]
-) -> tuple[TrialSpec, ...]:
+def propose_equal_seconds(space: SearchSpace, candidates: Candidates, outcomes: Outcomes) -> tuple[TrialSpec, ...]:
     """For each trial on the corpus, the same with as many tokens as its method would have trained on in the time of
     continued pretraining, of the same plan and budget.
 
@@ -22,17 +20,19 @@ def equal_seconds_trials(
     """
     seconds: dict[tuple[tuple[Transform, ...], int, str], list[float]] = defaultdict(list)
     compared = [
-        spec for spec in specs if spec.control is None and spec.train_on == "corpus" and spec.fingerprint in results
+        spec
+        for spec in outcomes.specs
+        if spec.control is None and spec.train_on == "corpus" and spec.fingerprint in outcomes.results
     ]
     for spec in compared:
-        seconds[_place(spec, spec.method)].append(_seconds(results[spec.fingerprint]))
+        seconds[_place(spec, spec.method)].append(_seconds(outcomes.results[spec.fingerprint]))
     found = []
     for spec in compared:
         reference, own = seconds[_place(spec, REFERENCE)], seconds[_place(spec, spec.method)]
         if spec.method != REFERENCE and reference:
             factor = (sum(reference) / len(reference)) / (sum(own) / len(own))
             found.append(replace(space.scaled(spec, factor), equal_seconds=True))
-    return tuple(found)
+    return distinct(found)
 
 
 def _seconds(result: TrialResult) -> float:

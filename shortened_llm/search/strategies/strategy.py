@@ -1,0 +1,31 @@
+"""What decides which trials come next."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from shortened_llm.records import PrunePlan, TrialResult, TrialSpec
+from shortened_llm.search.space import SearchSpace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The plans of a search."""
+
+    plans: tuple[PrunePlan, ...]
+    dense: tuple[PrunePlan, ...]
+    """The plan that removes nothing, where it is a control."""
+    random: tuple[PrunePlan, ...]
+    """Plans of blocks drawn at random, where they are controls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What is known of the trials that were proposed so far."""
+
+    specs: tuple[TrialSpec, ...]
+    results: Mapping[str, TrialResult]
+    """Those that have one, by the fingerprint of the trial."""
+
+
+Strategy = Callable[[SearchSpace, Candidates, Outcomes], tuple[TrialSpec, ...]]
+"""A pure function: from equal records it proposes equal trials, so that a search that runs again needs no state."""
