@@ -39,7 +39,7 @@ class Begun:
     """A trial that a driver began."""
 
     driver: str
-    """As the owner of the lease is called."""
+    """The name of the owner of the lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +200,7 @@ def publish_report(store: Store, experiment: Experiment) -> str:
 
 
 def publish_to(url: str, experiment: Experiment) -> str:
-    """The same, to any directory or URL."""
+    """Write the report's files to any directory or URL."""
     with tempfile.TemporaryDirectory(prefix="shortened_llm_report_") as temporary:
         directory = Path(temporary)
         page = write_report(experiment, directory)
