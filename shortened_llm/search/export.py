@@ -41,15 +41,13 @@ def choose_trial(experiment: Experiment, *, target: float | None = None, number:
 def _best_of(rows: list[TrialRow], target: float | None) -> int:
     """The number of the trial with the lowest selection score among those that were planned for a target."""
     candidates = [row for row in rows if not row.is_control]
-    targets = sorted({label.ratio: _target(label) for row in candidates for label in row.plan.labels}.items())
-    names = list(dict.fromkeys(name for _, name in targets))
-    if target is None and len(names) != 1:
-        raise BadInputError(
-            f"--target: give one of {', '.join(names) or 'none'}, or --trial with a number of the report"
-        )
-    wanted = names[0] if target is None else f"{target:.4g}"
-    if wanted not in names:
-        raise BadInputError(f"--target: {wanted} was not searched; allowed are {', '.join(names)}")
+    labels = sorted((label for row in candidates for label in row.plan.labels), key=lambda label: label.ratio)
+    targets = list(dict.fromkeys(map(_target, labels)))
+    if target is None and len(targets) != 1:
+        raise BadInputError(f"--target: give one of {', '.join(targets)}, or --trial with a number of the report")
+    wanted = targets[0] if target is None else f"{target:.4g}"
+    if wanted not in targets:
+        raise BadInputError(f"--target: {wanted} was not searched; allowed are {', '.join(targets)}")
     candidates = [row for row in candidates if any(_target(label) == wanted for label in row.plan.labels)]
     best = {id(trial) for trial in best_of_each_size([row.trial for row in candidates]).values()}
     scored = [

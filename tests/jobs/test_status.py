@@ -125,6 +125,9 @@ def test_a_search_that_has_planned_no_trial_yet_is_being_prepared(
         assert capsys.readouterr().out.startswith(f"new: run by {lease.owner}\nno trials yet: ")
     with pytest.raises(BadInputError, match="EXPERIMENT: 'new' holds no experiment"):
         main(["new"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInputError, match="EXPERIMENT: 'file' holds no experiment"):
+        main(["file"])
 
 
 def test_it_runs_without_torch_and_ray() -> None:
