@@ -14,7 +14,7 @@ from shortened_llm.reporting.rows import TrialRow, best_of_each_size, trial_rows
 from shortened_llm.storage.payload import download_directory, download_files, has_files, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, file_sizes, is_local, join, list_names, normalise
+from shortened_llm.storage.urls import delete, file_sizes, find_files, is_local, join, list_names, normalise
 
 LICENSE_FILES = ("LICENSE*",)
 
@@ -75,7 +75,7 @@ def check_destination(place: str) -> str:
         Store(url).probe()
     except BadInputError as error:
         raise BadInputError(str(error).replace("storage.url", "--to", 1)) from None
-    if file_sizes(url) or list_names(url):
+    if list_names(url) or find_files(url):  # the second finds hidden ones too
         raise BadInputError(f"--to: {place!r} is not empty; give a directory or URL that is empty or not there yet")
     return url
 

@@ -74,7 +74,7 @@ def test_a_view_and_a_retrained_model_become_plain_directories(
 
     out = tmp_path / "bare"
     code, stdout, stderr = export(place, "--trial", str(bare), "--to", str(out))
-    assert (code, stdout.splitlines()[-1]) == (0, str(out)), stderr
+    assert (code, stdout.splitlines()[-1:]) == (0, [str(out)]), stderr
     assert "in float32" in stderr
     view = pipeline.dense.view(pipeline.specs[bare - 1].plan.transforms)
     assert torch.equal(logits(out), probed(load_model(view, "float32")))
@@ -85,7 +85,7 @@ def test_a_view_and_a_retrained_model_become_plain_directories(
     # The best of the only target, which is the retrained one, and to where the search stores.
     url = store.url + "/exported/best"
     code, stdout, stderr = export(place, "--to", url)
-    assert (code, stdout.splitlines()[-1]) == (0, url), stderr
+    assert (code, stdout.splitlines()[-1:]) == (0, [url]), stderr
     best = results[trained]
     assert best is not None
     assert best.after.mean_nll < best.before.mean_nll
@@ -160,7 +160,7 @@ def test_a_target_without_a_result_and_no_experiment_are_told(
     by_taylor = [trial for trial in full.trials if trial.result is None]
     write_experiment(local_store, replace(full, trials=tuple(by_taylor)))
     code, _, stderr = export("smollm2-20-40", "--to", "out")  # a name below ./results, and its only target
-    assert (code, "no trial of 0.4 has a selection score (1 failed, 1 waiting)" in stderr) == (2, True), stderr
+    assert (code, "no trial of 0.4 has a selection score (1 waiting, 1 failed)" in stderr) == (2, True), stderr
     code, _, stderr = export("smollm3", "--to", "out")
     assert (code, "'smollm3' holds no experiment" in stderr) == (2, True), stderr
 
