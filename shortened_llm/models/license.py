@@ -20,7 +20,7 @@ def is_hub_id(path: str) -> bool:
 
 
 def model_license(config: ModelConfig) -> str | None:
-    """The licence that is configured, else the one of the model's card; None without any, or where the card cannot be read."""
+    """The licence that is configured, else the one of the model's card; None where there is none to read."""
     if config.license or not is_local(config.path):
         return config.license
     path = Path(config.path)
