@@ -24,7 +24,6 @@ from shortened_llm.retraining.checkpoint import (
     CheckpointError,
     CheckpointMismatchError,
     PendingCheckpoint,
-    RunProgress,
     load_checkpoint,
     newest_usable,
     verify_checkpoint,
@@ -32,6 +31,7 @@ from shortened_llm.retraining.checkpoint import (
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.manifest import DamagedCheckpointError
+from shortened_llm.retraining.progress import RunProgress
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 
