@@ -5,7 +5,7 @@ A record says what was computed and how; where it lies is the store's business (
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import pydantic_core
@@ -542,7 +542,7 @@ class EvalScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraOptions:
-    """Adapters of a run; see `config.LoraConfig`."""
+    """Adapters of a run; see `methods.lora.LoraOptions`."""
 
     rank: int
     alpha: float
@@ -552,7 +552,7 @@ class LoraOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillOptions:
-    """Loss of a distillation; see `config.DistillConfig`."""
+    """Loss of a distillation; see `methods.distill.DistillOptions`."""
 
     temperature: float
     hard_loss_weight: float
@@ -562,7 +562,8 @@ class DistillOptions:
 class Recipe:
     """One training run: everything that changes the weights, but for the model and the data."""
 
-    method: Literal["cpt", "lora", "distill", "last_blocks"]
+    method: str
+    """The row of `methods.METHODS` that says how it trains."""
     train_on: Literal["corpus", "instructions"]
     num_steps: int
     """Optimiser steps (count)."""
@@ -584,8 +585,8 @@ class Recipe:
     isolate_documents: bool = False
     lora: LoraOptions | None = None
     distill: DistillOptions | None = None
-    tuned_blocks: int | None = None
-    """Of last_blocks: how many."""
+    options: dict[str, bool | int | float | str | tuple[str, ...] | None] = field(default_factory=dict)
+    """The method's own, where they choose the weights that are trained."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -651,7 +652,7 @@ class TrialSpec:
     fingerprint: str
     plan: PrunePlan
     method: str
-    """none, cpt, lora, cpt_lora, distill or last_blocks."""
+    """A row of `methods.METHODS`."""
     recipes: tuple[Recipe, ...]
     """Training runs, each from the model of the one before; there is none where nothing is trained."""
     control: Literal["dense", "random"] | None = None

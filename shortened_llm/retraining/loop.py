@@ -86,12 +86,7 @@ def train(
     """
     recipe, world_size = job.recipe, dist.get_world_size()
     mesh = make_mesh(device, world_size, shard_group)
-    model = open_sharded(
-        job.model, mesh, job.dtype, job.placement, device=device, sequence_length=recipe.sequence_length,
-        prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
-        initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
-    )  # fmt: skip
-    teacher = _open_teacher(job, mesh, device)
+    model, teacher = _open_student(job, mesh, device), _open_teacher(job, mesh, device)
     keep_apart = keeps_apart(model, recipe, job.dtype)
     check_loaded(model, keep_apart)
     if teacher is not None:
@@ -126,6 +121,16 @@ def train(
     )
     loop.run()
     return model, loop.progress
+
+
+def _open_student(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> PreTrainedModel:
+    """The model to train, sharded, with what its method freezes or adds."""
+    recipe = job.recipe
+    return open_sharded(
+        job.model, mesh, job.dtype, job.placement, device=device, sequence_length=recipe.sequence_length,
+        prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
+        initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
+    )  # fmt: skip
 
 
 def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> Teacher | None:
