@@ -9,7 +9,8 @@ from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import plain_name
 from shortened_llm.records import TrainingPoint
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.loop import TrainLoop, train
+from shortened_llm.retraining.loop import TrainLoop
+from shortened_llm.retraining.train import train
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 

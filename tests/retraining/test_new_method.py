@@ -14,8 +14,8 @@ from shortened_llm.methods.method import Method, ModelParts, OptimizerOptions, a
 from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import plain_name
 from shortened_llm.records import Recipe, from_json, to_json
-from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.recipe import chains
+from shortened_llm.retraining.train import train
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 
