@@ -11,13 +11,15 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
-from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.provenance import provenance
 from shortened_llm.storage.store import Store
+
+LONGEST_NAME = 200
+"""Characters of a directory's name."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,19 +48,25 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    return "-".join([label.criterion, *told_apart, f"{100 * label.ratio:.3g}"])
+    return "-".join([label.criterion, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
+
+
+def _directory_name(plan: PrunePlan) -> str:
+    """Every label that led to the plan, as far as file systems take such a name; its first label is no other plan's."""
+    first, *others = map(_file_name, plan.labels)
+    name = "_".join([first, *others])
+    return name if len(name) <= LONGEST_NAME else f"{first}_and-{len(others)}-more"
 
 
 def _plans(
     config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
-    size = size_of(dense, config.model.exported_dtype)
     if removed is not None:
-        yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, size)
+        yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, facts.size)
         return
-    for plan in make_plans(config.search, score_here(config, facts, dense, store), size):
-        yield "_".join(_file_name(label) for label in plan.labels), plan
+    for plan in make_plans(config.search, score_here(config, facts, dense, store), facts.size):
+        yield _directory_name(plan), plan
 
 
 if __name__ == "__main__":

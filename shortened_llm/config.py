@@ -260,7 +260,9 @@ class SearchSection(Section):
     """What Ray Tune tries."""
 
     ratios: Annotated[tuple[Ratio, ...], AfterValidator(distinct)] = ()
-    """Fractions of blocks to remove, each rounded half up to whole blocks; an axis of the search."""
+    """Fractions to remove, each rounded half up to whole blocks; an axis of the search."""
+    of: Literal["blocks", "parameters", "bytes"] = "blocks"
+    """What a ratio is a fraction of. Of parameters or bytes, as many blocks go as come nearest to it."""
     removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()

@@ -43,7 +43,7 @@ class _Measured:
     speed_up: float
     """Median over the turns."""
     shares: TimeShares
-    """Of the dense model."""
+    """Shares of the dense model's time."""
 
 
 def measure_efficiency(

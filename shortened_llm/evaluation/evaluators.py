@@ -1,4 +1,4 @@
-"""Which process measures what: asyncio alone, whatever a process is.
+"""Decides which process measures what; needs asyncio alone, whatever a process is.
 
 A process keeps the model of its last work. A free one takes work on that model, or else on a model that no other
 process holds, or else any; among these the longest, and of equal length the oldest. Processes are started while work
@@ -77,7 +77,7 @@ class Evaluators:
         self._starting: set[asyncio.Task[None]] = set()
         self._busy: dict[_Request, _Process] = {}
         self._idle: dict[_Process, asyncio.TimerHandle] = {}
-        """With what ends each."""
+        """Idle processes, each with the timer that ends it."""
         self._start_after = -math.inf
 
     async def run(

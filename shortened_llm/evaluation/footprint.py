@@ -17,7 +17,7 @@ SETTLING_SECONDS, SAMPLING_SECONDS = 1.0, 2.0
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Of the parameters, tied ones once."""
+    """Bytes of the parameters, counting tied ones once."""
     return sum(parameter.nbytes for parameter in model.parameters())
 
 

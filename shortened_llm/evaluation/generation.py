@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Of one generation, in seconds."""
+    """How long one generation took, in seconds."""
 
     latency: float
     time_to_first_token: float
@@ -143,7 +143,7 @@ def speed_of(runs: Sequence[Timing], shape: Shape, prompt_length: int) -> Genera
 
 
 def speed_up(dense: Sequence[Timing], own: Sequence[Timing]) -> float:
-    """Of latencies in turns: the median, so that what disturbs a run of one model does not count."""
+    """The median ratio of latencies in turns, so that what disturbs a run of one model does not count."""
     return median(of_dense.latency / of_own.latency for of_dense, of_own in zip(dense, own, strict=True))
 
 

@@ -23,9 +23,9 @@ STAGE_VERSION = 5
 CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"
 PART_TOKENS = 32_768
-"""Of a text that is cut: seconds of a large model on a GPU, half a minute of a small one on CPUs."""
+"""Size of a part of a text: seconds of a large model on a GPU, half a minute of a small one on CPUs."""
 STORED_DECIMALS = 4
-"""Of a document's sum, in nats: far below any difference that matters, and half the digits of a float."""
+"""Decimals of a document's sum, in nats: far below any difference that matters, and half the digits of a float."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class Segments:
     documents: torch.Tensor
     """Which document each token lies in, [segments, length], counted from 0 in the order of the text."""
     first_new: tuple[int, ...]
-    """Of each segment, the first token that it predicts: 1, or further on where windows overlap."""
+    """The first token that each segment predicts: 1, or further on where windows overlap."""
     notes: tuple[str, ...] = ()
     """How the text differs from its source, such as rows that could not be used."""
 
@@ -188,11 +188,11 @@ class TextLosses:
     """The losses of some segments of a text, in their order."""
 
     nll: np.ndarray
-    """Of each prediction, in nats, float32 [predictions]."""
+    """Loss of each prediction in nats, float32 [predictions]."""
     documents: np.ndarray
     """Which document each prediction lies in, [predictions]."""
     notes: tuple[str, ...] = ()
-    """As in `records.PerplexityScore`."""
+    """How the text differs from its source; see `records.PerplexityScore`."""
 
 
 def part_bounds(num_segments: int, segment_length: int) -> list[tuple[int, int]]:

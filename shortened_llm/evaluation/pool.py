@@ -192,7 +192,7 @@ class _Pool:
 
     @ray.method(concurrency_group="signs")
     async def sign_of_life(self, number: int) -> None:
-        """Of an evaluator, which measures something."""
+        """An evaluator says that it makes progress."""
         if evaluator := self._started.get(number):
             evaluator.signs_of_life += 1
 

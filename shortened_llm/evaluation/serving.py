@@ -33,7 +33,7 @@ from shortened_llm.records import ServingScore
 HOST = "127.0.0.1"
 MODEL_NAME = "model"
 MEMORY_SHARES = {"cuda": 0.45, "cpu": 0.3}
-"""Of the device's memory, for each of the two servers. A CPU's is not theirs alone."""
+"""Share of the device's memory for each of the two servers. A CPU's is not theirs alone."""
 START_SECONDS = 900.0
 """A first start compiles."""
 REQUEST_SECONDS = 600.0

@@ -21,7 +21,7 @@ class TimeShares:
     """Shares of a generation's latency, 0 to 1; embeddings, final norm and the loop around the model are the rest."""
 
     blocks: tuple[float, ...]
-    """Of each block, in model order."""
+    """Share of each block, in model order."""
     head: float
 
     def ideal_speed_up(self, shortening: Sequence[Transform] | None) -> float | None:
@@ -75,7 +75,7 @@ class _Watch:
         self._moments.append(event)
 
     def take_seconds(self) -> float:
-        """Of all runs since this was asked before."""
+        """Seconds of all runs since the last call."""
         moments, self._moments = self._moments, []
         synchronise(self._device)
         return sum(_seconds_between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True))

@@ -99,7 +99,7 @@ def task_settings(name: str, index: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _settings(values: dict[str, Any], index: dict[str, Any], overrides: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """As lm-eval resolves them: a group's settings go before those of its members."""
+    """Settings as lm-eval resolves them: a group's go before those of its members."""
     from lm_eval.tasks._factory import GROUP_FIELD_NAMES
 
     members = values.get("task")

@@ -1,4 +1,4 @@
-"""Which content of the hub a task reads, so that its score is stored under it."""
+"""Finds which content of the hub a task reads, so that its score is stored under it."""
 
 from functools import lru_cache
 from pathlib import Path

@@ -12,7 +12,7 @@ from shortened_llm.errors import NonFiniteLossError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Items:
-    """As in `records.TaskScore`; empty where there are none."""
+    """What `records.TaskScore` holds of each item; empty where there is nothing."""
 
     values: tuple[float, ...]
     answers: tuple[int, ...]
@@ -82,7 +82,7 @@ def _answer(task: Any, sample: dict[str, Any], metric: str) -> int:
 
 
 def _bits_per_byte(task: Any, sample: dict[str, Any]) -> float | None:
-    """Of the gold answer as it was scored, spaces in front of it included; of the likeliest where several are right.
+    """Bits of the gold answer as it was scored, with spaces in front of it; of the likeliest where several are right.
 
     None where the data does not tell the right one.
     """

@@ -125,7 +125,7 @@ def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tra
 
 
 def _generation_arguments(generation: GenerationConfig | None) -> dict[str, object] | None:
-    """As lm-eval names them; they win over the task's own, one by one."""
+    """Arguments as lm-eval names them; they win over the task's own, one by one."""
     if generation is None:
         return None
     arguments: dict[str, object] = {"do_sample": generation.temperature > 0, "temperature": generation.temperature}

@@ -64,7 +64,7 @@ class TextPart:
     """Its first segment, and the one behind its last."""
     number: int
     count: int
-    """Of the text's parts."""
+    """How many parts the text has."""
     halves_batches: ClassVar[bool] = True
 
     @property
@@ -97,7 +97,7 @@ class TaskUnit:
     limit: int | None
     """Items; all unless given."""
     hub_commits: Mapping[str, str] = field(default_factory=dict)
-    """Of the hub's data sets that it reads; see `task_data.hub_commits`."""
+    """Commits of the hub's data sets that it reads; see `task_data.hub_commits`."""
     score_type: ClassVar[type[Any]] = TaskScore
     size: ClassVar[float] = math.inf
     halves_batches: ClassVar[bool] = True

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from safetensors import safe_open
 
 from shortened_llm.errors import BadInputError, brief
-from shortened_llm.records import ModelSize
 from shortened_llm.storage.urls import file_size, is_local, join, read_bytes, read_range
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -204,22 +202,6 @@ def block_of(name: str, prefix: str) -> int | None:
     """The block that a tensor lies in, where the names of the blocks begin with `prefix`; None outside the blocks."""
     match = BLOCK_NAME.match(name)
     return int(match["block"]) if match and match["prefix"] == prefix else None
-
-
-def model_size(files: TensorHeaders, num_blocks: int, bytes_per_parameter: int) -> ModelSize:
-    """Parameters of each block and of the rest. A tied head is stored once, so it is counted once; blocks in the files
-    that the model does not have count nowhere."""
-    shapes = files.shapes
-    prefix = block_prefix(shapes, num_blocks)
-    per_block = [0] * num_blocks
-    other = 0
-    for name, shape in shapes.items():
-        block = block_of(name, prefix)
-        if block is None:
-            other += prod(shape)
-        elif block < num_blocks:
-            per_block[block] += prod(shape)
-    return ModelSize(block_parameters=tuple(per_block), other_parameters=other, bytes_per_parameter=bytes_per_parameter)
 
 
 def unjoinable_experts(place: str) -> BadInputError:

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.families import EXTRA_BLOCK_COUNTERS
-from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, model_size, open_tensor_files
+from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, open_tensor_files
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.records import ModelRef, ModelSize, Transform
 
@@ -66,10 +67,16 @@ def check_transforms(config: PretrainedConfig, transforms: Sequence[Transform]) 
         KINDS[transform.kind].check(config, transform)
 
 
-def size_of(ref: ModelRef, dtype: str) -> ModelSize:
-    """Parameters of the blocks and of the rest, in the model's files.
+def size_of(config: PretrainedConfig, dtype: str) -> ModelSize:
+    """Parameters of the blocks and of the rest of a model. Tied weights count once.
 
     Args:
         dtype: type of the weights when they are exported.
     """
-    return model_size(open_tensor_files(model_directory(ref)), ref.num_blocks, DTYPES[dtype].itemsize)
+    model = empty_model(config)
+    blocks = tuple(sum(weight.numel() for weight in block.parameters()) for block in find_blocks(model))
+    return ModelSize(
+        block_parameters=blocks,
+        other_parameters=sum(weight.numel() for weight in model.parameters()) - sum(blocks),
+        bytes_per_parameter=DTYPES[dtype].itemsize,
+    )

@@ -48,7 +48,7 @@ def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: 
         fingerprint=spec.fingerprint, model=runs[-1].model, runs=runs, before=unscored, after=unscored, seconds=0
     )
     trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
-    row = TrialRow(number=1, trial=trial, status="done", best_of_size=False, before={}, after={})
+    row = TrialRow(number=1, trial=trial, status="done", best_of=(), before={}, after={})
     return _card(spec.plan, provenance, row, {}, [])
 
 

@@ -3,8 +3,8 @@
 Columns, always in this order:
 
 - `number` in the report, `name`, `fingerprint`, `experiments` that have the trial, separated by `;`, `status` (done,
-  running, stopped, waiting, failed), `failure` (its cause), `best_of_size` (True, False);
-- `criteria` and `ratios`, one entry per label, separated by `;`;
+  running, stopped, waiting, failed), `failure` (its cause), `best_of_target` (True, False);
+- `criteria`, `ratios` and what these are fractions of (`of`), one entry per label, separated by `;`;
 - `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
   `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
   `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
@@ -51,9 +51,10 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "experiments": lambda row: ";".join(row.trial.experiments),
     "status": lambda row: row.status,
     "failure": lambda row: row.trial.failure if row.status == "failed" else None,
-    "best_of_size": lambda row: row.best_of_size,
+    "best_of_target": lambda row: row.is_best,
     "criteria": lambda row: ";".join(label.ranking for label in row.plan.labels),
-    "ratios": lambda row: ";".join(repr(label.ratio) for label in row.plan.labels),
+    "ratios": lambda row: ";".join(repr(label.target.ratio) for label in row.plan.labels),
+    "of": lambda row: ";".join(label.target.of for label in row.plan.labels),
     "blocks": lambda row: row.plan.size.blocks,
     "block_ratio": lambda row: row.plan.block_ratio,
     "parameters": lambda row: row.plan.size.parameters,

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from shortened_llm.records import Bin, Target
+
 MISSING = "—"
 """Stands for a number that was not measured."""
 UNDECIDED = "◉"
@@ -86,6 +88,17 @@ def share(value: float) -> str:
 def ratio(value: float) -> str:
     """`20 %` from 0.2: what was asked for, so without digits that nobody gave."""
     return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
+
+
+def target(asked: Target) -> str:
+    """`20 %`, or `20 % of parameters`."""
+    return ratio(asked.ratio) + ("" if asked.of == "blocks" else f" of {asked.of}")
+
+
+def bin_name(asked: Bin, num_blocks: int) -> str:
+    """`24 of 30 blocks`, or `20 % of parameters removed`."""
+    of, value = asked
+    return f"{value} of {num_blocks} blocks" if of == "blocks" else f"{ratio(value)} of {of} removed"
 
 
 def seconds(value: float | None) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shortened_llm.records import Experiment
+from shortened_llm.records import Bin, Experiment
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.efficiency import GIB, lines_of, shape, shape_name
@@ -61,19 +61,21 @@ def size_summaries(
     columns: Sequence[ScoreColumn],
     tasks: TasksSection | None,
 ) -> tuple[SizeSummary, ...]:
-    """One summary per number of kept blocks and best trial, in the order of `rows`; controls are no candidates."""
-    by_size: dict[int, list[TrialRow]] = {}
+    """One summary per target and best trial, in the order of `rows`; controls are no candidates."""
+    by_target: dict[Bin, list[TrialRow]] = {}
     for row in (row for row in rows if not row.is_control):
-        by_size.setdefault(row.plan.size.blocks, []).append(row)
+        for target in row.plan.targets:
+            by_target.setdefault(target, []).append(row)
     summaries = []
-    for size_rows in by_size.values():
-        found: list[TrialRow | None] = [row for row in size_rows if row.best_of_size]
-        summaries += [_summary(experiment, size_rows, best, dense, columns, tasks) for best in found or [None]]
+    for target, own in by_target.items():
+        found: list[TrialRow | None] = [row for row in own if target in row.best_of]
+        summaries += [_summary(experiment, target, own, best, dense, columns, tasks) for best in found or [None]]
     return tuple(summaries)
 
 
 def _summary(
     experiment: Experiment,
+    target: Bin,
     rows: Sequence[TrialRow],
     best: TrialRow | None,
     dense: Measurements,
@@ -92,7 +94,7 @@ def _summary(
     if best:
         facts = (*_texts(best, dense, columns), *_tasks(best, tasks), *_efficiency(best), _training(best))
     return SizeSummary(
-        lead=f"{rows[0].plan.size.blocks} of {experiment.dense_size.blocks} blocks",
+        lead=formats.bin_name(target, experiment.dense_size.blocks),
         size=f"{parameters} parameters, {fewer} fewer",
         best=best,
         choice=choice,

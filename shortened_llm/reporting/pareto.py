@@ -102,8 +102,8 @@ def pareto_panel(x: Quantity, y: Quantity, rows: Sequence[TrialRow]) -> ParetoPa
     own = [row for row in rows if not row.is_control]
     dense, after = _point(x.dense, y.dense, None), points(own, "after")
     if x.within_size:
-        sizes = dict.fromkeys(row.plan.size.blocks for row in own)
-        competing = [[p for p in after if p.row and p.row.plan.size.blocks == size] for size in sizes]
+        targets = dict.fromkeys(target for row in own for target in row.plan.targets)
+        competing = [[p for p in after if p.row and target in p.row.plan.targets] for target in targets]
     else:
         competing = [[*([dense] if dense else []), *after]]
     return ParetoPanel(

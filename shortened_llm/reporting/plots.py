@@ -63,7 +63,7 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         assert point.row is not None
         style = styles[point.row.criteria]
         mark(point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, zorder=4)
-        if point.row.best_of_size:
+        if point.row.is_best:
             _note(axes, f"#{point.row.number}", point)
     for point in panel.controls:
         mark(point, "after", marker="x", markersize=6, mec=INK, mew=1.4, zorder=4)
@@ -153,7 +153,7 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
                 markersize=3,
                 gid=f"loss-{row.number}",
             )
-        if drawn and row.best_of_size:
+        if drawn and row.is_best:
             axes.annotate(
                 f"#{row.number}",
                 drawn[-1][-1],

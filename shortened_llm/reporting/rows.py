@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel
+from shortened_llm.records import Bin, EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
@@ -23,11 +23,17 @@ class TrialRow:
     """Names the trial in plots and table, from 1."""
     trial: ReportedTrial
     status: Status
-    best_of_size: bool
+    best_of: tuple[Bin, ...]
+    """Targets that it is the best of, by its selection scores."""
     before: Measurements
     """The pruned model before retraining, selection and report."""
     after: Measurements
     """The retrained model, selection and report."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it is the best of a target."""
+        return bool(self.best_of)
 
     @property
     def plan(self) -> PrunePlan:
@@ -40,7 +46,9 @@ class TrialRow:
     @property
     def labels(self) -> str:
         """Every point of the search space that led to the plan: `ppl 20 %, taylor 20 %`."""
-        return ", ".join(f"{label.ranking}\N{NO-BREAK SPACE}{formats.ratio(label.ratio)}" for label in self.plan.labels)
+        return ", ".join(
+            f"{label.ranking}\N{NO-BREAK SPACE}{formats.target(label.target)}" for label in self.plan.labels
+        )
 
     @property
     def is_control(self) -> bool:
@@ -171,16 +179,17 @@ def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
     return (math.inf, trial.spec.name, trial.spec.fingerprint) if value is None else (value, "", trial.spec.fingerprint)
 
 
-def best_of_each_size(trials: Sequence[ReportedTrial]) -> dict[tuple[int, Texts], ReportedTrial]:
-    """Number of kept blocks and selection texts -> the retrained trial with the lowest selection NLL.
+def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], ReportedTrial]:
+    """Target and selection texts -> the trial with the lowest selection NLL.
 
-    An experiment has one choice of texts; several may have others, each with a best of its own. Sizes without a result
-    are left out. Controls are no candidates.
+    An experiment has one choice of texts; several may have others, each with a best of its own. Targets without a
+    result are left out. Controls are no candidates.
     """
-    best: dict[tuple[int, Texts], ReportedTrial] = {}
+    best: dict[tuple[Bin, Texts], ReportedTrial] = {}
     for trial in sorted(trials, key=_rank):
         if trial.spec.control is None and selection_nll(trial) is not None:
-            best.setdefault((trial.spec.plan.size.blocks, selection_texts(trial)), trial)
+            for target in trial.spec.plan.targets:
+                best.setdefault((target, selection_texts(trial)), trial)
     return best
 
 
@@ -189,7 +198,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
 
     Each has the number that it has in the log: its place in the experiment.
     """
-    best = {id(trial) for trial in best_of_each_size(experiment.trials).values()}
+    best = best_of_each_target(experiment.trials)
     trials = sorted(
         enumerate(experiment.trials, start=1),
         key=lambda numbered: (
@@ -204,7 +213,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             number=number,
             trial=trial,
             status=trial_status(trial),
-            best_of_size=id(trial) in best,
+            best_of=tuple(target for (target, _), one in best.items() if one is trial),
             before=measurements(trial.result.before if trial.result else EvalScores(), trial.before),
             after=measurements(trial.result.after if trial.result else EvalScores(), trial.after),
         )
@@ -233,5 +242,5 @@ def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePl
 
 def asked_ratios(plan: PrunePlan, criterion: str) -> str:
     """The ratios by which a criterion was asked for a plan: `20 %`."""
-    asked = dict.fromkeys(formats.ratio(label.ratio) for label in plan.labels if label.ranking == criterion)
+    asked = dict.fromkeys(formats.target(label.target) for label in plan.labels if label.ranking == criterion)
     return "/".join(asked)

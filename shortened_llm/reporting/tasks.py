@@ -152,7 +152,7 @@ def tasks_section(
     tasks = task_columns(columns)
     if not tasks:
         return None
-    shown = [row for row in rows if row.best_of_size or any(column in row.after for column in tasks)]
+    shown = [row for row in rows if row.is_best or any(column in row.after for column in tasks)]
     sets = task_sets(tasks, [row.after for row in shown if any(column in row.after for column in tasks)] or [dense])
     lines = [_line(None, dense, dense, tasks, sets), *(_line(row, row.after, dense, tasks, sets) for row in shown)]
     return TasksSection(texts=texts, tasks=tasks, sets=sets, lines=tuple(lines))

@@ -18,7 +18,7 @@ from shortened_llm.records import (
     ModelRef,
     TrialFailure,
 )
-from shortened_llm.reporting.rows import best_of_each_size
+from shortened_llm.reporting.rows import best_of_each_target
 from shortened_llm.search.prepare import choice_units, report_units, selection_units
 from shortened_llm.search.progress import Progress
 from shortened_llm.search.trial import TrialContext, read_result
@@ -83,7 +83,7 @@ def measure_report(
         )
         for trial in experiment.trials
     ]
-    best = {trial.spec.fingerprint for trial in best_of_each_size(trials).values()}
+    best = {trial.spec.fingerprint for trial in best_of_each_target(trials).values()}
     chosen = best | {trial.spec.fingerprint for trial in trials if trial.spec.control}
     progress(f"scoring {len(trials)} trials")
     pending = {}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from shortened_llm.config import SearchConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.evaluation.units import unit_fingerprint
-from shortened_llm.models.view import size_of
 from shortened_llm.records import (
     BlockScores,
     EvalScores,
@@ -14,6 +13,7 @@ from shortened_llm.records import (
     ModelRef,
     Provenance,
     ReportedTrial,
+    Size,
     TrainingData,
     TrialSpec,
 )
@@ -33,12 +33,17 @@ def planned_experiment(
     scores: Sequence[BlockScores],
     specs: Sequence[TrialSpec],
     data: TrainingData,
+    size: Size,
 ) -> Experiment:
-    """The experiment with none of its trials' results."""
+    """The experiment with none of its trials' results.
+
+    Args:
+        size: that of the dense model.
+    """
     return Experiment(
         name=config.experiment,
         model=config.model.path,
-        dense_size=size_of(dense, config.model.exported_dtype).without(()),
+        dense_size=size,
         dense_url=dense.url,
         dense_fingerprint=dense.fingerprint,
         dense_selection=dense_scores.selection,

@@ -16,7 +16,9 @@ from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.models.stage import inspect_model
-from shortened_llm.pruning.plan import requested_counts
+from shortened_llm.models.view import size_of
+from shortened_llm.pruning.target import Request, requests
+from shortened_llm.records import ModelSize
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.dress_rehearsal import Toy, rehearse_export, rehearse_scoring, rehearse_training
@@ -33,8 +35,9 @@ class ScoringFacts:
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     roles: TextRoles
-    cuts: tuple[tuple[int, float], ...]
-    """(blocks to remove, ratio as asked for)."""
+    size: ModelSize
+    requests: tuple[Request, ...]
+    """What the search asks for."""
 
     @property
     def num_blocks(self) -> int:
@@ -47,8 +50,8 @@ class ScoringFacts:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Distinct numbers of blocks to remove, ascending."""
-        return tuple(sorted({count for count, _ in self.cuts}))
+        """Numbers of blocks that may be removed, ascending."""
+        return tuple(sorted({count for request in self.requests for count in request.counts}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,8 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
         model_config=facts.model_config,
         tokenizer=facts.tokenizer,
         roles=facts.roles,
-        cuts=facts.cuts,
+        size=facts.size,
+        requests=facts.requests,
         max_trials=_count_trials(config, facts),
     )
 
@@ -144,20 +148,22 @@ def _scoring_facts(config: SearchConfig, store: Store, faults: Faults) -> Scorin
     if found is None:
         return None
     model_config, tokenizer = found
-    cuts: tuple[tuple[int, float], ...] = ()
+    size = size_of(model_config, config.model.exported_dtype)
+    asked: tuple[Request, ...] = ()
     with faults.gather():
-        cuts = _cuts(config, model_config.num_hidden_layers)
+        asked = _requests(config, size)
     _check_context(config, model_config, faults)
     if roles is None:
         return None
     for documents, calibration in zip(roles.calibration, config.calibrations, strict=False):
         with faults.gather():
             check_calibration(calibration, documents, tokenizer, model_config)
-    return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, cuts=cuts)
+    return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, size=size, requests=asked)
 
 
-def _cuts(config: SearchConfig, num_blocks: int) -> tuple[tuple[int, float], ...]:
-    cuts: tuple[tuple[int, float], ...] = ()
+def _requests(config: SearchConfig, size: ModelSize) -> tuple[Request, ...]:
+    asked: tuple[Request, ...] = ()
+    num_blocks = len(size.block_parameters)
     for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
         protected = protected_blocks(entry, num_blocks)
         if len(protected) >= num_blocks:
@@ -165,8 +171,8 @@ def _cuts(config: SearchConfig, num_blocks: int) -> tuple[tuple[int, float], ...
                 f"{path}.protect_first {entry.protect_first} and protect_last {entry.protect_last} "
                 f"protect all {num_blocks} blocks"
             )
-        cuts = requested_counts(config.search, num_blocks, protected)  # of all entries alike
-    return cuts
+        asked = requests(config.search, size, protected)  # of all entries alike
+    return asked
 
 
 def _check_context(config: SearchConfig, model_config: PretrainedConfig, faults: Faults) -> None:
@@ -224,8 +230,8 @@ def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
 
     retraining, controls = config.retraining, config.search.controls
     count = 0
-    for _, ratio in facts.cuts:
-        budget = retraining.budget(ratio)
+    for request in facts.requests:
+        budget = retraining.budget(request.target.ratio)
         count += config.num_rankings * of_methods(retraining.methods, budget)
         count += of_methods(["cpt"], budget) if "random" in controls else 0
     if "dense" in controls:

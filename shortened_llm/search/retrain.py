@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from shortened_llm.config import SearchConfig
 from shortened_llm.models.stage import stage_model
-from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import scoring_jobs
@@ -75,9 +74,8 @@ def _plan(
     store: Store,
     progress: Progress,
 ) -> PrunePlan:
-    size = size_of(dense, config.model.exported_dtype)
     if removed is not None:
-        return chosen_plan(removed, size)
+        return chosen_plan(removed, facts.size)
     jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
-    plans = make_plans(config.search, score(jobs, config, store, progress), size)
+    plans = make_plans(config.search, score(jobs, config, store, progress), facts.size)
     return plans[0]

@@ -7,7 +7,6 @@ from shortened_llm.config import SearchConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
-from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import dense_plan, make_plans
 from shortened_llm.records import BlockScores, TrialSpec
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs
@@ -93,7 +92,9 @@ def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity:
             max_concurrent_trials=config.search.max_concurrent_trials,
             driver_demand=driver_demand(capacity),
         )
-        experiment = planned_experiment(config, context.provenance, dense, baseline, roles, scores, specs, data)
+        experiment = planned_experiment(
+            config, context.provenance, dense, baseline, roles, scores, specs, data, facts.size.without(())
+        )
         write_experiment(store, experiment)
         logs = TrialLogs(
             experiment=config.experiment,
@@ -129,7 +130,7 @@ def _trials(
     store: Store,
 ) -> tuple[TrialSpec, ...]:
     """Every trial of the configuration; raises `BadInputError` where the architecture cannot lose such blocks."""
-    size = size_of(space.dense, space.export_dtype)
+    size = facts.size
     plans, controls = make_plans(config.search, scores, size), config.search.controls
     of_random = [score_blocks(control, job, store, num_shards=1) for control in controls if control == "random"]
     random = make_plans(config.search, of_random, size)

@@ -66,7 +66,7 @@ class SearchSpace:
 
     def _chains(self, plan: PrunePlan, method: str) -> Iterator[Chain]:
         num_pairs = self.data.instructions.num_sequences if self.data.instructions else 0
-        ratios = {label.ratio for label in plan.labels if label.criterion != "dense"}
+        ratios = {label.target.ratio for label in plan.labels if label.criterion != "dense"}
         budgets = {self.retraining.budget(ratio) for ratio in ratios} or set(self.retraining.budgets)
         for budget in sorted(budgets):
             yield from chains(self.retraining, method, budget, num_pairs)

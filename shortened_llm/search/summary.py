@@ -35,10 +35,15 @@ def _exports(config: SearchConfig, facts: SearchFacts) -> str:
     return f"weights in {exported}{differs}"
 
 
+def _range(counts: tuple[int, ...]) -> str:
+    """`6`, or `5 to 7` where it depends on which blocks go."""
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
 def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
-    counts = ", ".join(f"{count} ({100 * ratio:.3g} %)" for count, ratio in facts.cuts)
+    counts = ", ".join(f"{_range(one.counts)} ({one.target.name})" for one in facts.requests)
     roles = facts.roles
     texts = ", ".join(
         f"{one.num_sequences} x {one.sequence_length} tokens of {one.label} ({documents.part})"

@@ -33,9 +33,9 @@ from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.directory import load_config, load_tokenizer
-from shortened_llm.models.files import model_size, open_tensor_files
 from shortened_llm.models.load import load_model
 from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.view import size_of
 from shortened_llm.records import ModelRef
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
@@ -275,7 +275,7 @@ def main() -> None:
 def compare(directory: Path) -> dict[str, dict]:
     """Run everything, print the tables, and return the figures."""
     num_blocks = load_config(directory).num_hidden_layers
-    size = model_size(open_tensor_files(directory), num_blocks)
+    size = size_of(load_config(directory), "float32")
     found = {}
     for name in PROCEDURES:
         runs = [in_process(name, directory, num_blocks) for _ in range(2)]
@@ -290,7 +290,7 @@ def compare(directory: Path) -> dict[str, dict]:
     for name, figures in found.items():
         title, _, dtype = PROCEDURES[name]
         above = figures["anonymous_bytes"] - (figures["state_bytes"] if name in STREAMED else 0)
-        share = above / (size.parameters(tuple(range(num_blocks))) * DTYPES[dtype].itemsize)
+        share = above / (size.without(()).parameters * DTYPES[dtype].itemsize)
         versus = [found[base]["seconds"] / figures["seconds"] for base in ("a", "b")]
         ratios = f"{versus[0]:6.2f}x {versus[1]:6.2f}x" if name in "abcd" else " " * 15
         print(

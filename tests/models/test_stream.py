@@ -108,6 +108,7 @@ from pathlib import Path
 from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.view import size_of
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.scoring.one_pass import KL, NLL, walk_statistics
@@ -134,7 +135,7 @@ measure(reference.view(keeping((0,))))  # what the libraries take once is not th
 with PeakMemory() as memory:
     measure(reference)
 states = 31 * tokens.numel() * 576 * 4
-weights = size_of(reference, "float32").without(()).num_bytes
+weights = size_of(load_config(directory), "float32").without(()).num_bytes
 print((memory.bytes - states) / weights)
 """
 

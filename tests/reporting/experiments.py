@@ -26,12 +26,13 @@ from shortened_llm.records import (
     Recipe,
     ReportedTrial,
     RetrainedModel,
+    Target,
     TaskScore,
     TrainingPoint,
     TrialResult,
     TrialSpec,
 )
-from shortened_llm.reporting.rows import best_of_each_size
+from shortened_llm.reporting.rows import best_of_each_target
 from tests.conftest import keeping
 
 NUM_BLOCKS = 30
@@ -68,7 +69,11 @@ def plan(removed: tuple[int, ...], *labels: tuple) -> PrunePlan:
     return PrunePlan(
         transforms=keeping(kept) if removed else (),
         labels=tuple(
-            PlanLabel(criterion=criterion, ratio=ratio, calibration=next(iter(calibration), None))
+            PlanLabel(
+                criterion=criterion,
+                target=Target(of="blocks", ratio=ratio),
+                calibration=next(iter(calibration), None),
+            )
             for criterion, ratio, *calibration in labels
         ),
         size=SIZE.without(removed),
@@ -602,7 +607,7 @@ def everything() -> Experiment:
     """Methods, seeds and controls with every kind of score, while some trials run, wait or have failed."""
     full = replace(compared(), block_scores=nine_criteria()[:5])
     rich = []
-    best = {id(trial) for trial in best_of_each_size(full.trials).values()}
+    best = {id(trial) for trial in best_of_each_target(full.trials).values()}
     for number, trial in enumerate(full.trials):
         control = trial.spec.control is not None and trial.spec.seed == 0
         removed = len(trial.spec.plan.removed_blocks)

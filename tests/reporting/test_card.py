@@ -78,7 +78,9 @@ def test_a_plan_made_by_hand_claims_no_criterion() -> None:
     assert "calibration" not in text
     facts = json.loads(card["pruning.json"])
     (label,) = facts["labels"]
-    assert (label["criterion"], label["ratio"], facts["dtype"]) == ("chosen", 0.25, "float32")
+    assert (label["criterion"], label["target"], facts["dtype"]) == (
+        "chosen", {"of": "blocks", "ratio": 0.25}, "float32",
+    )  # fmt: skip
     assert "wiki" not in [source["name"] for source in facts["sources"]]
 
 

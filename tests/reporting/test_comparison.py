@@ -268,7 +268,7 @@ def test_the_page_shows_the_comparison(tmp_path: Path) -> None:
 
 def test_best_of_a_size_is_no_control_and_the_line_joins_none() -> None:
     view = report_view(compared())
-    assert not any(row.best_of_size and row.is_control for row in view.rows)
+    assert not any(row.is_best and row.is_control for row in view.rows)
     assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "18 of 30 blocks"]
     assert view.status_counts == "48 trials, 8 of them controls: 47 done, 1 failed"
     for panel in (panel for group in view.panel_groups for panel in group.panels):
@@ -325,7 +325,7 @@ def test_the_curves_of_the_best_have_their_numbers(tmp_path: Path) -> None:
     html = write_report(compared(), tmp_path).read_text(encoding="utf-8")
     losses = html[html.index('aria-label="Training loss') :].split("</svg>")[0]
     assert set(re.findall(r">#(\d+)</text>", losses)) == {
-        str(row.number) for row in report_view(compared()).rows if row.best_of_size
+        str(row.number) for row in report_view(compared()).rows if row.is_best
     }  # fmt: skip
 
 

@@ -159,7 +159,7 @@ def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() 
     other = replace(FIRST, name="two", trials=(own,), dense_selection=texts(HELD_OUT, austen=19.0))
     view = report_view(merge_experiments([FIRST, other]))
     assert [mean.name for mean in view.selection_means] == ["austen", "wiki, c4"]
-    assert {row.trial.spec.fingerprint for row in view.rows if row.best_of_size} == {"f2", "f4", "g1"}
+    assert {row.trial.spec.fingerprint for row in view.rows if row.is_best} == {"f2", "f4", "g1"}
     assert [size.lead for size in view.sizes] == ["24 of 30 blocks", "24 of 30 blocks", "18 of 30 blocks"]
 
 

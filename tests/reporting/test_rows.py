@@ -6,7 +6,7 @@ import pytest
 from shortened_llm.records import EvalScores, ReportedTrial
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.headline import size_summaries
-from shortened_llm.reporting.rows import best_of_each_size, trial_rows
+from shortened_llm.reporting.rows import best_of_each_target, trial_rows
 from shortened_llm.reporting.view import report_view
 from tests.reporting.experiments import (
     HELD_OUT,
@@ -27,7 +27,7 @@ def plain(text: str) -> str:
 
 
 def best(trials: Sequence[ReportedTrial]) -> list[ReportedTrial]:
-    return list(best_of_each_size(trials).values())
+    return list(best_of_each_target(trials).values())
 
 
 def test_best_is_chosen_by_selection_scores_and_never_by_report_scores() -> None:
@@ -45,11 +45,11 @@ def test_best_takes_the_mean_of_log_perplexities_over_texts() -> None:
 
 def test_one_best_for_each_number_of_blocks_and_none_where_nothing_finished() -> None:
     rows = trial_rows(experiment())
-    assert {(row.plan.size.blocks, row.trial.spec.fingerprint) for row in rows if row.best_of_size} == {
+    assert {(row.plan.size.blocks, row.trial.spec.fingerprint) for row in rows if row.is_best} == {
         (24, "f2"),
         (18, "f4"),
     }
-    assert best_of_each_size(without_results().trials) == {}
+    assert best_of_each_target(without_results().trials) == {}
 
 
 def test_means_over_different_texts_never_compete() -> None:

@@ -56,8 +56,8 @@ def test_the_table_has_dense_the_best_and_controls_and_the_tasks_in_their_order(
     assert [column.source for column in found.texts] == ["wiki", "austen"]
     assert found.lines[0].row is None
     rows = [line.row for line in found.lines[1:]]
-    assert [row.best_of_size for row in rows if row].count(True) == 2
-    assert all(row.best_of_size or row.is_control for row in rows if row)
+    assert [row.is_best for row in rows if row].count(True) == 2
+    assert all(row.is_best or row.is_control for row in rows if row)
 
 
 def test_a_mean_is_plain_and_of_models_that_have_every_task() -> None:
@@ -188,7 +188,7 @@ def test_csv_has_every_new_score_under_its_protocol() -> None:
     view = report_view(everything())
     assert view.tasks is not None
     rows = list(csv.DictReader(io.StringIO(to_csv(view.rows, view.columns, view.dense, view.tasks.sets))))
-    best = next(row for row in rows if row["best_of_size"] == "True")
+    best = next(row for row in rows if row["best_of_target"] == "True")
     own = everything().trials[int(best["number"]) - 1].after
     piqa = next(task for task in own.tasks if task.task == "piqa")
     name = f"piqa:{piqa.protocol}"

@@ -139,7 +139,7 @@ def test_csv_has_one_row_per_trial_that_reads_back(table: list[dict[str, str]]) 
         spec, result = full[row["fingerprint"]].spec, full[row["fingerprint"]].result
         assert tuple(map(int, row["removed_blocks"].split())) == spec.plan.removed_blocks
         assert row["criteria"].split(";") == [label.criterion for label in spec.plan.labels]
-        assert [float(x) for x in row["ratios"].split(";")] == [label.ratio for label in spec.plan.labels]
+        assert [float(x) for x in row["ratios"].split(";")] == [label.target.ratio for label in spec.plan.labels]
         assert row["learning_rates"] == repr(spec.learning_rate)
         assert int(row["parameters"]) == spec.plan.size.parameters
         if result:

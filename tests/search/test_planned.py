@@ -5,8 +5,8 @@ from pathlib import Path
 from shortened_llm.config import SearchConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.evaluation.evaluate import evaluate
-from shortened_llm.evaluation.measure import LoadedModels
-from shortened_llm.records import EvalScores, Experiment, ModelRef, TrainingData
+from shortened_llm.evaluation.subject import LoadedModels
+from shortened_llm.records import EvalScores, Experiment, ModelRef, Size, TrainingData
 from shortened_llm.search.finish import DenseScores
 from shortened_llm.search.planned import planned_experiment
 from shortened_llm.search.prepare import report_units
@@ -17,7 +17,8 @@ from shortened_llm.storage.store import Store
 def planned(config: SearchConfig, dense: ModelRef) -> Experiment:
     nothing = TrainingData(corpus=None, instructions=None, validation=None)
     scores = DenseScores(selection=EvalScores(), report=EvalScores())
-    return planned_experiment(config, provenance(config), dense, scores, text_roles(config), (), (), nothing)
+    size = Size(blocks=8, parameters=1, nonzero_parameters=1, num_bytes=4)
+    return planned_experiment(config, provenance(config), dense, scores, text_roles(config), (), (), nothing, size)
 
 
 def test_unseen_units_are_those_of_the_scores_on_texts_that_nothing_was_trained_on(

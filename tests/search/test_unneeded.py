@@ -10,7 +10,7 @@ from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
-from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
@@ -58,11 +58,20 @@ class Pipeline:
             dense=self.dense, data=self.data, retraining=config.retraining, selection=self.units,
             dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
         )  # fmt: skip
-        plans = make_plans(config.search, self.scores, size_of(self.dense, self.space.export_dtype))
+        size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
+        plans = make_plans(config.search, self.scores, size)
         self.specs = self.space.trials(plans)
         dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
         experiment = planned_experiment(
-            config, provenance(config), self.dense, dense, self.roles, self.scores, self.specs, self.data
+            config,
+            provenance(config),
+            self.dense,
+            dense,
+            self.roles,
+            self.scores,
+            self.specs,
+            self.data,
+            size.without(()),
         )
         write_experiment(store, experiment)
 

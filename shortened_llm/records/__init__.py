@@ -1,0 +1,34 @@
+"""What one stage hands to the next: frozen records with a JSON form.
+
+A record says what was computed and how; where it lies is the store's business (`storage/store.py`).
+"""
+
+from shortened_llm.records.codec import from_json, to_json
+from shortened_llm.records.data import TokenDataset, TokenMixture, TrainingData
+from shortened_llm.records.evaluation import (
+    AgreementScore,
+    EfficiencyScore,
+    EvalScores,
+    GenerationPoint,
+    GenerationSpeed,
+    MetricScore,
+    MissingScore,
+    PerplexityScore,
+    ServingScore,
+    TaskScore,
+)
+from shortened_llm.records.model import FileEntry, ModelRef, ModelSize, Size
+from shortened_llm.records.plan import Bin, PlanLabel, PrunePlan, Target
+from shortened_llm.records.scores import RESAMPLES, UNDECIDED, BlockScores, Cut, removed_blocks
+from shortened_llm.records.training import DistillOptions, LoraOptions, Recipe, RetrainedModel, TrainingPoint
+from shortened_llm.records.transform import BlocksTransform, Transform, composed
+from shortened_llm.records.trial import (
+    EvaluatedModel,
+    Experiment,
+    Provenance,
+    ReportedTrial,
+    SourceFacts,
+    TrialFailure,
+    TrialResult,
+    TrialSpec,
+)

@@ -1,0 +1,82 @@
+"""How much each block matters."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How sure it is which blocks go when `count` of them are removed."""
+
+    count: int
+    removed: tuple[int, ...]
+    """The blocks that go, ascending."""
+    probabilities: tuple[float, ...]
+    """Of each block, in model order: share of resampled calibration sets by which it would go."""
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
+        low, high = UNDECIDED
+        return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high)
+
+
+UNDECIDED = (0.05, 0.95)
+RESAMPLES = 1000
+"""Bootstrap samples of the calibration sequences behind each probability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockScores:
+    """How much each block matters by one criterion."""
+
+    criterion: str
+    scores: tuple[float | None, ...]
+    """One per block, in model order; the lowest is removed first. None where the criterion never scores the block."""
+    order: tuple[int, ...]
+    """All blocks, least important first, before protection."""
+    sets: tuple[tuple[int, ...], ...] | None = None
+    """Blocks to remove, ascending, for each count where the criterion chooses them anew; they then win over `order`."""
+    standard_errors: tuple[float | None, ...] | None
+    """Of each score, where the criterion has one."""
+    cuts: tuple[Cut, ...] | None = None
+    """For each requested count, where the criterion has resamples to tell it from."""
+    protected: tuple[int, ...]
+    """Blocks that a plan never removes."""
+    dense_perplexity: float | None
+    """Perplexity of the dense model on the calibration set, where the criterion measures it."""
+    tokens: int = 0
+    """Calibration tokens read: sequences times their length."""
+    protocol: str
+    """Text, lengths, dtype and options behind the scores, in words."""
+    fingerprint: str
+    calibration: str | None = None
+    """What tells the calibration text from others of the experiment, where a criterion reads several."""
+    settings: str | None = None
+    """What tells the criterion's settings from others of the experiment, where it is asked for with several."""
+
+    @property
+    def ranking(self) -> str:
+        """The criterion, and what tells this ranking from others by it, such as `ppl (seed 5)`."""
+        return ranking_name(self.criterion, self.calibration, self.settings)
+
+    def removed(self, count: int) -> tuple[int, ...]:
+        """The `count` blocks that go, ascending."""
+        return removed_blocks(self.order, self.sets, self.protected, count)
+
+
+def removed_blocks(
+    order: tuple[int, ...], sets: tuple[tuple[int, ...], ...] | None, protected: tuple[int, ...], count: int
+) -> tuple[int, ...]:
+    """The `count` blocks that go, ascending: the set of that size, else the first unprotected ones of the order.
+
+    Protection wins: a protected block is passed over in an order, and criteria choose their sets around it.
+    """
+    for chosen in sets or ():
+        if len(chosen) == count:
+            return chosen
+    return tuple(sorted([block for block in order if block not in protected][:count]))
+
+
+def ranking_name(criterion: str, calibration: str | None, settings: str | None) -> str:
+    told_apart = ", ".join(part for part in (calibration, settings) if part)
+    return f"{criterion} ({told_apart})" if told_apart else criterion

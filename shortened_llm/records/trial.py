@@ -1,0 +1,175 @@
+"""Trials, and the experiment that they belong to."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shortened_llm.records.evaluation import EvalScores, ServingScore
+from shortened_llm.records.model import ModelRef, Size
+from shortened_llm.records.plan import PrunePlan
+from shortened_llm.records.scores import BlockScores
+from shortened_llm.records.training import Recipe, RetrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """One trial: a plan and the way to retrain it."""
+
+    fingerprint: str
+    plan: PrunePlan
+    method: str
+    """A row of `methods.METHODS`."""
+    recipes: tuple[Recipe, ...]
+    """Training runs, each from the model of the one before; there is none where nothing is trained."""
+    control: Literal["dense", "random"] | None = None
+    """A comparison instead of a candidate: the unpruned model, or blocks drawn at random."""
+    equal_seconds: bool = False
+    """Its budget is the time that the reference method took, instead of its tokens."""
+
+    @property
+    def name(self) -> str:
+        if not self.recipes:
+            return f"{self.plan.name} untrained"
+        last = self.recipes[-1]
+        rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
+        on = " on instructions" if last.train_on == "instructions" else ""
+        at = " at equal seconds" if self.equal_seconds else ""
+        return f"{self.plan.name} {self.method}{on} lr {rates} seed {last.seed}{at}"
+
+    @property
+    def learning_rate(self) -> float | None:
+        """At the peak of the last run; None where nothing is trained."""
+        return self.recipes[-1].learning_rate if self.recipes else None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the last run; None where nothing is trained."""
+        return self.recipes[-1].seed if self.recipes else None
+
+    @property
+    def train_on(self) -> str | None:
+        """Data of the last run, corpus or instructions; None where nothing is trained."""
+        return self.recipes[-1].train_on if self.recipes else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """A finished trial, measured with the selection texts."""
+
+    fingerprint: str
+    model: ModelRef
+    """That of the last run; the plan's view where nothing was trained."""
+    runs: tuple[RetrainedModel, ...]
+    """What each training run handed on, in order."""
+    before: EvalScores
+    """The plan before retraining."""
+    after: EvalScores
+    seconds: float
+    """Wall time of the trial's last attempt: scoring, start-up, training, export."""
+
+    @property
+    def tokens(self) -> int:
+        """Trained on, over all runs."""
+        return sum(run.tokens for run in self.runs)
+
+    @property
+    def training_seconds(self) -> float:
+        """Over all runs, whoever made them."""
+        return sum(run.seconds for run in self.runs)
+
+    @property
+    def accelerator_seconds(self) -> float:
+        """Over all runs, whoever made them."""
+        return sum(run.accelerator_seconds for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialFailure:
+    """Why a trial has no result. It does not count as done: the next run tries again."""
+
+    fingerprint: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedModel:
+    """One model with its scores, apart from any search."""
+
+    model: str
+    """As the user named it."""
+    name: str | None = None
+    """As its card does; None where it has none."""
+    ref: ModelRef
+    selection: EvalScores
+    report: EvalScores
+    serving: ServingScore | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """Data that models were made from."""
+
+    name: str
+    path: str
+    """As the user named it."""
+    role: Literal["calibration", "training", "instructions"]
+    license: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where models come from, for those who get them."""
+
+    base_model: str
+    """As the user named it."""
+    on_hub: bool
+    """Whether that name is an id of the Hugging Face hub."""
+    base_license: str | None
+    """None where it is not known."""
+    sources: tuple[SourceFacts, ...]
+    dtype: str
+    """Of the exported weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedTrial:
+    """One row of the report: a trial with every score that was measured for it."""
+
+    spec: TrialSpec
+    result: TrialResult | None
+    """None where the trial has not finished."""
+    failure: str | None
+    """The cause, where it failed."""
+    before: EvalScores
+    """Report scores of the plan before retraining; empty where not measured."""
+    after: EvalScores
+    """Report scores of the retrained model; empty where not measured."""
+    running: bool = False
+    """Begun and not ended, when the record was written."""
+    stopped: bool = False
+    """Begun by a driver that was stopped before the trial ended; the next one goes on with it."""
+    experiments: tuple[str, ...] = ()
+    """Experiments that have this trial, where a report shows several; empty: the one of the record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """Everything a report needs. Selection scores chose; report scores are what to quote."""
+
+    name: str
+    model: str
+    """The dense model as the user named it."""
+    dense_size: Size
+    dense_url: str
+    dense_selection: EvalScores
+    dense_report: EvalScores
+    block_scores: tuple[BlockScores, ...]
+    trials: tuple[ReportedTrial, ...]
+    notes: tuple[str, ...]
+    """Facts about the protocol that a reader must know, such as a text used for both selection and report."""
+    unseen_units: tuple[str, ...]
+    """Units of the report texts whose source was never trained on."""
+    dense_fingerprint: str
+    """Identity of the dense model's files."""
+    versions: dict[str, str]
+    """Versions of the libraries that set numbers."""
+    provenance: Provenance
