@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from shortened_llm.config import flatten
 from shortened_llm.fingerprint import canonical
-from shortened_llm.records import Recipe, TrainingPoint, from_json, to_json
+from shortened_llm.records import Recipe, from_json, to_json
 from shortened_llm.retraining.manifest import (
     DamagedCheckpointError,
     WrittenFile,
@@ -36,6 +36,7 @@ from shortened_llm.retraining.manifest import (
     check_sizes,
     write_manifest,
 )
+from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage.scratch import scratch_directory
 from shortened_llm.storage.urls import join, read_bytes
@@ -53,28 +54,6 @@ LENGTH = {"recipe.num_steps", "recipe.decay_steps", "recipe.final_learning_rate_
 
 class CheckpointMismatchError(RuntimeError):
     """A checkpoint belongs to another run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunProgress:
-    """Where a run stands."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    tokens: int = 0
-    """Trained on, without padding."""
-    seconds: float = 0.0
-    """Training time so far, over all attempts."""
-    accelerator_seconds: float = 0.0
-    """The same, times the workers of each attempt."""
-    history: tuple[TrainingPoint, ...] = ()
-    skipped_steps: tuple[int, ...] = ()
-    """Steps (from 0) left out because their gradient was not finite."""
-    loss_spikes: tuple[int, ...] = ()
-    """Steps (from 0) whose loss stood far above those before."""
-    best_validation_loss: float | None = None
-    first_validation_loss: float | None = None
-    """Before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

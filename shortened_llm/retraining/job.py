@@ -6,7 +6,7 @@ from shortened_llm.config import RetrainingConfig
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
