@@ -27,7 +27,7 @@ class OptimizerOptions(Section):
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate."""
     warmup_steps: int | None = Field(None, ge=0)
-    """The same in optimiser steps (count); wins over warmup_ratio. A wsd run with more tokens can continue an earlier
+    """Warm-up in optimiser steps (count); it wins over warmup_ratio. A wsd run with more tokens can continue an earlier
     one only where both warmed up alike."""
     decay_ratio: float = Field(0.2, gt=0, le=1)
     """With wsd: share of the steps with a decaying learning rate."""
@@ -50,7 +50,7 @@ class Run:
     """The row that says how it trains; its section has the optimiser."""
     train_on: TrainOn = "corpus"
     share: float = 1.0
-    """Of the chain's tokens, for a run on the corpus. Runs on instructions have a budget of their own: epochs."""
+    """Share of the chain's tokens, for a run on the corpus. Runs on instructions have a budget of their own: epochs."""
 
 
 Chain = tuple[Run, ...]

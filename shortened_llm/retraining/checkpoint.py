@@ -62,7 +62,7 @@ class SavedProgress:
 
     progress: RunProgress
     identity: dict[str, object]
-    """Of the job, canonical: what its fingerprint is the hash of."""
+    """The job's identity, canonical: what its fingerprint is the hash of."""
     num_ranks: int
     """Workers that wrote the checkpoint; each left a manifest."""
 
@@ -72,7 +72,7 @@ class PendingCheckpoint:
     """A checkpoint whose content is fixed and which is being written."""
 
     directory: Path
-    """Of this worker's files, on this node; whoever takes the checkpoint further deletes it. Gone with the process."""
+    """Directory of this worker's files, on this node; whoever takes the checkpoint further deletes it. It goes with the process."""
     written: Future[None]
 
     def wait(self) -> Path:
@@ -279,7 +279,7 @@ def _ordinary_errors(what: str) -> Iterator[None]:
 
 
 def _local_bytes(state: Any) -> int:
-    """Of this worker's part of the tensors in a nested state."""
+    """Count the bytes of this worker's part of the tensors in a nested state."""
     tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 

@@ -66,7 +66,7 @@ class TrainLoop:
     accelerators: float
     """GPUs of all workers, or workers on CPU."""
     progress: RunProgress
-    """As of the last report."""
+    """The progress at the last report."""
     after_step: list[AfterStep] = field(default_factory=list)
     at_report: list[AtReport] = field(default_factory=list)
     _stopped: bool = field(default=False, init=False)

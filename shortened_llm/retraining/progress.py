@@ -18,7 +18,7 @@ class RunProgress:
     seconds: float = 0.0
     """Training time so far, over all attempts."""
     accelerator_seconds: float = 0.0
-    """The same, times the workers of each attempt."""
+    """Seconds times the workers of each attempt."""
     history: tuple[TrainingPoint, ...] = ()
     skipped_steps: tuple[int, ...] = ()
     """Steps (from 0) left out because their gradient was not finite."""
