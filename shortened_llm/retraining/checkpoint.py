@@ -72,7 +72,7 @@ class PendingCheckpoint:
     """A checkpoint whose content is fixed and which is being written."""
 
     directory: Path
-    """Directory of this worker's files, on this node; whoever takes the checkpoint further deletes it, or the process's end."""
+    """Directory of this worker's files, on this node, until the process ends or whoever takes it further deletes it."""
     written: Future[None]
 
     def wait(self) -> Path:
