@@ -138,22 +138,17 @@ def rehearse_export(toy: Toy) -> None:
 def rehearse_plans(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, plans: Iterable[Sequence[Transform]]
 ) -> None:
-    """Check the transforms of each plan against the architecture, and try them; one line for each fault.
-
-    Raises:
-        BadInputError: as `check_transforms` and `rehearse_plan`.
-    """
+    """Try the transforms of each plan; raises as `rehearse_plan`, one line for each fault."""
     faults = Faults()
     with Toy(config, tokenizer) as toy:
         for transforms in plans:
             with faults.gather():
-                check_transforms(config, transforms)
-                rehearse_plan(toy, transforms)
+                rehearse_plan(config, toy, transforms)
     faults.raise_any()
 
 
-def rehearse_plan(toy: Toy, transforms: Sequence[Transform]) -> None:
-    """Load the toy's view, compare it with the toy in which removed blocks pass on what they get, and generate with the
+def rehearse_plan(config: PretrainedConfig, toy: Toy, transforms: Sequence[Transform]) -> None:
+    """Check that the architecture can be changed so; load the toy's view, compare it with the toy in which removed blocks pass on what they get, and generate with the
     cache.
 
     Raises:
@@ -163,6 +158,7 @@ def rehearse_plan(toy: Toy, transforms: Sequence[Transform]) -> None:
     removed = [block for transform in transforms for block in transform.removed(num_blocks)]
     what = " ".join(("used", *(transform.describe(num_blocks) for transform in transforms)))
     with _trying(toy.config, what, advice="choose another ratio or criterion"):
+        check_transforms(config, transforms)
         view = load_model(toy.ref.view(transforms), "float32")
         check_head(view)
         with torch.no_grad(), bypassing(toy.model, removed, toy.tokens):
