@@ -148,8 +148,8 @@ def rehearse_plans(
 
 
 def rehearse_plan(config: PretrainedConfig, toy: Toy, transforms: Sequence[Transform]) -> None:
-    """Check that the architecture can be changed so; load the toy's view, compare it with the toy in which removed blocks pass on what they get, and generate with the
-    cache.
+    """Check that the architecture can be changed so. Load the toy's view, compare it with the toy in which removed
+    blocks pass on what they get, and generate with the cache.
 
     Raises:
         BadInputError: naming the family.
