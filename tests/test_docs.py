@@ -1,0 +1,78 @@
+"""The documentation: short where it is to be short, its links lead somewhere, its YAML and its commands work."""
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.fields import field_reference
+from shortened_llm.config import parse_config
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+PAGES = [ROOT / name for name in TRACKED] or sorted(p for p in ROOT.rglob("*.md") if ".venv" not in p.parts)
+MOST_LINES = 140
+
+YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+ADDRESS = re.compile(r"[a-z]+:")
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def merged(values: Mapping, more: Mapping) -> dict:
+    both = {key: merged(values[key], more[key]) for key in values.keys() & more.keys() if is_section(values, more, key)}
+    return {**values, **more, **both}
+
+
+def is_section(values: Mapping, more: Mapping, key: str) -> bool:
+    return isinstance(values[key], Mapping) and isinstance(more[key], Mapping)
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_field_reference_is_that_of_the_schema() -> None:
+    assert (ROOT / "shortened_llm/FIELDS.md").read_text() == field_reference(), "`make fields` writes it anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if ADDRESS.match(link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_configurations_are_valid(page: Path) -> None:
+    """Each piece of a configuration is one together with that of the README."""
+    (whole,) = YAML.findall(README.read_text())
+    for piece in YAML.findall(page.read_text()):
+        parse_config(merged(yaml.safe_load(whole), yaml.safe_load(piece)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_are_there(page: Path) -> None:
+    modules = re.findall(r"\b((?:jobs|tests\.benchmarks)\.[a-z_]+)\b(?!/)", page.read_text())
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
+    targets = re.findall(r"`?make ([a-z-]+)", page.read_text())
+    known = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [target for target in targets if target not in known] == []
