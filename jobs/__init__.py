@@ -1,4 +1,7 @@
-"""Entry points: python -m jobs.<verb> CONFIG.yaml [--section.field value] [--dry-run]."""
+"""Entry points: python -m jobs.<verb> CONFIG.yaml [--section.field value] [--dry-run].
+
+Those that read what is stored (export, report, status) take an EXPERIMENT, and clean takes a STORAGE, in its place.
+"""
 
 import os
 

@@ -1,6 +1,5 @@
 """Score models beside the dense one; needs no Ray."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -36,26 +35,33 @@ from shortened_llm.storage.urls import exists, join, read_bytes
 
 def main(arguments: Sequence[str]) -> None:
     """A table goes to stderr; stdout has the JSON of each model's scores, one line each, the dense model first."""
-    models, rest = split_models(arguments)
-    parser = make_parser("evaluate", "Score models beside the dense one: --model DIR, once for each.")
+    parser = make_parser("evaluate", "Score models beside the dense one.")
+    parser.add_argument(
+        "--candidate",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="directory or URL of a model to compare with the dense one; once for each",
+    )
     parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
     parser.add_argument("--vllm", action="store_true", help="also measure speed behind vLLM, where that is installed")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
-    config, flags = parse_command(parser, rest)
+    config, flags = parse_command(parser, arguments)
+    candidates: list[str] = flags.candidate
     store = open_store(config)
     facts = check_evaluation(config, store)
     if flags.efficiency or flags.vllm:
         check_lengths(facts.model_config, config.evaluation.efficiency)
     if flags.vllm:
         vllm_command()
-        if not models:
-            raise BadInputError("--vllm: compares a model with the dense one; give --model DIR too")
-    for directory in models:
+        if not candidates:
+            raise BadInputError("--vllm: compares a model with the dense one; give --candidate DIR too")
+    for directory in candidates:
         check_model(directory, facts)
     if flags.output and flags.output.exists() and not flags.output.is_dir():
         raise BadInputError(f"--output: {str(flags.output)!r} is a file; give a directory")
     if flags.dry_run:
-        print(f"would score {', '.join((config.model.path, *models))}")
+        print(f"would score {', '.join((config.model.path, *candidates))}")
         return
     prepare_cpu(fair_threads(1))
     loaded = LoadedModels(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
@@ -63,11 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     selection = selection_units(config, facts.roles)
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
     every: list[EvaluatedModel] = []
-    for path in (config.model.path, *models):
+    for path in (config.model.path, *candidates):
         ref = _candidate(path, dense, store) if every else dense
         timing: list[Unit] = []
         # The dense model is timed in the same turns as each other one; by itself only where there is no other.
-        if flags.efficiency and (every or not models):
+        if flags.efficiency and (every or not candidates):
             timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense))
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
@@ -111,17 +117,8 @@ def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -
     return replace(found, serving=served)
 
 
-def split_models(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The directories of `--model DIR`, and all other arguments. Elsewhere `--model` is the section of the
-    configuration, so that the common parser cannot have it twice."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", action="append", default=[])
-    found, rest = parser.parse_known_args(list(arguments))
-    return found.model, rest
-
-
 def check_model(path: str, dense: ScoringFacts) -> None:
-    """Check that `--model` can be loaded and compared.
+    """Check that `--candidate` can be loaded and compared.
 
     Raises:
         BadInputError: it is no model with the dense model's tokenizer, or its card is of another.
@@ -129,22 +126,22 @@ def check_model(path: str, dense: ScoringFacts) -> None:
     try:
         config, tokenizer = inspect_model(ModelConfig(path=path))
     except BadInputError as error:
-        raise BadInputError(f"--model: {str(error).removeprefix('model.path: ')}") from None
+        raise BadInputError(f"--candidate: {str(error).removeprefix('model.path: ')}") from None
     if config.vocab_size != dense.vocab_size or tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise BadInputError(
-            f"--model: {path!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
+            f"--candidate: {path!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
             f"{dense.vocab_size}; scores of different tokenizers cannot be compared"
         )
     for transform in origin_of(path) or ():
         if len(transform.kept) != config.num_hidden_layers or not set(transform.kept) <= set(range(dense.num_blocks)):
             raise BadInputError(
-                f"--model: {join(path, PRUNING)} says that blocks {list(transform.kept)} were kept, but the model has "
-                f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
+                f"--candidate: {join(path, PRUNING)} says that blocks {list(transform.kept)} were kept, but the model "
+                f"has {config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
             )
 
 
 def _candidate(path: str, dense: ModelRef, store: Store) -> ModelRef:
-    """The model of `--model`, with what its card says of its origin."""
+    """The model of `--candidate`, with what its card says of its origin."""
     ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info)
     if ref.fingerprint == dense.fingerprint:
         return ref
@@ -177,7 +174,7 @@ def card_of(place: str) -> dict[str, Any]:
         found = dict(json.loads(read_bytes(card)))
         return {**found, "origin": TypeAdapter(tuple[Transform, ...]).validate_python(found["origin"])}
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise BadInputError(f"--model: {card} does not say which blocks were kept ({brief(error)})") from None
+        raise BadInputError(f"--candidate: {card} does not say which blocks were kept ({brief(error)})") from None
 
 
 if __name__ == "__main__":

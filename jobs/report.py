@@ -25,7 +25,7 @@ def make_parser() -> Parser:
         "experiments",
         metavar="EXPERIMENT",
         nargs="+",
-        help="path or URL of <storage>/experiments/<name>; its report directory or trials.json will do",
+        help="path or URL of <storage>/experiments/<name>, its report directory or trials.json, or a name in ./results",
     )
     parser.add_argument(
         "--output",

@@ -125,7 +125,7 @@ def with_absolute_paths(values: Mapping[str, object], *, here: bool) -> dict[str
 
 
 def _is_relative(name: str, path: str) -> bool:
-    """Of models and texts, what is neither absolute nor here is the id of a hub."""
+    """Models and texts that are neither absolute nor here are taken for the id of a hub."""
     return is_local(path) and not Path(path).is_absolute() and (name == "storage.url" or bool(glob.glob(path)))
 
 

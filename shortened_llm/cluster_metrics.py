@@ -24,7 +24,7 @@ class ClusterMetric:
 
     @property
     def exported_name(self) -> str:
-        """As Prometheus scrapes it."""
+        """The name that Prometheus scrapes."""
         return f"ray_{self.name}"
 
 

@@ -315,7 +315,7 @@ class OptimizerConfig(Section):
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps with a linearly rising learning rate."""
     warmup_steps: int | None = Field(None, ge=0)
-    """The same in optimiser steps (count); wins over warmup_ratio. A wsd run with more tokens can continue an earlier
+    """Warm-up in optimiser steps (count); it wins over warmup_ratio. A wsd run with more tokens can continue an earlier
     one only where both warmed up alike."""
     decay_ratio: float = Field(0.2, gt=0, le=1)
     """With wsd: share of the steps with a decaying learning rate."""
@@ -681,7 +681,7 @@ class TaskConfig(Section):
 
 
 LOCAL_SUFFIX = "_local"
-"""Of the name of a task's copy with data of one's own."""
+"""Ending of the name of a task's copy with data of one's own."""
 # The seven zero-shot tasks of the paper.
 TASK_SETS = {
     "zero_shot": ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"),

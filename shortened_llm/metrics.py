@@ -5,7 +5,7 @@ from typing import Literal, get_args
 TOKENS = "tokens"
 """Tokens trained on since the start of the run; the time axis of every scheduler."""
 TIME_AXIS = "timesteps_total"
-"""The same under the name by which Tune's loggers place a report on their time axis: a run that goes on after a stop
+"""Tokens under the name by which Tune's loggers place a report on their time axis: a run that goes on after a stop
 goes on there too."""
 STEP = "step"
 """Optimiser steps since the start of the run."""

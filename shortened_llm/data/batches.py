@@ -37,7 +37,7 @@ class MicroBatch:
     """int64 [sequences, length], from 0 behind each end-of-text token, where documents must not attend to one
     another."""
     first_position: int
-    """Of its first sequence in the training stream."""
+    """Place of its first sequence in the training stream."""
     documents: Mapping[str, Any] = field(default_factory=dict)
     """What the model is given so that documents stay apart, on its device; made of `position_ids` by who knows it."""
 
@@ -48,7 +48,7 @@ class StepBatch:
 
     step: int
     micro_batches: tuple[MicroBatch, ...]
-    """As many on every worker: where the global batch does not divide, one row of padding stands for a missing one."""
+    """Every worker has as many: where the global batch does not divide, one row of padding stands for a missing one."""
     num_predictions: int
     """Labels that are not ignored, over all workers."""
     num_tokens: int

@@ -55,7 +55,7 @@ class PackingJob:
 
     @property
     def name(self) -> str:
-        """Of the source, in logs."""
+        """The name of the source in logs."""
         return self.source.source.path
 
     @property

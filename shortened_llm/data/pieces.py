@@ -57,7 +57,7 @@ class Executor(Generic[Handle]):
     result: Callable[[Handle], PackedPiece]
     """Waits for a piece."""
     cancel: Callable[[Handle], None]
-    """Of a piece that turned out not to be needed."""
+    """Ends the work on a piece that turned out not to be needed."""
 
 
 def pack_pieces(

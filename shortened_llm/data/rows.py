@@ -28,7 +28,7 @@ class Rows:
     files: tuple[str, ...]
     """Absolute paths or URLs; empty for a hub data set."""
     commit: str | None
-    """Of a hub data set."""
+    """Commit of a hub data set."""
     field_path: str
     """Where the source stands in the config, for messages."""
 

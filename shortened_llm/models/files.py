@@ -20,7 +20,7 @@ from shortened_llm.storage.urls import file_size, is_local, join, read_bytes, re
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MOST_HEADER_BYTES = 100_000_000
-"""As the format allows."""
+"""The most that the format allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class TensorHeader:
     """The tensor's name in the file; a view may call it otherwise."""
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it, such as BF16."""
+    """The name that safetensors gives it, such as BF16."""
 
 
 @dataclass(frozen=True, slots=True)

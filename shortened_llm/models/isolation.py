@@ -17,7 +17,7 @@ FIELD = "retraining.isolate_documents"
 TOY_LENGTHS = (11, 13)
 """Tokens of the toy's documents, beyond its windows."""
 TOLERANCE = 1e-4
-"""Of a toy's hidden states in fp32, relative to the largest."""
+"""Largest difference of a toy's hidden states in fp32, relative to the largest of them."""
 LEAK = 1e-3
 """Relative change of hidden states that no rounding explains, when another document changes."""
 

@@ -20,7 +20,7 @@ def is_hub_id(path: str) -> bool:
 
 
 def model_license(config: ModelConfig) -> str | None:
-    """As configured, else as the model's card states it; None where nothing does, or the card cannot be read."""
+    """The licence that is configured, else the one of the model's card; None where there is none to read."""
     if config.license or not is_local(config.path):
         return config.license
     path = Path(config.path)
@@ -37,7 +37,7 @@ def model_license(config: ModelConfig) -> str | None:
 
 
 def data_license(source: DataSource, field_path: str) -> str | None:
-    """As configured, else as the card of a hub data set states it; None as above.
+    """The licence that is configured, else the one that the card of a hub data set states; None where nothing does.
 
     Args:
         field_path: where the source stands in the config, for messages.

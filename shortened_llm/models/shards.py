@@ -89,7 +89,7 @@ def plain_name(name: str) -> str:
 
 
 def with_plain_names(values: Mapping[str, T]) -> dict[str, T]:
-    """The same values by their plain names, of which no two are equal."""
+    """Give the values their plain names, of which no two are equal."""
     plain = {plain_name(name): value for name, value in values.items()}
     assert len(plain) == len(values), "two tensors have one name without their wrappers"
     return plain

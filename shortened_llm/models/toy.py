@@ -48,7 +48,7 @@ OTHERS = {
 }  # fmt: skip
 WIDTH, HEAD_COUNT, EXPERT_COUNT = 32, 4, 4
 MOST_PARAMETERS = 200_000_000
-"""Of a toy: embedding tables keep the vocabulary."""
+"""The most that a toy may have: embedding tables keep the vocabulary."""
 
 
 def toy_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -30,7 +30,7 @@ class TaskScore:
     """One model on one lm-eval task or group."""
 
     unit: str
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
     task: str
     metric: str
     value: float
@@ -49,7 +49,7 @@ class TaskScore:
     results_url: str | None = None
     """lm-eval's own JSON of the results, with every sample beside it."""
     notes: tuple[str, ...] = ()
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -62,7 +62,7 @@ class AgreementScore:
     """How far one model predicts what the dense model predicts, on one text."""
 
     unit: str
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
     source: str
     protocol: str
     kl: float
@@ -71,7 +71,7 @@ class AgreementScore:
     """Share of predictions with the same most likely token."""
     num_predictions: int
     notes: tuple[str, ...] = ()
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class MetricScore:
     """A user's own measure of one model."""
 
     unit: str
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
     name: str
     """`module:function`."""
     value: float
@@ -94,7 +94,7 @@ class GenerationSpeed:
     prompt_tokens: int
     output_tokens: int
     latency: float
-    """Of the whole generation."""
+    """Seconds of the whole generation."""
     latency_deviation: float
     """Standard deviation over the runs."""
     time_to_first_token: float
@@ -119,25 +119,25 @@ class EfficiencyScore:
     """What one model costs to run, measured in turns with the dense model in one process."""
 
     unit: str
-    """As in `PerplexityScore`; on which machine, the protocol says alone."""
+    """Fingerprint of the unit; on which machine, the protocol says alone."""
     protocol: str
     """Device, dtype, threads, prompt, runs and options, in words."""
     points: tuple[GenerationPoint, ...]
     """By output length, then batch size; shapes that do not fit into memory are left out."""
     dense_points: tuple[GenerationPoint, ...]
-    """Of the dense model, from the same turns and in the same order."""
+    """Speed of the dense model, from the same turns and in the same order."""
     weight_bytes: int
     dense_weight_bytes: int
     kv_bytes_per_token: int
-    """Of the cache, for each token of each sequence, within the window of blocks that have one."""
+    """Bytes of the cache, for each token of each sequence, within the window of blocks that have one."""
     dense_kv_bytes_per_token: int
     flops_per_token: float
-    """Of one forward pass, attention to the past left out."""
+    """Operations of one forward pass, attention to the past left out."""
     dense_flops_per_token: float
     block_shares: tuple[float, ...]
     """For each point: share of the dense model's time that its blocks take, 0 to 1."""
     head_shares: tuple[float, ...]
-    """The same of its head; embeddings and the loop around the model take the rest."""
+    """Share that its head takes; embeddings and the loop around the model take the rest."""
     ideal_speed_ups: tuple[float | None, ...]
     """For each point: dense time / (dense time less the share of what was removed); None where that is not known."""
     speed_ups: tuple[float, ...]
@@ -154,7 +154,7 @@ class ServingScore:
     points: tuple[GenerationSpeed, ...]
     """By output length, then batch size."""
     dense_points: tuple[GenerationSpeed, ...]
-    """Of the dense model, from the same turns and in the same order."""
+    """Speed of the dense model, from the same turns and in the same order."""
     speed_ups: tuple[float, ...]
     """For each point: dense latency / latency, the median over the turns."""
 
@@ -164,7 +164,7 @@ class MissingScore:
     """A score that could not be had."""
 
     unit: str
-    """As in `PerplexityScore`."""
+    """See `PerplexityScore`."""
     name: str
     """The unit in words: `perplexity on wiki @128 bos-first, report part`, `task piqa`."""
     cause: str

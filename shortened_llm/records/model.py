@@ -33,7 +33,7 @@ class ModelRef:
     """What was done to the dense model to make these files, in its indices; None where it is not known."""
 
     def view(self, transforms: Sequence[Transform]) -> "ModelRef":
-        """The same files, loaded under `transforms`."""
+        """These files, loaded under `transforms`."""
         changing = [transform for transform in transforms if transform.changes(self.num_blocks)]
         return replace(self, transforms=tuple(sorted(changing, key=lambda transform: transform.kind)))
 

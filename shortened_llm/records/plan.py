@@ -30,9 +30,9 @@ class PlanLabel:
     criterion: str
     target: Target
     calibration: str | None = None
-    """As in `BlockScores`."""
+    """See `BlockScores`."""
     settings: str | None = None
-    """As in `BlockScores`."""
+    """See `BlockScores`."""
 
     @property
     def ranking(self) -> str:
@@ -49,7 +49,7 @@ class PrunePlan:
     """What is done to the dense model. Labels that lead to the same transforms share one plan."""
 
     transforms: tuple[Transform, ...]
-    """As in a view of the dense model: empty where nothing is removed."""
+    """The transforms of a view of the dense model; none where nothing is removed."""
     labels: tuple[PlanLabel, ...]
     size: Size
     dense: Size

@@ -11,7 +11,7 @@ class Cut:
     removed: tuple[int, ...]
     """The blocks that go, ascending."""
     probabilities: tuple[float, ...]
-    """Of each block, in model order: share of resampled calibration sets by which it would go."""
+    """For each block, in model order, the share of resampled calibration sets by which it would go."""
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ class BlockScores:
     sets: tuple[tuple[int, ...], ...] | None = None
     """Blocks to remove, ascending, for each count where the criterion chooses them anew; they then win over `order`."""
     standard_errors: tuple[float | None, ...] | None
-    """Of each score, where the criterion has one."""
+    """One for each score, where the criterion has any."""
     cuts: tuple[Cut, ...] | None = None
     """For each requested count, where the criterion has resamples to tell it from."""
     protected: tuple[int, ...]

@@ -45,13 +45,13 @@ class Recipe:
     schedule: Literal["wsd", "cosine", "linear"]
     warmup_steps: int
     decay_steps: int
-    """Of wsd; the other schedules decay from the warm-up on."""
+    """Steps that decay, with wsd; the other schedules decay from the warm-up on."""
     final_learning_rate_ratio: float
     isolate_documents: bool = False
     lora: LoraOptions | None = None
     distill: DistillOptions | None = None
     tuned_blocks: int | None = None
-    """Of last_blocks: how many."""
+    """Number of blocks that last_blocks trains."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,7 +95,7 @@ class RetrainedModel:
     seconds: float
     """Wall time of the training loop and its checkpoints, over all attempts that resumed one another."""
     accelerator_seconds: float
-    """The same, times the number of GPUs, or of workers on CPU."""
+    """Seconds times the number of GPUs, or of workers on CPU."""
     history: tuple[TrainingPoint, ...]
     skipped_steps: tuple[int, ...] = ()
     """Steps that were left out because their loss or gradient was not finite."""

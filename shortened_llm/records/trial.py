@@ -95,9 +95,9 @@ class EvaluatedModel:
     """One model with its scores, apart from any search."""
 
     model: str
-    """As the user named it."""
+    """The name that the user gave it."""
     name: str | None = None
-    """As its card does; None where it has none."""
+    """The name that its card gives it; None where it has none."""
     ref: ModelRef
     selection: EvalScores
     report: EvalScores
@@ -110,7 +110,7 @@ class SourceFacts:
 
     name: str
     path: str
-    """As the user named it."""
+    """The name that the user gave it."""
     role: Literal["calibration", "training", "instructions"]
     license: str | None
 
@@ -120,14 +120,14 @@ class Provenance:
     """Where models come from, for those who get them."""
 
     base_model: str
-    """As the user named it."""
+    """The name that the user gave it."""
     on_hub: bool
     """Whether that name is an id of the Hugging Face hub."""
     base_license: str | None
     """None where it is not known."""
     sources: tuple[SourceFacts, ...]
     dtype: str
-    """Of the exported weights."""
+    """Type of the exported weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

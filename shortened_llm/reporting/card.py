@@ -32,13 +32,13 @@ NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     """`{directory or URL of an exported model: {file name: text}}`."""
-    dense, columns, origin = dense_measurements(experiment), score_columns(experiment), experiment.provenance
-    cards = {}
-    for row in trial_rows(experiment):
-        if row.checkpoint_url:
-            own = [column for column in columns if column in row.after]
-            cards[row.checkpoint_url] = _card(row.plan, origin, row, dense, own)
-    return cards
+    return {row.checkpoint_url: trial_card(experiment, row) for row in trial_rows(experiment) if row.checkpoint_url}
+
+
+def trial_card(experiment: Experiment, row: TrialRow) -> dict[str, str]:
+    """The files of the card of a trial's model, with the scores that it has by now."""
+    columns = [column for column in score_columns(experiment) if column in row.after]
+    return _card(row.plan, experiment.provenance, row, dense_measurements(experiment), columns)
 
 
 def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:

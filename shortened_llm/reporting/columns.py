@@ -56,7 +56,7 @@ class Measured:
     task: TaskScore | None = None
     """The whole score, where it is of a task."""
     notes: tuple[str, ...] = ()
-    """As in `records.PerplexityScore`."""
+    """What a reader should know of the measurement."""
 
 
 Measurements = dict[ScoreColumn, Measured]

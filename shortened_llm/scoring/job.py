@@ -109,7 +109,7 @@ class Unit:
     """One piece of work: statistics that one task measures, on a range of the calibration sequences."""
 
     statistics: tuple[str, ...]
-    """Of one walk (`one_pass`), or the one that `criterion` measures for itself."""
+    """Statistics of one walk (`one_pass`), or the one that `criterion` measures for itself."""
     criterion: str | None
     """None for a walk, which criteria share."""
     start: int

@@ -28,7 +28,7 @@ def many_epochs(retraining: RetrainingConfig, corpus: TokenMixture) -> str | Non
 def expected_epochs(
     retraining: RetrainingConfig, corpus: Sequence[Documents], tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
-    """The same before the corpus is packed, from samples of its sources; also None where packed files hide how long
+    """A warning before the corpus is packed, from samples of its sources; also None where packed files hide how long
     they are."""
     tokens = retraining.corpus_tokens or math.inf
     tokens = min(tokens, sum(_most_tokens(documents, tokenizer) for documents in corpus))

@@ -17,7 +17,7 @@ from shortened_llm.search.epochs import expected_epochs
 # Of instruction data, at submission.
 CHECKED_PAIRS = 100
 MOST_CHARACTERS = 64
-"""Of a document, for each token that is needed: more than any tokenizer takes on average."""
+"""Bytes of a document for each token that is needed: more than any tokenizer takes on average."""
 
 
 def check_calibration(

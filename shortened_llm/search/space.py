@@ -39,7 +39,7 @@ class SearchSpace:
         )
 
     def scaled(self, spec: TrialSpec, factor: float) -> TrialSpec:
-        """The same trial with its training runs `factor` times as long, in whole steps, at least one."""
+        """Make the training runs of a trial `factor` times as long, in whole steps, at least one."""
         recipes = []
         for recipe in spec.recipes:
             steps = max(1, round(recipe.num_steps * factor))

@@ -18,7 +18,7 @@ class StoredRecord:
     kind: str
     fingerprint: str
     text: str
-    """As stored; it names its payload."""
+    """The text as it is stored; it names its payload."""
     parents: frozenset[str]
     """Fingerprints of the results that it was made from."""
 

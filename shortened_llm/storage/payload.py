@@ -68,13 +68,26 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
             return final
         partial = final.with_name(f"{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for entry in files:
-            target = download_file(join(url, entry.path), partial / entry.path)
-            if file_sha256(target) != entry.sha256:
-                shutil.rmtree(partial)
-                raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
+        try:
+            download_files(url, files, partial)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.rename(final)
     return final
+
+
+def download_files(url: str, files: tuple[FileEntry, ...], directory: Path) -> None:
+    """Copy `files` of `url`, local or not, into `directory`.
+
+    Raises:
+        FileNotFoundError: a file is gone from the store.
+        OSError: a file does not have the hash of its record.
+    """
+    for entry in files:
+        target = download_file(join(url, entry.path), directory / entry.path)
+        if file_sha256(target) != entry.sha256:
+            raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
 
 
 def has_files(url: str, files: tuple[FileEntry, ...]) -> bool:

@@ -33,7 +33,7 @@ from shortened_llm.logs import LOGGER
 OUTAGE_SECONDS = 300.0
 """How long an operation is tried again, counted from its beginning, unless the process says otherwise."""
 FEWEST_ATTEMPTS = 5
-"""Of an operation that takes long, such as the upload of a large file that was cut off."""
+"""Attempts at an operation that takes long, such as the upload of a large file that was cut off."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0
 """Upper ends of the random waits between attempts."""
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})

@@ -187,7 +187,7 @@ def list_names(url: str) -> list[str]:
     fs, path = filesystem(url)
     try:
         entries = fs.ls(path, detail=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     # Some S3 servers list an emptied directory as itself.
     below = (entry.rstrip("/") for entry in entries if entry.rstrip("/") != path.rstrip("/"))

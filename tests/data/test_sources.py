@@ -57,7 +57,7 @@ def test_an_unshared_source_is_whole(tmp_path: Path) -> None:
 
 def test_roles_share_what_several_purposes_name(tiny_config: SearchConfig) -> None:
     roles = text_roles(tiny_config)
-    assert roles.calibration.shared_with == roles.train[0].shared_with == ("selection",)
+    assert roles.calibration[0].shared_with == roles.train[0].shared_with == ("selection",)
     assert roles.selection[0].shared_with == ("train",)
     assert roles.report[0].shared_with == ()
 

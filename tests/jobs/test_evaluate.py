@@ -36,7 +36,9 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
     text = tiny_values["evaluation"]["report"]["perplexity"][0]
     tiny_values["evaluation"]["report"]["agreement"] = [{**text, "max_tokens": 512}]
     tiny_values["evaluation"]["efficiency"] = {"batch_sizes": [1], "output_lengths": [4], "runs": 1, "warmups": 0}
-    done = evaluate(tmp_path, tiny_values, "--model", str(directory), "--efficiency", "--output", str(tmp_path / "out"))
+    done = evaluate(
+        tmp_path, tiny_values, "--candidate", str(directory), "--efficiency", "--output", str(tmp_path / "out")
+    )
     assert done.returncode == 0, done.stderr
     dense, pruned = (from_json(EvaluatedModel, line) for line in done.stdout.splitlines())
     assert (dense.ref.num_blocks, dense.ref.transforms) == (8, ())
@@ -53,7 +55,7 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
     assert any(line.split()[-2:] == ["by", "hand"] for line in done.stderr.splitlines()), "the heading of its column"
     url = f"s3://{s3_server.bucket}/pruned"
     s3fs.S3FileSystem(skip_instance_cache=True).put(f"{directory}/", url, recursive=True)
-    again = evaluate(tmp_path, tiny_values, "--model", url)
+    again = evaluate(tmp_path, tiny_values, "--candidate", url)
     scores = [from_json(EvaluatedModel, line) for line in again.stdout.splitlines()]
     assert [one.selection for one in scores] == [dense.selection, pruned.selection]
 
@@ -61,7 +63,7 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
 @pytest.mark.parametrize(
     ("arguments", "changes", "words"),
     [
-        (["--model", "/no/such/model"], {}, ["--model", "/no/such/model"]),
+        (["--candidate", "/no/such/model"], {}, ["--candidate", "/no/such/model"]),
         ([], {"tasks": ["piqqa"]}, ["evaluation.report.tasks", "piqqa", "piqa"]),
         ([], {"tasks": ["piqa"]}, ["piqa", "evaluation.task_directory"]),
         ([], {"metrics": ["no_such_module:measure"]}, ["evaluation.report.metrics", "no_such_module"]),
@@ -83,9 +85,9 @@ def test_bad_input_costs_nothing(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: (path / "model.safetensors").unlink(), ["--model:", "safetensors"]),
-        (lambda path: (path / "tokenizer.json").write_text("{"), ["--model:", "tokenizer"]),
-        (lambda path: (path / "pruning.json").write_text("[]"), ["--model:", "pruning.json", "which blocks"]),
+        (lambda path: (path / "model.safetensors").unlink(), ["--candidate:", "safetensors"]),
+        (lambda path: (path / "tokenizer.json").write_text("{"), ["--candidate:", "tokenizer"]),
+        (lambda path: (path / "pruning.json").write_text("[]"), ["--candidate:", "pruning.json", "which blocks"]),
         (
             lambda path: (path / "pruning.json").write_text('{"origin": [{"kind": "blocks", "kept": [0, 1]}]}'),
             ["[0, 1]", "6 blocks"],
@@ -98,7 +100,7 @@ def test_a_model_that_cannot_be_scored_costs_nothing(
     directory = tmp_path / "pruned"
     export_view(tiny_model.view(keeping((0, 1, 4, 5, 6, 7))), directory, "float32")
     damage(directory)
-    done = evaluate(tmp_path, tiny_values, "--model", str(directory))
+    done = evaluate(tmp_path, tiny_values, "--candidate", str(directory))
     assert done.returncode == 2, done.stderr
     for word in words:
         assert word in done.stderr

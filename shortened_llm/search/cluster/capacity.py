@@ -16,7 +16,7 @@ class Nodes:
     """Equal nodes."""
 
     resources: Mapping[str, float]
-    """Of one of them, by Ray's names."""
+    """Resources of one of them, by Ray's names."""
     labels: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
 

@@ -71,7 +71,7 @@ class Progress:
             return False
 
     def about(self, subject: str) -> "Progress":
-        """The same board, another subject."""
+        """Give the board another subject."""
         return Progress(self._board, subject)
 
 

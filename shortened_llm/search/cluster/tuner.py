@@ -161,7 +161,7 @@ def _run_wave(
 
 
 def directory_name(spec: TrialSpec) -> str:
-    """Of a trial's logs, for people: `ppl-20-cpt-lr-0.0003-seed-0-<fingerprint>`."""
+    """The name of a trial's logs, for people: `ppl-20-cpt-lr-0.0003-seed-0-<fingerprint>`."""
     readable = re.sub(r"[^\w.-]+", "-", spec.name).strip("-")[:LONGEST_NAME]
     return f"{readable}-{spec.fingerprint}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,11 +28,15 @@ from shortened_llm.storage.layout import (
     RUNS,
     TRIALS,
     cleaning_url,
+    experiment_url,
 )
 from shortened_llm.storage.lease import hold_lease, holder
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import DamagedRecordError, Store
-from shortened_llm.storage.urls import join, normalise, read_bytes, write_bytes
+from shortened_llm.storage.urls import exists, join, normalise, read_bytes, write_bytes
+
+DEFAULT_STORAGE: str = SearchConfig.model_fields["storage"].default.url
+EXPERIMENT_NAME = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class Begun:
     """A trial that a driver began."""
 
     driver: str
-    """As the owner of the lease is called."""
+    """The name of the owner of the lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +121,7 @@ def read_experiment(url: str) -> Experiment:
 
     Args:
         url: `<storage>/experiments/<name>`, a directory with a `trials.json` alone, or a place inside either: its
-            `report`, or one of the files.
+            `report`, or one of the files; or the name of an experiment in the default storage.
 
     Raises:
         BadInputError: there is no experiment, or its record cannot be read.
@@ -127,7 +132,7 @@ def read_experiment(url: str) -> Experiment:
     if found is None:
         raise BadInputError(
             f"EXPERIMENT: {url!r} holds no experiment; give the path or URL of <storage>/experiments/<name>, which has "
-            f"{PLANNED} or {REPORT}/{REPORTED}"
+            f"{PLANNED} or {REPORT}/{REPORTED}, or the name of one below {DEFAULT_STORAGE}"
         )
     if planned and reported:
         found = _with_report_scores(planned, reported)
@@ -138,7 +143,8 @@ def read_experiment(url: str) -> Experiment:
 
 def experiment_directory(url: str) -> str:
     """The directory behind any place that `read_experiment` takes."""
-    directory = normalise(url)
+    named = EXPERIMENT_NAME.fullmatch(url) and exists(experiment_url(DEFAULT_STORAGE, url))
+    directory = normalise(experiment_url(DEFAULT_STORAGE, url) if named else url)
     if directory.rsplit("/", 1)[-1] in (PLANNED, REPORTED, PAGE):
         directory = directory.rsplit("/", 1)[0]
     return directory.rsplit("/", 1)[0] if directory.rsplit("/", 1)[-1] == REPORT else directory
@@ -200,7 +206,7 @@ def publish_report(store: Store, experiment: Experiment) -> str:
 
 
 def publish_to(url: str, experiment: Experiment) -> str:
-    """The same, to any directory or URL."""
+    """Write the report's files to any directory or URL."""
     with tempfile.TemporaryDirectory(prefix="shortened_llm_report_") as temporary:
         directory = Path(temporary)
         page = write_report(experiment, directory)

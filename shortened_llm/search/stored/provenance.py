@@ -15,7 +15,7 @@ Role = Literal["calibration", "training", "instructions"]
 
 
 def provenance(config: SearchConfig) -> Provenance:
-    """Of every model that the configuration leads to."""
+    """State the origin of every model that the configuration leads to."""
     retraining = config.retraining
     named: list[tuple[str, DataSource, Role, str]] = []
     if config.reads_calibration:
@@ -44,7 +44,7 @@ def publish_cards(experiment: Experiment) -> None:
 
 
 def publish_trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], origin: Provenance) -> None:
-    """As `publish_cards`, of a model that was just exported: nobody should find it without its licences. One that has a
+    """Write the card of a model that was just exported: nobody should find it without its licences. One that has a
     card keeps it."""
     for url, text in adapter_cards(spec, runs, origin).items():
         _write_card(url, {"README.md": text})

@@ -67,7 +67,7 @@ class _Experiment:
     """Fingerprints of the models that it begins with."""
     trials: frozenset[str]
     runs: frozenset[str]
-    """Of `jobs.retrain`, which makes no trials."""
+    """Runs of `jobs.retrain`, which makes no trials."""
 
     def is_finished(self, trials: Collection[str], runs: Collection[str]) -> bool:
         return self.planned and not self.held and self.trials <= set(trials) and self.runs <= set(runs)

@@ -1,0 +1,111 @@
+"""The stages of a search, one after another in one process, for tests that need what a search leaves."""
+
+from dataclasses import replace
+
+from shortened_llm.config import SearchConfig
+from shortened_llm.data.packing import pack_tokens
+from shortened_llm.data.sources import TextRoles, text_roles
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.subject import LoadedModels
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
+from shortened_llm.models.stage import stage_model
+from shortened_llm.models.view import size_of
+from shortened_llm.pruning.plan import make_plans
+from shortened_llm.records import (
+    BlockScores,
+    EvalScores,
+    ModelRef,
+    RetrainedModel,
+    TokenMixture,
+    TrainingData,
+    TrialResult,
+    TrialSpec,
+)
+from shortened_llm.retraining.export import export_sharded, write_run
+from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.scoring.job import scoring_jobs
+from shortened_llm.scoring.measure import measure, pending_work
+from shortened_llm.scoring.score import score_all
+from shortened_llm.search.baseline import DenseScores
+from shortened_llm.search.packing import packing_jobs
+from shortened_llm.search.planned import planned_experiment, planned_trials
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.stored.experiment import write_experiment
+from shortened_llm.search.stored.provenance import provenance
+from shortened_llm.search.strategies.grid import propose_grid
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes
+from shortened_llm.search.trial import write_result
+from shortened_llm.search.units import selection_units
+from shortened_llm.storage.layout import RETRAINED
+from shortened_llm.storage.store import Store
+from tests.retraining.test_loop import Recorder, run
+
+
+def small(values: dict) -> dict:
+    """A configuration of the tiny model, made so small that its trials take seconds; some train, some do not."""
+    values["retraining"] |= {"methods": ["none", "cpt"], "tokens": 2048, "validation_sequences": 0}
+    values["evaluation"]["selection"]["perplexity"][0]["max_tokens"] = 512
+    return values
+
+
+class Pipeline:
+    """A search's stages, one after another in this process."""
+
+    def __init__(self, config: SearchConfig, store: Store) -> None:
+        self.config, self.store, self.roles = config, store, text_roles(config)
+        self.dense = stage_model(config.model, store, on_progress=_ignore)
+        self.scores = self._score(self.roles)
+        self.data = TrainingData(corpus=self._pack(), instructions=None, validation=None)
+        self.units = selection_units(config, self.roles)
+        self.space = SearchSpace(
+            dense=self.dense, data=self.data, retraining=config.retraining, selection=self.units,
+            dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
+        )  # fmt: skip
+        size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
+        candidates = Candidates(plans=make_plans(config.search, self.scores, size), dense=(), random=())
+        self.specs = propose_grid(self.space, candidates, Outcomes(specs=(), results={}))
+        dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
+        experiment = planned_experiment(
+            config, self.roles, self.space, dense, self.scores, provenance(config), size.without(())
+        )
+        write_experiment(store, replace(experiment, trials=planned_trials(self.specs)))
+
+    def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
+        jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
+        for unit, job in pending_work(jobs, self.store, 1):
+            measure(unit, job, self.store, device="cpu", memory_gib=None, on_progress=_ignore)
+        return score_all(jobs, self.store)
+
+    def _pack(self) -> TokenMixture:
+        tokenizer = load_tokenizer(model_directory(self.dense))
+        jobs = packing_jobs(self.dense, self.config.retraining, self.roles).corpus
+        return TokenMixture(parts=tuple(pack_tokens(job, tokenizer, self.store, on_progress=_ignore) for job in jobs))
+
+    def evaluate(self, ref: ModelRef) -> EvalScores:
+        return evaluate(
+            ref, self.units, self.store, LoadedModels(self.config.model.dtype, "cpu"), batch_size=8, on_progress=_ignore
+        )
+
+    def run(self, job: RetrainingJob) -> RetrainedModel:
+        """Train, export, record; as a worker does."""
+        model, progress = run(job, Recorder())
+        exported = export_sharded(model, job, self.store, rank=0)
+        assert exported is not None
+        write_run(job, exported, progress, self.store)
+        stored = self.store.read(RETRAINED, job.fingerprint, RetrainedModel)
+        assert stored is not None
+        return stored
+
+    def trial(self, spec: TrialSpec) -> None:
+        view = self.dense.view(spec.plan.transforms)
+        runs = tuple(self.run(job) for job in self.space.jobs(spec))
+        model = runs[-1].model if runs else view
+        result = TrialResult(
+            fingerprint=spec.fingerprint, model=model, runs=runs, before=self.evaluate(view),
+            after=self.evaluate(model), seconds=1.0,
+        )  # fmt: skip
+        write_result(self.store, result, self.space.trial_identity(spec))
+
+
+def _ignore(*_: object) -> None:
+    """Progress of a few seconds is told to nobody."""
