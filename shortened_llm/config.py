@@ -10,13 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -30,6 +29,10 @@ from shortened_llm.credentials import CREDENTIALS_REFUSED, hidden, holds_credent
 from shortened_llm.criteria import CRITERIA, reads_text
 from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.errors import BadInputError
+from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.methods import METHODS
+from shortened_llm.methods.method import Chain, Method, OptimizerOptions, Run, corpus_steps
+from shortened_llm.records import LoraOptions
 
 
 def _expand(value: object) -> object:
@@ -46,19 +49,6 @@ def _no_credentials(url: str) -> str:
     if holds_credentials(url):
         raise ValueError(CREDENTIALS_REFUSED)
     return url
-
-
-def _distinct(values: tuple) -> tuple:
-    if len(set(values)) < len(values):
-        raise ValueError("a value is listed twice")
-    return values
-
-
-def _as_tuple(value: object) -> object:
-    """One value stands for a list of one."""
-    if value is None or isinstance(value, (list, tuple)):
-        return value
-    return (value,)
 
 
 T = TypeVar("T")
@@ -101,12 +91,6 @@ Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]
 BosMode = Literal["first", "each", "none"]
-
-
-class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class StorageConfig(Section):
@@ -217,8 +201,8 @@ class _BlockEntry(Section):
     """What is removed."""
     criteria: Annotated[
         tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
-        BeforeValidator(_as_tuple),
-        AfterValidator(_distinct),
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct),
     ] = Field(
         ("ppl", "taylor", "magnitude"),
         min_length=1,
@@ -275,13 +259,13 @@ Control = Literal["dense", "random"]
 class SearchSection(Section):
     """What Ray Tune tries."""
 
-    ratios: Annotated[tuple[Ratio, ...], AfterValidator(_distinct)] = ()
+    ratios: Annotated[tuple[Ratio, ...], AfterValidator(distinct)] = ()
     """Fractions to remove, each rounded half up to whole blocks; an axis of the search."""
     of: Literal["blocks", "parameters", "bytes"] = "blocks"
     """What a ratio is a fraction of. Of parameters or bytes, as many blocks go as come nearest to it."""
-    removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_distinct)] = ()
+    removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = ()
+    controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()
     """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
     dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio."""
     equal_seconds: bool = False
@@ -296,89 +280,6 @@ class SearchSection(Section):
         if not self.ratios and not self.removed_blocks:
             raise ValueError("give ratios, such as [0.2, 0.4], or removed_blocks, such as [6, 12]")
         return self
-
-
-Axis = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)]
-
-
-class OptimizerConfig(Section):
-    """AdamW and its schedule."""
-
-    learning_rate: Axis = Field((1e-4,), min_length=1)
-    """Peak learning rate; a list is an axis of the search."""
-    weight_decay: float = Field(0.1, ge=0)
-    """AdamW's decoupled weight decay, on weights with two or more dimensions."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
-    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
-    """Learning rate after the warm-up. wsd: constant, then a linear decay; cosine and linear decay from there on."""
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps with a linearly rising learning rate."""
-    warmup_steps: int | None = Field(None, ge=0)
-    """Warm-up in optimiser steps (count); it wins over warmup_ratio. A wsd run with more tokens can continue an earlier
-    one only where both warmed up alike."""
-    decay_ratio: float = Field(0.2, gt=0, le=1)
-    """With wsd: share of the steps with a decaying learning rate."""
-    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end / peak learning rate."""
-    max_gradient_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-
-
-class CptConfig(OptimizerConfig):
-    """Continued pretraining: all weights."""
-
-
-class LastBlocksConfig(OptimizerConfig):
-    """Head, final norm and the last blocks; a head that is tied to the embeddings trains these with it."""
-
-    num_blocks: int = Field(3, ge=0)
-    """Blocks that are trained (count), the last ones."""
-
-
-class DistillConfig(OptimizerConfig):
-    """All weights, towards the predictions of the dense model: T^2 x KL(dense || pruned) + hard_loss_weight x the
-    cross-entropy on the text."""
-
-    temperature: float = Field(1.0, gt=0)
-    """T: both models' logits are divided by it."""
-    hard_loss_weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy."""
-
-
-TrainOn = Literal["corpus", "instructions"]
-
-
-class LoraConfig(OptimizerConfig):
-    """Low-rank adapters beside the linear layers of the blocks, merged into them at the end."""
-
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay, on the adapters."""
-    schedule: Literal["wsd", "cosine", "linear"] = "linear"
-    """Learning rate after the warm-up: see `cpt.schedule`."""
-    warmup_ratio: float = Field(0.064, ge=0, lt=1)
-    """Share of the steps with a linearly rising learning rate: the paper's 100 steps of its two epochs."""
-    final_learning_rate_ratio: float = Field(0.0, ge=0, le=1)
-    """Learning rate at the end / peak learning rate."""
-    rank: int = Field(8, ge=1)
-    """Rank of each adapter."""
-    alpha: float = Field(16.0, gt=0)
-    """An adapter's product is scaled by alpha / rank."""
-    dropout: float = Field(0.05, ge=0, lt=1)
-    """Share of an adapter's inputs that are dropped."""
-    target_modules: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = ()
-    """Last parts of the names of linear layers that get an adapter, such as q_proj; all in the blocks unless given."""
-    train_on: Annotated[tuple[TrainOn, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field(
-        ("corpus",), min_length=1
-    )
-    """corpus: retraining.data; instructions: retraining.instructions. A list is an axis of the search."""
-
-
-class CptLoraConfig(Section):
-    """Continued pretraining as in `cpt`, then adapters as in `lora`; learning rates are the product of both."""
-
-    cpt_share: float = Field(0.5, gt=0, lt=1)
-    """Share of the tokens in continued pretraining. With adapters trained on instructions it has them all."""
 
 
 class InstructionsConfig(DataSource):
@@ -407,33 +308,28 @@ class TrainingSource(TextSource):
     """Share of the training sequences from this source, relative to the other weights; by its size unless given."""
 
 
-Method = Literal["none", "cpt", "lora", "cpt_lora", "distill", "last_blocks"]
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"should be one of {', '.join(map(repr, METHODS))}")
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
 Seed = Annotated[int, Field(ge=0)]
 
-_SHORT_FULL: dict[str, object] = {"learning_rate": 3e-4, "warmup_ratio": 0.1}
-PRESETS: dict[str, dict[str, dict[str, object]]] = {
-    "paper": {},  # the defaults above
-    "short": {
-        "cpt": _SHORT_FULL,
-        "distill": _SHORT_FULL,
-        "last_blocks": _SHORT_FULL,
-        "lora": {"learning_rate": 3e-3, "warmup_ratio": 0.1, "dropout": 0.0},
-    },
-}
 
-
-class RetrainingConfig(Section):
+class _Retraining(Section):
     """How a pruned model recovers."""
 
     preset: Literal["paper", "short"] = "paper"
     """Defaults of all methods. paper: as published, where it is; short: for budgets below a million tokens, with higher
     learning rates and a longer warm-up."""
-    methods: Annotated[tuple[Method, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field(
-        ("cpt",), min_length=1
+    methods: Annotated[tuple[MethodName, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
+        ("cpt",),
+        min_length=1,
+        description="; ".join(f"{name}: {row.summary}" for name, row in METHODS.items()) + ". An axis of the search.",
     )
-    """none; cpt: continued pretraining; lora; cpt_lora: one, then the other; distill: towards the dense model;
-    last_blocks: head and last blocks only. An axis of the search."""
-    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
     """Text to train on: one source, or a list whose sequences are mixed."""
     instructions: InstructionsConfig | None = None
     """Instruction data, for lora.train_on."""
@@ -453,7 +349,7 @@ class RetrainingConfig(Section):
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: int = Field(4, ge=1)
     """Sequences per worker and forward pass. No result depends on it, beyond rounding, but for dropout's masks."""
-    seed: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple), AfterValidator(_distinct)] = Field((0,), min_length=1)
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field((0,), min_length=1)
     """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
     validation_sequences: int = Field(16, ge=0)
     """Sequences of the selection texts whose loss is measured with each checkpoint and at the end (count)."""
@@ -470,23 +366,27 @@ class RetrainingConfig(Section):
     """Compile each block with torch.compile."""
     cpu_offload: bool = False
     """Keep parameters and optimiser state in CPU memory between uses; for GPUs."""
-    cpt: CptConfig = CptConfig()
-    lora: LoraConfig = LoraConfig()
-    cpt_lora: CptLoraConfig = CptLoraConfig()
-    distill: DistillConfig = DistillConfig()
-    last_blocks: LastBlocksConfig = LastBlocksConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: object) -> object:
-        if not isinstance(values, Mapping) or values.get("preset") not in PRESETS:
+        if not isinstance(values, Mapping):
             return values
         filled = dict(values)
-        for method, defaults in PRESETS[str(values["preset"])].items():
-            given = filled.get(method, {})
-            if isinstance(given, Mapping):
-                filled[method] = {**defaults, **given}
+        for name, row in METHODS.items():
+            defaults, given = row.presets.get(str(values.get("preset")), {}), values.get(name, {})
+            if defaults and isinstance(given, Mapping):
+                filled[name] = {**defaults, **given}
         return filled
+
+    def options(self, method: str) -> Any:
+        """The options of a method: what the user set, and the defaults of the rest."""
+        return getattr(self, method)
+
+    def chains(self, method: str) -> tuple[Chain, ...]:
+        """The chains of training runs that a method stands for."""
+        options = {name: self.options(name) for name, row in METHODS.items() if row.options}
+        return tuple(METHODS[method].chains(options))
 
     @property
     def tokens_per_step(self) -> int:
@@ -503,25 +403,33 @@ class RetrainingConfig(Section):
         return self.tokens[ratio] if isinstance(self.tokens, dict) else self.tokens
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run of every method, one for each kind of data that it trains on."""
+        return tuple(run for method in self.methods for chain in self.chains(method) for run in chain)
+
+    @property
     def uses_corpus(self) -> bool:
         """Whether any method reads `data`."""
-        return bool({"cpt", "cpt_lora", "distill", "last_blocks"} & set(self.methods)) or (
-            "lora" in self.methods and "corpus" in self.lora.train_on
-        )
+        return any(run.train_on == "corpus" for run in self.runs)
 
     @property
     def uses_instructions(self) -> bool:
         """Whether any method reads `instructions`."""
-        return bool({"lora", "cpt_lora"} & set(self.methods)) and "instructions" in self.lora.train_on
+        return any(run.train_on == "instructions" for run in self.runs)
+
+    @property
+    def adapters(self) -> tuple[LoraOptions, ...]:
+        """The adapters that methods train."""
+        rows = {run.method: METHODS[run.method].adapters for run in self.runs}
+        return tuple(adapters(self.options(name)) for name, adapters in rows.items() if adapters)
 
     @property
     def drops_out(self) -> bool:
         """Whether any method trains with a dropout."""
-        return bool({"lora", "cpt_lora"} & set(self.methods)) and self.lora.dropout > 0
+        return any(adapters.dropout > 0 for adapters in self.adapters)
 
     @model_validator(mode="after")
-    def _budget_covers_a_step(self) -> "RetrainingConfig":
-        share = self.cpt_lora.cpt_share if "cpt_lora" in self.methods and "corpus" in self.lora.train_on else 0.0
+    def _budget_covers_a_step(self) -> "_Retraining":
         for budget in self.budgets if self.uses_corpus else ():
             if budget < self.tokens_per_step:
                 raise ValueError(
@@ -529,19 +437,21 @@ class RetrainingConfig(Section):
                     f"(global_batch_size {self.global_batch_size} x sequence_length {self.sequence_length})"
                 )
             steps = budget // self.tokens_per_step
-            if share and not 0 < round(share * steps) < steps:
-                raise ValueError(
-                    f"cpt_lora.cpt_share is {share:g}, which leaves one part of {steps} optimiser steps without any; "
-                    "raise tokens or change the share"
-                )
+            for method, chain in ((name, chain) for name in self.methods for chain in self.chains(name)):
+                for run, own in zip(chain, corpus_steps(chain, steps), strict=True):
+                    if run.train_on == "corpus" and not own:
+                        raise ValueError(
+                            f"{method}: its {run.method} run has a share of {run.share:g}, none of {steps} optimiser "
+                            "steps; raise tokens or change the share"
+                        )
         return self
 
     @model_validator(mode="after")
-    def _phases_fit(self) -> "RetrainingConfig":
-        for name in ("cpt", "lora", "distill", "last_blocks"):
-            recipe: OptimizerConfig = getattr(self, name)
+    def _phases_fit(self) -> "_Retraining":
+        for name in METHODS:
+            recipe = getattr(self, name, None)
             if (
-                recipe.schedule == "wsd" and recipe.warmup_steps is None
+                isinstance(recipe, OptimizerOptions) and recipe.schedule == "wsd" and recipe.warmup_steps is None
                 and recipe.warmup_ratio + recipe.decay_ratio > 1 + 1e-9
             ):  # fmt: skip
                 raise ValueError(
@@ -551,7 +461,7 @@ class RetrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _all_sources_have_weights(self) -> "RetrainingConfig":
+    def _all_sources_have_weights(self) -> "_Retraining":
         without = [index for index, source in enumerate(self.data) if source.weight is None]
         if 0 < len(without) < len(self.data):
             index = without[0]
@@ -562,13 +472,30 @@ class RetrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _instructions_are_given(self) -> "RetrainingConfig":
+    def _instructions_are_given(self) -> "_Retraining":
         if self.uses_instructions and self.instructions is None:
+            (name, *_) = [run.method for run in self.runs if run.train_on == "instructions"]
             raise ValueError(
-                f"lora.train_on is {list(self.lora.train_on)}, but instructions is not given; name instruction data, "
-                "such as {path: alpaca.json}"
+                f"{name} trains on instructions, but instructions is not given; name instruction data, such as "
+                "{path: alpaca.json}"
             )
         return self
+
+
+def retraining_section(methods: Mapping[str, Method]) -> Any:
+    """The section `retraining` with a section for the options of each method."""
+    sections: dict[str, Any] = {
+        name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
+        for name, row in methods.items()
+        if row.options is not None
+    }
+    return create_model("RetrainingConfig", __base__=_Retraining, __doc__=_Retraining.__doc__, **sections)
+
+
+if TYPE_CHECKING:
+    RetrainingConfig = _Retraining
+else:
+    RetrainingConfig = retraining_section(METHODS)
 
 
 # Texts that papers quote, at pinned revisions. `refs/convert/parquet` is the hub's own copy of a data set that only a
@@ -639,7 +566,7 @@ class PerplexitySource(TextSource):
 class SelectionConfig(Section):
     """Scores that steer the search and choose the best of each size."""
 
-    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
     """Texts; the search minimises the mean of their log-perplexities."""
 
 
@@ -695,21 +622,21 @@ def _expand_task_sets(value: object) -> object:
 
 
 def _distinct_tasks(tasks: tuple[TaskConfig, ...]) -> tuple[TaskConfig, ...]:
-    _distinct(tuple(repr(task) for task in tasks))
+    distinct(tuple(repr(task) for task in tasks))
     return tasks
 
 
 class ReportConfig(Section):
     """Scores measured once, after the search, for quoting."""
 
-    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(_as_tuple)] = ()
+    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = ()
     """Texts, measured for every model; at least one should never be trained on."""
     tasks: Annotated[tuple[TaskConfig, ...], BeforeValidator(_expand_task_sets), AfterValidator(_distinct_tasks)] = ()
     """lm-eval tasks and groups, measured for the dense model, the best of each size and the controls; zero_shot stands
     for the paper's seven."""
-    agreement: Annotated[tuple[PerplexitySource, ...], BeforeValidator(_as_tuple)] = ()
+    agreement: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = ()
     """Texts on which predictions are compared with the dense model's; measured for the same models as tasks."""
-    metrics: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    metrics: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     """Your own measures, each the import path module:function of a function of (model, tokenizer) that returns a
     number; measured for the same models as tasks."""
     efficiency: bool = False
@@ -728,11 +655,11 @@ class EfficiencyConfig(Section):
     """How speed and memory are measured: a fixed prompt, a forced number of new tokens, every batch size with every
     length. The defaults are the paper's."""
 
-    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)] = (
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (
         1, 8, 16, 32, 64, 128, 256,
     )  # fmt: skip
     """Sequences generated at once."""
-    output_lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)] = (128, 512)
+    output_lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (128, 512)
     """New tokens."""
     prompt_length: int = Field(12, ge=1)
     """Tokens of the prompt."""
@@ -789,7 +716,7 @@ class NodeGroup(Section):
     """CPUs of a node, as Ray sees them."""
     gpus: float = Field(0, ge=0)
     """GPUs of a node."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     """Ray labels of a node, such as {pool: evaluation}."""
 
 
@@ -813,7 +740,7 @@ class ResourcesConfig(Section):
     """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of each training process: 0 trains on CPU."""
-    worker_labels: dict[str, str] = {}
+    worker_labels: dict[str, str] = Field({})
     """Labels of the nodes that training processes run on, such as {pool: training}; any node unless given."""
     evaluators: int = Field(1, ge=1)
     """Evaluation processes, at most; started on demand, ended when idle."""
@@ -821,7 +748,7 @@ class ResourcesConfig(Section):
     """CPUs that Ray reserves for each evaluation process."""
     gpus_per_evaluator: float = Field(0, ge=0)
     """GPUs (or a fraction) of each evaluation process."""
-    evaluator_labels: dict[str, str] = {}
+    evaluator_labels: dict[str, str] = Field({})
     """Labels of the nodes that evaluation processes run on, such as {pool: evaluation}; any node unless given."""
     evaluation_timeout_seconds: float = Field(7200, gt=0)
     """After this long (seconds) without progress one score counts as hung: its process is replaced, and it is tried

@@ -151,6 +151,9 @@ def test_methods_ask_for_what_they_need(values: dict) -> None:
         parse_config(lora)
     with pytest.raises(BadInputError, match=r"search\.equal_seconds is true"):
         parse_config(changed(changed(values, "retraining.methods", ["lora"]), "search.equal_seconds", True))
+    short = changed(changed(values, "retraining.methods", ["cpt_lora"]), "retraining.tokens", 1024)
+    with pytest.raises(BadInputError, match=r"cpt_lora: its cpt run has a share of 0\.5, none of 1 optimiser steps"):
+        parse_config(short)
     instructed = changed(lora, "retraining.instructions", {"path": "pairs.jsonl"})
     assert not parse_config(instructed).retraining.uses_corpus
     with pytest.raises(BadInputError, match=r"search\.controls is"):

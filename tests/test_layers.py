@@ -8,11 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "criteria": 0, "records": 0,
-    "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0, "versions": 0,
-    "config": 1, "cluster_metrics": 1, "attempts": 1,
-    "storage": 2, "data": 3, "models": 4,
-    "scoring": 5, "pruning": 5, "retraining": 5, "evaluation": 5, "reporting": 5,
-    "search": 6, "jobs": 7,
+    "fingerprint": 0, "errors": 0, "credentials": 0, "metrics": 0, "logs": 0, "versions": 0, "fields": 0,
+    "methods": 1,
+    "config": 2, "cluster_metrics": 2, "attempts": 2,
+    "storage": 3, "data": 4, "models": 5,
+    "scoring": 6, "pruning": 6, "retraining": 6, "evaluation": 6, "reporting": 6,
+    "search": 7, "jobs": 8,
 }  # fmt: skip
 # Third-party packages that only some of our modules may import.
 OWNERS = {

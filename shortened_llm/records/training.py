@@ -1,6 +1,6 @@
 """Training runs: what they are, and what they hand on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shortened_llm.records.model import ModelRef
@@ -8,7 +8,7 @@ from shortened_llm.records.model import ModelRef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraOptions:
-    """Adapters of a run; see `config.LoraConfig`."""
+    """Adapters of a run; see `methods.lora.LoraOptions`."""
 
     rank: int
     alpha: float
@@ -18,7 +18,7 @@ class LoraOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillOptions:
-    """Loss of a distillation; see `config.DistillConfig`."""
+    """Loss of a distillation; see `methods.distill.DistillOptions`."""
 
     temperature: float
     hard_loss_weight: float
@@ -28,7 +28,8 @@ class DistillOptions:
 class Recipe:
     """One training run: everything that changes the weights, but for the model and the data."""
 
-    method: Literal["cpt", "lora", "distill", "last_blocks"]
+    method: str
+    """The row of `methods.METHODS` that says how it trains."""
     train_on: Literal["corpus", "instructions"]
     num_steps: int
     """Optimiser steps (count)."""
@@ -50,8 +51,8 @@ class Recipe:
     isolate_documents: bool = False
     lora: LoraOptions | None = None
     distill: DistillOptions | None = None
-    tuned_blocks: int | None = None
-    """Number of blocks that last_blocks trains."""
+    options: dict[str, bool | int | float | str | tuple[str, ...] | None] = field(default_factory=dict)
+    """The method's own, where they choose the weights that are trained."""
 
     @property
     def tokens_per_step(self) -> int:

@@ -17,7 +17,7 @@ class TrialSpec:
     fingerprint: str
     plan: PrunePlan
     method: str
-    """none, cpt, lora, cpt_lora, distill or last_blocks."""
+    """A row of `methods.METHODS`."""
     recipes: tuple[Recipe, ...]
     """Training runs, each from the model of the one before; there is none where nothing is trained."""
     control: Literal["dense", "random"] | None = None

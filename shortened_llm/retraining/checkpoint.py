@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from shortened_llm.config import flatten
 from shortened_llm.fingerprint import canonical
-from shortened_llm.records import Recipe, TrainingPoint, from_json, to_json
+from shortened_llm.records import Recipe, from_json, to_json
 from shortened_llm.retraining.manifest import (
     DamagedCheckpointError,
     WrittenFile,
@@ -36,6 +36,7 @@ from shortened_llm.retraining.manifest import (
     check_sizes,
     write_manifest,
 )
+from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage.scratch import scratch_directory
 from shortened_llm.storage.urls import join, read_bytes
@@ -56,34 +57,12 @@ class CheckpointMismatchError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunProgress:
-    """Where a run stands."""
-
-    step: int = 0
-    """Optimiser steps done."""
-    tokens: int = 0
-    """Trained on, without padding."""
-    seconds: float = 0.0
-    """Training time so far, over all attempts."""
-    accelerator_seconds: float = 0.0
-    """The same, times the workers of each attempt."""
-    history: tuple[TrainingPoint, ...] = ()
-    skipped_steps: tuple[int, ...] = ()
-    """Steps (from 0) left out because their gradient was not finite."""
-    loss_spikes: tuple[int, ...] = ()
-    """Steps (from 0) whose loss stood far above those before."""
-    best_validation_loss: float | None = None
-    first_validation_loss: float | None = None
-    """Before the first step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedProgress:
     """What the progress file of a checkpoint says."""
 
     progress: RunProgress
     identity: dict[str, object]
-    """Of the job, canonical: what its fingerprint is the hash of."""
+    """The job's identity, canonical: what its fingerprint is the hash of."""
     num_ranks: int
     """Workers that wrote the checkpoint; each left a manifest."""
 
@@ -93,7 +72,7 @@ class PendingCheckpoint:
     """A checkpoint whose content is fixed and which is being written."""
 
     directory: Path
-    """Of this worker's files, on this node; whoever takes the checkpoint further deletes it. Gone with the process."""
+    """Directory of this worker's files, on this node, until the process ends or whoever takes it further deletes it."""
     written: Future[None]
 
     def wait(self) -> Path:
@@ -300,7 +279,7 @@ def _ordinary_errors(what: str) -> Iterator[None]:
 
 
 def _local_bytes(state: Any) -> int:
-    """Of this worker's part of the tensors in a nested state."""
+    """Count the bytes of this worker's part of the tensors in a nested state."""
     tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 

@@ -21,8 +21,8 @@ from shortened_llm.retraining.adapters import (
     save_adapter,
     verify_adapter,
 )
-from shortened_llm.retraining.checkpoint import RunProgress
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.scratch import temporary_directory

@@ -6,7 +6,7 @@ from shortened_llm.config import RetrainingConfig
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, Recipe, TokenMixture
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +60,13 @@ class RetrainingJob:
 
     @property
     def run_name(self) -> str:
-        """Of the Train run, and the same whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
+        """The name of the Train run, whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
         recipe, blocks = self.recipe, self.model.num_loaded_blocks
         return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
 
     @property
     def stable_fingerprint(self) -> str:
-        """Of the part of a wsd run that every longer run shares."""
+        """The fingerprint of the part of a wsd run that every longer run shares."""
         shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
         return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
 

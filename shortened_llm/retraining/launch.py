@@ -74,52 +74,58 @@ def retrain(
         store.remove(RETRAINED, job.fingerprint)
         known = None
     if known is None:
-        for name, value in INTERVALS.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
         for fault in repair_run_directory(join(runs_url, job.run_name), num_to_keep=CHECKPOINTS_KEPT):
             on_note(f"run directory put in order: {fault}")
         failure_url = join(runs_url, f"{job.run_name}.failure.json")
         delete(failure_url)
-        trainer = TorchTrainer(
-            _train,
-            train_loop_config={
-                "job": job,
-                "store": store,
-                "on_progress": on_progress,
-                "on_note": on_note,
-                "threads": math.ceil(resources.cpus_per_worker),
-                "shard_group": resources.shard_group,
-                "accelerators": resources.gpus_per_worker or 1.0,
-                "tokens_before": tokens_before,
-                "failure_url": failure_url,
-                "installed": Installed.here(uses_gpu=False),
-            },
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers if resources.elastic else resources.max_workers,
-                elastic_resize_monitor_interval_s=resources.resize_seconds,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(resources),
-                label_selector=resources.worker_labels or None,
+        worker_config = {
+            "job": job,
+            "store": store,
+            "on_progress": on_progress,
+            "on_note": on_note,
+            "threads": math.ceil(resources.cpus_per_worker),
+            "shard_group": resources.shard_group,
+            "accelerators": resources.gpus_per_worker or 1.0,
+            "tokens_before": tokens_before,
+            "failure_url": failure_url,
+            "installed": Installed.here(uses_gpu=False),
+        }
+        run_config = RunConfig(
+            name=job.run_name,
+            **ray_storage(runs_url),
+            failure_config=FailureConfig(
+                max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
             ),
-            torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
-            run_config=RunConfig(
-                name=job.run_name,
-                **ray_storage(runs_url),
-                failure_config=FailureConfig(
-                    max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
-                ),
-                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-                callbacks=list(callbacks),
-            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            callbacks=list(callbacks),
         )
-        _fit(trainer, resources, max_failures)
+        _fit(_trainer(worker_config, run_config, resources), resources, max_failures)
         _raise_failure(failure_url)
     retrained = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.run_name))  # Checkpoints weigh six times the exported model.
     return retrained
+
+
+def _trainer(worker_config: dict, run_config: RunConfig, resources: ResourcesConfig) -> TorchTrainer:
+    """Ray's trainer on the workers that are asked for."""
+    for name, value in INTERVALS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
+    return TorchTrainer(
+        _train,
+        train_loop_config=worker_config,
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers if resources.elastic else resources.max_workers,
+            elastic_resize_monitor_interval_s=resources.resize_seconds,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(resources),
+            label_selector=resources.worker_labels or None,
+        ),
+        torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
+        run_config=run_config,
+    )
 
 
 def _train(config: dict) -> None:

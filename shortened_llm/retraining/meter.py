@@ -24,7 +24,7 @@ class Meter:
         """Begin to measure."""
         self._started = time.monotonic()
         self.tokens = 0
-        """Of the interval so far, over all workers."""
+        """What the interval measured so far, over all workers."""
 
     def step(self, tokens: int) -> None:
         """A step took this many tokens, over all workers."""

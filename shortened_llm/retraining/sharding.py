@@ -101,23 +101,20 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
     attach(model, METHODS)
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[dtype], reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if placement.cpu_offload and mesh.device_type == "cuda" else OffloadPolicy()
-    reshard = mesh.size() > 1 and not _fits(model, mesh, DTYPES[dtype])
+    reshard = not gathers_once(model, mesh, dtype)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False, offload_policy=offload)
-    model._stays_gathered = not reshard
     for method in METHODS:
         register_fsdp_forward_method(model, method.__name__)
 
 
-def stays_gathered(model: PreTrainedModel) -> bool:
-    """Whether the whole model fits beside the rest of a step, so that its weights are gathered once."""
-    return bool(model._stays_gathered)
-
-
-def _fits(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> bool:
-    """Whether the gathered parameters of the whole model fit beside the rest, on every worker. A collective."""
-    needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+def gathers_once(model: PreTrainedModel, mesh: DeviceMesh, dtype: str) -> bool:
+    """Whether the gathered parameters of the whole model fit beside the rest of a step on every worker, so that each is
+    gathered once per step. A collective; the answer is the same before and after sharding."""
+    if mesh.size() == 1:
+        return True
+    needed = sum(parameter.numel() for parameter in model.parameters()) * DTYPES[dtype].itemsize
     if mesh.device_type == "cuda":
         fits = torch.tensor(float(needed < RESIDENT_SHARE * torch.cuda.mem_get_info()[1]), device="cuda")
         dist.all_reduce(fits, dist.ReduceOp.MIN)  # workers that disagree would wait for one another for ever

@@ -37,7 +37,7 @@ def stable_urls(job: RetrainingJob, store: Store) -> list[str]:
 
 
 def stable_checkpoints(urls: Iterable[str]) -> list[tuple[str, Callable[[], AbstractContextManager[str]]]]:
-    """As `checkpoint.newest_usable` takes them: (name, what makes it a directory of this node)."""
+    """Candidates for `checkpoint.newest_usable`: (name, what makes it a directory of this node)."""
     return [(f"the kept checkpoint {url}", partial(_as_directory, url)) for url in urls]
 
 

@@ -11,7 +11,6 @@ from shortened_llm.data.batches import MicroBatch
 from shortened_llm.models.shards import whole_tensor
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.distillation import Teacher
-from shortened_llm.retraining.sharding import stays_gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +45,7 @@ def train_step(
     num_predictions: int,
     world_size: int,
     teacher: Teacher | None,
+    gathers_once: bool,
 ) -> StepOutcome:
     """Forward, backward and update on this worker's part of the global batch.
 
@@ -56,6 +56,7 @@ def train_step(
         micro_batches: as many on every worker, on the model's device.
         num_predictions: predicted tokens of the global batch, over all workers: the loss is their mean, however they
             are spread.
+        gathers_once: whether weights stay gathered over the micro-batches: see `sharding.gathers_once`.
     """
     device = micro_batches[0].input_ids.device
     total = torch.zeros((), device=device)
@@ -63,7 +64,7 @@ def train_step(
         # Gradients travel once per step: with the last micro-batch.
         last = index == len(micro_batches) - 1
         model.set_requires_gradient_sync(last)
-        if stays_gathered(model):  # the weights are the same until the update
+        if gathers_once:  # the weights are the same until the update
             model.set_reshard_after_backward(last)
         # Dropout is a function of seed and position, so that a resumed run draws what it would have drawn.
         torch.manual_seed(((recipe.seed << 40) + batch.first_position) % 2**63)

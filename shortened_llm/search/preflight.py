@@ -9,7 +9,7 @@ from itertools import product
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import Method, SearchConfig, changed_keys, entry_paths
+from shortened_llm.config import SearchConfig, changed_keys, entry_paths
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -18,8 +18,8 @@ from shortened_llm.evaluation.task_check import check_tasks, load_task
 from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request, requests
-from shortened_llm.records import LoraOptions, ModelSize
-from shortened_llm.retraining.recipe import chains, lora_options
+from shortened_llm.records import ModelSize
+from shortened_llm.retraining.recipe import chains
 from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.cluster.trackers import check_tracking
 from shortened_llm.search.dress_rehearsal import Toy, rehearse_export, rehearse_scoring, rehearse_training
@@ -193,11 +193,9 @@ def _rehearse(config: SearchConfig, facts: ScoringFacts, *, trains: bool, export
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
         rehearse_scoring(toy, config.criteria)
-        if trains and set(retraining.methods) != {"none"}:
-            lora: LoraOptions | None = None
-            if {"lora", "cpt_lora"} & set(retraining.methods):
-                lora = lora_options(retraining)
-            rehearse_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)
+        if trains and retraining.runs:
+            for lora in retraining.adapters or (None,):
+                rehearse_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)
         if exports:
             rehearse_export(toy)
 
@@ -227,7 +225,7 @@ def _check_models_tasks(config: SearchConfig, facts: ScoringFacts, faults: Fault
 def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
     """Trials where no two rankings choose the same blocks."""
 
-    def of_methods(methods: Sequence[Method], budget: int) -> int:
+    def of_methods(methods: Sequence[str], budget: int) -> int:
         return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
 
     retraining, controls = config.retraining, config.search.controls

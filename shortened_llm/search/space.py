@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
-from shortened_llm.config import Control, Method, RetrainingConfig
+from shortened_llm.config import Control, RetrainingConfig
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrainingData, TrialSpec
@@ -46,7 +45,7 @@ class SearchSpace:
             warmup = min(round(recipe.warmup_steps * factor), steps - 1)
             decay = max(1, min(round(recipe.decay_steps * factor), steps - warmup))
             recipes.append(replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay))
-        return self._trial(spec.plan, cast(Method, spec.method), tuple(recipes), spec.control)
+        return self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
 
     def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
         """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
@@ -65,14 +64,14 @@ class SearchSpace:
             "selection": [unit.identity for unit in self.selection],
         }
 
-    def _chains(self, plan: PrunePlan, method: Method) -> Iterator[Chain]:
+    def _chains(self, plan: PrunePlan, method: str) -> Iterator[Chain]:
         num_pairs = self.data.instructions.num_sequences if self.data.instructions else 0
         ratios = {label.target.ratio for label in plan.labels if label.criterion != "dense"}
         budgets = {self.retraining.budget(ratio) for ratio in ratios} or set(self.retraining.budgets)
         for budget in sorted(budgets):
             yield from chains(self.retraining, method, budget, num_pairs)
 
-    def _trial(self, plan: PrunePlan, method: Method, chain: Chain, control: Control | None = None) -> TrialSpec:
+    def _trial(self, plan: PrunePlan, method: str, chain: Chain, control: Control | None = None) -> TrialSpec:
         spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
 

@@ -37,7 +37,7 @@ class TuneReport:
     loss: float
     tokens_per_second: float
     accelerator_hours: float
-    """Of the run in progress."""
+    """Accelerator-hours of the run in progress."""
     timestamp: datetime.datetime
 
 
@@ -49,7 +49,7 @@ class TrialProgress:
     """How far one trial is."""
 
     number: int
-    """As in the report."""
+    """The number that it has in the report."""
     name: str
     state: Status
     cause: str | None

@@ -3,6 +3,7 @@
 from shortened_llm.config import RetrainingConfig, SearchConfig
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
+from shortened_llm.records import LoraOptions
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.storage.store import Store
@@ -15,10 +16,10 @@ def _budgets(retraining: RetrainingConfig) -> str:
     return f"{listed} a trial" if retraining.uses_corpus else "instructions alone"
 
 
-def _adapters(config: SearchConfig, facts: SearchFacts) -> str:
+def _adapters(adapters: LoraOptions, facts: SearchFacts) -> str:
     """Which layers get adapters, and what share of the blocks' weights they are."""
     model = empty_model(facts.model_config)
-    targets = adapter_targets(model, config.retraining.lora.target_modules)
+    targets = adapter_targets(model, adapters.target_modules)
     names = ", ".join(sorted({name.rpartition(".")[2] for name in targets}))
     stacked = any(weight.dim() == 3 for weight in find_blocks(model).parameters())
     without = "; experts get none" if stacked else ""
@@ -56,8 +57,7 @@ def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> s
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
-    if {"lora", "cpt_lora"} & set(retraining.methods):
-        lines.append(f"adapters    {_adapters(config, facts)}")
+    lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
         texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or "nothing: no report texts"
         lines.append(f"{name:<12}{texts}")

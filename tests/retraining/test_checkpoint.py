@@ -24,14 +24,14 @@ from shortened_llm.retraining.checkpoint import (
     CheckpointError,
     CheckpointMismatchError,
     PendingCheckpoint,
-    RunProgress,
     load_checkpoint,
     newest_usable,
     verify_checkpoint,
 )
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.manifest import DamagedCheckpointError
+from shortened_llm.retraining.progress import RunProgress
+from shortened_llm.retraining.train import train
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 

@@ -15,8 +15,8 @@ from shortened_llm.records import RetrainedModel, from_json, to_json
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.schedule import learning_rate
+from shortened_llm.retraining.train import train
 from shortened_llm.storage.store import Store
 from tests.conftest import MakeJob, keeping
 from tests.retraining.conftest import Recorder, with_rate

@@ -19,8 +19,8 @@ from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_
 from shortened_llm.retraining.distillation import distillation_loss
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.guard import Guard
-from shortened_llm.retraining.loop import train
 from shortened_llm.retraining.schedule import learning_rate, stable_end
+from shortened_llm.retraining.train import train
 from shortened_llm.storage.payload import local_directory
 from shortened_llm.storage.store import Store
 from tests.conftest import MakeJob

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.loop import train
+from shortened_llm.retraining.train import train
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 

@@ -121,7 +121,10 @@ def _train(shape: str, length: int, variant: Variant, timed: int, device: torch.
         if step == WARM_UP:
             _wait(device)
             started = time.perf_counter()
-        train_step(model, optimizer, batches, recipe, num_predictions=predictions, world_size=1, teacher=None)
+        train_step(
+            model, optimizer, batches, recipe,
+            num_predictions=predictions, world_size=1, teacher=None, gathers_once=True,
+        )  # fmt: skip
     _wait(device)
     speed = timed * tokens.numel() / (time.perf_counter() - started)
     peak = peak_flops(device)

@@ -13,7 +13,7 @@ from shortened_llm.models.load import load_model
 from shortened_llm.records import TrainingPoint
 from shortened_llm.retraining.checkpoint import PendingCheckpoint
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.loop import train
+from shortened_llm.retraining.train import train
 from tests.benchmarks.retraining.processes import Place
 from tests.benchmarks.retraining.quality import perplexities
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shortened_llm.config import CptConfig, RetrainingConfig, TrainingSource
+from shortened_llm.config import RetrainingConfig, TrainingSource
 from shortened_llm.data.batches import TrainingStream
+from shortened_llm.methods.cpt import CptOptions
 from shortened_llm.models.directory import load_config, load_tokenizer
 from shortened_llm.records import ModelRef, TokenDataset, TokenMixture
 from shortened_llm.retraining.job import RetrainingJob
@@ -51,7 +52,7 @@ def make_job(
         micro_batch_size=micro_batch,
         checkpoint_tokens=budget if checkpoint_steps is None else checkpoint_steps * sequences * length,
         validation_sequences=0,
-        cpt=CptConfig(learning_rate=(3e-4,), warmup_ratio=0.1),
+        cpt=CptOptions(learning_rate=(3e-4,), warmup_ratio=0.1),
     )
     ((recipe,),) = chains(config, "cpt", budget, num_pairs=0)
     return RetrainingJob(

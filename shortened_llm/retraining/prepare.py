@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from shortened_llm.methods import METHODS
+from shortened_llm.methods.method import ModelParts
 from shortened_llm.models.blocks import find_blocks, find_decoder
 from shortened_llm.models.build import DTYPES
 from shortened_llm.records import Recipe
@@ -18,13 +20,18 @@ def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str) -> None:
     Raises:
         BadInputError: adapters would go nowhere.
     """
+    row = METHODS[recipe.method]
     if recipe.lora is not None:
         inject_adapters(model, recipe.lora)
-    elif recipe.tuned_blocks is not None:
+    elif row.trained is not None and row.options is not None:
         model.requires_grad_(False)
-        blocks = find_blocks(model)
-        last = blocks[len(blocks) - min(recipe.tuned_blocks, len(blocks)) :]
-        for module in (*last, model.get_output_embeddings(), _final_norm(model)):
+        parts = ModelParts(
+            model=model,
+            blocks=list(find_blocks(model)),
+            final_norm=_final_norm(model),
+            head=model.get_output_embeddings(),
+        )
+        for module in row.trained(parts, row.options(**recipe.options)):
             module.requires_grad_(True)
     _cast_parameters(model, frozen=DTYPES[dtype])
 
