@@ -9,6 +9,8 @@ import yaml
 
 from jobs.fields import field_reference
 from shortened_llm.config import parse_config
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -50,6 +52,19 @@ def test_the_readme_is_read_in_five_minutes() -> None:
 
 def test_the_field_reference_is_that_of_the_schema() -> None:
     assert (ROOT / "shortened_llm/FIELDS.md").read_text() == field_reference(), "`make fields` writes it anew"
+
+
+@pytest.mark.parametrize(("stage", "names"), [("scoring", CRITERIA), ("retraining", METHODS)])
+def test_every_row_is_described(stage: str, names: Mapping) -> None:
+    text = (ROOT / "shortened_llm" / stage / "README.md").read_text()
+    assert [name for name in names if f"| `{name}`" not in text] == []
+
+
+def test_supported_families_are_those_that_a_test_finds_right() -> None:
+    page = (ROOT / "shortened_llm/models/README.md").read_text()
+    tested = (ROOT / "tests/search/test_every_family.py").read_text()
+    right = re.findall(r'"(\w+)"', re.findall(r"^RIGHT = \((.*?)\)", tested, re.MULTILINE | re.DOTALL)[0])
+    assert re.findall(r"`(\w+)`", page.partition("Each step is right for")[2].partition("## Refused")[0]) == right
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
