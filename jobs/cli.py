@@ -84,7 +84,10 @@ def make_parser(verb: str, description: str) -> Parser:
         description=f"{description} Every field of the configuration is a flag too, such as "
         '--search.ratios "[0.2, 0.4]"; a flag wins over the file.',
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="the experiment's configuration")
+    parser.add_argument(
+        "config", metavar="CONFIG.yaml", nargs="+", help="the experiment's configuration; of several files, such as "
+        "one for the experiment and one for its machines, a later one wins",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would run, write nothing")
     return parser
 
@@ -99,7 +102,9 @@ def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[SearchConfi
     source: CliSettingsSource = CliSettingsSource(_Flags, cli_parse_args=False, root_parser=parser)
     parsed = parser.parse_args(arguments)
     flags = {name: value for name, value in vars(parsed).items() if name not in own and value is not None}
-    values = read_config_file(Path(parsed.config))
+    values: dict = {}
+    for path in parsed.config:
+        values = _merge(values, read_config_file(Path(path)))
     try:
         merged = _merge(values, source(parsed_args=flags)())
     except SettingsError as error:
@@ -109,9 +114,10 @@ def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[SearchConfi
     return parse_config(merged), parsed
 
 
-def _merge(values: dict, flags: dict) -> dict:
+def _merge(values: dict, later: dict) -> dict:
+    """Sections that both have are joined key by key; of everything else the later value holds."""
     merged = dict(values)
-    for key, value in flags.items():
+    for key, value in later.items():
         if isinstance(value, dict) and isinstance(merged.get(key), list):
             raise BadInputError(
                 f"command line: --{key}.{next(iter(value), '')}: the file gives a list of {key} entries; give the "

@@ -257,6 +257,18 @@ def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:
     assert parsed.experiment == "other"
 
 
+def test_of_several_files_the_later_wins_and_flags_over_both(tmp_path: Path, tiny_values: dict) -> None:
+    """Experiment and machines may be two files."""
+    machines = {"resources": {"workers": 4}, "storage": {"url": str(tmp_path / "elsewhere")}}
+    for name, values in (("experiment", tiny_values), ("machines", machines)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    files = [str(tmp_path / "experiment.yaml"), str(tmp_path / "machines.yaml")]
+    config, _ = parse_command(make_parser("search", ""), [*files, "--resources.cpus_per_worker", "0.25"])
+    assert (config.resources.max_workers, config.resources.cpus_per_worker) == (4, 0.25)
+    assert config.storage.url == str(tmp_path / "elsewhere")
+    assert config.experiment == tiny_values["experiment"]
+
+
 def test_flags_set_the_options_of_a_criterion(tmp_path: Path, tiny_values: dict) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_values))
