@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit test test-unit test-faults lint format type clean
+.PHONY: help setup demo submit test test-unit test-faults lint format type fields clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ format: setup  ## Apply style
 
 type: setup  ## Check types
 	$(BIN)/mypy
+
+fields: setup  ## Write shortened_llm/FIELDS.md, every field of the configuration, from the schema
+	$(BIN)/python -m jobs.fields > shortened_llm/FIELDS.md
 
 clean:  ## Remove .venv and caches; results and staged assets stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

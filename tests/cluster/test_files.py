@@ -378,7 +378,8 @@ def search_config() -> SearchConfig:
 def test_the_job_runs_the_search_of_its_config_map() -> None:
     python, flag, module, *arguments = shlex.split(of_kind("RayJob")["spec"]["entrypoint"])
     assert (python, flag, module) == ("python", "-m", "jobs.search")
-    path = Path(make_parser("search", "").parse_args(arguments).config)
+    (config,) = make_parser("search", "").parse_args(arguments).config
+    path = Path(config)
     config_map = of_kind("ConfigMap")
     assert path.name in config_map["data"]
     pod = POD_TEMPLATES["kuberay/rayjob.yaml head"]["spec"]
