@@ -12,7 +12,11 @@ def make_parser() -> Parser:
         prog="python -m jobs.export",
         description="Write the model of a finished trial, retrained or not, as a plain Hugging Face directory.",
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="as for jobs.report")
+    parser.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        help="path or URL of <storage>/experiments/<name>, or a name in ./results",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--target", metavar="RATIO", type=float, help="the best trial of a ratio, such as 0.2")
     which.add_argument("--trial", metavar="N", type=int, help="the trial with this number in the report")

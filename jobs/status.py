@@ -12,7 +12,11 @@ def make_parser() -> Parser:
         prog="python -m jobs.status",
         description="Show how far a search is, also while it runs or after a crash: trials by state, tokens, cost.",
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="as for jobs.report")
+    parser.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        help="path or URL of <storage>/experiments/<name>, or a name in ./results",
+    )
     parser.add_argument("--json", action="store_true", help="all of it as one line of JSON")
     return parser
 
