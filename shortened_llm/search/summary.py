@@ -43,7 +43,7 @@ def _range(counts: tuple[int, ...]) -> str:
 def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
-    counts = ", ".join(f"{_range(one.counts)} ({one.target.name.replace("%", " %")})" for one in facts.requests)
+    counts = ", ".join(f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests)
     roles = facts.roles
     texts = ", ".join(
         f"{one.num_sequences} x {one.sequence_length} tokens of {one.label} ({documents.part})"
