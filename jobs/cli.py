@@ -20,8 +20,8 @@ from jobs.config_file import read_config_file
 from shortened_llm.config import (
     BlockPruning,
     CalibrationConfig,
+    ExperimentConfig,
     ResourcesConfig,
-    SearchConfig,
     describe_errors,
     parse_config,
 )
@@ -42,7 +42,7 @@ ENDING_SECONDS = 5.0
 """For the workers of a local Ray to end; they hold what they keep on disk until then."""
 
 
-class _Flags(SearchConfig, BaseSettings):
+class _Flags(ExperimentConfig, BaseSettings):
     """Every field of the configuration as a command-line flag. A section that may be a list has flags for the fields of
     a single entry."""
 
@@ -50,7 +50,7 @@ class _Flags(SearchConfig, BaseSettings):
     """Text that blocks are scored on; a list is an axis of the search."""
     pruning: BlockPruning = BlockPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
-    model_config = {**SearchConfig.model_config, "protected_namespaces": ()}
+    model_config = {**ExperimentConfig.model_config, "protected_namespaces": ()}
 
     @classmethod
     def settings_customise_sources(
@@ -92,7 +92,7 @@ def make_parser(verb: str, description: str) -> Parser:
     return parser
 
 
-def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[SearchConfig, argparse.Namespace]:
+def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[ExperimentConfig, argparse.Namespace]:
     """The configuration, flags over file, and the entry point's own arguments.
 
     Raises:
@@ -128,7 +128,7 @@ def _merge(values: dict, later: dict) -> dict:
     return merged
 
 
-def open_store(config: SearchConfig) -> Store:
+def open_store(config: ExperimentConfig) -> Store:
     """The storage of a configuration; this process waits for it as long as the job does."""
     store = Store.at(config.storage.url, config.storage.outage_seconds)
     store.enter()

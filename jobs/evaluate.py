@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 
 from jobs.cli import make_parser, open_store, parse_command, run
-from shortened_llm.config import ModelConfig, SearchConfig
+from shortened_llm.config import ExperimentConfig, ModelConfig
 from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.evaluate import evaluate
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
         raise RuntimeError(f"{len(missing)} missing: " + "; ".join(f"{one.name}: {one.cause}" for one in missing))
 
 
-def with_serving(found: EvaluatedModel, dense: ModelRef, config: SearchConfig) -> EvaluatedModel:
+def with_serving(found: EvaluatedModel, dense: ModelRef, config: ExperimentConfig) -> EvaluatedModel:
     """The model with its speed behind servers, or with the cause why there is none."""
     try:
         served = measure_serving(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.cli import Parser, run
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 
 PREFACE = """# Every field
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def field_reference() -> str:
     """A table for each section of the configuration, in the order of the schema."""
-    schema = SearchConfig.model_json_schema()
+    schema = ExperimentConfig.model_json_schema()
     return "\n".join([PREFACE, *_Reference(schema["$defs"]).sections("", schema)])
 
 

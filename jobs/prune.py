@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.cli import make_parser, open_store, parse_command, run
 from jobs.removed_blocks import add_remove_flag, removed_blocks
 from jobs.score import score_here
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
@@ -59,7 +59,7 @@ def _directory_name(plan: PrunePlan) -> str:
 
 
 def _plans(
-    config: SearchConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
+    config: ExperimentConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
     if removed is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
 from jobs.removed_blocks import add_remove_flag, removed_blocks
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.records import RetrainedModel
 from shortened_llm.search.preflight import ScoringFacts, check_retraining
 from shortened_llm.search.retrain import retrain_plan
@@ -45,7 +45,7 @@ def losses(run: RetrainedModel) -> str:
     return f"validation loss {before:.3f} -> {after:.3f}"
 
 
-def first_plan(config: SearchConfig) -> SearchConfig:
+def first_plan(config: ExperimentConfig) -> ExperimentConfig:
     """The configuration with its first criterion, calibration and ratio, or count, alone."""
     search = config.search
     one = {"ratios": search.ratios[:1], "removed_blocks": () if search.ratios else search.removed_blocks[:1]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from jobs.cli import make_parser, open_store, parse_command, run
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
@@ -21,7 +21,7 @@ from shortened_llm.search.preflight import ScoringFacts, check_scoring
 from shortened_llm.storage.store import Store
 
 
-def score_here(config: SearchConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[BlockScores, ...]:
+def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[BlockScores, ...]:
     """The scores by every criterion of the configuration, measured in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prepare_cpu(fair_threads(1))

@@ -15,7 +15,7 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from jobs.cli import DONE, FAILED, INTERRUPTED, make_parser, parse_command, run
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.storage.urls import is_local
 
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     sys.exit(follow(client, job))
 
 
-def submit(client: JobSubmissionClient, config: SearchConfig, values: Mapping[str, object], *, dry_run: bool) -> str:
+def submit(
+    client: JobSubmissionClient, config: ExperimentConfig, values: Mapping[str, object], *, dry_run: bool
+) -> str:
     """Send the code and the configuration, and nothing else of this machine; returns the job's id.
 
     What the job needs besides, such as credentials, is in the cluster's image, environment or role: whatever a job is
@@ -119,7 +121,7 @@ def with_absolute_paths(values: Mapping[str, object], *, here: bool) -> dict[str
 
     mended_values = {key: mended(key, value) for key, value in values.items()}
     if "storage" not in mended_values:
-        default = SearchConfig.model_fields["storage"].default.url
+        default = ExperimentConfig.model_fields["storage"].default.url
         mended_values["storage"] = {"url": mended("storage.url", default)}
     return mended_values
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, stage_assets
-from shortened_llm.config import RetrainingConfig, SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, RetrainingConfig, parse_config
 from shortened_llm.data.packing import PackingJob, pack_tokens
 from shortened_llm.data.sources import text_roles
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
@@ -145,7 +145,7 @@ def tiny_values(tiny_assets: Path, tmp_path: Path) -> dict:
 
 
 @pytest.fixture
-def tiny_config(tiny_values: dict) -> SearchConfig:
+def tiny_config(tiny_values: dict) -> ExperimentConfig:
     return parse_config(tiny_values)
 
 
@@ -155,7 +155,7 @@ def tiny_model(tiny_assets: Path) -> ModelRef:
 
 
 @pytest.fixture
-def corpus(tiny_config: SearchConfig, tiny_model: ModelRef, local_store: Store) -> TokenMixture:
+def corpus(tiny_config: ExperimentConfig, tiny_model: ModelRef, local_store: Store) -> TokenMixture:
     """64 sequences of 128 tokens."""
     (documents,) = text_roles(tiny_config).train
     packing = PackingJob(source=documents, tokenizer_identity="tiny", vocab_size=260, sequence_length=128, at_most=64)
@@ -167,7 +167,7 @@ MakeJob = Callable[..., RetrainingJob]
 
 
 @pytest.fixture
-def make_job(tiny_config: SearchConfig, tiny_model: ModelRef, corpus: TokenMixture) -> MakeJob:
+def make_job(tiny_config: ExperimentConfig, tiny_model: ModelRef, corpus: TokenMixture) -> MakeJob:
     """Build the first run of a method on a view of five of the eight blocks; options are those of the section
     `retraining`."""
 

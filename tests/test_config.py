@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shortened_llm.config import SearchConfig, changed_keys, parse_config
+from shortened_llm.config import ExperimentConfig, changed_keys, parse_config
 from shortened_llm.errors import BadInputError
 
 CONFIGS = Path(__file__).parents[1] / "jobs/configs"
@@ -142,7 +142,7 @@ def test_every_field_is_documented() -> None:
             else:
                 assert field.description, f"{path}{name} has no docstring"
 
-    check(SearchConfig, "")
+    check(ExperimentConfig, "")
 
 
 def test_methods_ask_for_what_they_need(values: dict) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from shortened_llm.config import SearchConfig, TextSource, entry_paths
+from shortened_llm.config import ExperimentConfig, TextSource, entry_paths
 from shortened_llm.data.instructions import InstructionPairs
 from shortened_llm.data.readers import BadRow, Row, no_column
 from shortened_llm.data.rows import Rows, Tally
@@ -144,7 +144,7 @@ class TextRoles:
     """Where a method of the experiment trains on them."""
 
 
-def text_roles(config: SearchConfig) -> TextRoles:
+def text_roles(config: ExperimentConfig) -> TextRoles:
     """Find every source, and split those that serve several purposes.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from shortened_llm.config import BlockPruning, CalibrationConfig, SearchConfig
+from shortened_llm.config import BlockPruning, CalibrationConfig, ExperimentConfig
 from shortened_llm.criteria import CRITERIA, reads_text
 from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
 from shortened_llm.data.sources import Documents
@@ -42,7 +42,7 @@ class ScoringJob:
 
 
 def scoring_jobs(
-    config: SearchConfig, model: ModelRef, texts: Sequence[Documents], counts: tuple[int, ...]
+    config: ExperimentConfig, model: ModelRef, texts: Sequence[Documents], counts: tuple[int, ...]
 ) -> tuple[ScoringJob, ...]:
     """What a configuration asks for: every entry of `pruning` with every calibration.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.pool import EvaluationPool
@@ -25,7 +25,7 @@ class DenseScores:
 
 
 def submit_dense(
-    config: SearchConfig, dense: ModelRef, roles: TextRoles, pool: EvaluationPool, progress: Progress
+    config: ExperimentConfig, dense: ModelRef, roles: TextRoles, pool: EvaluationPool, progress: Progress
 ) -> Callable[[], DenseScores]:
     """Begin to score the dense model on everything; returns what waits for the scores.
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import ray
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import last_line
 from shortened_llm.evaluation.pool import EvaluationPool
@@ -25,7 +25,7 @@ from shortened_llm.search.units import choice_units, report_units
 
 def measure_report(
     experiment: Experiment,
-    config: SearchConfig,
+    config: ExperimentConfig,
     context: TrialContext,
     roles: TextRoles,
     failures: Mapping[str, TrialFailure],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import ray
 from ray.exceptions import RayTaskError
 
-from shortened_llm.config import RetrainingConfig, SearchConfig
+from shortened_llm.config import ExperimentConfig, RetrainingConfig
 from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, pack_piece, pack_with
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
@@ -23,7 +23,7 @@ RETRIES = 2
 
 
 def start_packing(
-    dense: ModelRef, config: SearchConfig, roles: TextRoles, store: Store, progress: Progress
+    dense: ModelRef, config: ExperimentConfig, roles: TextRoles, store: Store, progress: Progress
 ) -> Callable[[], TrainingData]:
     """Begin to pack what the methods train on, in Ray tasks; returns what waits for it."""
     jobs = packing_jobs(dense, config.retraining, roles)

@@ -3,7 +3,7 @@
 import importlib.metadata
 from collections.abc import Sequence
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.evaluation.units import unit_fingerprint
 from shortened_llm.records import (
@@ -25,7 +25,7 @@ VERSIONED = ("torch", "transformers", "tokenizers", "datasets", "lm_eval", "ray"
 
 
 def planned_experiment(
-    config: SearchConfig,
+    config: ExperimentConfig,
     roles: TextRoles,
     space: SearchSpace,
     baseline: DenseScores,
@@ -66,7 +66,7 @@ def planned_trials(specs: Sequence[TrialSpec]) -> tuple[ReportedTrial, ...]:
     )
 
 
-def _data_notes(config: SearchConfig, roles: TextRoles, data: TrainingData) -> list[str]:
+def _data_notes(config: ExperimentConfig, roles: TextRoles, data: TrainingData) -> list[str]:
     """What packing found out about the training data."""
     corpus, pairs = (mixture.parts if mixture else () for mixture in (data.corpus, data.instructions))
     named = [(documents.source.label, part) for documents, part in zip(roles.train, corpus, strict=False)]
@@ -77,7 +77,7 @@ def _data_notes(config: SearchConfig, roles: TextRoles, data: TrainingData) -> l
     return notes
 
 
-def _notes(config: SearchConfig, roles: TextRoles) -> tuple[str, ...]:
+def _notes(config: ExperimentConfig, roles: TextRoles) -> tuple[str, ...]:
     notes = []
     for documents in roles.report:
         label = documents.source.label

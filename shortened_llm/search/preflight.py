@@ -9,7 +9,7 @@ from itertools import product
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import SearchConfig, changed_keys, entry_paths
+from shortened_llm.config import ExperimentConfig, changed_keys, entry_paths
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -62,7 +62,7 @@ class SearchFacts(ScoringFacts):
     """Distinct trials, at most: equal plans are merged once scores are known."""
 
 
-def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
+def check_scoring(config: ExperimentConfig, store: Store) -> ScoringFacts:
     """Check what scoring needs: storage, model, protected blocks, cuts and calibration text.
 
     Raises:
@@ -71,7 +71,7 @@ def check_scoring(config: SearchConfig, store: Store) -> ScoringFacts:
     return _check(config, store)
 
 
-def check_retraining(config: SearchConfig, store: Store) -> ScoringFacts:
+def check_retraining(config: ExperimentConfig, store: Store) -> ScoringFacts:
     """Check what scoring and retraining need.
 
     Raises:
@@ -80,7 +80,7 @@ def check_retraining(config: SearchConfig, store: Store) -> ScoringFacts:
     return _check(config, store, retrains=True)
 
 
-def check_evaluation(config: SearchConfig, store: Store) -> ScoringFacts:
+def check_evaluation(config: ExperimentConfig, store: Store) -> ScoringFacts:
     """Check what scoring blocks and evaluating models need.
 
     Raises:
@@ -89,7 +89,7 @@ def check_evaluation(config: SearchConfig, store: Store) -> ScoringFacts:
     return _check(config, store, evaluates=True)
 
 
-def check_search(config: SearchConfig, store: Store) -> SearchFacts:
+def check_search(config: ExperimentConfig, store: Store) -> SearchFacts:
     """Check everything that a configuration names.
 
     Raises:
@@ -107,7 +107,7 @@ def check_search(config: SearchConfig, store: Store) -> SearchFacts:
 
 
 def _check(
-    config: SearchConfig, store: Store, *, retrains: bool = False, evaluates: bool = False, searches: bool = False
+    config: ExperimentConfig, store: Store, *, retrains: bool = False, evaluates: bool = False, searches: bool = False
 ) -> ScoringFacts:
     faults = Faults()
     if searches:
@@ -135,7 +135,7 @@ def _check(
     return facts
 
 
-def _scoring_facts(config: SearchConfig, store: Store, faults: Faults) -> ScoringFacts | None:
+def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> ScoringFacts | None:
     """None where a fault leaves nothing to check further."""
     found: tuple[PretrainedConfig, PreTrainedTokenizerBase] | None = None
     roles: TextRoles | None = None
@@ -161,7 +161,7 @@ def _scoring_facts(config: SearchConfig, store: Store, faults: Faults) -> Scorin
     return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, size=size, requests=asked)
 
 
-def _requests(config: SearchConfig, size: ModelSize) -> tuple[Request, ...]:
+def _requests(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...]:
     asked: tuple[Request, ...] = ()
     num_blocks = len(size.block_parameters)
     for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
@@ -175,7 +175,7 @@ def _requests(config: SearchConfig, size: ModelSize) -> tuple[Request, ...]:
     return asked
 
 
-def _check_context(config: SearchConfig, model_config: PretrainedConfig, faults: Faults) -> None:
+def _check_context(config: ExperimentConfig, model_config: PretrainedConfig, faults: Faults) -> None:
     positions = getattr(model_config, "max_position_embeddings", None)
     paths = entry_paths("calibration", config.calibrations)
     lengths = {f"{p}.sequence_length": one.sequence_length for p, one in zip(paths, config.calibrations, strict=True)}
@@ -188,7 +188,7 @@ def _check_context(config: SearchConfig, model_config: PretrainedConfig, faults:
                 raise BadInputError(f"{field}: is {length}, but the model's context has {positions} tokens")
 
 
-def _rehearse(config: SearchConfig, facts: ScoringFacts, *, trains: bool, exports: bool) -> None:
+def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, exports: bool) -> None:
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
@@ -200,7 +200,7 @@ def _rehearse(config: SearchConfig, facts: ScoringFacts, *, trains: bool, export
             rehearse_export(toy)
 
 
-def _check_tasks_and_metrics(config: SearchConfig, faults: Faults) -> None:
+def _check_tasks_and_metrics(config: ExperimentConfig, faults: Faults) -> None:
     """What can be told without the model."""
     report = config.evaluation.report
     for path in report.metrics:
@@ -212,7 +212,7 @@ def _check_tasks_and_metrics(config: SearchConfig, faults: Faults) -> None:
             load_task(task.task, config.evaluation.task_directory)
 
 
-def _check_models_tasks(config: SearchConfig, facts: ScoringFacts, faults: Faults) -> None:
+def _check_models_tasks(config: ExperimentConfig, facts: ScoringFacts, faults: Faults) -> None:
     """What the model must have for its tasks and timings."""
     evaluation = config.evaluation
     with faults.gather():
@@ -222,7 +222,7 @@ def _check_models_tasks(config: SearchConfig, facts: ScoringFacts, faults: Fault
             check_lengths(facts.model_config, evaluation.efficiency)
 
 
-def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
+def _count_trials(config: ExperimentConfig, facts: ScoringFacts) -> int:
     """Trials where no two rankings choose the same blocks."""
 
     def of_methods(methods: Sequence[str], budget: int) -> int:
@@ -239,7 +239,7 @@ def _count_trials(config: SearchConfig, facts: ScoringFacts) -> int:
     return count
 
 
-def check_unchanged(config: SearchConfig, store: Store) -> None:
+def check_unchanged(config: ExperimentConfig, store: Store) -> None:
     """Raises `BadInputError` where the experiment's name stands for another configuration already."""
     stored = read_config(store, config.experiment)
     if stored is None:

@@ -4,7 +4,7 @@ from itertools import islice
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import CalibrationConfig, SearchConfig
+from shortened_llm.config import CalibrationConfig, ExperimentConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles
@@ -32,7 +32,7 @@ def check_calibration(
 
 
 def check_training_texts(
-    config: SearchConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase, vocab_size: int, faults: Faults
+    config: ExperimentConfig, roles: TextRoles, tokenizer: PreTrainedTokenizerBase, vocab_size: int, faults: Faults
 ) -> None:
     """Check that each corpus fills a sequence, and that some of the first instruction pairs can be used."""
     for documents in roles.train if config.retraining.uses_corpus else ():
@@ -49,7 +49,7 @@ def check_training_texts(
 
 
 def check_evaluation_texts(
-    config: SearchConfig,
+    config: ExperimentConfig,
     roles: TextRoles,
     tokenizer: PreTrainedTokenizerBase,
     model_config: PretrainedConfig,

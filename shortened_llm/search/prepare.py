@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from shortened_llm.config import ResourcesConfig, SearchConfig
+from shortened_llm.config import ExperimentConfig, ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER, quiet_libraries
 from shortened_llm.models.cpu import prepare_cpu
@@ -40,7 +40,9 @@ class Prepared:
     candidates: Candidates
 
 
-def prepare(config: SearchConfig, facts: SearchFacts, store: Store, capacity: Capacity, log: ProgressLog) -> Prepared:
+def prepare(
+    config: ExperimentConfig, facts: SearchFacts, store: Store, capacity: Capacity, log: ProgressLog
+) -> Prepared:
     """Compute what is not stored yet, as much at a time as the cluster takes.
 
     Raises:
@@ -77,7 +79,7 @@ def prepare(config: SearchConfig, facts: SearchFacts, store: Store, capacity: Ca
 
 
 def _candidates(
-    config: SearchConfig, facts: SearchFacts, scores: Sequence[BlockScores], job: ScoringJob, store: Store
+    config: ExperimentConfig, facts: SearchFacts, scores: Sequence[BlockScores], job: ScoringJob, store: Store
 ) -> Candidates:
     """Every plan of the configuration, tried on a toy of the model."""
     plans, controls = make_plans(config.search, scores, facts.size), config.search.controls
@@ -89,7 +91,7 @@ def _candidates(
 
 
 def score(
-    jobs: Sequence[ScoringJob], config: SearchConfig, store: Store, progress: Progress
+    jobs: Sequence[ScoringJob], config: ExperimentConfig, store: Store, progress: Progress
 ) -> tuple[BlockScores, ...]:
     """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
     resources = config.resources

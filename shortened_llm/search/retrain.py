@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
@@ -22,7 +22,7 @@ from shortened_llm.storage.store import Store
 
 
 def retrain_plan(
-    config: SearchConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
+    config: ExperimentConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[TrialSpec, tuple[RetrainedModel, ...]]]:
     """Retrain a plan by every method, rate and seed of the configuration, one after another; each as it is done.
 
@@ -68,7 +68,7 @@ def retrain_plan(
 
 
 def _plan(
-    config: SearchConfig,
+    config: ExperimentConfig,
     facts: ScoringFacts,
     dense: ModelRef,
     removed: tuple[int, ...] | None,

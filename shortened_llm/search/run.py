@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.records import Experiment, TrialFailure
 from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
@@ -26,7 +26,7 @@ class TrialsFailedError(RuntimeError):
     """Some trials have no result. The report is written all the same."""
 
 
-def run_search(config: SearchConfig, facts: SearchFacts, store: Store, capacity: Capacity) -> str:
+def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capacity: Capacity) -> str:
     """Run an experiment, or what is left of it, on the connected Ray cluster; returns the report's path or URL.
 
     Args:
@@ -73,7 +73,9 @@ def _outcomes(experiment: Experiment, store: Store) -> Outcomes:
     return Outcomes(specs=specs, results=results)
 
 
-def _context(config: SearchConfig, prepared: Prepared, store: Store, capacity: Capacity, driver: str) -> TrialContext:
+def _context(
+    config: ExperimentConfig, prepared: Prepared, store: Store, capacity: Capacity, driver: str
+) -> TrialContext:
     return TrialContext(
         space=prepared.space,
         store=store,
@@ -88,7 +90,7 @@ def _context(config: SearchConfig, prepared: Prepared, store: Store, capacity: C
     )
 
 
-def _logs(config: SearchConfig, context: TrialContext, log: ProgressLog) -> TrialLogs:
+def _logs(config: ExperimentConfig, context: TrialContext, log: ProgressLog) -> TrialLogs:
     return TrialLogs(
         experiment=config.experiment,
         tune_url=join(context.experiment.url, TUNE),

@@ -1,6 +1,6 @@
 """What a search would do, in words, before it does it."""
 
-from shortened_llm.config import RetrainingConfig, SearchConfig
+from shortened_llm.config import ExperimentConfig, RetrainingConfig
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.records import LoraOptions
@@ -26,7 +26,7 @@ def _adapters(adapters: LoraOptions, facts: SearchFacts) -> str:
     return f"beside {adapted_share(model, targets):.0%} of the blocks' weights: {names}{without}"
 
 
-def _exports(config: SearchConfig, facts: SearchFacts) -> str:
+def _exports(config: ExperimentConfig, facts: SearchFacts) -> str:
     """The type of what is written, beside that of what is read where this is another."""
     exported, stored = config.model.exported_dtype, str(facts.model_config.dtype or "").removeprefix("torch.")
     differs = (
@@ -40,7 +40,7 @@ def _range(counts: tuple[int, ...]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def describe_search(config: SearchConfig, facts: SearchFacts, store: Store) -> str:
+def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) -> str:
     """Plain text: trials, tokens, texts and where results go."""
     retraining, resources = config.retraining, config.resources
     counts = ", ".join(f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests)

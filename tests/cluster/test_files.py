@@ -17,7 +17,7 @@ from ray._private import ray_constants
 from ray.scripts.scripts import start
 
 from jobs.cli import make_parser
-from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, parse_config
 from shortened_llm.search.cluster.capacity import Capacity, Nodes, check_resources, driver_demand
 from tests.cluster.files import (
     CLUSTER,
@@ -371,7 +371,7 @@ def test_ray_is_the_version_of_the_image(name: str) -> None:
     assert ray_cluster_spec(name)["rayVersion"] == version
 
 
-def search_config() -> SearchConfig:
+def search_config() -> ExperimentConfig:
     return parse_config(yaml.safe_load(of_kind("ConfigMap")["data"]["search.yaml"]))
 
 

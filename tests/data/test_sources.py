@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from shortened_llm.config import SearchConfig, TextSource, parse_config
+from shortened_llm.config import ExperimentConfig, TextSource, parse_config
 from shortened_llm.data.rows import find_files
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
@@ -55,7 +55,7 @@ def test_an_unshared_source_is_whole(tmp_path: Path) -> None:
     assert list(documents(path, "report").rows()) == ["one", "", "three"]
 
 
-def test_roles_share_what_several_purposes_name(tiny_config: SearchConfig) -> None:
+def test_roles_share_what_several_purposes_name(tiny_config: ExperimentConfig) -> None:
     roles = text_roles(tiny_config)
     assert roles.calibration[0].shared_with == roles.train[0].shared_with == ("selection",)
     assert roles.selection[0].shared_with == ("train",)

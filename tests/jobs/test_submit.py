@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.submit import main, with_absolute_paths
-from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, parse_config
 from shortened_llm.errors import BadInputError
 
 ROOT = Path(__file__).parents[2]
@@ -52,5 +52,5 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
         main([str(ROOT / "jobs/configs/tiny.yaml"), "--address", "http://127.0.0.1:9"])
 
 
-def dump(config: SearchConfig) -> dict:
+def dump(config: ExperimentConfig) -> dict:
     return config.model_dump(mode="json", exclude_unset=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from shortened_llm.config import SearchConfig, retraining_section
+from shortened_llm.config import ExperimentConfig, retraining_section
 from shortened_llm.methods import METHODS
 from shortened_llm.methods.method import Method, ModelParts, OptimizerOptions, alone
 from shortened_llm.models.load import load_model
@@ -40,7 +40,7 @@ ROW = Method(
 
 @pytest.mark.usefixtures("process_group")
 def test_a_new_row_is_configured_trained_and_told_apart(
-    make_job: MakeJob, tiny_config: SearchConfig, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, tiny_config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = tiny_config.retraining.model_dump(mode="json") | {"methods": ["norms"], "preset": "short"}
     pretraining = make_job()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortened_llm.config import BlockPruning, CalibrationConfig, SearchConfig, parse_config
+from shortened_llm.config import BlockPruning, CalibrationConfig, ExperimentConfig, parse_config
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
@@ -113,11 +113,11 @@ def test_every_row_can_be_measured() -> None:
         assert row.options() == row.options.model_validate({}), f"every option of {name} has a default"
 
 
-def searched(tiny_values: dict, **sections: object) -> SearchConfig:
+def searched(tiny_values: dict, **sections: object) -> ExperimentConfig:
     return parse_config(tiny_values | sections)
 
 
-def scored(config: SearchConfig, model: ModelRef, store: Store) -> tuple[list[str], tuple[BlockScores, ...]]:
+def scored(config: ExperimentConfig, model: ModelRef, store: Store) -> tuple[list[str], tuple[BlockScores, ...]]:
     """The work that was done, and the scores."""
     jobs = scoring_jobs(config, model, text_roles(config).calibration, (2,))
     work = pending_work(jobs, store, num_shards=1)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.evaluation.evaluate import evaluate
@@ -51,7 +51,7 @@ def small(values: dict) -> dict:
 class Pipeline:
     """A search's stages, one after another in this process."""
 
-    def __init__(self, config: SearchConfig, store: Store) -> None:
+    def __init__(self, config: ExperimentConfig, store: Store) -> None:
         self.config, self.store, self.roles = config, store, text_roles(config)
         self.dense = stage_model(config.model, store, on_progress=_ignore)
         self.scores = self._score(self.roles)

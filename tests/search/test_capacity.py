@@ -2,7 +2,7 @@
 
 import pytest
 
-from shortened_llm.config import NodeGroup, SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, NodeGroup, parse_config
 from shortened_llm.errors import BadInputError
 from shortened_llm.search.cluster.capacity import Capacity, Nodes, check_resources, driver_demand, evaluators_may_idle
 
@@ -65,7 +65,7 @@ def test_a_running_node_of_a_group_does_not_count_twice() -> None:
     assert capacity.total("GPU") == 4 * 8 + 1
 
 
-def test_trial_drivers_run_where_the_cluster_has_a_place_for_them(tiny_config: SearchConfig) -> None:
+def test_trial_drivers_run_where_the_cluster_has_a_place_for_them(tiny_config: ExperimentConfig) -> None:
     assert driver_demand(one_node(CPU=2)) == {"CPU": 0.1}
     assert driver_demand(Capacity(nodes=(HEAD, SMALL))) == {"trial_driver": 1.0}
     workers = Nodes(resources={"CPU": 1})
@@ -73,7 +73,9 @@ def test_trial_drivers_run_where_the_cluster_has_a_place_for_them(tiny_config: S
 
 
 @pytest.mark.parametrize(("cpus", "may_idle"), [(1.6, True), (1.5, False), (64.0, True)])
-def test_evaluators_stay_only_where_trials_still_fit(cpus: float, may_idle: bool, tiny_config: SearchConfig) -> None:
+def test_evaluators_stay_only_where_trials_still_fit(
+    cpus: float, may_idle: bool, tiny_config: ExperimentConfig
+) -> None:
     assert evaluators_may_idle(tiny_config, one_node(CPU=cpus)) is may_idle
 
 

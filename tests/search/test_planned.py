@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
@@ -15,7 +15,7 @@ from shortened_llm.search.units import report_units
 from shortened_llm.storage.store import Store
 
 
-def planned(config: SearchConfig, dense: ModelRef) -> Experiment:
+def planned(config: ExperimentConfig, dense: ModelRef) -> Experiment:
     nothing = TrainingData(corpus=None, instructions=None, validation=None)
     scores = DenseScores(selection=EvalScores(), report=EvalScores())
     size = Size(blocks=8, parameters=1, nonzero_parameters=1, num_bytes=4)

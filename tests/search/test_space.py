@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import last_line
 from shortened_llm.pruning.plan import dense_plan, make_plans
@@ -33,7 +33,7 @@ SIZE = ModelSize(block_parameters=(10,) * 8, other_parameters=20, bytes_per_para
 
 
 @pytest.fixture
-def space(tiny_config: SearchConfig, tiny_model: ModelRef) -> SearchSpace:
+def space(tiny_config: ExperimentConfig, tiny_model: ModelRef) -> SearchSpace:
     return SearchSpace(
         dense=replace(tiny_model, fingerprint="dense"),
         data=DATA,
@@ -44,7 +44,7 @@ def space(tiny_config: SearchConfig, tiny_model: ModelRef) -> SearchSpace:
     )
 
 
-def plans(config: SearchConfig, *orders: tuple[int, ...]):
+def plans(config: ExperimentConfig, *orders: tuple[int, ...]):
     scores = [
         BlockScores(
             criterion=f"criterion{index}", scores=(0.0,) * 8, order=order, standard_errors=None, protected=(0, 7),
@@ -67,7 +67,7 @@ def test_one_trial_per_distinct_plan_and_learning_rate(tiny_values: dict, space:
     assert trials[0].name == "criterion0+criterion1 25% cpt lr 0.0001 seed 0"
 
 
-def test_a_trial_is_what_changes_its_numbers(tiny_config: SearchConfig, space: SearchSpace) -> None:
+def test_a_trial_is_what_changes_its_numbers(tiny_config: ExperimentConfig, space: SearchSpace) -> None:
     def fingerprint(space: SearchSpace) -> str:
         return space.trials(plans(tiny_config, (1, 2, 3, 4, 5, 6, 0, 7)))[0].fingerprint
 
@@ -95,7 +95,7 @@ def space_of(values: dict, space: SearchSpace, **retraining: object) -> SearchSp
 
 
 def test_every_method_rate_and_seed_is_a_trial(
-    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+    tiny_values: dict, tiny_config: ExperimentConfig, space: SearchSpace
 ) -> None:
     space = space_of(
         tiny_values, space, methods=ALL, seed=[0, 1],
@@ -114,7 +114,7 @@ def test_every_method_rate_and_seed_is_a_trial(
 
 
 def test_a_second_run_begins_at_the_first_one_s_model(
-    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+    tiny_values: dict, tiny_config: ExperimentConfig, space: SearchSpace
 ) -> None:
     space = space_of(tiny_values, space, methods=["cpt_lora"])
     (trial,) = space.trials(plans(tiny_config, ORDER))
@@ -123,7 +123,9 @@ def test_a_second_run_begins_at_the_first_one_s_model(
     assert first.model.transforms == second.model.origin == keeping((0, 3, 4, 5, 6, 7))
 
 
-def test_a_run_that_trials_share_is_made_once(tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace) -> None:
+def test_a_run_that_trials_share_is_made_once(
+    tiny_values: dict, tiny_config: ExperimentConfig, space: SearchSpace
+) -> None:
     """Continued pretraining for the whole budget is a trial, and what adapters on instructions begin with."""
     space = space_of(
         tiny_values, space, methods=["cpt", "cpt_lora"], instructions={"path": "pairs.jsonl", "epochs": 0.5},
@@ -154,7 +156,7 @@ def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, spac
     ]  # fmt: skip
 
 
-def test_a_control_that_is_a_candidate_too_is_both(tiny_config: SearchConfig, space: SearchSpace) -> None:
+def test_a_control_that_is_a_candidate_too_is_both(tiny_config: ExperimentConfig, space: SearchSpace) -> None:
     pruned = plans(tiny_config, ORDER)
     specs = distinct((*space.trials(pruned), *space.controls("random", pruned), *space.trials(pruned)))
     assert [spec.control for spec in specs] == [None, "random"]
@@ -163,7 +165,7 @@ def test_a_control_that_is_a_candidate_too_is_both(tiny_config: SearchConfig, sp
 
 
 def test_equal_seconds_scale_the_budget_by_the_speed(
-    tiny_values: dict, tiny_config: SearchConfig, space: SearchSpace
+    tiny_values: dict, tiny_config: ExperimentConfig, space: SearchSpace
 ) -> None:
     space = space_of(tiny_values, space, methods=["none", "cpt", "lora", "cpt_lora"], tokens=102_400, seed=[0, 1])
     specs = space.trials(plans(tiny_config, ORDER))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.config import SearchConfig, parse_config
+from shortened_llm.config import ExperimentConfig, parse_config
 from shortened_llm.data.packing import SHARD_TOKENS
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError
@@ -101,7 +101,7 @@ def test_a_source_without_a_weight_among_others_is_named(tiny_values: dict) -> N
         parse_config(tiny_values)
 
 
-def jobs(config: SearchConfig, model: ModelRef) -> PackingJobs:
+def jobs(config: ExperimentConfig, model: ModelRef) -> PackingJobs:
     return packing_jobs(model, config.retraining, text_roles(config))
 
 

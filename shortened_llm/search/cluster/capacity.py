@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from shortened_llm.config import DRIVER_RESOURCE, TRIAL_DRIVER_CPUS, NodeGroup, ResourcesConfig, SearchConfig
+from shortened_llm.config import DRIVER_RESOURCE, TRIAL_DRIVER_CPUS, ExperimentConfig, NodeGroup, ResourcesConfig
 from shortened_llm.errors import BadInputError
 
 # Resources are sums of binary fractions of decimal numbers.
@@ -102,7 +102,7 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
             _refuse(what, f"need {needs} each{where}, {count} of them; there is room for {room}", capacity)
 
 
-def evaluators_may_idle(config: SearchConfig, capacity: Capacity) -> bool:
+def evaluators_may_idle(config: ExperimentConfig, capacity: Capacity) -> bool:
     """Whether evaluators without work leave room for a scoring task, and for all trials at a time."""
     resources, trials = config.resources, config.search.max_concurrent_trials
     workers, driver = trials * resources.max_workers, driver_demand(capacity)

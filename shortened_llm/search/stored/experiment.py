@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shortened_llm.config import SearchConfig
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFailure, TrialResult, from_json, to_json
@@ -35,7 +35,7 @@ from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import exists, join, normalise, read_bytes, write_bytes
 
-DEFAULT_STORAGE: str = SearchConfig.model_fields["storage"].default.url
+DEFAULT_STORAGE: str = ExperimentConfig.model_fields["storage"].default.url
 EXPERIMENT_NAME = re.compile(r"[\w-]+")
 
 
@@ -106,7 +106,7 @@ def read_config(store: Store, name: str) -> dict[str, object] | None:
         return None
 
 
-def write_config(store: Store, config: SearchConfig) -> None:
+def write_config(store: Store, config: ExperimentConfig) -> None:
     """Record the configuration of an experiment that begins or continues."""
     write_bytes(_config_url(store, config.experiment), config.model_dump_json(indent=2).encode())
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from shortened_llm.config import DataSource, SearchConfig, entry_paths
+from shortened_llm.config import DataSource, ExperimentConfig, entry_paths
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.license import data_license, is_hub_id, model_license
@@ -14,7 +14,7 @@ from shortened_llm.storage.urls import exists, join, write_bytes
 Role = Literal["calibration", "training", "instructions"]
 
 
-def provenance(config: SearchConfig) -> Provenance:
+def provenance(config: ExperimentConfig) -> Provenance:
     """State the origin of every model that the configuration leads to."""
     retraining = config.retraining
     named: list[tuple[str, DataSource, Role, str]] = []

@@ -1,0 +1,73 @@
+"""Kinds of values that several sections use."""
+
+import os
+import re
+from decimal import Decimal
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from shortened_llm.credentials import CREDENTIALS_REFUSED, holds_credentials
+
+
+def _expand(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    _no_credentials(value)  # before a message repeats it
+    expanded = os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
+    if re.search(r"\$\{?\w", expanded):
+        raise ValueError(f"{value!r} names an environment variable that is not set")
+    return expanded
+
+
+def _no_credentials(url: str) -> str:
+    if holds_credentials(url):
+        raise ValueError(CREDENTIALS_REFUSED)
+    return url
+
+
+T = TypeVar("T")
+TOTAL, BY_RATIO = "total", "by ratio"
+"""Forms of retraining.tokens, which pydantic adds to the field's name."""
+ONE, SEVERAL = "one", "several"
+"""Forms of a section that may be a list, which pydantic adds to the section's name."""
+FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL)
+
+
+def _alone(value: object) -> object:
+    """A list of one stands for its entry."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[tuple[T, ...], Field(min_length=1), Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, (list, tuple)) else ONE),
+    BeforeValidator(_alone),
+]
+"""One entry, or a list of them: an axis of the search."""
+
+
+THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _as_count(value: object) -> object:
+    """`8k`, `1.5M`, `2B` and `2e6` as whole numbers."""
+    if not isinstance(value, str):
+        return value
+    written = re.fullmatch(r"(?P<number>\d[\d_]*(\.\d+)?(e\+?\d+)?) ?(?P<unit>[kMB]?)", value.strip())
+    count = written and Decimal(written["number"].replace("_", "")) * THOUSANDS[written["unit"]]
+    if not count or count != int(count):
+        raise ValueError("give a whole number such as 2000000, or 2M; k, M and B are thousands, millions, billions")
+    return int(count)
+
+
+Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
+"""A number of tokens, which may be written as `8k`, `1.5M` or `2B`."""
+Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
+Dtype = Literal["bfloat16", "float32"]
+BosMode = Literal["first", "each", "none"]
+
+
+class Runtime:
+    """Marks a field, or a whole section, that says where or how fast an experiment runs, and changes no number of its
+    report."""

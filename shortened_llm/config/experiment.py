@@ -1,0 +1,212 @@
+"""The whole of an experiment's configuration, and what a change of it means."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
+
+from shortened_llm.config.base import OneOrSeveral, Runtime
+from shortened_llm.config.evaluation import EvaluationConfig
+from shortened_llm.config.model import ModelConfig, StorageConfig
+from shortened_llm.config.pruning import BlockPruning
+from shortened_llm.config.resources import ResourcesConfig
+from shortened_llm.config.retraining import RetrainingConfig
+from shortened_llm.config.search import SearchSection
+from shortened_llm.config.text import CalibrationConfig
+from shortened_llm.config.tracking import TrackingConfig
+from shortened_llm.criteria import reads_text
+from shortened_llm.fields import Section
+
+EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+class ExperimentConfig(Section):
+    """One experiment."""
+
+    experiment: str
+    """Name of the experiment: letters, digits, - and _."""
+    storage: Annotated[StorageConfig, Runtime] = StorageConfig()
+    model: ModelConfig
+    calibration: OneOrSeveral[CalibrationConfig]
+    """Text that blocks are scored on; a list is an axis of the search."""
+    # Other units will stand beside it in a union that `unit` discriminates.
+    pruning: OneOrSeveral[BlockPruning] = BlockPruning()
+    """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
+    search: SearchSection
+    retraining: RetrainingConfig
+    evaluation: EvaluationConfig
+    resources: Annotated[ResourcesConfig, Runtime] = ResourcesConfig()
+    tracking: Annotated[TrackingConfig, Runtime] = TrackingConfig()
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """Distinct criteria of all entries, in their order."""
+        return tuple(dict.fromkeys(criterion for entry in self.prunings for criterion in entry.criteria))
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether any criterion reads calibration text."""
+        return any(map(reads_text, self.criteria))
+
+    @property
+    def prunings(self) -> tuple[BlockPruning, ...]:
+        """Every entry of `pruning`."""
+        return self.pruning if isinstance(self.pruning, tuple) else (self.pruning,)
+
+    @property
+    def calibrations(self) -> tuple[CalibrationConfig, ...]:
+        """Every entry of `calibration`."""
+        return self.calibration if isinstance(self.calibration, tuple) else (self.calibration,)
+
+    @property
+    def num_rankings(self) -> int:
+        """Rankings of the blocks: criteria, those that read text once for each calibration."""
+        criteria = [criterion for entry in self.prunings for criterion in entry.criteria]
+        return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
+
+    @field_validator("experiment")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not EXPERIMENT_NAME.fullmatch(name):
+            raise ValueError("a name has 1 to 100 letters, digits, - and _, and starts with a letter or digit")
+        return name
+
+    @model_validator(mode="after")
+    def _budgets_match_ratios(self) -> "ExperimentConfig":
+        tokens, ratios = self.retraining.tokens, self.search.ratios
+        if isinstance(tokens, dict) and (set(tokens) != set(ratios) or self.search.removed_blocks):
+            raise ValueError(
+                f"retraining.tokens is given for ratios {sorted(tokens)}, but the search has ratios {sorted(ratios)} "
+                f"and removed_blocks {list(self.search.removed_blocks)}; give one budget, or one for each ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_have_a_corpus(self) -> "ExperimentConfig":
+        if self.search.controls and not self.retraining.uses_corpus:
+            raise ValueError(
+                f"search.controls is {list(self.search.controls)}, which train on retraining.data, but no method of "
+                f"{list(self.retraining.methods)} does; add cpt or drop them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _time_has_a_reference(self) -> "ExperimentConfig":
+        if self.search.equal_seconds and "cpt" not in self.retraining.methods:
+            raise ValueError(
+                f"search.equal_seconds is true, but retraining.methods is {list(self.retraining.methods)}; the time is "
+                "that of cpt: add it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _random_applies(self) -> "ExperimentConfig":
+        for index, (path, entry) in enumerate(zip(entry_paths("pruning", self.prunings), self.prunings, strict=True)):
+            used = "random" in entry.criteria or ("random" in self.search.controls and index == 0)
+            if "random" in entry.model_fields_set and not used:
+                raise ValueError(
+                    f"options of random are given, but {path}.criteria is {list(entry.criteria)} and "
+                    f"search.controls {list(self.search.controls)}; add 'random' to one or drop them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_differ(self) -> "ExperimentConfig":
+        if len(set(self.calibrations)) < len(self.calibrations):
+            raise ValueError("calibration: an entry is listed twice")
+        if len(self.calibrations) > 1 and not self.reads_calibration:
+            raise ValueError(f"calibration lists {len(self.calibrations)} texts, but no criterion of pruning reads any")
+        seen: dict[str, list[dict[str, object]]] = {}
+        for path, entry in zip(entry_paths("pruning", self.prunings), self.prunings, strict=True):
+            for criterion in entry.criteria:
+                if entry.settings(criterion) in seen.setdefault(criterion, []):
+                    raise ValueError(f"{path}.criteria: another entry has {criterion!r} with the same settings")
+                seen[criterion].append(entry.settings(criterion))
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "ExperimentConfig":
+        retraining, resources = self.retraining, self.resources
+        batches = {"retraining.global_batch_size": retraining.global_batch_size}
+        if retraining.uses_instructions and retraining.instructions:
+            batches["retraining.instructions.global_batch_size"] = retraining.instructions.global_batch_size
+        for field, batch in batches.items():
+            if batch < resources.max_workers:
+                raise ValueError(f"{field} is {batch}, fewer sequences than resources.workers {resources.max_workers}")
+            if resources.elastic:
+                continue  # shares are padded, whatever the number of workers
+            if batch % resources.max_workers:
+                raise ValueError(f"{field} is {batch}, which resources.workers {resources.max_workers} does not divide")
+            share = batch // resources.max_workers
+            if share % min(share, retraining.micro_batch_size):
+                raise ValueError(
+                    f"{field} is {batch}, so that each of {resources.max_workers} worker(s) has {share} sequences, "
+                    f"which retraining.micro_batch_size {retraining.micro_batch_size} does not divide"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _group_divides(self) -> "ExperimentConfig":
+        group, resources = self.resources.shard_group, self.resources
+        if group is not None and (resources.elastic or resources.max_workers % group):
+            raise ValueError(
+                f"resources.shard_group is {group}, but resources.workers is {list(resources.workers)}; give a fixed "
+                "number of workers that it divides"
+            )
+        return self
+
+
+def entry_paths(section: str, entries: Sequence[object]) -> tuple[str, ...]:
+    """Where each entry of a section that may be a list stands in the configuration, for messages."""
+    return (section,) if len(entries) == 1 else tuple(f"{section}.{index}" for index in range(len(entries)))
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def changed_keys(stored: Mapping[str, object], config: ExperimentConfig) -> dict[str, tuple[object, object]]:
+    """Keys whose values differ between a stored configuration (JSON form) and `config`: `{key: (stored, new)}`.
+
+    Keys that only say where or how fast an experiment runs are left out; among these is the size of micro-batches
+    unless the masks of a dropout, which are drawn for each of them, depend on it.
+    """
+    with contextlib.suppress(ValidationError):  # A field that did not exist when it was stored has its default.
+        stored = ExperimentConfig.model_validate(stored).model_dump(mode="json")
+    old, new = flatten(stored), flatten(config.model_dump(mode="json"))
+    runtime = set(runtime_keys(ExperimentConfig))
+    if config.retraining.drops_out:
+        runtime.discard("retraining.micro_batch_size")
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in runtime)
+    }
+
+
+def runtime_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Fields of a section, and of those within, that say of themselves that they change no number: `Runtime`."""
+    for name, field in section.model_fields.items():
+        if Runtime in field.metadata:
+            yield prefix + name
+        elif inner := section_of(field.annotation):
+            yield from runtime_keys(inner, f"{prefix}{name}.")
+
+
+def section_of(annotation: object) -> type[BaseModel] | None:
+    """The section that a field holds, alone or in a list; None where it holds a value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if section := section_of(argument):
+            return section
+    return None

@@ -1,0 +1,83 @@
+"""The section `pruning`."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+
+from shortened_llm.config.base import Dtype
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.criterion import CriterionOptions
+from shortened_llm.fields import Section, as_tuple, distinct
+
+
+def _known_criterion(name: str) -> str:
+    if name not in CRITERIA:
+        raise ValueError(f"should be one of {', '.join(map(repr, CRITERIA))}")
+    return name
+
+
+def _listed_criteria() -> str:
+    """The criteria by what they are measured on."""
+    text = [name for name, row in CRITERIA.items() if row.reads_text]
+    weights = [name for name, row in CRITERIA.items() if row.measured and not row.reads_text]
+    controls = [name for name, row in CRITERIA.items() if not row.measured]
+    return (
+        f"From calibration text: {', '.join(text)}; from the weights: {', '.join(weights)}; controls: "
+        f"{', '.join(controls)}."
+    )
+
+
+class _BlockEntry(Section):
+    """Whole blocks, ranked by criteria. Each criterion's options stand under its name."""
+
+    unit: Literal["block"] = "block"
+    """What is removed."""
+    criteria: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct),
+    ] = Field(
+        ("ppl", "taylor", "magnitude"),
+        min_length=1,
+        description=f"Criteria to rank by; an axis of the search. {_listed_criteria()}",
+    )
+    protect_first: int = Field(4, ge=0)
+    """Leading blocks that are never removed (count)."""
+    protect_last: int = Field(2, ge=0)
+    """Trailing blocks that are never removed (count)."""
+    dtype: Dtype = "float32"
+    """Compute type of scoring. Scores at the cut often differ by less than a bfloat16 rounding."""
+
+    def options(self, criterion: str) -> CriterionOptions:
+        """What the user set of a criterion, and the defaults of the rest."""
+        options: CriterionOptions = getattr(self, criterion)
+        return options
+
+    def settings(self, criterion: str) -> dict[str, object]:
+        """All that the removal by one criterion depends on, besides the model and the text."""
+        own = ("protect_first", "protect_last", "dtype")
+        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "_BlockEntry":
+        for name in CRITERIA:
+            # A search may have the control `random` without the criterion: see `ExperimentConfig`.
+            if name in self.model_fields_set and name not in self.criteria and name != "random":
+                raise ValueError(
+                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
+                )
+        return self
+
+
+if TYPE_CHECKING:
+    BlockPruning = _BlockEntry
+else:
+    BlockPruning = create_model(
+        "BlockPruning",
+        __base__=_BlockEntry,
+        __doc__=_BlockEntry.__doc__,
+        **{
+            name: (row.options, Field(row.options(), description=" ".join(row.options.__doc__.split())))
+            for name, row in CRITERIA.items()
+        },
+    )

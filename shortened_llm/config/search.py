@@ -1,0 +1,39 @@
+"""The section `search`."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from shortened_llm.config.base import Runtime
+from shortened_llm.fields import Section, as_tuple, distinct
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+Control = Literal["dense", "random"]
+
+
+class SearchSection(Section):
+    """What Ray Tune tries."""
+
+    ratios: Annotated[tuple[Ratio, ...], AfterValidator(distinct)] = ()
+    """Fractions to remove, each rounded half up to whole blocks; an axis of the search."""
+    of: Literal["blocks", "parameters", "bytes"] = "blocks"
+    """What a ratio is a fraction of. Of parameters or bytes, as many blocks go as come nearest to it."""
+    removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
+    """Numbers of blocks to remove (count); the exact alternative to ratios."""
+    controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()
+    """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
+    dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio."""
+    equal_seconds: bool = False
+    """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
+    max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)
+    """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
+    max_failures: Annotated[int, Runtime] = Field(2, ge=0)
+    """Restarts of a trial's worker group, from its last checkpoint, before the trial fails (count)."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "SearchSection":
+        if not self.ratios and not self.removed_blocks:
+            raise ValueError("give ratios, such as [0.2, 0.4], or removed_blocks, such as [6, 12]")
+        return self
