@@ -315,7 +315,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 @pytest.mark.parametrize("kind", ["text", "agreement"])
 def test_each_forward_pass_is_a_sign_of_life(kind: str, unit, tiny_model: ModelRef, local_store: Store) -> None:
     text = unit(bos="none", segment_length=8)
-    view = tiny_model.view((0, 7))
+    view = tiny_model.view(keeping((0, 7)))
     signs: list[None] = []
     loaded = LoadedModels("float32", "cpu", lambda: signs.append(None))
     one = AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model) if kind != "text" else text
