@@ -148,12 +148,13 @@ def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Sc
     if found is None:
         return None
     model_config, tokenizer = found
-    size = size_of(model_config, config.model.exported_dtype)
+    size: ModelSize | None = None
     asked: tuple[Request, ...] = ()
     with faults.gather():
+        size = size_of(model_config, config.model.exported_dtype)
         asked = _requests(config, size)
     _check_context(config, model_config, faults)
-    if roles is None:
+    if roles is None or size is None:
         return None
     for documents, calibration in zip(roles.calibration, config.calibrations, strict=False):
         with faults.gather():

@@ -17,8 +17,6 @@ from shortened_llm.fingerprint import file_sha256
 from shortened_llm.storage.clients import fsspec_filesystem
 from shortened_llm.storage.retry import retried
 
-LOCAL_PROTOCOLS = ("file", "local")
-
 
 def is_local(url: str) -> bool:
     """Whether `url` is a path of this machine."""
