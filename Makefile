@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit test test-unit test-faults lint format type fields clean
+.PHONY: help setup demo submit test test-unit test-faults test-gpu lint format type fields clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,12 @@ test-unit: setup  ## Tests that need no Ray cluster
 
 test-faults: setup  ## Tests that take nodes from a running cluster: minutes each, not part of `make test`
 	$(BIN)/pytest -m faults tests/faults
+
+FIGURES ?= gpu.json
+# In this order, the most telling first; -k runs a part alone.
+GPU_TESTS := $(addprefix tests/gpu/test_,parity.py training.py scoring.py generation.py)
+test-gpu: setup  ## Tests on a GPU, 8 minutes; figures go to FIGURES=gpu.json; skipped without CUDA
+	$(BIN)/pytest $(GPU_TESTS) -s -rs -p no:logging --figures $(FIGURES) $(FLAGS)
 
 lint: setup  ## Check style
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.storage.payload import describe_files
 from shortened_llm.storage.store import Store
-from tests.s3_server import S3Server, start_s3_server
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +40,10 @@ def tiny_assets() -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
     """A real S3 server on the loopback interface; its credentials are in the environment while it runs."""
+    from tests.s3_server import start_s3_server  # whose client is not installed wherever tests run
+
     with start_s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)

@@ -69,6 +69,22 @@ def test_libraries_have_owners(path: Path) -> None:
         assert owners is None or any(place.startswith(owner) for owner in owners), f"{place} imports {name}"
 
 
+def test_the_core_runs_without_ray() -> None:
+    """Only files with Ray in them, the search and the jobs import such files; all else works where there is no Ray."""
+    with_ray = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in FILES
+        if any(name.split(".")[0] == "ray" for name in imported(path)) and part_of(path) not in ("search", "jobs")
+    }
+    importers = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in FILES
+        if part_of(path) not in ("search", "jobs")
+        and any(name.startswith(f"{module}.") for name in imported(path) for module in with_ray)
+    }
+    assert importers <= with_ray
+
+
 def test_tune_is_imported_by_the_tuner_alone() -> None:
     importers = {str(p.relative_to(ROOT)) for p in FILES if any(n.startswith("ray.tune") for n in imported(p))}
     assert importers == {"shortened_llm/search/cluster/tuner.py"}

@@ -67,8 +67,8 @@ class _Retraining(Section):
     """A step whose loss or gradient is not finite is skipped; after this many in a row the trial fails (count)."""
     activation_checkpointing: Annotated[bool, Runtime] = False
     """Recompute activations in the backward pass to save memory."""
-    compile: Annotated[bool, Runtime] = False
-    """Compile each block with torch.compile."""
+    compile: Annotated[bool | None, Runtime] = None
+    """Compile each block with torch.compile; on GPUs alone unless given."""
     cpu_offload: Annotated[bool, Runtime] = False
     """Keep parameters and optimiser state in CPU memory between uses; for GPUs."""
 

@@ -18,6 +18,7 @@ from shortened_llm.models.families import LOGIT_EXCEPTIONS, LOGIT_RULES
 
 IGNORE = -100
 CHUNK_TOKENS = 512
+MOST_LOGIT_BYTES = 2**30
 CHECKED_TOKENS = 8
 ROUNDINGS = 16
 """Steps of the compute type, relative to the largest logit, by which two ways of computing one logit may differ."""
@@ -29,6 +30,18 @@ ChunkLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Documents = Mapping[str, Any]
 """What keeps the documents of a sequence apart, where they must be: see `isolation.document_inputs`."""
 NO_DOCUMENTS: Documents = {}
+
+
+def chunk_tokens(device: torch.device, vocabulary: int) -> int:
+    """How many positions make a chunk.
+
+    Each chunk reads and writes the whole gradient of the head. So on a GPU chunks are as large as memory lets them be:
+    logits of a gibibyte in float32, or of a 64th of a smaller GPU's memory.
+    """
+    if device.type != "cuda":
+        return CHUNK_TOKENS
+    most = min(MOST_LOGIT_BYTES, torch.cuda.get_device_properties(device).total_memory // 64)
+    return max(1, most // (4 * vocabulary * CHUNK_TOKENS)) * CHUNK_TOKENS
 
 
 def final_hidden(model: PreTrainedModel, input_ids: torch.Tensor, documents: Documents = NO_DOCUMENTS) -> torch.Tensor:
@@ -58,7 +71,8 @@ def token_nll(
         fp32, [batch, seq]; 0 where nothing is asked.
     """
     hidden = final_hidden(model, input_ids, documents).flatten(0, 1)
-    parts = zip(hidden.split(CHUNK_TOKENS), labels.flatten().split(CHUNK_TOKENS), strict=True)
+    size = chunk_tokens(hidden.device, model.config.vocab_size)
+    parts = zip(hidden.split(size), labels.flatten().split(size), strict=True)
     return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
 
 
@@ -108,13 +122,14 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden) if needed[0] else None
         # One chunk gives its product as it is; several are summed in float32.
-        several = len(hidden) > CHUNK_TOKENS
+        size = chunk_tokens(hidden.device, len(weights[0]))
+        several = len(hidden) > size
         of_weights = [
             torch.zeros_like(weight, dtype=torch.float32) if several and wanted else None
             for weight, wanted in zip(weights, needed[1:], strict=True)
         ]
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            places = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, len(hidden), size):
+            places = slice(start, start + size)
             inputs = [
                 tensor.detach().requires_grad_(wanted)
                 for tensor, wanted in zip((hidden[places], *weights), needed, strict=True)

@@ -90,9 +90,11 @@ class StreamedModel:
                 _free(block)
 
     def _load_block(self, index: int) -> None:
-        # Copied in the reader's thread, so that the compute never waits for the disk.
-        copies = {name: _copy(t, self.dtype) for name, t in self._files.read(self._block_tensors[index])}
-        self._fill(copies, self.device)
+        tensors = dict(self._files.read(self._block_tensors[index]))
+        if self.device.type == "cpu":
+            # Copied in the reader's thread, so that the compute never waits for the disk; a GPU's are copies anyhow.
+            tensors = {name: _copy(tensor, self.dtype) for name, tensor in tensors.items()}
+        self._fill(tensors, self.device)
         self._check_filled(self.blocks[index])
         self.blocks[index].requires_grad_(False)
 

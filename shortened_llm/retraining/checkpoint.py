@@ -19,8 +19,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -98,18 +98,12 @@ class Checkpointer:
             identity: of the job; a checkpoint resumes no other.
             device: of the parameters.
         """
-        on_gpu = device.type == "cuda"
+        self._on_gpu = device.type == "cuda"
         self._identity = identity
         self._scratch = scratch_directory()
         self._group = dist.new_group(backend="gloo")
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
+        # Not `DefaultStager`, which drops its buffers after each use in torch 2.11, and then fails.
+        self._stager = StateDictStager(pin_memory=self._on_gpu, share_memory=False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: PendingCheckpoint | None = None
 
@@ -121,7 +115,9 @@ class Checkpointer:
         """
         if self._pending is not None:
             self._pending.wait()
-        staged = self._stager.stage(_trained_state(model, optimizer))
+        staged = self._stager.stage(_trained_state(model, optimizer), non_blocking=self._on_gpu)
+        if self._on_gpu:
+            torch.cuda.synchronize()
         directory = Path(tempfile.mkdtemp(dir=self._scratch))
         saved = SavedProgress(
             progress=progress,

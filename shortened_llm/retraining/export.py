@@ -50,7 +50,8 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     """
     model.eval()
     tokens = probe_tokens(model.config.vocab_size).to(model.device)
-    sharded_logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
+    with torch.compiler.set_stance("force_eager"):  # compiling for one call takes longer than the call
+        sharded_logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
     adapter = gathered_adapter(model) if job.recipe.lora else {}
     state = gathered_state(model, job.export_dtype, rank)
     if rank != 0:

@@ -1,9 +1,12 @@
-"""What the files of a checkpoint must be: each worker lists its own, last, so that a part is never taken for a whole.
+"""What a checkpoint is called, and what its files must be.
+
+Each worker lists its own files, last, so that a part is never taken for a whole.
 
 CRC-32 because it must cost little beside the training (6.5 GB/s on one core, SHA-256 1.9, BLAKE2b 1.3) and guards
 against accidents, not against people.
 """
 
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from shortened_llm.records import from_json, to_json
 from shortened_llm.storage.urls import file_sizes, join, read_bytes
 
 READ_BYTES = 2**20
+CHECKPOINT_NAME = re.compile(r"checkpoint_\d{8,}_[0-9a-f]+")
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -36,6 +40,16 @@ class Manifest:
     """What one worker wrote."""
 
     files: tuple[WrittenFile, ...]
+
+
+def checkpoint_name(step: int, attempt: str) -> str:
+    """Name of a checkpoint's directory; `attempt`, in hex digits, tells two of the same step apart."""
+    return f"checkpoint_{step:08d}_{attempt}"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint, from its directory's name."""
+    return int(name.split("_")[1])
 
 
 def manifest_name(rank: int) -> str:

@@ -6,8 +6,6 @@ yet listed, would be forgotten. So before each start the list is made to name wh
 checkpoints. Everything else is deleted: it is damaged, half uploaded, or was to be deleted.
 """
 
-import re
-
 from pydantic import ValidationError
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
@@ -16,20 +14,8 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 )
 
 from shortened_llm.retraining.checkpoint import check_complete
-from shortened_llm.retraining.manifest import DamagedCheckpointError
+from shortened_llm.retraining.manifest import CHECKPOINT_NAME, DamagedCheckpointError
 from shortened_llm.storage.urls import delete, join, list_names, read_bytes, write_bytes
-
-CHECKPOINT_NAME = re.compile(r"checkpoint_\d{8,}_[0-9a-f]+")
-
-
-def checkpoint_name(step: int, attempt: str) -> str:
-    """Name of a checkpoint's directory; `attempt`, in hex digits, tells two of the same step apart."""
-    return f"checkpoint_{step:08d}_{attempt}"
-
-
-def step_of(name: str) -> int:
-    """The step of a checkpoint, from its directory's name."""
-    return int(name.split("_")[1])
 
 
 def repair_run_directory(url: str, *, num_to_keep: int) -> list[str]:

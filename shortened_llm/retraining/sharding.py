@@ -95,7 +95,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
     if placement.activation_checkpointing and trained:
         for index, block in enumerate(blocks):
             blocks[index] = checkpoint_wrapper(block)
-    if placement.compile:
+    if mesh.device_type == "cuda" if placement.compile is None else placement.compile:
         for block in blocks:
             block.compile()
     attach(model, METHODS)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.run_directory import step_of
+from shortened_llm.retraining.manifest import step_of
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage import layout
 from shortened_llm.storage.payload import download_directory

@@ -29,8 +29,8 @@ from shortened_llm.retraining.checkpoint import (
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.meter import progress_line
-from shortened_llm.retraining.run_directory import checkpoint_name
 from shortened_llm.retraining.sharding import check_dtype
 from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url, stable_urls
 from shortened_llm.retraining.train import train

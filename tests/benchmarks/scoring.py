@@ -6,8 +6,8 @@ sequence per forward pass; (b) bypass: one model, each block replaced by an iden
 its peak memory and its order; the faster run and the larger memory count. Then: the walk's arithmetic against a plain
 matmul's, Taylor one block at a time against full autograd, and the time for 8, 16 and 30 blocks.
 
-Needs no Ray. Needs `python -m jobs.assets demo`, or --shape for a random model of a known shape, on a GPU where there
-is one.
+Needs no Ray. Needs `python -m jobs.assets demo`. On a GPU, `make test-gpu` measures models of 1 and 8 billion
+parameters.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from shortened_llm.config import CalibrationConfig
 from shortened_llm.criteria.taylor import TaylorOptions
@@ -46,36 +45,18 @@ from tests.conftest import keeping
 
 SEQUENCES, LENGTH = 10, 128
 ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Shapes of known models, with random weights.
-SHAPES = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 1000},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-}  # fmt: skip
-# The rebuild of a large model takes minutes per block: so many blocks are timed, and the time is scaled to all.
-REBUILT_BLOCKS = 4
-
-
-def synchronise() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def seconds_of(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
-    synchronise()
     return time.perf_counter() - started
 
 
 def matmul_gflops(dtype: torch.dtype) -> float:
     """Rate of square products over two seconds: long enough that other work on the machine slows it as it slows us."""
-    size = 2048 if DEVICE == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    size = 2048
+    left, right = (torch.randn(size, size, dtype=dtype) for _ in range(2))
     seconds_of(lambda: left @ right)
     seconds, products = 0.0, 0
     while seconds < 2:
@@ -103,13 +84,12 @@ def nll_of(logits: torch.Tensor, tokens: torch.Tensor) -> float:
 @torch.inference_mode()
 def rebuild(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     """(a): mean loss without each block, in nats."""
-    dense = load_model(reference, dtype, device=DEVICE)
-    tokens = tokens.to(DEVICE)
+    dense = load_model(reference, dtype)
     scores = []
     for removed in blocks:
         config = load_config(Path(reference.url))
         config.num_hidden_layers -= 1
-        shorter = AutoModelForCausalLM.from_config(config, dtype=dense.dtype).to(DEVICE).eval()
+        shorter = AutoModelForCausalLM.from_config(config, dtype=dense.dtype).eval()
         kept = [block for index, block in enumerate(find_blocks(dense)) if index != removed]
         for target, source in zip(find_blocks(shorter), kept, strict=True):
             target.load_state_dict(source.state_dict())
@@ -122,8 +102,7 @@ def rebuild(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range
 @torch.inference_mode()
 def bypass(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     """(b)."""
-    model = load_model(reference, dtype, device=DEVICE)
-    tokens = tokens.to(DEVICE)
+    model = load_model(reference, dtype)
     scores = []
     for removed in blocks:
         original = find_blocks(model)[removed]
@@ -140,20 +119,19 @@ class _Identity(nn.Module):
 
 def one_pass(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     """(c) and (d)."""
-    streamed = StreamedModel.open(reference, dtype, device=DEVICE)
+    streamed = StreamedModel.open(reference, dtype)
     nll = walk_statistics(streamed, tokens, [NLL], memory_gib=None, on_progress=lambda *_: None)[NLL]
     return nll.mean(axis=0)[1:][list(blocks)].tolist()
 
 
 def taylor_streamed(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
-    streamed = StreamedModel.open(reference, dtype, device=DEVICE)
+    streamed = StreamedModel.open(reference, dtype)
     values = measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None)
     return values[list(blocks)].tolist()
 
 
 def taylor_autograd(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
-    model = load_model(reference, dtype, device=DEVICE)
-    tokens = tokens.to(DEVICE)
+    model = load_model(reference, dtype)
     for part in tokens.split(5):  # what fits beside the gradients on a small machine
         loss = F.cross_entropy(
             model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1), part[:, 1:].flatten()
@@ -183,14 +161,12 @@ def run_one(name: str, directory: Path, num_blocks: int) -> dict[str, object]:
         reference = reference.view(keeping(tuple(range(num_blocks))))
     tokens = calibration(directory)
     _, procedure, dtype = PROCEDURES[name]
-    partly = name == "a" and directory.name == "random"
-    blocks = range(min(num_blocks, REBUILT_BLOCKS) if partly else num_blocks)
+    blocks = range(num_blocks)
     gflops = matmul_gflops(DTYPES[dtype])
     with PeakMemory() as memory:
         started = time.perf_counter()
         scores = procedure(reference, tokens, dtype, blocks)
-        synchronise()
-        seconds = (time.perf_counter() - started) * num_blocks / len(blocks)
+        seconds = time.perf_counter() - started
     gflops = (gflops + matmul_gflops(DTYPES[dtype])) / 2
     states = (num_blocks + 1) * tokens.numel() * load_config(directory).hidden_size * DTYPES[dtype].itemsize
     return {
@@ -214,9 +190,6 @@ def reference_to(directory: Path) -> ModelRef:
 
 
 def calibration(directory: Path) -> torch.Tensor:
-    if directory.name == "random":
-        vocabulary = load_config(directory).vocab_size
-        return torch.randint(vocabulary, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
     path = ASSETS / "texts/wiki.jsonl"
     config = CalibrationConfig(path=str(path), num_sequences=SEQUENCES, sequence_length=LENGTH)
     documents = Documents(
@@ -234,16 +207,6 @@ def in_process(name: str, directory: Path, num_blocks: int) -> dict:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def write_random_model(shape: str, directory: Path) -> Path:
-    """A Llama of this shape with small random weights, in bfloat16."""
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=False)
-    with torch.device(DEVICE):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(directory / "random")
-    return directory / "random"
-
-
 def swapped_pairs(reference: list[float], other: list[float]) -> list[tuple[int, int, float]]:
     """Pairs of blocks that two lists of scores rank differently, with how far apart the first list has them."""
     pairs = []
@@ -257,17 +220,12 @@ def swapped_pairs(reference: list[float], other: list[float]) -> list[tuple[int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead of SmolLM2-135M")
     parser.add_argument("--run", nargs=3, metavar=("NAME", "DIRECTORY", "BLOCKS"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.run:
         print(json.dumps(run_one(flags.run[0], Path(flags.run[1]), int(flags.run[2]))))
         return
-    with tempfile.TemporaryDirectory(prefix="shortened_llm_benchmark_") as temporary:
-        directory = ASSETS / "smollm2-135m-instruct"
-        if flags.shape:
-            directory = write_random_model(flags.shape, Path(temporary))
-        figures = compare(directory)
+    figures = compare(ASSETS / "smollm2-135m-instruct")
     if flags.json:
         flags.json.write_text(json.dumps(figures, indent=2))
 
@@ -283,7 +241,7 @@ def compare(directory: Path) -> dict[str, dict]:
         found[name] = min(runs, key=lambda figures: figures["seconds"])
         for memory in ("anonymous_bytes", "peak_rss_bytes"):
             found[name][memory] = max(figures[memory] for figures in runs)
-    print(f"{directory.name}: {num_blocks} blocks, {SEQUENCES} x {LENGTH} tokens, {DEVICE}")
+    print(f"{directory.name}: {num_blocks} blocks, {SEQUENCES} x {LENGTH} tokens")
     print(
         f"{'':37} {'seconds':>8} {'vs (a)':>7} {'vs (b)':>7} {'peak RSS':>10} {'above states':>13} {'of weights':>11}"
     )

@@ -16,8 +16,9 @@ from ray.train.v2._internal.execution.training_report import _TrainingReport
 from torch import nn
 
 from shortened_llm.retraining.checkpoint import Checkpointer
+from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.progress import RunProgress
-from shortened_llm.retraining.run_directory import checkpoint_name, repair_run_directory
+from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, exists, join, list_names, read_bytes, write_bytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shortened_llm.retraining.checkpoint import newest_usable
-from shortened_llm.retraining.run_directory import checkpoint_name
+from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url, stable_urls
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.payload import upload_directory

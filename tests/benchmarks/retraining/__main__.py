@@ -9,9 +9,8 @@ the package's allocator settings; the faster of two runs counts.
   loss_memory peak memory of the chunked loss against cross-entropy on all logits
   stall       time that the loop waits for checkpoints
   resume      2 -> 1 -> 2 workers against no stop
-  mfu         share of a GPU's peak on one device, for models of 1 billion parameters
 
-Needs no Ray. All but loss_memory and mfu need `python -m jobs.assets demo`.
+Needs no Ray. All but loss_memory need `python -m jobs.assets demo`. On a GPU, `make test-gpu` measures more.
 """
 
 import argparse
@@ -22,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shortened_llm.logs import quiet_libraries
+from tests.benchmarks.retraining import loss_curve, loss_memory, resume, speed, stall
 
-PARTS = ("trainer", "fsdp2", "loss_curve", "loss_memory", "stall", "resume", "mfu")
-MODELS = ("tinyllama-1.1b", "llama-3.2-1b")
+PARTS = ("trainer", "fsdp2", "loss_curve", "loss_memory", "stall", "resume")
 
 
 def main() -> None:
@@ -32,7 +31,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help="these parts alone")
     parser.add_argument("--steps", type=int, help="other numbers of steps, to try a part out")
-    parser.add_argument("--shape", nargs="+", choices=("tiny", *MODELS), default=list(MODELS), help="of mfu")
     flags = parser.parse_args()
     quiet_libraries()
     figures, started = {}, time.monotonic()
@@ -48,13 +46,6 @@ def main() -> None:
 
 
 def _part(name: str, directory: Path, flags: argparse.Namespace) -> Callable[[], dict]:
-    """Imports what the part needs alone: a machine for mfu has no Ray and no assets."""
-    if name == "mfu":
-        from tests.benchmarks.retraining.mfu import of_one_device
-
-        return lambda: of_one_device(flags.shape, flags.steps)
-    from tests.benchmarks.retraining import loss_curve, loss_memory, resume, speed, stall
-
     measure = {
         "trainer": speed.against_trainer,
         "fsdp2": speed.against_fsdp2,
