@@ -27,10 +27,22 @@ class SearchSection(Section):
     dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio."""
     equal_seconds: bool = False
     """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)] = ()
+    """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
+    the best third of each target goes on to the next, with those that are not told apart from it. What was trained
+    counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
     max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
     max_failures: Annotated[int, Runtime] = Field(2, ge=0)
     """Restarts of a trial's worker group, from its last checkpoint, before the trial fails (count)."""
+
+    @model_validator(mode="after")
+    def _rungs_ascend(self) -> "SearchSection":
+        if self.rungs and (sorted(self.rungs) != list(self.rungs) or self.rungs[-1] != 1 or len(self.rungs) < 2):
+            raise ValueError(f"rungs is {list(self.rungs)}; give ascending shares that end at 1, such as [0.1, 0.3, 1]")
+        if self.rungs and self.equal_seconds:
+            raise ValueError("rungs and equal_seconds are both given; trials are compared at equal tokens or seconds")
+        return self
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "SearchSection":

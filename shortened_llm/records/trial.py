@@ -24,6 +24,8 @@ class TrialSpec:
     """A comparison instead of a candidate: the unpruned model, or blocks drawn at random."""
     equal_seconds: bool = False
     """Its budget is the time that the reference method took, instead of its tokens."""
+    rung: float = 1.0
+    """Share of the token budget."""
 
     @property
     def name(self) -> str:
@@ -33,6 +35,7 @@ class TrialSpec:
         rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
         on = " on instructions" if last.train_on == "instructions" else ""
         at = " at equal seconds" if self.equal_seconds else ""
+        at += "" if self.rung == 1 else f" at {100 * self.rung:g} % of the tokens"
         return f"{self.plan.name} {self.method}{on} lr {rates} seed {last.seed}{at}"
 
     @property

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from shortened_llm.config import ExperimentConfig
-from shortened_llm.records import Experiment, TrialFailure
 from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.cluster.trackers import check_node
@@ -12,14 +11,15 @@ from shortened_llm.search.finish import measure_report
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
 from shortened_llm.search.prepare import Prepared, prepare
+from shortened_llm.search.proposals import Proposals
 from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.stored.provenance import provenance, publish_cards
 from shortened_llm.search.strategies import strategies
-from shortened_llm.search.strategies.strategy import Outcomes
-from shortened_llm.search.trial import TrialContext, read_result
-from shortened_llm.storage.layout import TUNE
+from shortened_llm.search.strategies.rungs import left_behind
+from shortened_llm.search.trial import TrialContext
+from shortened_llm.storage.layout import TUNE, stable_url
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import join
+from shortened_llm.storage.urls import delete, join
 
 
 class TrialsFailedError(RuntimeError):
@@ -47,13 +47,15 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
             config, facts.roles, prepared.space, prepared.baseline, prepared.scores, context.provenance,
             facts.size.without(()),
         )  # fmt: skip
-        failures: dict[str, TrialFailure] = {}
-        for propose in strategies(config.search):
-            proposed = propose(prepared.space, prepared.candidates, _outcomes(experiment, store))
-            before = len(experiment.trials)
-            experiment = replace(experiment, trials=(*experiment.trials, *planned_trials(proposed)))
-            write_experiment(store, experiment)
-            failures |= run_trials(proposed, context, _logs(config, context, log), before=before)
+
+        def record(proposals: Proposals) -> None:
+            write_experiment(store, replace(experiment, trials=planned_trials(proposals.specs)))
+            _drop_checkpoints(config, prepared, proposals, store)
+
+        proposals = Proposals(strategies(config.search), prepared.space, prepared.candidates, store, on_proposed=record)
+        failures = run_trials(proposals, context, _logs(config, context, log))
+        _drop_checkpoints(config, prepared, proposals, store)
+        experiment = replace(experiment, trials=planned_trials(proposals.specs))
         experiment = measure_report(experiment, config, context, facts.roles, failures, log.about("report"))
         write_experiment(store, experiment)
         report = publish_report(store, experiment)
@@ -66,11 +68,14 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
     return report
 
 
-def _outcomes(experiment: Experiment, store: Store) -> Outcomes:
-    """What is stored of the trials so far."""
-    specs = tuple(trial.spec for trial in experiment.trials)
-    results = {spec.fingerprint: result for spec in specs if (result := read_result(store, spec)) is not None}
-    return Outcomes(specs=specs, results=results)
+def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: Proposals, store: Store) -> None:
+    """Delete the optimiser state of trials that no longer one will continue, unless the user keeps it."""
+    if not config.search.rungs or config.retraining.keep_stable_checkpoint:
+        return
+    space, rungs = prepared.space, config.search.rungs
+    for spec in left_behind(space, prepared.candidates, proposals.outcomes, rungs=rungs):
+        for job in space.jobs(spec):
+            delete(stable_url(store.url, job.stable_fingerprint))
 
 
 def _context(

@@ -47,12 +47,24 @@ class SearchSpace:
             recipes.append(replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay))
         return self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
 
+    def at_rung(self, spec: TrialSpec, share: float) -> TrialSpec:
+        """Train a candidate on a share of its tokens, in whole steps. Its warm-up stays as it is, so that up to the
+        decay the shorter run is the beginning of the longer one."""
+        if share == 1 or not spec.recipes:
+            return replace(spec, rung=share)
+        recipes = []
+        for recipe in spec.recipes:
+            steps = max(1, round(recipe.num_steps * share))
+            recipes.append(replace(recipe, num_steps=steps, decay_steps=max(1, round(recipe.decay_steps * share))))
+        shorter = self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
+        return replace(shorter, rung=share)
+
     def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
         """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
         model = self.dense.view(spec.plan.transforms)
         jobs: list[RetrainingJob] = []
         for recipe in spec.recipes:
-            jobs.append(self._job(model, recipe))
+            jobs.append(self._job(model, recipe, is_continued=spec.rung < 1))
             model = model.exported(url=model.url, fingerprint=jobs[-1].fingerprint, files=())
         return tuple(jobs)
 
@@ -75,7 +87,7 @@ class SearchSpace:
         spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
 
-    def _job(self, model: ModelRef, recipe: Recipe) -> RetrainingJob:
+    def _job(self, model: ModelRef, recipe: Recipe, *, is_continued: bool) -> RetrainingJob:
         tokens = self.data.instructions if recipe.train_on == "instructions" else self.data.corpus
         return RetrainingJob(
             model=model,
@@ -85,7 +97,9 @@ class SearchSpace:
             recipe=recipe,
             dtype=self.dtype,
             export_dtype=self.export_dtype,
-            placement=self.retraining,
+            placement=self.retraining.model_copy(update={"keep_stable_checkpoint": True})
+            if is_continued
+            else self.retraining,
         )
 
 
@@ -95,16 +109,3 @@ def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:
     for spec in specs:
         found.setdefault((spec.fingerprint, spec.control), spec)
     return tuple(found.values())
-
-
-def waves(space: SearchSpace, specs: Iterable[TrialSpec]) -> tuple[tuple[TrialSpec, ...], tuple[TrialSpec, ...]]:
-    """Trials to run first, and those that begin with a training run of one of these: a run never happens twice, and no
-    two trials make it at a time."""
-    first: list[TrialSpec] = []
-    later: list[TrialSpec] = []
-    runs: set[str] = set()
-    for spec in specs:
-        of_spec = {job.fingerprint for job in space.jobs(spec)}
-        (later if runs & of_spec else first).append(spec)
-        runs |= of_spec
-    return tuple(first), tuple(later)

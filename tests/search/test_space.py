@@ -19,7 +19,7 @@ from shortened_llm.records import (
     TrainingData,
     TrialResult,
 )
-from shortened_llm.search.space import SearchSpace, distinct, waves
+from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.equal_seconds import propose_equal_seconds
 from shortened_llm.search.strategies.strategy import Candidates, Outcomes
 from shortened_llm.search.units import selection_units
@@ -123,26 +123,6 @@ def test_a_second_run_begins_at_the_first_one_s_model(
     assert first.model.transforms == second.model.origin == keeping((0, 3, 4, 5, 6, 7))
 
 
-def test_a_run_that_trials_share_is_made_once(
-    tiny_values: dict, tiny_config: ExperimentConfig, space: SearchSpace
-) -> None:
-    """Continued pretraining for the whole budget is a trial, and what adapters on instructions begin with."""
-    space = space_of(
-        tiny_values, space, methods=["cpt", "cpt_lora"], instructions={"path": "pairs.jsonl", "epochs": 0.5},
-        lora={"learning_rate": [1e-3, 3e-3], "train_on": ["corpus", "instructions"]},
-    )  # fmt: skip
-    trials = space.trials(plans(tiny_config, ORDER))
-    first, later = waves(space, trials)
-    runs = [job.fingerprint for trial in first for job in space.jobs(trial)]
-    assert len(runs) == len(set(runs))
-    assert {job.fingerprint for trial in later for job in space.jobs(trial)[:1]} <= set(runs)
-    assert [(trial.method, trial.train_on) for trial in first] == [("cpt", "corpus"), ("cpt_lora", "corpus")]
-    assert [(trial.method, trial.train_on) for trial in later] == [
-        ("cpt_lora", "corpus"), ("cpt_lora", "instructions"), ("cpt_lora", "instructions"),
-    ]  # fmt: skip
-    assert later[-1].recipes[-1].num_steps == 2  # half of 256 pairs, 64 a step
-
-
 def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, space: SearchSpace) -> None:
     tiny_values["search"] = {"ratios": [0.25, 0.5], "controls": ["dense", "random"]}
     tiny_values["retraining"]["tokens"] = {0.25: 4096, 0.5: 8192}
@@ -161,7 +141,6 @@ def test_a_control_that_is_a_candidate_too_is_both(tiny_config: ExperimentConfig
     specs = distinct((*space.trials(pruned), *space.controls("random", pruned), *space.trials(pruned)))
     assert [spec.control for spec in specs] == [None, "random"]
     assert len({spec.fingerprint for spec in specs}) == 1
-    assert [len(wave) for wave in waves(space, specs)] == [1, 1]
 
 
 def test_equal_seconds_scale_the_budget_by_the_speed(

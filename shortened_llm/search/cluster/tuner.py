@@ -2,26 +2,28 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import ray.tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
 
 from shortened_llm import metrics
 from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, quiet_libraries
-from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
+from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.cluster.trackers import tracker_callbacks
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
-from shortened_llm.search.space import SearchSpace, waves
-from shortened_llm.search.stored.experiment import Begun
-from shortened_llm.search.trial import TrialContext, is_done, read_result, run_trial
+from shortened_llm.search.proposals import LOST, Proposals
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.stored.experiment import Begun, planned_spec
+from shortened_llm.search.trial import TrialContext, run_trial
 from shortened_llm.storage.clients import ray_storage
-from shortened_llm.storage.layout import BEGUN, FAILURES, RETRAINED
+from shortened_llm.storage.layout import BEGUN, FAILURES
 
 # Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
@@ -49,67 +51,105 @@ class TrialFailedError(RuntimeError):
     """A trial has no result; its cause is recorded."""
 
 
-def run_trials(
-    specs: Sequence[TrialSpec], context: TrialContext, logs: TrialLogs, *, before: int = 0
-) -> dict[str, TrialFailure]:
-    """Run every trial that has no record yet; results are read from the store.
+def run_trials(proposals: Proposals, context: TrialContext, logs: TrialLogs) -> dict[str, TrialFailure]:
+    """Run every trial that is proposed and has no result yet; results are read from the store.
 
     A fresh Tuner each time: the records say what is done, so nothing is restored from Tune's own state.
-
-    Args:
-        before: trials of the experiment that came before these, for their numbers.
 
     Returns:
         The failures, by trial fingerprint.
     """
-    todo = [spec for spec in specs if not is_done(context.store, spec)]
-    for spec in todo:
-        context.experiment.remove(FAILURES, spec.fingerprint)
-    if len(todo) < len(specs):
-        LOGGER.info("%d of %d trials are done already", len(specs) - len(todo), len(specs))
-    total = before + len(specs)
-    names = {spec.fingerprint: f"{i}/{total} {spec.name}" for i, spec in enumerate(specs, start=before + 1)}
-    for spec in specs:
-        _about(names[spec.fingerprint], logs).enter("pending" if spec in todo else "done")
-        if spec not in todo and (result := read_result(context.store, spec)):
-            _post_hours(result, spec, context.space, logs.progress)
-    first, later = waves(context.space, todo)
-    failures = _run_wave(first, names, context, logs)
-    ready = []
-    for spec in later:
-        # Made by a trial of the first wave, unless that failed; two trials must not make it at a time.
-        begins_with = context.space.jobs(spec)[0]
-        if context.store.read(RETRAINED, begins_with.fingerprint, RetrainedModel) is None:
-            cause = f"the {begins_with.recipe.method} run that it begins with failed in another trial"
-            failures[spec.fingerprint] = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
-            _about(names[spec.fingerprint], logs).enter("failed")
-            LOGGER.error("trial %s failed: %s", names[spec.fingerprint], cause)
-        else:
-            ready.append(spec)
-    return failures | _run_wave(ready, names, context, logs)
+    searcher = ProposalSearcher(proposals, context, logs)
+    if searcher.has_next:
+        searcher.explain(_fit(searcher, context, logs))
+    for fingerprint, failure in proposals.failures.items():
+        LOGGER.error("trial %s failed: %s", proposals.titles[fingerprint], failure.cause)
+        _about(proposals.titles[fingerprint], logs).enter("failed")
+    return proposals.failures
 
 
-def _run_wave(
-    todo: Sequence[TrialSpec],
-    names: Mapping[str, str],
-    context: TrialContext,
-    logs: TrialLogs,
-) -> dict[str, TrialFailure]:
-    """Run trials that share no training run; returns the failures."""
-    if not todo:
+class ProposalSearcher(Searcher):
+    """Hands Tune the next trial whenever it has room for one."""
+
+    def __init__(self, proposals: Proposals, context: TrialContext, logs: TrialLogs) -> None:
+        super().__init__()
+        self._proposals, self._context, self._logs = proposals, context, logs
+        self._fingerprints: dict[str, str] = {}
+        """Of trials, by Tune's identifier."""
+        self._num_posted = 0
+        self._next = self._propose()
+
+    @property
+    def has_next(self) -> bool:
+        return self._next is not None
+
+    def suggest(self, trial_id: str) -> dict | str | None:
+        """Describe the next trial; None: not yet."""
+        spec, self._next = self._next or self._propose(), None
+        if spec is None:
+            return str(Searcher.FINISHED) if self._proposals.is_finished else None
+        self._fingerprints[trial_id] = spec.fingerprint
+        return {"trial": _describe(spec, self._proposals.titles[spec.fingerprint])}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Take note of it, with the cause where it failed."""
+        fingerprint = self._fingerprints[trial_id]
+        self._proposals.end(fingerprint, self._context.experiment.read(FAILURES, fingerprint, TrialFailure))
+
+    def explain(self, results: ray.tune.ResultGrid) -> None:
+        """Tune alone knows how a process was lost."""
+        for result in results:
+            failure = self._proposals.failures.get((result.config or {})["trial"]["fingerprint"])
+            if failure and failure.cause == LOST and result.error:
+                self._proposals.failures[failure.fingerprint] = replace(failure, cause=last_line(result.error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the records say what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+    def __getstate__(self) -> dict:
+        """Nothing: Tune pickles its settings, and never reads them here."""
         return {}
-    by_fingerprint = {spec.fingerprint: spec for spec in todo}
+
+    def _propose(self) -> TrialSpec | None:
+        spec = self._proposals.next()
+        if spec is not None:
+            self._context.experiment.remove(FAILURES, spec.fingerprint)
+        new = self._proposals.specs[self._num_posted :]
+        if new:
+            self._post(new)
+        return spec
+
+    def _post(self, new: Sequence[TrialSpec]) -> None:
+        """Show trials that were proposed, and what those cost that are done already."""
+        self._num_posted += len(new)
+        done = 0
+        for spec in new:
+            on_progress = _about(self._proposals.titles[spec.fingerprint], self._logs)
+            if result := self._proposals.result(spec):
+                done += 1
+                on_progress.enter("done")
+                _post_hours(result, spec, self._context.space, on_progress)
+            else:
+                on_progress.enter("pending")
+        if done:
+            LOGGER.info("%d of %d trials are done already", done, self._num_posted)
+
+
+def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> ray.tune.ResultGrid:
     state_tracking = os.environ.get(STATE_TRACKING, "0")
 
     def trainable(config: dict[str, dict[str, str]]) -> None:
         quiet_libraries()
         context.store.enter()
         os.environ.setdefault(STATE_TRACKING, state_tracking)
-        spec = by_fingerprint[config["trial"]["fingerprint"]]
-        name, own = names[spec.fingerprint], context.experiment
-        if known := own.read(FAILURES, spec.fingerprint, TrialFailure):
+        own, fingerprint = context.experiment, config["trial"]["fingerprint"]
+        spec, name = planned_spec(own.url, fingerprint), config["trial"]["title"]
+        if known := own.read(FAILURES, fingerprint, TrialFailure):
             raise TrialFailedError(known.cause)  # Tune starts it once more: Train has retried its training already
-        own.write(BEGUN, spec.fingerprint, Begun(driver=context.driver), identity={}, parents=())
+        own.write(BEGUN, fingerprint, Begun(driver=context.driver), identity={}, parents=())
         on_progress = _about(name, logs)
         watching = watch_callbacks(logs.experiment, name, context.resources, on_progress)
         try:
@@ -118,8 +158,8 @@ def _run_wave(
         except Exception as error:
             if not on_progress.is_heard():
                 raise  # the search was stopped, which takes much away that a trial needs
-            failure = TrialFailure(fingerprint=spec.fingerprint, cause=last_line(error))
-            own.write(FAILURES, spec.fingerprint, failure, identity={}, parents=())
+            failure = TrialFailure(fingerprint=fingerprint, cause=last_line(error))
+            own.write(FAILURES, fingerprint, failure, identity={}, parents=())
             on_progress.enter("failed")
             raise TrialFailedError(failure.cause) from error
         finally:
@@ -131,11 +171,12 @@ def _run_wave(
 
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(context.driver_demand)),
-        param_space={"trial": ray.tune.grid_search([_describe(spec) for spec in by_fingerprint.values()])},
         tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,  # until nothing is proposed any more
             max_concurrent_trials=context.max_concurrent_trials,
             trial_name_creator=lambda trial: str(trial.config["trial"]["name"]),
-            trial_dirname_creator=lambda trial: directory_name(by_fingerprint[trial.config["trial"]["fingerprint"]]),
+            trial_dirname_creator=lambda trial: directory_name(**trial.config["trial"]),
         ),
         run_config=ray.tune.RunConfig(
             name=logs.experiment,  # the same each time: a trial that goes on does so in its directory
@@ -145,25 +186,13 @@ def _run_wave(
             verbose=0,
         ),
     )
-    results = {result.config["trial"]["fingerprint"]: result for result in tuner.fit()}
-    failures = {}
-    for spec in todo:
-        if read_result(context.store, spec) is None:
-            failure = context.experiment.read(FAILURES, spec.fingerprint, TrialFailure)
-            if failure is None:  # its process was lost, more often than it was started again
-                lost = results[spec.fingerprint].error
-                cause = last_line(lost) if lost else "ended without a result"
-                failure = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
-            LOGGER.error("trial %s failed: %s", names[spec.fingerprint], failure.cause)
-            _about(names[spec.fingerprint], logs).enter("failed")
-            failures[spec.fingerprint] = failure
-    return failures
+    return tuner.fit()
 
 
-def directory_name(spec: TrialSpec) -> str:
+def directory_name(name: str, fingerprint: str, **_: object) -> str:
     """The name of a trial's logs, for people: `ppl-20-cpt-lr-0.0003-seed-0-<fingerprint>`."""
-    readable = re.sub(r"[^\w.-]+", "-", spec.name).strip("-")[:LONGEST_NAME]
-    return f"{readable}-{spec.fingerprint}"
+    readable = re.sub(r"[^\w.-]+", "-", name).strip("-")[:LONGEST_NAME]
+    return f"{readable}-{fingerprint}"
 
 
 def _about(name: str, logs: TrialLogs) -> Progress:
@@ -175,9 +204,10 @@ def _post_hours(result: TrialResult, spec: TrialSpec, space: SearchSpace, progre
         progress.spend(job.run_name, run.accelerator_seconds / 3600)
 
 
-def _describe(spec: TrialSpec) -> dict[str, object]:
+def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
     """The trial as Tune and trackers show it."""
     return {
+        "title": title,
         "fingerprint": spec.fingerprint,
         "name": spec.name,
         "plan": spec.plan.name,

@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.logs import LOGGER
-from shortened_llm.records import EvalScores, Experiment, ReportedTrial, TrialFailure, TrialResult, from_json, to_json
+from shortened_llm.records import (
+    EvalScores,
+    Experiment,
+    ReportedTrial,
+    TrialFailure,
+    TrialResult,
+    TrialSpec,
+    from_json,
+    to_json,
+)
 from shortened_llm.reporting.write import write_report
 from shortened_llm.storage.layout import (
     BEGUN,
@@ -139,6 +148,12 @@ def read_experiment(url: str) -> Experiment:
     parent, _, name = directory.rpartition("/")
     storage, _, kind = parent.rpartition("/")
     return filled_in(found, Store(storage), directory) if kind == EXPERIMENTS and name else found
+
+
+def planned_spec(directory: str, fingerprint: str) -> TrialSpec:
+    """A trial of the experiment in a directory or URL, as it was proposed."""
+    planned = from_json(Experiment, read_bytes(join(directory, PLANNED)))
+    return next(trial.spec for trial in planned.trials if trial.spec.fingerprint == fingerprint)
 
 
 def experiment_directory(url: str) -> str:

@@ -25,6 +25,8 @@ class Outcomes:
     specs: tuple[TrialSpec, ...]
     results: Mapping[str, TrialResult]
     """Those that have one, by the fingerprint of the trial."""
+    failed: frozenset[str] = frozenset()
+    """Fingerprints of those that failed."""
 
 
 Strategy = Callable[[SearchSpace, Candidates, Outcomes], tuple[TrialSpec, ...]]

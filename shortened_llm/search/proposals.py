@@ -1,0 +1,119 @@
+"""Which trial comes next: asked whenever there is room for one, answered from what is stored."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
+from shortened_llm.search.space import SearchSpace
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes, Strategy
+from shortened_llm.search.trial import is_done, read_result
+from shortened_llm.storage.layout import RETRAINED
+from shortened_llm.storage.store import Store
+
+LOST = "its process was lost, more often than it was started again"
+
+
+class Proposals:
+    """The trials that strategies propose, one after another. A strategy proposes once those before it have no more.
+
+    Nothing is remembered but what records say: a search that runs again asks the same questions and finds the same
+    answers, so that it goes on where it was.
+    """
+
+    def __init__(
+        self,
+        strategies: Sequence[Strategy],
+        space: SearchSpace,
+        candidates: Candidates,
+        store: Store,
+        *,
+        on_proposed: Callable[["Proposals"], None],
+    ) -> None:
+        """`on_proposed` is called whenever there are new trials, before any of these begins."""
+        self._strategies, self._space, self._candidates, self._store = list(strategies), space, candidates, store
+        self._on_proposed = on_proposed
+        self.specs: tuple[TrialSpec, ...] = ()
+        """Every trial so far; a control that equals a candidate stands beside it, and shares its result."""
+        self.failures: dict[str, TrialFailure] = {}
+        """By the trial's fingerprint."""
+        self._results: dict[str, TrialResult] = {}
+        self._running: dict[str, TrialSpec] = {}
+        self._known_runs: dict[str, tuple[str, ...]] = {}
+        self.titles: dict[str, str] = {}
+        """Number and name of each trial, as log lines show it."""
+
+    def next(self) -> TrialSpec | None:
+        """The next trial to run; None while those that run decide what comes next, and when nothing is left."""
+        while self._strategies:
+            self._ask(self._strategies[0])
+            for spec in self._open():
+                if self._fails_with_another(spec):
+                    continue
+                if not self._shares_a_run(spec, self._running.values()):
+                    self._running[spec.fingerprint] = spec
+                    return spec
+            if self._running:
+                return None
+            if not self._open():
+                self._strategies.pop(0)
+        return None
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What is known of the trials so far."""
+        return Outcomes(specs=self.specs, results=self._results, failed=frozenset(self.failures))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial is left, begun or not."""
+        return not self._strategies and not self._running
+
+    def result(self, spec: TrialSpec) -> TrialResult | None:
+        """The trial's result, where it has one."""
+        return self._results.get(spec.fingerprint)
+
+    def end(self, fingerprint: str, failure: TrialFailure | None) -> None:
+        """Take note that a trial has ended."""
+        spec = self._running.pop(fingerprint)
+        if result := read_result(self._store, spec):
+            self._results[fingerprint] = result
+        else:
+            self.failures[fingerprint] = failure or TrialFailure(fingerprint=fingerprint, cause=LOST)
+
+    def _ask(self, strategy: Strategy) -> None:
+        known = {(spec.fingerprint, spec.control, spec.equal_seconds) for spec in self.specs}
+        proposed = strategy(self._space, self._candidates, self.outcomes)
+        new = [spec for spec in proposed if (spec.fingerprint, spec.control, spec.equal_seconds) not in known]
+        if not new:
+            return
+        first, total = len(self.specs) + 1, len(self.specs) + len(new)
+        self.specs = (*self.specs, *new)
+        for number, spec in enumerate(new, start=first):
+            self.titles.setdefault(spec.fingerprint, f"{number}/{total} {spec.name}")
+            if is_done(self._store, spec) and (result := read_result(self._store, spec)):
+                self._results[spec.fingerprint] = result
+        self._on_proposed(self)
+
+    def _open(self) -> list[TrialSpec]:
+        begun = {*self._results, *self.failures, *self._running}
+        return [spec for spec in self.specs if spec.fingerprint not in begun]
+
+    def _shares_a_run(self, spec: TrialSpec, others: Iterable[TrialSpec]) -> bool:
+        """Whether another trial makes a training run of this one: no two make it at a time, so it is made once."""
+        made = {run for other in others for run in self._runs(other)}
+        return not made.isdisjoint(self._runs(spec))
+
+    def _fails_with_another(self, spec: TrialSpec) -> bool:
+        """Whether a training run of this trial failed in another; then it fails too, without being tried again."""
+        tried = {run for one in self.specs if one.fingerprint in self.failures for run in self._runs(one)}
+        for run, recipe in zip(self._runs(spec), spec.recipes, strict=True):
+            if run in tried and self._store.read(RETRAINED, run, RetrainedModel) is None:
+                cause = f"the {recipe.method} run that it begins with failed in another trial"
+                self.failures[spec.fingerprint] = TrialFailure(fingerprint=spec.fingerprint, cause=cause)
+                return True
+        return False
+
+    def _runs(self, spec: TrialSpec) -> tuple[str, ...]:
+        """The fingerprints of a trial's training runs."""
+        if spec.fingerprint not in self._known_runs:
+            self._known_runs[spec.fingerprint] = tuple(job.fingerprint for job in self._space.jobs(spec))
+        return self._known_runs[spec.fingerprint]

@@ -1,0 +1,154 @@
+"""Short runs of every candidate, longer ones of the best: successive halving within each target, decided from records.
+
+After Li et al., ASHA, arXiv 1810.05934, with two differences. What is promoted depends on the candidates' order alone
+and never on which of them ends first, so that a search that was stopped goes on to the same end. And candidates that
+the scores do not tell apart are kept together: a short run predicts a longer one only in part.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from shortened_llm.records import TrialResult, TrialSpec
+from shortened_llm.reporting.paired import mean_difference, paired_difference
+from shortened_llm.search.space import SearchSpace, distinct
+from shortened_llm.search.strategies.grid import propose_grid
+from shortened_llm.search.strategies.strategy import Candidates, Outcomes
+
+REDUCTION = 3
+"""One in so many goes up from a rung."""
+MOST_TIES = 0.5
+"""Candidates that are not told apart from the last one kept go up too, at most this share of those kept."""
+ENOUGH = 0.5
+"""Share of the lowest rung's candidates that must have ended before the first of them goes up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """The candidates of one target at one rung."""
+
+    entrants: tuple[TrialSpec, ...]
+    """As they are at the full budget, in an order that does not depend on time."""
+    enough: int
+    """Candidates that must have ended before the first goes up; as long as others may come, it must not depend on how
+    many there are by now."""
+    is_closed: bool
+    """Whether no other candidate can come to this rung."""
+
+
+def propose_rungs(
+    space: SearchSpace, candidates: Candidates, outcomes: Outcomes, *, rungs: Sequence[float]
+) -> tuple[TrialSpec, ...]:
+    """Every candidate of the grid at the lowest rung, those that were promoted at the next ones; controls have no
+    rungs."""
+    grid = propose_grid(space, candidates, Outcomes(specs=(), results={}))
+    found: list[TrialSpec] = []
+    for of_target in _by_target(grid).values():
+        for share, rung in climbed(space, of_target, outcomes, rungs):
+            found += [space.at_rung(spec, share) for spec in rung.entrants]
+    lowest_first = sorted(found, key=lambda spec: spec.rung)
+    return distinct((*lowest_first, *(spec for spec in grid if spec.control)))
+
+
+def climbed(
+    space: SearchSpace, candidates: Sequence[TrialSpec], outcomes: Outcomes, rungs: Sequence[float]
+) -> Iterator[tuple[float, Rung]]:
+    """Each rung of one target with the candidates that have come to it so far.
+
+    Args:
+        candidates: at the full budget.
+        rungs: shares of the budget, ascending.
+    """
+    enough = max(REDUCTION, math.ceil(ENOUGH * len(candidates)))
+    rung = Rung(entrants=tuple(candidates), enough=enough, is_closed=True)
+    for share in rungs:
+        yield share, rung
+        at_share = {spec.fingerprint: space.at_rung(spec, share).fingerprint for spec in rung.entrants}
+        results = {own: outcomes.results[at] for own, at in at_share.items() if at in outcomes.results}
+        failed = {own for own, at in at_share.items() if at in outcomes.failed}
+        ended = results.keys() | failed
+        goes_up = promoted(rung, results, ended)
+        is_closed = rung.is_closed and all(spec.fingerprint in ended for spec in rung.entrants)
+        rung = Rung(entrants=tuple(goes_up), enough=REDUCTION, is_closed=is_closed)
+
+
+def promoted(rung: Rung, results: Mapping[str, TrialResult], ended: set[str]) -> list[TrialSpec]:
+    """The candidates that go up, in the order in which they were found to.
+
+    Candidates are looked at in their own order. As soon as enough have ended, the best third of those goes up, and so
+    again with each further one. At the end come those that are not told apart from the last one kept.
+
+    Args:
+        results: by the candidate's fingerprint.
+        ended: fingerprints of the candidates that have a result or failed.
+    """
+    done = 0
+    for spec in rung.entrants:
+        if spec.fingerprint not in ended:
+            break
+        done += 1
+    found: dict[str, TrialSpec] = {}
+    for seen in range(rung.enough, done + 1):
+        ranked = _ranked(rung.entrants[:seen], results)
+        found |= {spec.fingerprint: spec for spec in ranked[: seen // REDUCTION]}
+    if rung.is_closed and done == len(rung.entrants):
+        ranked = _ranked(rung.entrants, results)
+        kept = math.ceil(len(rung.entrants) / REDUCTION)
+        found |= {spec.fingerprint: spec for spec in (*ranked[:kept], *_ties(ranked, kept, results))}
+    return list(found.values())
+
+
+def _ranked(specs: Sequence[TrialSpec], results: Mapping[str, TrialResult]) -> list[TrialSpec]:
+    """Those with a finite loss, the best first."""
+    found = {spec.fingerprint: results.get(spec.fingerprint) for spec in specs}
+    losses = {fingerprint: result.after.mean_nll for fingerprint, result in found.items() if result}
+    finite = [spec for spec in specs if math.isfinite(losses.get(spec.fingerprint, math.nan))]
+    return sorted(finite, key=lambda spec: (losses[spec.fingerprint], spec.fingerprint))
+
+
+def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialResult]) -> list[TrialSpec]:
+    """Those behind the last one kept from which its loss, document by document, does not stand out."""
+    if not 0 < kept < len(ranked):
+        return []
+    last, most = results[ranked[kept - 1].fingerprint], math.ceil(MOST_TIES * kept)
+    ties = []
+    for spec in ranked[kept : kept + most]:
+        pairs = zip(results[spec.fingerprint].after.perplexity, last.after.perplexity, strict=True)
+        differences = [found for pair in pairs if (found := paired_difference([pair])) is not None]
+        over_texts = mean_difference(differences)
+        if over_texts is None or over_texts.standard_error is None or over_texts.stands_out:
+            break
+        ties.append(spec)
+    return ties
+
+
+def _by_target(grid: Sequence[TrialSpec]) -> dict[object, list[TrialSpec]]:
+    """The candidates of each target; a plan that serves several competes in each."""
+    found: dict[object, list[TrialSpec]] = {}
+    for spec in grid:
+        for target in spec.plan.targets if spec.control is None else ():
+            found.setdefault(target, []).append(spec)
+    return found
+
+
+def left_behind(
+    space: SearchSpace, candidates: Candidates, outcomes: Outcomes, *, rungs: Sequence[float]
+) -> tuple[TrialSpec, ...]:
+    """The trials from which no longer one will go on: those that were not promoted when their rung was decided in each
+    of their targets, and those whose next trial has ended."""
+    decided: dict[str, TrialSpec] = {}
+    needed: set[str] = set()
+    for of_target in _by_target(propose_grid(space, candidates, Outcomes(specs=(), results={}))).values():
+        for (share, rung), (next_share, above) in pairwise(climbed(space, of_target, outcomes, rungs)):
+            waiting = {
+                spec.fingerprint
+                for spec in above.entrants
+                if space.at_rung(spec, next_share).fingerprint not in {*outcomes.results, *outcomes.failed}
+            }
+            for spec in rung.entrants:
+                at_share = space.at_rung(spec, share)
+                decided[at_share.fingerprint] = at_share
+                if spec.fingerprint in waiting or not above.is_closed:
+                    needed.add(at_share.fingerprint)
+    return tuple(spec for fingerprint, spec in decided.items() if fingerprint not in needed)
