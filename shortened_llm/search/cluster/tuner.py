@@ -75,7 +75,7 @@ class ProposalSearcher(Searcher):
         super().__init__()
         self._proposals, self._context, self._logs = proposals, context, logs
         self._fingerprints: dict[str, str] = {}
-        """Of trials, by Tune's identifier."""
+        """Fingerprints of trials, by Tune's identifier."""
         self._num_posted = 0
         self._next = self._propose()
 

@@ -29,7 +29,7 @@ class Rung:
     """The candidates of one target at one rung."""
 
     entrants: tuple[TrialSpec, ...]
-    """As they are at the full budget, in an order that does not depend on time."""
+    """Candidates at the full budget, in an order that does not depend on time."""
     enough: int
     """Candidates that must have ended before the first goes up; as long as others may come, it must not depend on how
     many there are by now."""
