@@ -11,6 +11,8 @@ from shortened_llm.storage.store import Store
 
 def _budgets(retraining: RetrainingConfig) -> str:
     """Tokens of a trial on the corpus, in whole steps."""
+    if not retraining.runs:
+        return "nothing is trained"
     steps = [budget // retraining.tokens_per_step for budget in retraining.budgets]
     listed = " or ".join(f"{count * retraining.tokens_per_step:,} tokens ({count} steps)" for count in steps)
     return f"{listed} a trial" if retraining.uses_corpus else "instructions alone"
