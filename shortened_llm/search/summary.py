@@ -61,7 +61,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) 
     ]
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
-        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or "nothing: no report texts"
+        nothing = "nothing: no report texts" if name == "reports on" else "nothing"
+        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or nothing
         lines.append(f"{name:<12}{texts}")
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)

@@ -83,7 +83,7 @@ def test_a_section_that_is_needed_is_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("verb", "absent", "flags", "words"),
     [
-        ("search", ("retraining",), [], ["training    none: nothing is trained", "trains on   nothing"]),
+        ("search", ("retraining",), [], ["training    none: nothing is trained", "trains on   nothing\n"]),
         ("evaluate", ("search", "retraining"), [], ["would score"]),
         ("retrain", ("evaluation",), ["--remove", "3,5"], ["without blocks 3,5 by cpt"]),
     ],
