@@ -20,10 +20,14 @@ from jobs.config_file import read_config_file
 from shortened_llm.config import (
     BlockPruning,
     CalibrationConfig,
+    EvaluationConfig,
     ExperimentConfig,
     ResourcesConfig,
+    RetrainingConfig,
+    SearchSection,
     describe_errors,
     parse_config,
+    require_sections,
 )
 from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError, Faults, last_line, original
@@ -44,12 +48,15 @@ ENDING_SECONDS = 5.0
 
 class _Flags(ExperimentConfig, BaseSettings):
     """Every field of the configuration as a command-line flag. A section that may be a list has flags for the fields of
-    a single entry."""
+    a single entry, and one that may be absent shows the defaults that hold where it is given."""
 
     calibration: CalibrationConfig
     """Text that blocks are scored on; a list is an axis of the search."""
     pruning: BlockPruning = BlockPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
+    search: SearchSection
+    retraining: RetrainingConfig
+    evaluation: EvaluationConfig
     model_config = {**ExperimentConfig.model_config, "protected_namespaces": ()}
 
     @classmethod
@@ -92,11 +99,16 @@ def make_parser(verb: str, description: str) -> Parser:
     return parser
 
 
-def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[ExperimentConfig, argparse.Namespace]:
+def parse_command(
+    parser: Parser, arguments: Sequence[str], needs: Sequence[str] = ()
+) -> tuple[ExperimentConfig, argparse.Namespace]:
     """The configuration, flags over file, and the entry point's own arguments.
 
+    Args:
+        needs: sections that are optional in a configuration, but not for this entry point.
+
     Raises:
-        BadInputError: the file or a value cannot be used.
+        BadInputError: the file or a value cannot be used, or a section that is needed is absent.
     """
     own = {action.dest for action in parser._actions}
     source: CliSettingsSource = CliSettingsSource(_Flags, cli_parse_args=False, root_parser=parser)
@@ -111,7 +123,9 @@ def parse_command(parser: Parser, arguments: Sequence[str]) -> tuple[ExperimentC
         raise BadInputError(f"command line: {error}") from None
     except ValidationError as error:
         raise BadInputError(describe_errors(error)) from None
-    return parse_config(merged), parsed
+    config = parse_config(merged)
+    require_sections(config, needs, parser.prog.removeprefix("python -m "))
+    return config, parsed
 
 
 def _merge(values: dict, later: dict) -> dict:

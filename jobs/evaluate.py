@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
     parser.add_argument("--vllm", action="store_true", help="also measure speed behind vLLM, where that is installed")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
-    config, flags = parse_command(parser, arguments)
+    config, flags = parse_command(parser, arguments, ["evaluation"])
     candidates: list[str] = flags.candidate
     store = open_store(config)
     facts = check_evaluation(config, store)

@@ -14,7 +14,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
-from shortened_llm.search.preflight import SearchFacts, check_search
+from shortened_llm.search.preflight import ScoringFacts, check_pruning
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.storage.store import Store
 
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = make_parser("prune", "Write pruned models, without retraining.")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="directory of the pruned models")
     add_remove_flag(parser, "those that each criterion removes at each ratio, a model each")
-    config, flags = parse_command(parser, arguments)
+    config, flags = parse_command(parser, arguments, ["search"])
     store = open_store(config)
-    facts = check_search(config, store)
+    facts = check_pruning(config, store)
     removed = None if flags.remove is None else removed_blocks(flags.remove, facts)
     if flags.dry_run:
         number = 1 if removed else config.num_rankings * len(facts.counts)
@@ -59,7 +59,7 @@ def _directory_name(plan: PrunePlan) -> str:
 
 
 def _plans(
-    config: ExperimentConfig, facts: SearchFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
+    config: ExperimentConfig, facts: ScoringFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
     if removed is not None:

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> None:
     """stdout has a line for each run of the methods: its losses and the directory of the model."""
     parser = make_parser("retrain", "Retrain one plan by every method, without a search and without evaluation.")
     add_remove_flag(parser, "those that the first criterion removes at the first ratio")
-    config, flags = parse_command(parser, arguments)
+    config, flags = parse_command(parser, arguments, ["search", "retraining"])
     config = first_plan(config)
     store = open_store(config)
 
@@ -41,7 +41,7 @@ def losses(run: RetrainedModel) -> str:
     """What a run has gained on the validation sequences, which are the same before and after."""
     before, after = run.first_validation_loss, run.last_validation_loss
     if before is None or after is None:
-        return f"training loss {run.history[-1].loss:.3f} at the end; the selection texts fill no validation sequence"
+        return f"training loss {run.history[-1].loss:.3f} at the end; no selection text fills a validation sequence"
     return f"validation loss {before:.3f} -> {after:.3f}"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from jobs.cli import make_parser, open_store, parse_command, run
-from shortened_llm.config import ExperimentConfig
+from shortened_llm.config import ExperimentConfig, require_sections
+from shortened_llm.criteria import CRITERIA
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> None:
         "of the configuration, where there are several rankings by a criterion",
     )
     config, flags = parse_command(parser, arguments)
+    if any(CRITERIA[criterion].searches for criterion in config.criteria):
+        require_sections(config, ["search"], "jobs.score")
     store = open_store(config)
     facts = check_scoring(config, store)
     if flags.dry_run:

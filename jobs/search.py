@@ -10,7 +10,9 @@ from shortened_llm.search.summary import describe_search
 
 def main(arguments: Sequence[str]) -> None:
     """The last line on stdout is the path or URL of the report."""
-    config, flags = parse_command(make_parser("search", "Search over pruning plans."), arguments)
+    config, flags = parse_command(
+        make_parser("search", "Search over pruning plans."), arguments, ["search", "evaluation"]
+    )
     store = open_store(config)
     facts, capacity = check_with_placement(lambda: check_search(config, store), config.resources, dry_run=flags.dry_run)
     print(describe_search(config, facts, store), flush=True)

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = make_parser("submit", "Run a search on a Ray cluster as a job, and follow its log.")
     parser.add_argument("--address", required=True, metavar="URL", help="the dashboard, such as http://127.0.0.1:8265")
     parser.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
-    config, flags = parse_command(parser, arguments)
+    config, flags = parse_command(parser, arguments, ["search", "evaluation"])
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells when the log ends
     here = urlsplit(flags.address).hostname in THIS_MACHINE
     values = with_absolute_paths(config.model_dump(mode="json", exclude_unset=True), here=here)

@@ -160,6 +160,45 @@ def test_methods_ask_for_what_they_need(values: dict) -> None:
         parse_config(changed(instructed, "search.controls", ["dense"]))
 
 
+def test_sections_may_be_absent(values: dict) -> None:
+    """Nothing is then trained, measured or asked for; what other sections say is still held against that."""
+    for name in ("search", "retraining", "evaluation"):
+        del values[name]
+    config = parse_config(changed(values, "resources.workers", 7))
+    assert (config.retraining.methods, config.retraining.runs, config.retraining.data) == (("none",), (), ())
+    assert (config.search.ratios, config.search.removed_blocks) == ((), ())
+    assert config.evaluation.selection.perplexity == config.evaluation.report.perplexity == ()
+    with pytest.raises(
+        BadInputError, match=r"search\.controls is \['dense'\].*retraining is not given; give it or drop"
+    ):
+        parse_config(values | {"search": {"ratios": [0.5], "controls": ["dense"]}})
+    with pytest.raises(BadInputError, match=r"search\.equal_seconds is true, but retraining\.methods is \['none'\]"):
+        parse_config(values | {"search": {"ratios": [0.5], "equal_seconds": True}})
+    with pytest.raises(BadInputError, match=r"evaluation\.selection: required"):
+        parse_config(values | {"evaluation": {}})
+
+
+@pytest.mark.parametrize(("field", "example"), [("data", "my-text.jsonl"), ("tokens", "10M")])
+def test_only_methods_that_train_on_text_ask_for_it(values: dict, field: str, example: str) -> None:
+    del values["retraining"][field]
+    with pytest.raises(BadInputError, match=rf"retraining: cpt trains on text, but {field} is not given.*{example}"):
+        parse_config(values)
+    assert parse_config(changed(values, "retraining.methods", ["none"])).retraining.budgets
+    paired = changed(values, "retraining.instructions", {"path": "pairs.jsonl"})
+    lora = changed(paired, "retraining.lora.train_on", ["instructions"])
+    assert parse_config(changed(lora, "retraining.methods", ["lora"])).retraining.uses_instructions
+
+
+def test_an_absent_retraining_is_that_of_method_none(values: dict) -> None:
+    """Also once it has been stored."""
+    del values["retraining"]
+    config = parse_config(values)
+    stored = config.model_dump(mode="json")
+    assert changed_keys(stored, config) == {}
+    assert changed_keys(stored, parse_config(values | {"retraining": {"methods": ["none"]}})) == {}
+    assert parse_config(values | {"retraining": stored["retraining"]}).retraining == config.retraining
+
+
 def test_a_preset_fills_in_what_is_not_given(values: dict) -> None:
     del values["retraining"]["cpt"]
     paper, short = (

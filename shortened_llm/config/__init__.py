@@ -7,12 +7,13 @@ from shortened_llm.config.evaluation import (
     LOCAL_SUFFIX,
     TASK_SETS,
     EfficiencyConfig,
+    EvaluationConfig,
     GenerationConfig,
     PerplexitySource,
     TaskConfig,
 )
 from shortened_llm.config.experiment import ExperimentConfig, changed_keys, entry_paths, flatten
-from shortened_llm.config.messages import describe_errors, parse_config
+from shortened_llm.config.messages import describe_errors, parse_config, require_sections
 from shortened_llm.config.model import ModelConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import DRIVER_RESOURCE, TRIAL_DRIVER_CPUS, NodeGroup, ResourcesConfig

@@ -204,3 +204,8 @@ class EvaluationConfig(Section):
     """Items per task; all unless given. Fewer items rank nothing: 100 have a standard error of 4 to 5 points."""
     batch_size: Annotated[int, Runtime] = Field(8, ge=1)
     """Segments or task requests per forward pass; halved where memory does not suffice."""
+
+
+NO_EVALUATION = EvaluationConfig.model_construct(selection=SelectionConfig.model_construct(perplexity=()))
+"""What the absence of the section means: nothing is measured. Nobody can write it, since an evaluation that is given
+needs selection texts."""

@@ -8,12 +8,12 @@ from typing import Annotated
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from shortened_llm.config.base import OneOrSeveral, Runtime
-from shortened_llm.config.evaluation import EvaluationConfig
+from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
 from shortened_llm.config.model import ModelConfig, StorageConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import ResourcesConfig
-from shortened_llm.config.retraining import RetrainingConfig
-from shortened_llm.config.search import SearchSection
+from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
+from shortened_llm.config.search import NO_SEARCH, SearchSection
 from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.config.tracking import TrackingConfig
 from shortened_llm.criteria import reads_text
@@ -34,9 +34,13 @@ class ExperimentConfig(Section):
     # Other units will stand beside it in a union that `unit` discriminates.
     pruning: OneOrSeveral[BlockPruning] = BlockPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
-    search: SearchSection
-    retraining: RetrainingConfig
-    evaluation: EvaluationConfig
+    search: SearchSection = NO_SEARCH
+    """What Ray Tune tries. jobs.score needs it only for criteria that search, such as greedy_ppl, and jobs.evaluate not
+    at all."""
+    retraining: RetrainingConfig = NO_RETRAINING
+    """How a pruned model recovers. Unless given, nothing is trained; jobs.retrain needs it."""
+    evaluation: EvaluationConfig = NO_EVALUATION
+    """How models are scored. jobs.search and jobs.evaluate need it."""
     resources: Annotated[ResourcesConfig, Runtime] = ResourcesConfig()
     tracking: Annotated[TrackingConfig, Runtime] = TrackingConfig()
 
@@ -87,8 +91,12 @@ class ExperimentConfig(Section):
     def _controls_have_a_corpus(self) -> "ExperimentConfig":
         if self.search.controls and not self.retraining.uses_corpus:
             raise ValueError(
-                f"search.controls is {list(self.search.controls)}, which train on retraining.data, but no method of "
-                f"{list(self.retraining.methods)} does; add cpt or drop them"
+                f"search.controls is {list(self.search.controls)}, which train on retraining.data, but "
+                + (
+                    f"no method of {list(self.retraining.methods)} does; add cpt or drop them"
+                    if "retraining" in self.model_fields_set
+                    else "retraining is not given; give it or drop them"
+                )
             )
         return self
 
@@ -129,7 +137,7 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> "ExperimentConfig":
         retraining, resources = self.retraining, self.resources
-        batches = {"retraining.global_batch_size": retraining.global_batch_size}
+        batches = {"retraining.global_batch_size": retraining.global_batch_size} if retraining.runs else {}
         if retraining.uses_instructions and retraining.instructions:
             batches["retraining.instructions.global_batch_size"] = retraining.instructions.global_batch_size
         for field, batch in batches.items():

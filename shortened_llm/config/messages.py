@@ -61,6 +61,26 @@ def describe_errors(error: ValidationError) -> str:
     return hidden("\n".join(lines))
 
 
+# What each section that is optional may look like.
+EXAMPLES = {
+    "search": "{ratios: [0.2, 0.4]}",
+    "retraining": "{methods: [cpt], data: {path: my-text.jsonl}, tokens: 10M}",
+    "evaluation": "{selection: {perplexity: {path: my-text.jsonl}}}",
+}
+
+
+def require_sections(config: ExperimentConfig, sections: Sequence[str], verb: str) -> None:
+    """Raises `BadInputError` with one line for each of the sections that a command needs and that is not given.
+
+    Args:
+        verb: the command, such as `jobs.evaluate`.
+    """
+    if missing := [name for name in sections if name not in config.model_fields_set]:
+        raise BadInputError(
+            "\n".join(f"{name}: {verb} needs this section; give one such as {EXAMPLES[name]}" for name in missing)
+        )
+
+
 def parse_config(values: Mapping[str, object]) -> ExperimentConfig:
     """Check `values`; raises `BadInputError` with one line per fault."""
     try:

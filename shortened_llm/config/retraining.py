@@ -34,8 +34,8 @@ class _Retraining(Section):
         min_length=1,
         description="; ".join(f"{name}: {row.summary}" for name, row in METHODS.items()) + ". An axis of the search.",
     )
-    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
-    """Text to train on: one source, or a list whose sequences are mixed."""
+    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(as_tuple)] = ()
+    """Text to train on: one source, or a list whose sequences are mixed. Methods that train on text need it."""
     instructions: InstructionsConfig | None = None
     """Instruction data, for lora.train_on."""
     corpus_tokens: Tokens | None = None
@@ -44,8 +44,9 @@ class _Retraining(Section):
     tokens: Annotated[
         Annotated[Tokens, Tag(TOTAL)] | Annotated[dict[Annotated[float, Field(ge=0, lt=1)], Tokens], Tag(BY_RATIO)],
         Discriminator(lambda value: BY_RATIO if isinstance(value, Mapping) else TOTAL),
-    ]
-    """Training budget of a trial (tokens), or one for each of search.ratios: {0.2: 20_000, 0.4: 40_000}."""
+    ] | None = None  # fmt: skip
+    """Training budget of a trial on `data` (tokens), or one for each of search.ratios: {0.2: 20_000, 0.4: 40_000}.
+    Methods that train on text need it."""
     sequence_length: int = Field(2048, ge=2)
     """Length of a training sequence (tokens). Documents are packed, an end-of-text token behind each."""
     isolate_documents: bool = False
@@ -100,12 +101,12 @@ class _Retraining(Section):
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """Distinct training budgets (tokens), ascending."""
-        return tuple(sorted(set(self.tokens.values()))) if isinstance(self.tokens, dict) else (self.tokens,)
+        """Distinct training budgets (tokens), ascending; 0 where none is given, as nothing trains on `data`."""
+        return tuple(sorted(set(self.tokens.values()))) if isinstance(self.tokens, dict) else (self.tokens or 0,)
 
     def budget(self, ratio: float) -> int:
         """Training budget (tokens) at a ratio of the search."""
-        return self.tokens[ratio] if isinstance(self.tokens, dict) else self.tokens
+        return self.tokens[ratio] if isinstance(self.tokens, dict) else self.tokens or 0
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -132,6 +133,18 @@ class _Retraining(Section):
     def drops_out(self) -> bool:
         """Whether any method trains with a dropout."""
         return any(adapters.dropout > 0 for adapters in self.adapters)
+
+    @model_validator(mode="after")
+    def _corpus_is_given(self) -> "_Retraining":
+        method = next((run.method for run in self.runs if run.train_on == "corpus"), None)
+        if method and not self.data:
+            raise ValueError(
+                f"{method} trains on text, but data is not given; name a text, such as {{path: my-text.jsonl}}, or "
+                "choose methods [none]"
+            )
+        if method and self.tokens is None:
+            raise ValueError(f"{method} trains on text, but tokens is not given; give a budget, such as 10M")
+        return self
 
     @model_validator(mode="after")
     def _budget_covers_a_step(self) -> "_Retraining":
@@ -201,3 +214,6 @@ if TYPE_CHECKING:
     RetrainingConfig = _Retraining
 else:
     RetrainingConfig = retraining_section(METHODS)
+
+NO_RETRAINING = RetrainingConfig(methods=("none",))
+"""What the absence of the section means: nothing is trained."""

@@ -49,3 +49,8 @@ class SearchSection(Section):
         if not self.ratios and not self.removed_blocks:
             raise ValueError("give ratios, such as [0.2, 0.4], or removed_blocks, such as [6, 12]")
         return self
+
+
+NO_SEARCH = SearchSection.model_construct()
+"""What the absence of the section means: no size is asked for. Nobody can write it, since a search that is given asks
+for one."""

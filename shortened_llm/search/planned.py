@@ -91,8 +91,9 @@ def _notes(config: ExperimentConfig, roles: TextRoles) -> tuple[str, ...]:
         notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
     if not roles.report:
         notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
-    notes.append(
-        f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, sequences "
-        f"of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
-    )
+    if config.retraining.runs:
+        notes.append(
+            f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, "
+            f"sequences of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
+        )
     return tuple(notes)

@@ -71,13 +71,22 @@ def check_scoring(config: ExperimentConfig, store: Store) -> ScoringFacts:
     return _check(config, store)
 
 
+def check_pruning(config: ExperimentConfig, store: Store) -> ScoringFacts:
+    """Check what scoring needs, and that pruned models can be written.
+
+    Raises:
+        BadInputError: as `check_scoring`.
+    """
+    return _check(config, store, exports=True)
+
+
 def check_retraining(config: ExperimentConfig, store: Store) -> ScoringFacts:
     """Check what scoring and retraining need.
 
     Raises:
         BadInputError: as `check_scoring`.
     """
-    return _check(config, store, retrains=True)
+    return _check(config, store, retrains=True, exports=True)
 
 
 def check_evaluation(config: ExperimentConfig, store: Store) -> ScoringFacts:
@@ -95,7 +104,7 @@ def check_search(config: ExperimentConfig, store: Store) -> SearchFacts:
     Raises:
         BadInputError: as `check_scoring`.
     """
-    facts = _check(config, store, retrains=True, evaluates=True, searches=True)
+    facts = _check(config, store, retrains=True, evaluates=True, exports=True, searches=True)
     return SearchFacts(
         model_config=facts.model_config,
         tokenizer=facts.tokenizer,
@@ -107,7 +116,13 @@ def check_search(config: ExperimentConfig, store: Store) -> SearchFacts:
 
 
 def _check(
-    config: ExperimentConfig, store: Store, *, retrains: bool = False, evaluates: bool = False, searches: bool = False
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    retrains: bool = False,
+    evaluates: bool = False,
+    exports: bool = False,
+    searches: bool = False,
 ) -> ScoringFacts:
     faults = Faults()
     if searches:
@@ -131,7 +146,7 @@ def _check(
             _check_models_tasks(config, facts, faults)
     faults.raise_any()
     assert facts is not None, "a fault was told"
-    _rehearse(config, facts, trains=retrains, exports=retrains)  # last: it takes seconds, and minutes for many experts
+    _rehearse(config, facts, trains=retrains, exports=exports)  # last: it takes seconds, and minutes for many experts
     return facts
 
 
@@ -180,7 +195,8 @@ def _check_context(config: ExperimentConfig, model_config: PretrainedConfig, fau
     positions = getattr(model_config, "max_position_embeddings", None)
     paths = entry_paths("calibration", config.calibrations)
     lengths = {f"{p}.sequence_length": one.sequence_length for p, one in zip(paths, config.calibrations, strict=True)}
-    lengths["retraining.sequence_length"] = config.retraining.sequence_length
+    if config.retraining.runs:
+        lengths["retraining.sequence_length"] = config.retraining.sequence_length
     if config.retraining.uses_instructions and config.retraining.instructions is not None:
         lengths["retraining.instructions.max_length"] = config.retraining.instructions.max_length
     for field, length in lengths.items():

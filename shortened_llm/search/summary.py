@@ -11,6 +11,8 @@ from shortened_llm.storage.store import Store
 
 def _budgets(retraining: RetrainingConfig) -> str:
     """Tokens of a trial on the corpus, in whole steps."""
+    if not retraining.runs:
+        return "nothing is trained"
     steps = [budget // retraining.tokens_per_step for budget in retraining.budgets]
     listed = " or ".join(f"{count * retraining.tokens_per_step:,} tokens ({count} steps)" for count in steps)
     return f"{listed} a trial" if retraining.uses_corpus else "instructions alone"
@@ -59,7 +61,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) 
     ]
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
-        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or "nothing: no report texts"
+        nothing = "nothing: no report texts" if name == "reports on" else "nothing"
+        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or nothing
         lines.append(f"{name:<12}{texts}")
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
