@@ -72,6 +72,7 @@ def make_generation(
     settings: EfficiencyConfig,
     *,
     compiled: bool | None = None,
+    on_run: Callable[[], None] = lambda: None,
 ) -> Callable[[], Timing]:
     """A greedy generation, ready to be repeated.
 
@@ -83,16 +84,16 @@ def make_generation(
         model: from `only_greedy`.
         prompt: [1, prompt]; every sequence of the batch begins with it.
         compiled: as in `settings` unless given.
+        on_run: called before each generation.
     """
-    eos = model.generation_config.eos_token_id
     input_ids = prompt.to(model.device).repeat(shape.batch_size, 1)
     mask = torch.ones_like(input_ids)
     config = GenerationConfig(
         do_sample=False,
         min_new_tokens=shape.output_tokens,
         max_new_tokens=shape.output_tokens,
-        eos_token_id=eos,
-        pad_token_id=_pad(eos),
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,  # never generated: no sequence ends early, and the prompts have one length
         cache_implementation="static" if settings.static_cache else None,
         # On a GPU, transformers compiles for every static cache unless told not to.
         disable_compile=not (settings.compile if compiled is None else compiled),
@@ -101,6 +102,7 @@ def make_generation(
 
     @torch.inference_mode()
     def generate() -> Timing:
+        on_run()
         first_token = _FirstToken(input_ids)
         synchronise(model.device)
         started = time.perf_counter()
@@ -165,13 +167,6 @@ class _FirstToken(StoppingCriteria):
             synchronise(input_ids.device)
             self.time = time.perf_counter()
         return self._go_on
-
-
-def _pad(eos: int | list[int] | None) -> int:
-    """Never generated: no sequence ends early, and the prompts have one length."""
-    if isinstance(eos, list):
-        return eos[0]
-    return 0 if eos is None else eos
 
 
 def _compile_config() -> CompileConfig:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from shortened_llm.evaluation.memory import unless_out_of_memory
+from shortened_llm.evaluation.footprint import unless_out_of_memory
 from shortened_llm.evaluation.subject import Subject
 from shortened_llm.evaluation.units import (
     EfficiencyUnit,

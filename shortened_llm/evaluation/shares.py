@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ class _Watch:
 
     def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack) -> None:
         self._device = device
-        self._moments: list[float | torch.cuda.Event] = []
+        self._moments: list[Any] = []
         """Beginnings and ends by turns: seconds, or events on the GPU's stream."""
         hooks.callback(module.register_forward_pre_hook(self._note).remove)
         hooks.callback(module.register_forward_hook(self._note).remove)
@@ -78,10 +79,7 @@ class _Watch:
         """Seconds of all runs since the last call."""
         moments, self._moments = self._moments, []
         synchronise(self._device)
-        return sum(_seconds_between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True))
-
-
-def _seconds_between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
-    if isinstance(start, float) and isinstance(end, float):
-        return end - start
-    return float(start.elapsed_time(end)) / 1000  # type: ignore[union-attr, arg-type]
+        runs = zip(moments[::2], moments[1::2], strict=True)
+        if self._device.type != "cuda":
+            return sum(end - start for start, end in runs)
+        return sum(start.elapsed_time(end) for start, end in runs) / 1000
