@@ -18,7 +18,7 @@ from shortened_llm.evaluation.footprint import (
 )
 from shortened_llm.evaluation.generation import (
     Shape,
-    Timing,
+    TimeShares,
     in_turns,
     make_generation,
     only_greedy,
@@ -26,8 +26,8 @@ from shortened_llm.evaluation.generation import (
     shapes,
     speed_of,
     speed_up,
+    time_shares,
 )
-from shortened_llm.evaluation.shares import TimeShares, time_shares
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
@@ -69,7 +69,6 @@ def measure_efficiency(
     allocation fails: a kernel that promises more memory than there is ends the process instead.
 
     Args:
-        dense: the whole model.
         on_run: called now and then, not while something is timed.
     """
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
@@ -178,21 +177,11 @@ def _measure(
     uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False, on_run=on_run)
     shares = time_shares(models[0], uncompiled, min(PROFILED_RUNS, settings.runs))
     dense, model = (
-        _point(model, generate, runs, shape, settings)
+        GenerationPoint(
+            **asdict(speed_of(runs, shape, settings.prompt_length)),
+            peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
+            gpu_utilisation=gpu_utilisation(generate, model.device),
+        )
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
-
-
-def _point(
-    model: PreTrainedModel,
-    generate: Callable[[], Timing],
-    runs: Sequence[Timing],
-    shape: Shape,
-    settings: EfficiencyConfig,
-) -> GenerationPoint:
-    return GenerationPoint(
-        **asdict(speed_of(runs, shape, settings.prompt_length)),
-        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
-        gpu_utilisation=gpu_utilisation(generate, model.device),
-    )

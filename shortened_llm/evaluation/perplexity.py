@@ -43,6 +43,11 @@ class Segments:
     notes: tuple[str, ...] = ()
     """How the text differs from its source, such as rows that could not be used."""
 
+    @property
+    def predicted(self) -> torch.Tensor:
+        """Whether each token but the first is predicted, [segments, length - 1]."""
+        return torch.arange(1, self.tokens.shape[1]) >= torch.tensor(self.first_new)[:, None]
+
 
 def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> Segments:
     """Segments of the text: documents joined by a blank line, tokenised without special tokens, remainder dropped.
@@ -202,16 +207,10 @@ def part_bounds(num_segments: int, segment_length: int) -> list[tuple[int, int]]
 def measure_losses(
     model: PreTrainedModel, segments: Segments, bounds: tuple[int, int], *, batch_size: int
 ) -> TextLosses:
-    """The losses of all predictions of one part.
-
-    Args:
-        segments: from `text_segments`.
-        bounds: from `part_bounds`.
-        batch_size: segments per forward pass.
-    """
+    """The losses of all predictions of one part of `part_bounds`, `batch_size` segments per forward pass."""
     part = slice(*bounds)
     tokens = segments.tokens[part]
-    predicted = torch.arange(1, tokens.shape[1]) >= torch.tensor(segments.first_new[part])[:, None]
+    predicted = segments.predicted[part]
     batches = tokens.to(model.device).split(batch_size)
     nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
     return TextLosses(
@@ -222,10 +221,7 @@ def measure_losses(
 
 
 def perplexity_score(parts: Sequence[TextLosses], documents: Documents, source: PerplexitySource) -> PerplexityScore:
-    """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
-
-    Args:
-        parts: all parts of the text, in their order.
+    """exp(mean negative log-likelihood over all predictions of all parts of a text), and its sums by document.
 
     Raises:
         NonFiniteLossError: the mean loss is NaN or infinite.

@@ -16,8 +16,14 @@ from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, check_lengths, measure_efficiency
 from shortened_llm.evaluation.footprint import kv_bytes_per_token, memory_growth, weight_bytes
-from shortened_llm.evaluation.generation import Shape, in_turns, make_generation, only_greedy, prompt_tokens
-from shortened_llm.evaluation.shares import time_shares
+from shortened_llm.evaluation.generation import (
+    Shape,
+    in_turns,
+    make_generation,
+    only_greedy,
+    prompt_tokens,
+    time_shares,
+)
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
