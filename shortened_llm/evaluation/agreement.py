@@ -29,17 +29,12 @@ def measure_agreement(
 
     Both models are in memory; of their logits, one chunk each.
 
-    Args:
-        segments: from `perplexity.text_segments`.
-
     Raises:
         NonFiniteLossError: the mean is NaN or infinite.
     """
-    places = torch.arange(segments.tokens.shape[1] - 1)  # that predict: the last one has no next token
-    predicts = places >= torch.tensor(segments.first_new)[:, None] - 1
     kl = torch.zeros((), dtype=torch.float64)
     agreed = 0
-    for batch, asked in zip(segments.tokens.split(batch_size), predicts.split(batch_size), strict=True):
+    for batch, asked in zip(segments.tokens.split(batch_size), segments.predicted.split(batch_size), strict=True):
         inputs = batch.to(model.device)
         hidden = [final_hidden(one, inputs)[:, :-1].flatten(0, 1)[asked.flatten()] for one in (dense, model)]
         for of_dense, of_model in zip(*(states.split(CHUNK_TOKENS) for states in hidden), strict=True):
@@ -47,7 +42,7 @@ def measure_agreement(
             predicted = head_logits(model, of_model).log_softmax(-1)
             kl += (reference.exp() * (reference - predicted)).sum(-1).double().sum().cpu()
             agreed += int((reference.argmax(-1) == predicted.argmax(-1)).sum())
-    count = int(predicts.sum())
+    count = int(segments.predicted.sum())
     mean = kl.item() / count
     if not math.isfinite(mean):
         raise NonFiniteLossError(f"agreement on {source.label}: mean divergence is {mean}")

@@ -9,10 +9,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.footprint import gpu_utilisation, kv_bytes_per_token, memory_growth, weight_bytes
+from shortened_llm.evaluation.footprint import (
+    gpu_utilisation,
+    kv_bytes_per_token,
+    memory_growth,
+    unless_out_of_memory,
+    weight_bytes,
+)
 from shortened_llm.evaluation.generation import (
     Shape,
-    Timing,
+    TimeShares,
     in_turns,
     make_generation,
     only_greedy,
@@ -20,10 +26,9 @@ from shortened_llm.evaluation.generation import (
     shapes,
     speed_of,
     speed_up,
+    time_shares,
 )
-from shortened_llm.evaluation.memory import unless_out_of_memory
-from shortened_llm.evaluation.shares import TimeShares, time_shares
-from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
 from shortened_llm.records import EfficiencyScore, GenerationPoint, ModelRef
@@ -64,13 +69,8 @@ def measure_efficiency(
     allocation fails: a kernel that promises more memory than there is ends the process instead.
 
     Args:
-        dense: the whole model.
         on_run: called now and then, not while something is timed.
-
-    Raises:
-        BadInputError: a shape is longer than the model's positions.
     """
-    check_lengths(load_config(model_directory(dense)), settings)
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
     models = [only_greedy(aligned(load_model(ref, dtype, device=device))) for ref in (dense, model)]
     measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
@@ -171,35 +171,17 @@ def _measure(
 ) -> _Measured:
     if settings.compile:
         torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
-    generations = [_announced(make_generation(model, prompt, shape, settings), on_run) for model in models]
+    generations = [make_generation(model, prompt, shape, settings, on_run=on_run) for model in models]
     in_turns(generations, settings.warmups)
     timings = in_turns(generations, settings.runs)
-    uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False)
-    shares = time_shares(models[0], _announced(uncompiled, on_run), min(PROFILED_RUNS, settings.runs))
+    uncompiled = make_generation(models[0], prompt, shape, settings, compiled=False, on_run=on_run)
+    shares = time_shares(models[0], uncompiled, min(PROFILED_RUNS, settings.runs))
     dense, model = (
-        _point(model, generate, runs, shape, settings)
+        GenerationPoint(
+            **asdict(speed_of(runs, shape, settings.prompt_length)),
+            peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
+            gpu_utilisation=gpu_utilisation(generate, model.device),
+        )
         for model, generate, runs in zip(models, generations, timings, strict=True)
     )
     return _Measured(dense=dense, model=model, speed_up=speed_up(*timings), shares=shares)
-
-
-def _announced(generate: Callable[[], Timing], on_run: Callable[[], None]) -> Callable[[], Timing]:
-    def announced() -> Timing:
-        on_run()
-        return generate()
-
-    return announced
-
-
-def _point(
-    model: PreTrainedModel,
-    generate: Callable[[], Timing],
-    runs: Sequence[Timing],
-    shape: Shape,
-    settings: EfficiencyConfig,
-) -> GenerationPoint:
-    return GenerationPoint(
-        **asdict(speed_of(runs, shape, settings.prompt_length)),
-        peak_memory_bytes=weight_bytes(model) + memory_growth(generate, model.device),
-        gpu_utilisation=gpu_utilisation(generate, model.device),
-    )

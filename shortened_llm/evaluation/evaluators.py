@@ -161,7 +161,7 @@ class Evaluators:
         return count == 0 or (count < self._most and asyncio.get_running_loop().time() >= self._start_after)
 
     async def _start_one(self) -> None:
-        evaluator, failure = None, None
+        evaluator = None
         try:
             evaluator = self._start()
             await evaluator.ready()
@@ -170,25 +170,24 @@ class Evaluators:
                 evaluator.kill()
             if not isinstance(error, Exception):
                 raise  # cancelled: nothing waits for it any more
-            failure = error
-        self._starting = {task for task in self._starting if task is not asyncio.current_task()}
-        if failure is None:
-            self._rest(_Process(evaluator=evaluator))
+            self._starting = self._starting - {asyncio.current_task()}
+            self._not_started(error)
         else:
-            self._not_started(failure)
+            self._starting = self._starting - {asyncio.current_task()}
+            self._rest(_Process(evaluator=evaluator))
         self._hand_out_soon(0)
 
     def _not_started(self, error: Exception) -> None:
         """Leaves the work to the other processes for a while. Without any, every attempt that waits has failed."""
         waiting = [request for request in self._waiting if not request.turn.done()]
-        if not (self._idle or self._busy or self._starting):
+        if self._idle or self._busy or self._starting:
+            self._start_after = asyncio.get_running_loop().time() + PAUSE_SECONDS
+            self._hand_out_soon(PAUSE_SECONDS)
+            if waiting and not self._starting:
+                waiting[0].on_failure(f"an evaluator could not be started ({last_line(error)}); others go on")
+        else:
             for request in waiting:
                 request.turn.set_exception(error)
-            return
-        self._start_after = asyncio.get_running_loop().time() + PAUSE_SECONDS
-        self._hand_out_soon(PAUSE_SECONDS)
-        if waiting and not self._starting:
-            waiting[0].on_failure(f"an evaluator could not be started ({last_line(error)}); others go on")
 
     def _rest(self, process: _Process) -> None:
         loop = asyncio.get_running_loop()

@@ -1,24 +1,39 @@
-"""What a model occupies: bytes of weights and cache, peak memory, a busy GPU. Nothing here is timed."""
+"""What a model occupies: its cache, peak memory, a busy GPU; and what to do when memory runs out."""
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
+from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.generation import synchronise
 from shortened_llm.models.cpu import release_freed_memory
 
-UTILISATION_INTERVAL = 0.1
+T = TypeVar("T")
+
 SETTLING_SECONDS, SAMPLING_SECONDS = 1.0, 2.0
-"""NVML's utilisation is that of the last sixth of a second to second: what it says of the first second is of before."""
+"""NVML averages over the last 1/6 to 1 s, so the first second is discarded."""
+
+
+def unless_out_of_memory(work: Callable[[], T]) -> T | None:
+    """The result of `work`; None, and its memory freed, where memory runs out."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+    # Behind the except clause, where the error no longer holds the frames and their tensors.
+    clear_device_cache(garbage_collection=True)
+    return None
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of the parameters, counting tied ones once."""
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return int(model.get_memory_footprint(return_buffers=False))
 
 
 @torch.inference_mode()
@@ -73,30 +88,14 @@ def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float |
     except Exception:  # no pynvml, no driver, a GPU that is split: errors of classes that only pynvml knows
         return None
 
-    def repeat(seconds: float) -> None:
+    def samples(seconds: float) -> list[int]:
+        """What NVML says after each repetition."""
+        found: list[int] = []
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             work()
+            found.append(torch.cuda.utilization(device))
+        return found
 
-    repeat(SETTLING_SECONDS)
-    samples = _sampled(lambda: torch.cuda.utilization(device), UTILISATION_INTERVAL, lambda: repeat(SAMPLING_SECONDS))
-    return sum(samples) / len(samples) / 100
-
-
-def _sampled(read: Callable[[], int], interval: float, work: Callable[[], object]) -> list[int]:
-    """What `read` returns every `interval` seconds while `work` is done, and once behind it."""
-    samples: list[int] = []
-    ended = threading.Event()
-
-    def follow() -> None:
-        while not ended.wait(interval):
-            samples.append(read())
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        work()
-    finally:
-        ended.set()
-        thread.join()
-    return [*samples, read()]
+    samples(SETTLING_SECONDS)
+    return mean(samples(SAMPLING_SECONDS)) / 100

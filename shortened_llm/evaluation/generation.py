@@ -1,12 +1,14 @@
-"""One timed generation: a fixed prompt, a forced number of new tokens."""
+"""Timed generations: a fixed prompt, a forced number of new tokens; and where their time goes."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import mean, median, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import (
     CompileConfig,
     GenerationConfig,
@@ -17,7 +19,9 @@ from transformers import (
 )
 
 from shortened_llm.config import EfficiencyConfig
-from shortened_llm.records import GenerationSpeed
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.transforms import KINDS
+from shortened_llm.records import GenerationSpeed, Transform
 
 T = TypeVar("T")
 
@@ -72,6 +76,7 @@ def make_generation(
     settings: EfficiencyConfig,
     *,
     compiled: bool | None = None,
+    on_run: Callable[[], None] = lambda: None,
 ) -> Callable[[], Timing]:
     """A greedy generation, ready to be repeated.
 
@@ -83,24 +88,27 @@ def make_generation(
         model: from `only_greedy`.
         prompt: [1, prompt]; every sequence of the batch begins with it.
         compiled: as in `settings` unless given.
+        on_run: called before each generation.
     """
-    eos = model.generation_config.eos_token_id
     input_ids = prompt.to(model.device).repeat(shape.batch_size, 1)
     mask = torch.ones_like(input_ids)
     config = GenerationConfig(
         do_sample=False,
         min_new_tokens=shape.output_tokens,
         max_new_tokens=shape.output_tokens,
-        eos_token_id=eos,
-        pad_token_id=_pad(eos),
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,  # never generated: no sequence ends early, and the prompts have one length
         cache_implementation="static" if settings.static_cache else None,
         # On a GPU, transformers compiles for every static cache unless told not to.
         disable_compile=not (settings.compile if compiled is None else compiled),
-        compile_config=_compile_config() if settings.compile else None,
+        compile_config=CompileConfig() if settings.compile else None,
     )
+    if settings.compile:
+        config.compile_config._compile_all_devices = True  # or transformers compiles on GPUs only
 
     @torch.inference_mode()
     def generate() -> Timing:
+        on_run()
         first_token = _FirstToken(input_ids)
         synchronise(model.device)
         started = time.perf_counter()
@@ -147,10 +155,78 @@ def speed_up(dense: Sequence[Timing], own: Sequence[Timing]) -> float:
     return median(of_dense.latency / of_own.latency for of_dense, of_own in zip(dense, own, strict=True))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeShares:
+    """Shares of a generation's latency, 0 to 1; embeddings, final norm and the loop around the model are the rest."""
+
+    blocks: tuple[float, ...]
+    """Share of each block, in model order."""
+    head: float
+
+    def ideal_speed_up(self, shortening: Sequence[Transform] | None) -> float | None:
+        """Dense time / (dense time less what was removed of it), if nothing but that went away.
+
+        Args:
+            shortening: what was done to the dense model.
+
+        Returns:
+            None where that is not known, or does not tell what it saves.
+        """
+        if shortening is None or len(shortening) > 1:
+            return None
+        left = [KINDS[transform.kind].time_left(self.blocks, transform) for transform in shortening] or [1.0]
+        return 1 / left[0] if left[0] else None
+
+
+def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:
+    """Median over `runs` generations by `model`, with a hook before and behind each part, which slows them.
+
+    On a GPU the hooks record events on its stream and wait for nothing: a part's time is that between its events, also
+    where the GPU waits for the launch of its kernels.
+    """
+    parts: list[nn.Module] = [*find_blocks(model), model.get_output_embeddings()]
+    found = []
+    with ExitStack() as hooks:
+        watches = [_Watch(part, model.device, hooks) for part in parts]
+        for _ in range(runs):
+            latency = generate().latency
+            found.append([watch.take_seconds() / latency for watch in watches])
+    *blocks, head = (median(shares) for shares in zip(*found, strict=True))
+    return TimeShares(blocks=tuple(blocks), head=head)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for what was launched on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class _Watch:
+    """Notes when a module begins and ends, each time it runs."""
+
+    def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack) -> None:
+        self._device = device
+        self._moments: list[Any] = []
+        """Beginnings and ends by turns: seconds, or events on the GPU's stream."""
+        hooks.callback(module.register_forward_pre_hook(self._note).remove)
+        hooks.callback(module.register_forward_hook(self._note).remove)
+
+    def _note(self, *_: object) -> None:
+        if self._device.type != "cuda":
+            self._moments.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._moments.append(event)
+
+    def take_seconds(self) -> float:
+        """Seconds of all runs since the last call."""
+        moments, self._moments = self._moments, []
+        synchronise(self._device)
+        runs = zip(moments[::2], moments[1::2], strict=True)
+        if self._device.type != "cuda":
+            return sum(end - start for start, end in runs)
+        return sum(start.elapsed_time(end) for start, end in runs) / 1000
 
 
 class _FirstToken(StoppingCriteria):
@@ -165,16 +241,3 @@ class _FirstToken(StoppingCriteria):
             synchronise(input_ids.device)
             self.time = time.perf_counter()
         return self._go_on
-
-
-def _pad(eos: int | list[int] | None) -> int:
-    """Never generated: no sequence ends early, and the prompts have one length."""
-    if isinstance(eos, list):
-        return eos[0]
-    return 0 if eos is None else eos
-
-
-def _compile_config() -> CompileConfig:
-    config = CompileConfig()
-    config._compile_all_devices = True  # or transformers compiles on GPUs only
-    return config

@@ -1,8 +1,9 @@
 """Perplexity of a text under a stated protocol (`PerplexitySource`)."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -24,6 +25,7 @@ CHARACTERS_PER_TOKEN = 32
 SEPARATOR = "\n\n"
 PART_TOKENS = 32_768
 """Size of a part of a text: seconds of a large model on a GPU, half a minute of a small one on CPUs."""
+LARGEST_EXPONENT = math.log(sys.float_info.max)
 STORED_DECIMALS = 4
 """Decimals of a document's sum, in nats: far below any difference that matters, and half the digits of a float."""
 
@@ -41,6 +43,11 @@ class Segments:
     notes: tuple[str, ...] = ()
     """How the text differs from its source, such as rows that could not be used."""
 
+    @property
+    def predicted(self) -> torch.Tensor:
+        """Whether each token but the first is predicted, [segments, length - 1]."""
+        return torch.arange(1, self.tokens.shape[1]) >= torch.tensor(self.first_new)[:, None]
+
 
 def text_segments(documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase) -> Segments:
     """Segments of the text: documents joined by a blank line, tokenised without special tokens, remainder dropped.
@@ -57,48 +64,44 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
     """
     check_bos(documents, source, tokenizer)
     tally = documents.tally()
-    segments = _segments(documents, documents.rows(tally), source, tokenizer)
-    if not tally.num_bad:
-        return segments
-    return replace(segments, notes=(left_out(tally.num_rows, tally.num_bad, tally.first_bad),))
-
-
-def _segments(
-    documents: Documents, rows: Iterator[str | list[int]], source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
-) -> Segments:
+    rows = documents.rows(tally)
     first = next(rows, None)
-    if isinstance(first, list):
-        return _each_its_document(_token_rows([first, *rows], documents, source, tokenizer))
-    ids, places = _token_ids([] if first is None else chain([first], rows), source, tokenizer)
+    rows = chain([] if first is None else [first], rows)
+    holds_ids = isinstance(first, list)
+    if holds_ids:
+        tokens = _token_rows(list(rows), documents, source, tokenizer)
+    else:
+        tokens, owners = _windows(rows, documents, source, tokenizer)
+    if holds_ids or not tokenizer.is_fast:
+        owners = torch.arange(len(tokens))[:, None].expand(tokens.shape)
+    later = 1 if holds_ids or source.stride is None else source.segment_length - source.stride
+    return Segments(
+        tokens=tokens,
+        documents=owners,
+        first_new=(1, *[later] * (len(tokens) - 1)),
+        notes=(left_out(tally.num_rows, tally.num_bad, tally.first_bad),) if tally.num_bad else (),
+    )
+
+
+def _windows(
+    rows: Iterable[str | list[int]], documents: Documents, source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """Token ids and the document of each, [2, segments, length]."""
+    text = _token_ids(rows, source, tokenizer)
+    # No first token of a segment is predicted, so the document of a beginning-of-text token counts nowhere.
+    bos = torch.tensor([[tokenizer.bos_token_id or 0], [0]])
     if source.bos == "first":
-        # No first token of a segment is predicted, so its document counts nowhere.
-        ids = [tokenizer.bos_token_id, *ids]
-        places = None if places is None else np.append(0, places)
-    if source.max_tokens is not None:
-        ids = ids[: source.max_tokens]
-    length, stride = source.segment_length, source.stride or source.segment_length
-    if len(ids) < length:
+        text = torch.cat([bos, text], dim=1)
+    text = text[:, : source.max_tokens]
+    if text.shape[1] < source.segment_length:
         raise BadInputError(
-            f"{documents.field_path}: {source.path!r} ({documents.part}) has {len(ids)} tokens, fewer than one segment "
-            f"of {length}"
+            f"{documents.field_path}: {source.path!r} ({documents.part}) has {text.shape[1]} tokens, fewer than one "
+            f"segment of {source.segment_length}"
         )
-    segments = torch.tensor(ids).unfold(0, length, stride)
-    owners = None if places is None else torch.from_numpy(places[: len(ids)]).unfold(0, length, stride)
+    windows = text.unfold(1, source.segment_length, source.stride or source.segment_length)
     if source.bos == "each":
-        segments = torch.cat([torch.full((len(segments), 1), tokenizer.bos_token_id), segments], dim=1)
-        owners = None if owners is None else torch.cat([owners[:, :1], owners], dim=1)
-    if owners is None:
-        owners = _segment_numbers(segments)
-    later = 1 if source.stride is None else length - stride
-    return Segments(tokens=segments, documents=owners, first_new=(1, *[later] * (len(segments) - 1)))
-
-
-def _each_its_document(tokens: torch.Tensor) -> Segments:
-    return Segments(tokens=tokens, documents=_segment_numbers(tokens), first_new=(1,) * len(tokens))
-
-
-def _segment_numbers(tokens: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(tokens))[:, None].expand(tokens.shape)
+        windows = torch.cat([bos[:, None].expand(-1, windows.shape[1], -1), windows], dim=2)
+    return windows
 
 
 def check_bos(
@@ -130,11 +133,11 @@ def check_bos(
 
 def _token_ids(
     rows: Iterable[str | list[int]], source: PerplexitySource, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], np.ndarray | None]:
+) -> torch.Tensor:
     """Tokens of the joined text; of a long one only its beginning, with room to spare, where that is all we need.
 
     Returns:
-        Token ids, and the document of each, [tokens]; None where the tokenizer does not tell.
+        Token ids, and the document of each, [2, tokens]; 0 where the tokenizer does not tell.
     """
     texts: list[str] = []
     characters = 0
@@ -146,12 +149,11 @@ def _token_ids(
     encoded = tokenizer(
         SEPARATOR.join(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast
     )
-    if not tokenizer.is_fast:
-        return list(encoded["input_ids"]), None
+    ids = np.array(encoded["input_ids"], dtype=np.int64)
+    token_starts = [start for start, _ in encoded["offset_mapping"]] if tokenizer.is_fast else np.zeros_like(ids)
     document_starts = np.cumsum([0] + [len(text) + len(SEPARATOR) for text in texts[:-1]])
-    token_starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
     places = np.searchsorted(document_starts, token_starts, side="right") - 1
-    return list(encoded["input_ids"]), places
+    return torch.from_numpy(np.stack([ids, places]))
 
 
 def _token_rows(
@@ -205,16 +207,10 @@ def part_bounds(num_segments: int, segment_length: int) -> list[tuple[int, int]]
 def measure_losses(
     model: PreTrainedModel, segments: Segments, bounds: tuple[int, int], *, batch_size: int
 ) -> TextLosses:
-    """The losses of all predictions of one part.
-
-    Args:
-        segments: from `text_segments`.
-        bounds: from `part_bounds`.
-        batch_size: segments per forward pass.
-    """
+    """The losses of all predictions of one part of `part_bounds`, `batch_size` segments per forward pass."""
     part = slice(*bounds)
     tokens = segments.tokens[part]
-    predicted = torch.arange(1, tokens.shape[1]) >= torch.tensor(segments.first_new[part])[:, None]
+    predicted = segments.predicted[part]
     batches = tokens.to(model.device).split(batch_size)
     nll = torch.cat([token_nll(model, batch, next_token_labels(batch))[:, :-1] for batch in batches]).cpu()
     return TextLosses(
@@ -225,10 +221,7 @@ def measure_losses(
 
 
 def perplexity_score(parts: Sequence[TextLosses], documents: Documents, source: PerplexitySource) -> PerplexityScore:
-    """exp(mean negative log-likelihood over all predictions of all segments), and its sums by document.
-
-    Args:
-        parts: all parts of the text, in their order.
+    """exp(mean negative log-likelihood over all predictions of all parts of a text), and its sums by document.
 
     Raises:
         NonFiniteLossError: the mean loss is NaN or infinite.
@@ -244,17 +237,10 @@ def perplexity_score(parts: Sequence[TextLosses], documents: Documents, source: 
         unit="",  # set by `store_score`
         source=source.label,
         protocol=protocol(documents, source),
-        perplexity=_exp(mean),
+        perplexity=math.exp(mean) if mean < LARGEST_EXPONENT else math.inf,
         mean_nll=mean,
         num_predictions=nll.size,
         document_nll=tuple(round(value, STORED_DECIMALS) for value in sums[predictions > 0].tolist()),
         document_predictions=tuple(predictions[predictions > 0].tolist()),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
-
-
-def _exp(nats: float) -> float:
-    try:
-        return math.exp(nats)
-    except OverflowError:  # from 710 on
-        return math.inf

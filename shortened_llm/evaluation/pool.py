@@ -19,9 +19,8 @@ from shortened_llm.attempts import WorkFailedError
 from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line, original
-from shortened_llm.evaluation.evaluate import gather_scores
+from shortened_llm.evaluation.evaluate import gather_scores, measure, read_score, store_score
 from shortened_llm.evaluation.evaluators import Evaluators
-from shortened_llm.evaluation.measure import measure, read_score, store_score
 from shortened_llm.evaluation.subject import LoadedModels, Subject
 from shortened_llm.evaluation.units import Score, TextPart, TextUnit, Unit, WholeUnit, score_identity, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
@@ -74,14 +73,13 @@ class _Evaluator:
         """Returns once the process runs."""
 
     def parts(self, ref: ModelRef, unit: TextUnit, on_progress: Progress) -> list[TextPart]:
-        on_progress(unit.name)
-        return unit.parts(self._subject(ref, on_progress))
+        return unit.parts(self._subject(ref, unit.name, on_progress))
 
     def measure(self, ref: ModelRef, work: TextPart | WholeUnit, on_progress: Progress) -> Any:
-        on_progress(work.name)
-        return measure(work, self._subject(ref, on_progress))
+        return measure(work, self._subject(ref, work.name, on_progress))
 
-    def _subject(self, ref: ModelRef, on_progress: Progress) -> Subject:
+    def _subject(self, ref: ModelRef, name: str, on_progress: Progress) -> Subject:
+        on_progress(name)
         return Subject(
             ref=ref, loaded=self._loaded, store=self._store, batch_size=self._batch_size, on_note=on_progress.note
         )
@@ -125,14 +123,11 @@ class _Remote:
         """
         ready = asyncio.wrap_future(self.actor.ready.remote().future())
         limit = self._resources.node_wait_seconds
-        missing_since: float | None = None
+        last_seen = time.monotonic()
         while not (await asyncio.wait({ready}, timeout=min(NODE_POLL_SECONDS, limit)))[0]:
-            now = time.monotonic()
             if await asyncio.to_thread(_some_node_holds, self._resources):
-                missing_since = None
-            elif missing_since is None:
-                missing_since = now
-            elif now - missing_since >= limit:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen >= limit:
                 raise NoNodeError(
                     f"no node for an evaluator of {_demand(self._resources)} within resources.node_wait_seconds "
                     f"({limit:g} s)"
@@ -212,14 +207,11 @@ class _Pool:
             scoring.add_done_callback(lambda _: self._scoring.pop(key))
         try:
             return await asyncio.shield(scoring)
-        except BadInputError as error:
-            return self._missing(unit, str(original(error)), is_bad_input=True)
         except Exception as error:
-            return self._missing(unit, str(error) if isinstance(error, WorkFailedError) else last_line(error))
-
-    def _missing(self, unit: Unit, cause: str, *, is_bad_input: bool = False) -> MissingScore:
-        fingerprint = unit_fingerprint(unit, self._dtype)
-        return MissingScore(unit=fingerprint, name=unit.name, cause=cause, is_bad_input=is_bad_input)
+            is_bad_input = isinstance(error, BadInputError)
+            cause = str(original(error)) if is_bad_input or isinstance(error, WorkFailedError) else last_line(error)
+            lost = unit_fingerprint(unit, self._dtype)
+            return MissingScore(unit=lost, name=unit.name, cause=cause, is_bad_input=is_bad_input)
 
     async def _read_or_measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
@@ -235,7 +227,8 @@ class _Pool:
             return self._evaluators.run(name, model, work, size=size, on_failure=on_progress.note)
 
         def measured(work: TextPart | WholeUnit) -> Awaitable[Any]:
-            return run(work.name, lambda evaluator: evaluator.actor.measure.remote(ref, work, on_progress), work.size)
+            size = work.num_tokens if isinstance(work, TextPart) else math.inf
+            return run(work.name, lambda evaluator: evaluator.actor.measure.remote(ref, work, on_progress), size)
 
         if not isinstance(unit, TextUnit):
             score: Score = await measured(unit)

@@ -71,14 +71,10 @@ def vllm_command() -> str:
 def measure_serving(
     dense: Path, model: Path, settings: EfficiencyConfig, *, dtype: str, on_progress: Callable[[str], None]
 ) -> ServingScore:
-    """Latency, time to the first token and throughput of both, each shape as one request.
+    """Latency, time to the first token and throughput of the models in two directories, each shape as one request.
 
     Every sequence has the same prompt, nothing is cached between requests, and no sequence ends early. Both servers are
     up at once and share the accelerator; only one has work at a time.
-
-    Args:
-        dense: directory of the whole model.
-        model: directory of the shorter one.
 
     Raises:
         BadInputError: as `vllm_command`.

@@ -35,8 +35,7 @@ def check_tasks(
         if task.task not in index:
             raise BadInputError(_unknown(task.task, directory))
         leaves = list(task_settings(task.task, index))
-        _check_has_score(task.task, index[task.task], leaves)
-        _check_settings(task, leaves)
+        _check(task, index[task.task], leaves)
         if task.chat_template and tokenizer is not None and tokenizer.chat_template is None:
             raise BadInputError(
                 f"{FIELD}: {task.task!r} has chat_template: true, but the model's tokenizer has no chat template; "
@@ -45,12 +44,9 @@ def check_tasks(
 
 
 def load_task(name: str, directory: str | None) -> Any:
-    """lm-eval's `TaskDict` of a task or group that it knows, with its data: from the hub where that is not cached,
-    which takes seconds to minutes.
+    """lm-eval's `TaskDict` of a task or group that `check_tasks` passed, with its data.
 
-    Args:
-        name: passed by `check_tasks`.
-        directory: the user's own task files.
+    The data comes from the hub where it is not cached, which takes seconds to minutes.
 
     Raises:
         UnreachableError: the data cannot be read.
@@ -134,16 +130,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_has_score(name: str, entry: Any, leaves: list[dict[str, Any]]) -> None:
-    names = sorted({str(leaf.get("task")) for leaf in leaves})
-    if entry.kind.name == "TAG":
-        raise BadInputError(f"{FIELD}: {name!r} is a tag, without a score of its own; list its tasks: {_some(names)}")
-    if entry.kind.name == "GROUP" and not entry.cfg.get("aggregate_metric_list"):
-        raise BadInputError(f"{FIELD}: the group {name!r} has no score of its own; list its tasks: {_some(names)}")
-
-
-def _check_settings(task: TaskConfig, leaves: list[dict[str, Any]]) -> None:
+def _check(task: TaskConfig, entry: Any, leaves: list[dict[str, Any]]) -> None:
     """A task that is a Python class tells nothing before it is loaded."""
+    kind = entry.kind.name
+    if kind == "TAG" or (kind == "GROUP" and not entry.cfg.get("aggregate_metric_list")):
+        names = sorted({str(leaf.get("task")) for leaf in leaves})
+        raise BadInputError(
+            f"{FIELD}: {task.task!r} is a {kind.lower()} that has no score of its own; list its tasks: {_some(names)}"
+        )
     if any(leaf.get("unsafe_code") for leaf in leaves):
         raise BadInputError(f"{FIELD}: {task.task!r} executes what the model writes; such tasks are not run")
     if any(leaf.get("doc_to_image") or leaf.get("doc_to_audio") for leaf in leaves):

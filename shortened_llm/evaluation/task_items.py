@@ -20,11 +20,7 @@ class Items:
 
 
 def task_items(task: Any, samples: Sequence[dict[str, Any]], metric: str, filter_name: str) -> Items:
-    """The items of one task, in the order of its data.
-
-    Args:
-        task: lm-eval's.
-        samples: as `simple_evaluate` returns them.
+    """The items of one of lm-eval's tasks, in the order of its data, from the samples of `simple_evaluate`.
 
     Raises:
         NonFiniteLossError: a log-likelihood is NaN or infinite.
@@ -36,12 +32,15 @@ def task_items(task: Any, samples: Sequence[dict[str, Any]], metric: str, filter
     values = tuple(float(sample[metric]) for sample in samples) if is_mean else ()
     if getattr(task, "OUTPUT_TYPE", None) != "multiple_choice":
         return Items(values=values, answers=(), bits_per_byte=())
-    _check_finite(task, samples)
+    for sample in samples:
+        for value, _ in sample["filtered_resps"]:
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"task {task.task_name}: a log-likelihood of item {sample['doc_id']} is {value}"
+                )
     answers = tuple(_answer(task, sample, metric) for sample in samples)
-    bits = [_bits_per_byte(task, sample) for sample in samples]
-    return Items(
-        values=values, answers=answers, bits_per_byte=() if None in bits else tuple(b for b in bits if b is not None)
-    )
+    bits = tuple(b for sample in samples if (b := _bits_per_byte(task, sample)) is not None)
+    return Items(values=values, answers=answers, bits_per_byte=bits if len(bits) == len(samples) else ())
 
 
 def join(tasks: Sequence[Items]) -> Items:
@@ -55,15 +54,6 @@ def join(tasks: Sequence[Items]) -> Items:
         answers=joined([items.answers for items in tasks]),
         bits_per_byte=joined([items.bits_per_byte for items in tasks]),
     )
-
-
-def _check_finite(task: Any, samples: Sequence[dict[str, Any]]) -> None:
-    for sample in samples:
-        for value, _ in sample["filtered_resps"]:
-            if not math.isfinite(value):
-                raise NonFiniteLossError(
-                    f"task {task.task_name}: a log-likelihood of item {sample['doc_id']} is {value}"
-                )
 
 
 def _answer(task: Any, sample: dict[str, Any], metric: str) -> int:

@@ -11,24 +11,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import LOCAL_SUFFIX, GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError, NonFiniteLossError
-from shortened_llm.evaluation.task_check import FIELD, check_tasks, load_task, task_manager
-from shortened_llm.evaluation.task_items import Items, join, task_items
+from shortened_llm.evaluation.task_check import FIELD, load_task, task_manager
+from shortened_llm.evaluation.task_items import join, task_items
 from shortened_llm.records import TaskScore
 
 STAGE_VERSION = 5
 # lm-eval describes the machine in each task's results, and asks pip, the driver and others each time: 0.5 s and more.
 torch.utils.collect_env.get_pretty_env_info = functools.cache(torch.utils.collect_env.get_pretty_env_info)
 
-# The metric that the literature quotes for each task; elsewhere acc_norm where the task has it, else its first one.
-QUOTED_METRIC = {
-    "boolq": "acc",
-    "piqa": "acc",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "hellaswag": "acc_norm",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-}
+# Tasks of which the literature quotes acc, though they may have acc_norm.
+QUOTED_BY_ACC = ("boolq", "piqa", "winogrande", "arc_easy")
 
 
 def measure_task(
@@ -41,7 +33,7 @@ def measure_task(
     batch_size: int,
     output: Path,
 ) -> TaskScore:
-    """One model on one task or group, 0 shots unless the task or its settings say otherwise.
+    """One model on one task or group that `check_tasks` passes; 0 shots unless the task or its settings say otherwise.
 
     Args:
         directory: the user's own task files.
@@ -50,18 +42,29 @@ def measure_task(
         output: directory for lm-eval's results.json, and for samples_<task>.jsonl with every sample of each task.
 
     Raises:
-        BadInputError: as `check_tasks` and `load_task`.
+        BadInputError: as `load_task`.
         NonFiniteLossError: the value or a log-likelihood is NaN or infinite.
     """
+    import lm_eval  # 4 s
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
 
     name = task.task
     # A copy of the tokenizer, since lm-eval sets a padding token where there is none.
     lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-    loader = _Loader(task, directory, tokenizer)
+    loader = _Loader(name, directory)
     tracker = EvaluationTracker(output_path=str(output / "results.json"))
-    results = _evaluate(lm, task, loader, limit, tracker)
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[name],
+        task_manager=loader,
+        num_fewshot=task.num_fewshot,
+        limit=limit,
+        apply_chat_template=task.chat_template,
+        gen_kwargs=_generation_arguments(task.generation),
+        evaluation_tracker=tracker,
+        log_samples=True,
+    )
     group = loader.loaded["groups"].get(name)
     leaves = group.get_all_tasks() if group else list(loader.loaded["tasks"].values())
     samples = results.pop("samples")
@@ -75,6 +78,7 @@ def measure_task(
 
     scored = [leaf for leaf in leaves if key in results["results"][leaf.task_name]]
     items = join([task_items(leaf, samples[leaf.task_name], metric, filter_name) for leaf in scored])
+    is_mean = items.values and math.isclose(sum(items.values) / len(items.values), value, abs_tol=1e-9)
     _save(results, samples, tracker, output)
     return TaskScore(
         unit="",  # set by `store_score`
@@ -86,7 +90,7 @@ def measure_task(
         num_items=sum(results["n-samples"][leaf.task_name]["effective"] for leaf in scored),
         protocol=_protocol(results, lm, group, scored, metric, filter_name),
         higher_is_better=all(leaf.higher_is_better().get(metric, True) for leaf in scored),
-        item_values=items.values if _is_mean(items, value) else (),
+        item_values=items.values if is_mean else (),
         item_answers=items.answers,
         item_bits_per_byte=items.bits_per_byte,
     )
@@ -95,33 +99,16 @@ def measure_task(
 class _Loader:
     """Loads one task when lm-eval asks for it, which is after it has set its seeds."""
 
-    def __init__(self, task: TaskConfig, directory: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
-        check_tasks((task,), directory, tokenizer=tokenizer)
-        self.task_index = task_manager(task.task, directory).task_index
+    def __init__(self, name: str, directory: str | None) -> None:
+        self.task_index = task_manager(name, directory).task_index
         self.loaded: Any = None
         """lm-eval's `TaskDict`."""
-        self._name, self._directory = task.task, directory
+        self._directory = directory
 
     def load(self, names: list[str]) -> Any:
-        self.loaded = load_task(self._name, self._directory)
+        (name,) = names
+        self.loaded = load_task(name, self._directory)
         return self.loaded
-
-
-def _evaluate(lm: Any, task: TaskConfig, loader: _Loader, limit: int | None, tracker: Any) -> dict[str, Any]:
-    import lm_eval  # 4 s
-
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[task.task],
-        task_manager=loader,
-        num_fewshot=task.num_fewshot,
-        limit=limit,
-        apply_chat_template=task.chat_template,
-        gen_kwargs=_generation_arguments(task.generation),
-        evaluation_tracker=tracker,
-        log_samples=True,
-    )
-    return results
 
 
 def _generation_arguments(generation: GenerationConfig | None) -> dict[str, object] | None:
@@ -137,20 +124,19 @@ def _generation_arguments(generation: GenerationConfig | None) -> dict[str, obje
 
 
 def _quoted_metric(name: str, values: dict[str, object]) -> tuple[str, str]:
-    """The metric to quote and its filter, of lm-eval's keys such as `exact_match,strict-match`."""
-    keys = [key.split(",", 1) for key in values if "," in key]
-    available = [(metric, filter_name) for metric, filter_name in keys if not metric.endswith("_stderr")]
-    if not available:
+    """The metric to quote and its filter, of lm-eval's keys such as `exact_match,strict-match`.
+
+    That is acc_norm where the task has it, else acc, else the first one.
+    """
+    filters: dict[str, list[str]] = {}
+    for metric, filter_name in (key.split(",", 1) for key in values if "," in key):
+        if not metric.endswith("_stderr"):
+            filters.setdefault(metric, []).append(filter_name)
+    if not filters:
         raise BadInputError(f"{FIELD}: {name!r} has no metric (it has {', '.join(values)})")
-    for wanted in (QUOTED_METRIC.get(name.removesuffix(LOCAL_SUFFIX)), "acc_norm", "acc", available[0][0]):
-        filters = [filter_name for metric, filter_name in available if metric == wanted]
-        if wanted is not None and filters:
-            return wanted, "none" if "none" in filters else filters[0]
-    raise AssertionError("the first metric is always there")
-
-
-def _is_mean(items: Items, value: float) -> bool:
-    return bool(items.values) and math.isclose(sum(items.values) / len(items.values), value, abs_tol=1e-9)
+    order = ("acc", "acc_norm") if name.removesuffix(LOCAL_SUFFIX) in QUOTED_BY_ACC else ("acc_norm", "acc")
+    quoted = next(metric for metric in (*order, *filters) if metric in filters)
+    return quoted, "none" if "none" in filters[quoted] else filters[quoted][0]
 
 
 def _protocol(results: dict[str, Any], lm: Any, group: Any, leaves: list[Any], metric: str, filter_name: str) -> str:

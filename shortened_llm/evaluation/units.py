@@ -4,7 +4,6 @@ A unit is measured by one process, except that of a text: it is cut into parts, 
 """
 
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation import agreement, efficiency, own_metric, perplexity, tasks
 from shortened_llm.evaluation.subject import Subject
-from shortened_llm.evaluation.task_files import task_file_hashes
+from shortened_llm.evaluation.task_data import task_file_hashes
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import AgreementScore, EfficiencyScore, MetricScore, ModelRef, PerplexityScore, TaskScore
 from shortened_llm.storage.layout import EVALUATIONS
@@ -37,12 +36,7 @@ class TextUnit:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {
-            "stage": perplexity.STAGE_VERSION,
-            "documents": self.documents.identity,
-            "protocol": perplexity.protocol(self.documents, self.source),
-            "label": self.source.label,
-        }
+        return {"stage": perplexity.STAGE_VERSION, **_text_identity(self.documents, self.source)}
 
     def parts(self, subject: Subject) -> list["TextPart"]:
         """What is measured apart and joined; the same parts whoever measures them."""
@@ -65,15 +59,13 @@ class TextPart:
     number: int
     count: int
     """How many parts the text has."""
-    halves_batches: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         return self.text.name + (f", part {self.number} of {self.count}" if self.count > 1 else "")
 
     @property
-    def size(self) -> int:
-        """Tokens."""
+    def num_tokens(self) -> int:
         return (self.bounds[1] - self.bounds[0]) * self.text.source.segment_length
 
     def measure(self, subject: Subject) -> perplexity.TextLosses:
@@ -87,7 +79,7 @@ class TaskUnit:
     """One lm-eval task or group.
 
     Its identity holds lm-eval's version, which stands for its own YAML and Python files, and every file of the user's
-    directory with what its YAML names elsewhere (`task_files.py`), whichever of them the task uses. So a change to a
+    directory with what its YAML names elsewhere (`task_data.py`), whichever of them the task uses. So a change to a
     `utils.py` beside a YAML gives the task a new score, and so does one to its data on the hub.
     """
 
@@ -99,8 +91,6 @@ class TaskUnit:
     hub_commits: Mapping[str, str] = field(default_factory=dict)
     """Commits of the hub's data sets that it reads; see `task_data.hub_commits`."""
     score_type: ClassVar[type[Any]] = TaskScore
-    size: ClassVar[float] = math.inf
-    halves_batches: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -139,8 +129,6 @@ class AgreementUnit:
     source: PerplexitySource
     dense: ModelRef
     score_type: ClassVar[type[Any]] = AgreementScore
-    size: ClassVar[float] = math.inf
-    halves_batches: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -148,13 +136,8 @@ class AgreementUnit:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {
-            "stage": agreement.STAGE_VERSION,
-            "documents": self.documents.identity,
-            "protocol": perplexity.protocol(self.documents, self.source),
-            "label": self.source.label,
-            "dense": self.dense.identity,
-        }
+        text = _text_identity(self.documents, self.source)
+        return {"stage": agreement.STAGE_VERSION, **text, "dense": self.dense.identity}
 
     def measure(self, subject: Subject) -> AgreementScore:
         segments = subject.segments(self.documents, self.source)
@@ -171,8 +154,6 @@ class MetricUnit:
     path: str
     """`module:function`."""
     score_type: ClassVar[type[Any]] = MetricScore
-    size: ClassVar[float] = math.inf
-    halves_batches: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -194,8 +175,6 @@ class EfficiencyUnit:
     settings: EfficiencyConfig
     dense: ModelRef
     score_type: ClassVar[type[Any]] = EfficiencyScore
-    size: ClassVar[float] = math.inf
-    halves_batches: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -216,6 +195,11 @@ class EfficiencyUnit:
             self.dense, subject.ref, self.settings,
             dtype=loaded.dtype, device=loaded.device, on_progress=subject.on_note, on_run=loaded.on_pass,
         )  # fmt: skip
+
+
+def _text_identity(documents: Documents, source: PerplexitySource) -> dict[str, object]:
+    protocol = perplexity.protocol(documents, source)
+    return {"documents": documents.identity, "protocol": protocol, "label": source.label}
 
 
 WholeUnit = TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit

@@ -120,11 +120,11 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         needed = ctx.needs_input_grad[3:]
         total = torch.zeros((), device=hidden.device)
-        of_hidden = torch.empty_like(hidden) if needed[0] else None
+        grad_hidden = torch.empty_like(hidden) if needed[0] else None
         # One chunk gives its product as it is; several are summed in float32.
         size = chunk_tokens(hidden.device, len(weights[0]))
         several = len(hidden) > size
-        of_weights = [
+        grad_weights = [
             torch.zeros_like(weight, dtype=torch.float32) if several and wanted else None
             for weight, wanted in zip(weights, needed[1:], strict=True)
         ]
@@ -141,23 +141,23 @@ class _ChunkedLoss(torch.autograd.Function):
             wanted_inputs = [tensor for tensor in inputs if tensor.requires_grad]
             gradients = iter(torch.autograd.grad(loss, wanted_inputs) if wanted_inputs else ())
             del logits, loss
-            if of_hidden is not None:
-                of_hidden[places] = next(gradients)
+            if grad_hidden is not None:
+                grad_hidden[places] = next(gradients)
             for index, wanted in enumerate(needed[1:]):
                 if wanted:
-                    gradient, so_far = next(gradients), of_weights[index]
-                    of_weights[index] = gradient if so_far is None else so_far.add_(gradient)
+                    grad_weight, so_far = next(gradients), grad_weights[index]
+                    grad_weights[index] = grad_weight if so_far is None else so_far.add_(grad_weight)
         ctx.save_for_backward(
-            of_hidden,
-            *[g if g is None else g.to(weight.dtype) for g, weight in zip(of_weights, weights, strict=True)],
+            grad_hidden,
+            *[g if g is None else g.to(weight.dtype) for g, weight in zip(grad_weights, weights, strict=True)],
         )
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (of_total,) = upstream
+        (grad_total,) = upstream
         # In place: the head's gradient is as large as the head. Nothing asks for it twice.
-        scaled = [None if one is None else one.mul_(of_total.to(one.dtype)) for one in ctx.saved_tensors]
+        scaled = [None if one is None else one.mul_(grad_total.to(one.dtype)) for one in ctx.saved_tensors]
         return None, None, None, *scaled
 
 

@@ -69,7 +69,7 @@ def loss_gradient(
     targets = _targets(tokens, states.device)
     # The head is read twice: the softmax of a chunk needs the sum over all of them.
     sums = _sums_over_vocabulary(streamed, flat[None], targets, with_kl=False)
-    gradient = torch.zeros(flat.shape, dtype=torch.float32, device=states.device)
+    grad_states = torch.zeros(flat.shape, dtype=torch.float32, device=states.device)
     for chunk in _head_chunks(streamed):
         inside, index = chunk.find(targets)
         for span in _spans(flat):
@@ -77,13 +77,13 @@ def loss_gradient(
             with torch.enable_grad():
                 product.requires_grad_(True)
                 logits = finished_logits(streamed.model.config, product)
-            of_logits = torch.exp(logits.detach() - sums.lse[0, span, None])
-            of_logits.scatter_add_(1, index[span], -inside[span, None].float())
-            (of_product,) = torch.autograd.grad(logits, product, of_logits)
-            gradient[span] += (of_product @ chunk.weight).float()
-    gradient = gradient.mul_(scale).view(sequences, length, hidden_size)
-    gradient[:, -1] = 0  # the last position predicts nothing
-    return _by_sequence(sums.nll, sequences)[0], gradient.to(states.dtype)
+            grad_logits = torch.exp(logits.detach() - sums.lse[0, span, None])
+            grad_logits.scatter_add_(1, index[span], -inside[span, None].float())
+            (grad_product,) = torch.autograd.grad(logits, product, grad_logits)
+            grad_states[span] += (grad_product @ chunk.weight).float()
+    grad_states = grad_states.mul_(scale).view(sequences, length, hidden_size)
+    grad_states[:, -1] = 0  # the last position predicts nothing
+    return _by_sequence(sums.nll, sequences)[0], grad_states.to(states.dtype)
 
 
 @dataclass(frozen=True, slots=True)

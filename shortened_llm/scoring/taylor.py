@@ -83,16 +83,16 @@ def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor,
     finished = outputs.clone()
     with torch.no_grad():
         walk.finish_in_place(finished)
-        nll, of_finished = loss_gradient(walk.streamed, finished, tokens, scale)
+        nll, grad_finished = loss_gradient(walk.streamed, finished, tokens, scale)
     del finished
     for sequence, loss in enumerate(nll.tolist()):
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"taylor: the dense model has loss {loss} on calibration sequence {sequence}")
-    for part, gradient in zip(outputs.split(1), of_finished.split(1), strict=True):
+    for part, grad_part in zip(outputs.split(1), grad_finished.split(1), strict=True):
         leaf = part.clone().requires_grad_(True)
-        walk.finish(leaf).backward(gradient)
-        gradient.copy_(_gradient_of(leaf))
-    return of_finished
+        walk.finish(leaf).backward(grad_part)
+        grad_part.copy_(_gradient_of(leaf))
+    return grad_finished
 
 
 def _backward_and_score(
@@ -114,10 +114,10 @@ def _backward_in_place(
 ) -> None:
     """Add to the gradients of the block's weights; `gradient`, of its output, becomes that of its input."""
     size = max(1, walk.sequences_per_call // FORWARD_CALLS_PER_BACKWARD)
-    for part, of_part in zip(inputs.split(size), gradient.split(size), strict=True):
+    for part, grad_part in zip(inputs.split(size), gradient.split(size), strict=True):
         leaf = part.clone().requires_grad_(True)
-        walk.apply(index, block, leaf).backward(of_part)
-        of_part.copy_(_gradient_of(leaf))
+        walk.apply(index, block, leaf).backward(grad_part)
+        grad_part.copy_(_gradient_of(leaf))
         release_freed_memory()
 
 

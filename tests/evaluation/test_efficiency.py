@@ -14,11 +14,17 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
-from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, measure_efficiency
+from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, check_lengths, measure_efficiency
 from shortened_llm.evaluation.footprint import kv_bytes_per_token, memory_growth, weight_bytes
-from shortened_llm.evaluation.generation import Shape, in_turns, make_generation, only_greedy, prompt_tokens
-from shortened_llm.evaluation.shares import time_shares
-from shortened_llm.models.directory import load_tokenizer, model_directory
+from shortened_llm.evaluation.generation import (
+    Shape,
+    in_turns,
+    make_generation,
+    only_greedy,
+    prompt_tokens,
+    time_shares,
+)
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
 from shortened_llm.records import EfficiencyScore, ModelRef, from_json, to_json
@@ -206,7 +212,7 @@ def test_another_error_is_not_taken_for_lack_of_memory(tiny_model: ModelRef, mon
 def test_a_generation_longer_than_the_positions_is_refused(tiny_model: ModelRef) -> None:
     settings = EfficiencyConfig(batch_sizes=1, output_lengths=501, runs=1)
     with pytest.raises(BadInputError, match="513; the model has 512 positions"):
-        measure(tiny_model, tiny_model, settings)
+        check_lengths(load_config(model_directory(tiny_model)), settings)
 
 
 def test_a_model_of_unknown_origin_has_no_ideal_speed_up(tiny_model: ModelRef, tmp_path: Path) -> None:

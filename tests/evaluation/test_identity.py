@@ -9,7 +9,7 @@ import pytest
 
 from shortened_llm.config import EfficiencyConfig, PerplexitySource, TaskConfig
 from shortened_llm.data.sources import Documents
-from shortened_llm.evaluation.measure import read_score, store_score
+from shortened_llm.evaluation.evaluate import read_score, store_score
 from shortened_llm.evaluation.perplexity import TextLosses, protocol
 from shortened_llm.evaluation.units import (
     AgreementUnit,
