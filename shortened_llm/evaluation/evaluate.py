@@ -1,11 +1,12 @@
 """Score one model in this process; needs no Ray."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from shortened_llm.errors import BadInputError, last_line
 from shortened_llm.evaluation.measure import measure_unit, read_score, store_score
 from shortened_llm.evaluation.subject import LoadedModels, Subject
 from shortened_llm.evaluation.units import Score, Unit, unit_fingerprint
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import (
     AgreementScore,
     EfficiencyScore,
@@ -26,19 +27,18 @@ def evaluate(
     loaded: LoadedModels,
     *,
     batch_size: int,
-    on_progress: Callable[[str], None],
 ) -> EvalScores:
     """All scores of one model. One that fails is missing, with its cause, and costs no other.
 
     Raises:
         BadInputError: as `measure_unit`.
     """
-    subject = Subject(ref=ref, loaded=loaded, store=store, batch_size=batch_size, on_note=on_progress)
+    subject = Subject(ref=ref, loaded=loaded, store=store, batch_size=batch_size)
     scores: list[Score | MissingScore] = []
     for unit in units:
         score = read_score(ref, unit, store, loaded.dtype)
         if score is None:
-            on_progress(unit.name)
+            LOGGER.info("%s", unit.name)
             try:
                 score = store_score(ref, unit, measure_unit(unit, subject), store, loaded.dtype)
             except BadInputError:

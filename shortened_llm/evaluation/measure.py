@@ -17,6 +17,7 @@ from shortened_llm.evaluation.units import (
     unit_fingerprint,
 )
 from shortened_llm.fingerprint import fingerprint
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.layout import EVALUATIONS
 from shortened_llm.storage.store import Store
@@ -66,7 +67,7 @@ def measure(work: TextPart | WholeUnit, subject: Subject) -> Any:
         if not size:
             raise RuntimeError(f"a batch of one does not fit in memory, nor did one of {wanted}")
         fitting[key] = size
-        subject.on_note(f"{work.name}: a batch of {wanted} does not fit in memory; trying {size}")
+        LOGGER.warning("%s: a batch of %d does not fit in memory; trying %d", work.name, wanted, size)
     if size == wanted:
         return found
     return replace(found, notes=(*found.notes, f"batch of {wanted} did not fit in memory: halved to {size}"))
