@@ -21,7 +21,7 @@ from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.evaluation.units import EfficiencyUnit, Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.logs import LOGGER
+from shortened_llm.logs import LOGGER, about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.directory import model_directory
 from shortened_llm.models.stage import inspect_model, stage_model
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     prepare_cpu(fair_threads(1))
     loaded = LoadedModels(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    dense = stage_model(config.model, store, on_progress=LOGGER.info)
+    dense = stage_model(config.model, store)
     selection = selection_units(config, facts.roles)
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))
     every: list[EvaluatedModel] = []
@@ -77,11 +77,8 @@ def main(arguments: Sequence[str]) -> None:
             timing.append(EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense))
 
         def scores(units: Sequence[Unit], path: str = path, ref: ModelRef = ref) -> EvalScores:
-            return evaluate(
-                ref, units, store, loaded,
-                batch_size=config.evaluation.batch_size,
-                on_progress=lambda line: LOGGER.info("%s: %s", path, line),
-            )  # fmt: skip
+            with about(path):
+                return evaluate(ref, units, store, loaded, batch_size=config.evaluation.batch_size)
 
         found = EvaluatedModel(
             model=path,
@@ -107,9 +104,8 @@ def with_serving(found: EvaluatedModel, dense: ModelRef, config: ExperimentConfi
     """The model with its speed behind servers, or with the cause why there is none."""
     try:
         served = measure_serving(
-            model_directory(dense), model_directory(found.ref), config.evaluation.efficiency,
-            dtype=config.model.dtype, on_progress=LOGGER.info,
-        )  # fmt: skip
+            model_directory(dense), model_directory(found.ref), config.evaluation.efficiency, dtype=config.model.dtype
+        )
     except (ServerError, OSError, ValueError, HTTPException) as error:  # what a server that dies or errs leads to
         unit = fingerprint({"serving": config.evaluation.efficiency})
         lost = MissingScore(unit=unit, name="speed behind vLLM", cause=last_line(error))
@@ -142,7 +138,7 @@ def check_model(path: str, dense: ScoringFacts) -> None:
 
 def _candidate(path: str, dense: ModelRef, store: Store) -> ModelRef:
     """The model of `--candidate`, with what its card says of its origin."""
-    ref = stage_model(ModelConfig(path=path), store, on_progress=LOGGER.info)
+    ref = stage_model(ModelConfig(path=path), store)
     if ref.fingerprint == dense.fingerprint:
         return ref
     origin = origin_of(path)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         number = 1 if removed else config.num_rankings * len(facts.counts)
         print(f"would write at most {number} models to {flags.output}")
         return
-    dense = stage_model(config.model, store, on_progress=LOGGER.info)
+    dense = stage_model(config.model, store)
     origin = provenance(config)
     LOGGER.info("writing weights in %s", config.model.exported_dtype)
     for name, plan in _plans(config, facts, dense, store, removed):

@@ -9,7 +9,7 @@ import torch
 from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import ExperimentConfig, require_sections
 from shortened_llm.criteria import CRITERIA
-from shortened_llm.logs import LOGGER, StepLog
+from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import BlockScores, ModelRef, to_json
@@ -28,14 +28,8 @@ def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, s
     prepare_cpu(fair_threads(1))
     jobs = scoring_jobs(config, model, facts.roles.calibration, facts.counts)
     for unit, job in pending_work(jobs, store, num_shards=1):
-        measure(
-            unit,
-            job,
-            store,
-            device=device,
-            memory_gib=config.resources.scoring_memory_gib,
-            on_progress=StepLog(f"score {work_name(unit, job)}"),
-        )
+        with about(f"score {work_name(unit, job)}"):
+            measure(unit, job, store, device=device, memory_gib=config.resources.scoring_memory_gib)
     return score_all(jobs, store)
 
 
@@ -66,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.dry_run:
         print(f"would score {facts.num_blocks} blocks by {', '.join(config.criteria)}")
         return
-    model = stage_model(config.model, store, on_progress=LOGGER.info)
+    model = stage_model(config.model, store)
     every = score_here(config, facts, model, store)
     for scores in every:
         print(score_table(scores), file=sys.stderr)

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE, stage_assets
 from shortened_llm.config import ExperimentConfig, RetrainingConfig, parse_config
 from shortened_llm.data.packing import PackingJob, pack_tokens
 from shortened_llm.data.sources import text_roles
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.records import BlocksTransform, ModelRef, TokenMixture
 from shortened_llm.retraining.job import RetrainingJob
@@ -29,6 +31,14 @@ from shortened_llm.storage.store import Store
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the package logs from INFO on."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    caplog.set_level(logging.INFO, logger=LOGGER.name)
+    return caplog
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +175,7 @@ def corpus(tiny_config: ExperimentConfig, tiny_model: ModelRef, local_store: Sto
     (documents,) = text_roles(tiny_config).train
     packing = PackingJob(source=documents, tokenizer_identity="tiny", vocab_size=260, sequence_length=128, at_most=64)
     tokenizer = load_tokenizer(model_directory(tiny_model))
-    return TokenMixture(parts=(pack_tokens(packing, tokenizer, local_store, on_progress=lambda line: None),))
+    return TokenMixture(parts=(pack_tokens(packing, tokenizer, local_store),))
 
 
 MakeJob = Callable[..., RetrainingJob]

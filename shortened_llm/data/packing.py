@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,19 +82,17 @@ class PackingJob:
         return self.identity | {"shard": piece.shard, "range": piece.range, "at_most": self.at_most if cut else None}
 
 
-def pack_tokens(
-    job: PackingJob, tokenizer: PreTrainedTokenizerBase, store: Store, *, on_progress: Callable[[str], None]
-) -> TokenDataset:
+def pack_tokens(job: PackingJob, tokenizer: PreTrainedTokenizerBase, store: Store) -> TokenDataset:
     """Pack a source in this process; see `pack_with`."""
     here: Executor[Piece] = Executor(
         start=lambda piece: piece,
         result=lambda piece: pack_piece(job, piece, tokenizer, store),
         cancel=lambda piece: None,
     )
-    return pack_with(here, job, store, on_progress=on_progress)
+    return pack_with(here, job, store)
 
 
-def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress: Callable[[str], None]) -> TokenDataset:
+def pack_with(executor: Executor, job: PackingJob, store: Store) -> TokenDataset:
     """Pack a source by an executor that runs `pack_piece`, or read it back. Its record is written last.
 
     Returns:
@@ -105,7 +103,7 @@ def pack_with(executor: Executor, job: PackingJob, store: Store, *, on_progress:
     """
     if stored := store.read(TOKENS, job.fingerprint, TokenDataset):
         return stored
-    packed = pack_pieces(job.source.num_shards, job.at_most, executor, on_progress=on_progress)
+    packed = pack_pieces(job.name, job.source.num_shards, job.at_most, executor)
     tally = job.source.tally()
     for piece in packed:
         tally.add(piece.num_rows, piece.bad_rows, piece.first_bad)

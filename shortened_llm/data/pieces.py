@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import FileEntry
 
 PIECE_ROWS = 8192
@@ -60,16 +61,14 @@ class Executor(Generic[Handle]):
     """Ends the work on a piece that turned out not to be needed."""
 
 
-def pack_pieces(
-    num_shards: int, at_most: int | None, executor: Executor, *, on_progress: Callable[[str], None]
-) -> list[PackedPiece]:
+def pack_pieces(name: str, num_shards: int, at_most: int | None, executor: Executor) -> list[PackedPiece]:
     """Pack as few of the first pieces as hold `at_most` sequences, or all if that is None.
 
     How many ranges a shard has shows only in packing them, so they are tried in rounds of 1, 2, 4, ... ranges: at most
     about as many are tried past a shard's end as it has.
 
     Args:
-        on_progress: called with a line after each piece.
+        name: what the source is called in the log.
     """
     packed: list[PackedPiece] = []
     total, documents = 0, 0
@@ -90,7 +89,7 @@ def pack_pieces(
             result = executor.result(handle)
             packed.append(result)
             total, documents = total + result.num_sequences, documents + result.num_documents
-            on_progress(f"packed {total:,} sequences of {documents:,} documents")
+            LOGGER.info("%s: packed %s sequences of %s documents", name, f"{total:,}", f"{documents:,}")
             if result.is_last:
                 ended.add(piece.shard)
             if at_most is not None and total >= at_most:

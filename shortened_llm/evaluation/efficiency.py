@@ -28,6 +28,7 @@ from shortened_llm.evaluation.generation import (
     speed_up,
     time_shares,
 )
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model
@@ -58,7 +59,6 @@ def measure_efficiency(
     *,
     dtype: str,
     device: str,
-    on_progress: Callable[[str], None],
     on_run: Callable[[], None] = lambda: None,
 ) -> EfficiencyScore:
     """Generate with both models in turns, in one process, so that whatever drifts or disturbs meets both.
@@ -73,7 +73,7 @@ def measure_efficiency(
     """
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
     models = [only_greedy(aligned(load_model(ref, dtype, device=device))) for ref in (dense, model)]
-    measured, left_out = _measure_shapes(models, prompt, settings, on_progress, on_run)
+    measured, left_out = _measure_shapes(models, prompt, settings, on_run)
     dense_model, own_model = models
     return EfficiencyScore(
         unit="",  # set by `store_score`
@@ -138,7 +138,6 @@ def _measure_shapes(
     models: Sequence[PreTrainedModel],
     prompt: torch.Tensor,
     settings: EfficiencyConfig,
-    on_progress: Callable[[str], None],
     on_run: Callable[[], None],
 ) -> tuple[list[_Measured], list[Shape]]:
     """Every shape that fits, and those that do not.
@@ -152,11 +151,11 @@ def _measure_shapes(
         if any(shape.batch_size >= other.batch_size for other in left_out):
             left_out.append(shape)
             continue
-        on_progress(f"generating {shape}")
+        LOGGER.info("generating %s", shape)
         found = unless_out_of_memory(partial(_measure, models, prompt, shape, settings, on_run))
         if found is None:
             left_out.append(shape)
-            on_progress(f"{shape} does not fit into memory: left out, with larger batches")
+            LOGGER.warning("%s does not fit into memory: left out, with larger batches", shape)
         else:
             measured.append(found)
     return measured, left_out

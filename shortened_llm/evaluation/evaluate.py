@@ -1,6 +1,6 @@
 """Score one model in this process, without Ray; what was measured before is read back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from shortened_llm.evaluation.units import (
     unit_fingerprint,
 )
 from shortened_llm.fingerprint import fingerprint
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import (
     AgreementScore,
     EfficiencyScore,
@@ -41,19 +42,18 @@ def evaluate(
     loaded: LoadedModels,
     *,
     batch_size: int,
-    on_progress: Callable[[str], None],
 ) -> EvalScores:
     """All scores of one model. One that fails is missing, with its cause, and costs no other.
 
     Raises:
         BadInputError: as `measure`.
     """
-    subject = Subject(ref=ref, loaded=loaded, store=store, batch_size=batch_size, on_note=on_progress)
+    subject = Subject(ref=ref, loaded=loaded, store=store, batch_size=batch_size)
     scores: list[Score | MissingScore] = []
     for unit in units:
         score = read_score(ref, unit, store, loaded.dtype)
         if score is None:
-            on_progress(unit.name)
+            LOGGER.info("%s", unit.name)
             try:
                 if isinstance(unit, TextUnit):
                     score = unit.join([measure(part, subject) for part in unit.parts(subject)])
@@ -114,7 +114,7 @@ def measure(work: TextPart | WholeUnit, subject: Subject) -> Any:
         if not size:
             raise RuntimeError(f"a batch of one does not fit in memory, nor did one of {wanted}")
         fitting[key] = size
-        subject.on_note(f"{work.name}: a batch of {wanted} does not fit in memory; trying {size}")
+        LOGGER.warning("%s: a batch of %d does not fit in memory; trying %d", work.name, wanted, size)
     if size == wanted:
         return found
     return replace(found, notes=(*found.notes, f"batch of {wanted} did not fit in memory: halved to {size}"))

@@ -10,7 +10,7 @@ import math
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,21 +24,12 @@ from shortened_llm.evaluation.evaluators import Evaluators
 from shortened_llm.evaluation.subject import LoadedModels, Subject
 from shortened_llm.evaluation.units import Score, TextPart, TextUnit, Unit, WholeUnit, score_identity, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.logs import quiet_libraries
+from shortened_llm.logs import LOGGER, Listener, about, setup_process
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import EvalScores, MissingScore, ModelRef
 from shortened_llm.storage.store import Store
 
 T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Called with what an evaluator is doing; with None when it is done with a model."""
-
-    def __call__(self, line: str | None) -> None: ...
-
-    def note(self, line: str) -> None:
-        """Say what must not be missed."""
 
 
 # Longer than a short training: starting an evaluator again takes 10 s and more, and minutes where its node has left.
@@ -58,7 +49,7 @@ class _Evaluator:
     life, and sends them."""
 
     def __init__(self, number: int, pool: Any, store: Store, dtype: str, batch_size: int, num_evaluators: int) -> None:
-        quiet_libraries()
+        setup_process()
         store.enter()
         self._number, self._pool = number, pool
         self._store, self._batch_size = store, batch_size
@@ -72,17 +63,18 @@ class _Evaluator:
     def ready(self) -> None:
         """Returns once the process runs."""
 
-    def parts(self, ref: ModelRef, unit: TextUnit, on_progress: Progress) -> list[TextPart]:
-        return unit.parts(self._subject(ref, unit.name, on_progress))
+    def parts(self, ref: ModelRef, unit: TextUnit, listener: Listener) -> list[TextPart]:
+        with about(listener):
+            LOGGER.info("%s", unit.name)
+            return unit.parts(self._subject(ref))
 
-    def measure(self, ref: ModelRef, work: TextPart | WholeUnit, on_progress: Progress) -> Any:
-        return measure(work, self._subject(ref, work.name, on_progress))
+    def measure(self, ref: ModelRef, work: TextPart | WholeUnit, listener: Listener) -> Any:
+        with about(listener):
+            LOGGER.info("%s", work.name)
+            return measure(work, self._subject(ref))
 
-    def _subject(self, ref: ModelRef, name: str, on_progress: Progress) -> Subject:
-        on_progress(name)
-        return Subject(
-            ref=ref, loaded=self._loaded, store=self._store, batch_size=self._batch_size, on_note=on_progress.note
-        )
+    def _subject(self, ref: ModelRef) -> Subject:
+        return Subject(ref=ref, loaded=self._loaded, store=self._store, batch_size=self._batch_size)
 
     def _on_pass(self) -> None:
         if (now := time.monotonic()) - self._last_sign >= SECONDS_BETWEEN_SIGNS:
@@ -152,7 +144,7 @@ class _Pool:
         resources: ResourcesConfig,
         idle_seconds: float,
     ) -> None:
-        quiet_libraries()
+        setup_process()
         store.enter()
         self._gauges = Gauges(experiment)
         self._store, self._dtype, self._batch_size, self._resources = store, dtype, batch_size, resources
@@ -191,18 +183,18 @@ class _Pool:
         if evaluator := self._started.get(number):
             evaluator.signs_of_life += 1
 
-    async def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
-        on_progress("waiting for an evaluator")
+    async def evaluate(self, ref: ModelRef, units: Sequence[Unit], listener: Listener) -> EvalScores:
+        listener("waiting for an evaluator")
         try:
-            return gather_scores(await asyncio.gather(*(self._score(ref, unit, on_progress) for unit in units)))
+            return gather_scores(await asyncio.gather(*(self._score(ref, unit, listener) for unit in units)))
         finally:
-            on_progress(None)
+            listener(None)
 
-    async def _score(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score | MissingScore:
+    async def _score(self, ref: ModelRef, unit: Unit, listener: Listener) -> Score | MissingScore:
         """Measured once, however many trials ask for it at a time. One that cannot be had costs no other."""
         key = fingerprint(score_identity(ref, unit, self._dtype))
         if (scoring := self._scoring.get(key)) is None:
-            scoring = asyncio.ensure_future(self._read_or_measure(ref, unit, on_progress))
+            scoring = asyncio.ensure_future(self._read_or_measure(ref, unit, listener))
             self._scoring[key] = scoring
             scoring.add_done_callback(lambda _: self._scoring.pop(key))
         try:
@@ -213,27 +205,27 @@ class _Pool:
             lost = unit_fingerprint(unit, self._dtype)
             return MissingScore(unit=lost, name=unit.name, cause=cause, is_bad_input=is_bad_input)
 
-    async def _read_or_measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
+    async def _read_or_measure(self, ref: ModelRef, unit: Unit, listener: Listener) -> Score:
         stored = await asyncio.to_thread(read_score, ref, unit, self._store, self._dtype)
         if stored is not None:
             return stored
-        score = await self._measure(ref, unit, on_progress)
+        score = await self._measure(ref, unit, listener)
         return await asyncio.to_thread(store_score, ref, unit, score, self._store, self._dtype)
 
-    async def _measure(self, ref: ModelRef, unit: Unit, on_progress: Progress) -> Score:
+    async def _measure(self, ref: ModelRef, unit: Unit, listener: Listener) -> Score:
         model = fingerprint(ref.identity)
 
         def run(name: str, work: Callable[[_Remote], Awaitable[T]], size: float = math.inf) -> Awaitable[T]:
-            return self._evaluators.run(name, model, work, size=size, on_failure=on_progress.note)
+            return self._evaluators.run(name, model, work, size=size, on_failure=listener.note)
 
         def measured(work: TextPart | WholeUnit) -> Awaitable[Any]:
             size = work.num_tokens if isinstance(work, TextPart) else math.inf
-            return run(work.name, lambda evaluator: evaluator.actor.measure.remote(ref, work, on_progress), size)
+            return run(work.name, lambda evaluator: evaluator.actor.measure.remote(ref, work, listener), size)
 
         if not isinstance(unit, TextUnit):
             score: Score = await measured(unit)
             return score
-        parts = await run(unit.name, lambda evaluator: evaluator.actor.parts.remote(ref, unit, on_progress))
+        parts = await run(unit.name, lambda evaluator: evaluator.actor.parts.remote(ref, unit, listener))
         measuring = [asyncio.ensure_future(measured(part)) for part in parts]
         try:
             return await asyncio.to_thread(unit.join, await asyncio.gather(*measuring))
@@ -264,13 +256,13 @@ class EvaluationPool:
         pool = _Pool.options(scheduling_strategy=here)  # type: ignore[attr-defined]
         return cls(pool.remote(experiment, store, dtype, batch_size, resources, idle_seconds))
 
-    def submit(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> "ray.ObjectRef[EvalScores]":
+    def submit(self, ref: ModelRef, units: Sequence[Unit], listener: Listener) -> "ray.ObjectRef[EvalScores]":
         """Begin to score a model."""
-        return self._actor.evaluate.remote(ref, units, on_progress)  # type: ignore[attr-defined]
+        return self._actor.evaluate.remote(ref, units, listener)  # type: ignore[attr-defined]
 
-    def evaluate(self, ref: ModelRef, units: Sequence[Unit], on_progress: Progress) -> EvalScores:
+    def evaluate(self, ref: ModelRef, units: Sequence[Unit], listener: Listener) -> EvalScores:
         """Score a model and wait for the result."""
-        return self.result(self.submit(ref, units, on_progress))
+        return self.result(self.submit(ref, units, listener))
 
     def result(self, submitted: "ray.ObjectRef[EvalScores]") -> EvalScores:
         """Wait for the scores of a submitted model."""

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.generation import Shape, Timing, in_turns, prompt_tokens, shapes, speed_of, speed_up
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_tokenizer
 from shortened_llm.records import ServingScore
 
@@ -68,9 +69,7 @@ def vllm_command() -> str:
     return found
 
 
-def measure_serving(
-    dense: Path, model: Path, settings: EfficiencyConfig, *, dtype: str, on_progress: Callable[[str], None]
-) -> ServingScore:
+def measure_serving(dense: Path, model: Path, settings: EfficiencyConfig, *, dtype: str) -> ServingScore:
     """Latency, time to the first token and throughput of the models in two directories, each shape as one request.
 
     Every sequence has the same prompt, nothing is cached between requests, and no sequence ends early. Both servers are
@@ -86,12 +85,12 @@ def measure_serving(
     with contextlib.ExitStack() as servers:
         started: list[Server] = []
         for directory in (dense, model):
-            on_progress(f"starting vLLM with {directory}")
+            LOGGER.info("starting vLLM with %s", directory)
             started.append(servers.enter_context(vllm_server(command, directory, settings, dtype=dtype)))
         with urllib.request.urlopen(f"{started[0].url}/version", timeout=REQUEST_SECONDS) as answer:
             version = json.load(answer)["version"]
         for shape in shapes(settings):
-            on_progress(f"vLLM: generating {shape}")
+            LOGGER.info("vLLM: generating %s", shape)
             requests = [partial(_ask_alone, server, started, prompt, shape) for server in started]
             in_turns(requests, settings.warmups)
             of_dense, of_model = in_turns(requests, settings.runs)

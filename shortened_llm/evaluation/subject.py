@@ -70,8 +70,6 @@ class Subject:
     loaded: LoadedModels
     store: Store
     batch_size: int
-    on_note: Callable[[str], None]
-    """Called with what must not be missed."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -192,9 +192,8 @@ class EfficiencyUnit:
         loaded = subject.loaded
         loaded.hold()  # it loads both models itself
         return efficiency.measure_efficiency(
-            self.dense, subject.ref, self.settings,
-            dtype=loaded.dtype, device=loaded.device, on_progress=subject.on_note, on_run=loaded.on_pass,
-        )  # fmt: skip
+            self.dense, subject.ref, self.settings, dtype=loaded.dtype, device=loaded.device, on_run=loaded.on_pass
+        )
 
 
 def _text_identity(documents: Documents, source: PerplexitySource) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -12,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import file_sha256, fingerprint
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.files import read_headers
 from shortened_llm.models.gguf import convert_gguf
@@ -30,7 +30,7 @@ MODEL_FILES = (*METADATA_FILES, "*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str], None]) -> ModelRef:
+def stage_model(config: ModelConfig, store: Store) -> ModelRef:
     """The dense model as files that every node can read.
 
     A local directory is used where it lies when the storage is local too; everything else is copied below the
@@ -43,7 +43,7 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
         directory = Path(config.path).absolute()
         blocks = load_config(directory).num_hidden_layers
         check_directory(directory)
-        on_progress(f"hashing the files of {directory}")
+        LOGGER.info("hashing the files of %s", directory)
         files = describe_files(directory, MODEL_FILES)
         identity = {"stage": STAGE_VERSION, "files": {entry.path: entry.sha256 for entry in files}}
         if is_local(store.url):
@@ -53,7 +53,7 @@ def stage_model(config: ModelConfig, store: Store, *, on_progress: Callable[[str
     if stored := store.read(MODELS, fingerprint(identity), ModelRef):
         return stored
     with temporary_directory() as temporary:
-        on_progress(f"fetching {config.path}")
+        LOGGER.info("fetching %s", config.path)
         return _upload(_fetch(config, identity, Path(temporary)), store, identity)
 
 

@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from shortened_llm.config import flatten
 from shortened_llm.fingerprint import canonical
+from shortened_llm.logs import LOGGER
 from shortened_llm.records import Recipe, from_json, to_json
 from shortened_llm.retraining.manifest import (
     DamagedCheckpointError,
@@ -223,7 +224,6 @@ def newest_usable(
     *,
     part: int,
     parts: int,
-    on_note: Callable[[str], None],
 ) -> Iterator[Path | None]:
     """Directory on this node of the first checkpoint that is whole, or None. A collective.
 
@@ -233,7 +233,6 @@ def newest_usable(
     Args:
         candidates: (name, what makes it a directory of this node), newest first, the same on all workers.
         part, parts: the workers of a node share the reading.
-        on_note: called with each checkpoint that is passed over, and why.
     """
     passed_over = False
     for name, as_directory in candidates:
@@ -249,9 +248,9 @@ def newest_usable(
                 yield directory
                 return
         passed_over = True
-        on_note(f"{name} cannot be used ({fault}); trying the one before it")
+        LOGGER.warning("%s cannot be used (%s); trying the one before it", name, fault)
     if passed_over:
-        on_note("no checkpoint can be used; training from the start")
+        LOGGER.warning("no checkpoint can be used; training from the start")
     yield None
 
 

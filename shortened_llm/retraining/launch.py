@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from shortened_llm.config import ResourcesConfig
+from shortened_llm.logs import LOGGER, subject
 from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.run_directory import repair_run_directory
@@ -51,8 +52,6 @@ def retrain(
     tokens_before: int,
     needs_files: bool,
     callbacks: Sequence[object],
-    on_progress: Callable[[str], None],
-    on_note: Callable[[str], None],
 ) -> RetrainedModel:
     """The retrained model: read back, or trained from the run's last checkpoint, or from the start.
 
@@ -62,27 +61,24 @@ def retrain(
         tokens_before: of the runs that this one follows in a trial, for the metrics.
         needs_files: whether a model that was trained, and whose files are gone, is trained again.
         callbacks: Ray Train callbacks of the caller, for metrics.
-        on_progress: called with a line that the next may replace.
-        on_note: called with what the user should not miss, such as a damaged checkpoint.
 
     Raises:
         NodesMissingError: there is no room for the workers.
     """
     known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if known is not None and needs_files and not has_files(known.model.url, known.model.files):
-        on_note(f"the retrained model is gone from {known.model.url}: it is trained again")
+        LOGGER.warning("the retrained model is gone from %s: it is trained again", known.model.url)
         store.remove(RETRAINED, job.fingerprint)
         known = None
     if known is None:
         for fault in repair_run_directory(join(runs_url, job.run_name), num_to_keep=CHECKPOINTS_KEPT):
-            on_note(f"run directory put in order: {fault}")
+            LOGGER.warning("run directory put in order: %s", fault)
         failure_url = join(runs_url, f"{job.run_name}.failure.json")
         delete(failure_url)
         worker_config = {
             "job": job,
             "store": store,
-            "on_progress": on_progress,
-            "on_note": on_note,
+            "subject": subject(),
             "threads": math.ceil(resources.cpus_per_worker),
             "shard_group": resources.shard_group,
             "accelerators": resources.gpus_per_worker or 1.0,

@@ -5,7 +5,7 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray.train
@@ -16,7 +16,7 @@ from ray.train.torch import get_device
 
 from shortened_llm import metrics
 from shortened_llm.errors import BadInputError, NonFiniteLossError
-from shortened_llm.logs import quiet_libraries
+from shortened_llm.logs import LOGGER, about, setup_process
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.export import ExportError
 from shortened_llm.records import TrainingPoint
@@ -49,12 +49,14 @@ def run_worker(config: dict) -> None:
     What would only fail again is not raised, since Ray would start the workers once more: its cause is left at
     `config["failure_url"]`. It befalls all workers at the same step.
     """
-    quiet_libraries()
+    setup_process()
     config["store"].enter()
+    speaks = ray.train.get_context().get_world_rank() == 0
     try:
-        _train_and_export(config)
+        with about(config["subject"] if speaks else None):
+            _train_and_export(config)
     except LASTING as error:
-        if ray.train.get_context().get_world_rank() == 0:
+        if speaks:
             cause = {"error": type(error).__name__, "message": str(error)}
             write_bytes(config["failure_url"], json.dumps(cause).encode())
 
@@ -64,40 +66,33 @@ def _train_and_export(config: dict) -> None:
     store: Store = config["store"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    on_progress: Callable[[str], None] = config["on_progress"] if rank == 0 else _ignore
-    on_note: Callable[[str], None] = config["on_note"] if rank == 0 else _ignore
-    device = _usable_device(on_note)
+    device = _usable_device()
     check_equal([config["installed"], Installed.here(uses_gpu=device.type == "cuda")])  # this node may have come later
     if device.type == "cpu":
         prepare_cpu(config["threads"])
     check_dtype(job.dtype, device)
-    on_progress(f"loading the model in {context.get_world_size()} worker(s)")
-    host = RayHost(
-        job,
-        store,
-        config["tokens_before"],
-        on_note,
-        lambda values: on_progress(progress_line(values, job.recipe.num_steps)),
-    )
+    LOGGER.info("loading the model in %d worker(s)", context.get_world_size())
+    host = RayHost(job, store, config["tokens_before"])
     reported = reversed(ray.train.get_all_reported_checkpoints())
     candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
     candidates += stable_checkpoints(broadcast_from_rank_zero(stable_urls(job, store) if rank == 0 else None))
     part, parts = context.get_local_rank(), context.get_local_world_size()
     with contextlib.ExitStack() as local_copy:
-        resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts, on_note=on_note))
+        resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts))
         if resume_from is not None:
-            on_note(f"resuming from a checkpoint at step {check_complete(str(resume_from))[0].progress.step}")
+            step = check_complete(str(resume_from))[0].progress.step
+            LOGGER.warning("resuming from a checkpoint at step %d", step)
         model, progress = train(
             job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"],
             accelerators_per_worker=config["accelerators"], on_loaded=local_copy.close,
         )  # fmt: skip
-    on_progress(f"exporting in {job.export_dtype}")
+    LOGGER.info("exporting in %s", job.export_dtype)
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
         write_run(job, exported, progress, store)
 
 
-def _usable_device(on_note: Callable[[str], None]) -> torch.device:
+def _usable_device() -> torch.device:
     """This worker's GPU; the CPU where torch knows no GPUs, on a cluster that only counts them.
 
     Raises:
@@ -107,7 +102,7 @@ def _usable_device(on_note: Callable[[str], None]) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         if torch.backends.cuda.is_built():
             raise RuntimeError(f"node {socket.gethostname()}: a GPU is reserved, but CUDA finds none; check its driver")
-        on_note("GPUs are reserved, but torch is built without CUDA: training on CPU")
+        LOGGER.warning("GPUs are reserved, but torch is built without CUDA: training on CPU")
         return torch.device("cpu")
     return device
 
@@ -115,16 +110,8 @@ def _usable_device(on_note: Callable[[str], None]) -> torch.device:
 class RayHost:
     """What the training loop asks of its surroundings, answered by Ray Train. Every worker has one."""
 
-    def __init__(
-        self,
-        job: RetrainingJob,
-        store: Store,
-        tokens_before: int,
-        on_note: Callable[[str], None],
-        on_values: Callable[[Mapping[str, float]], None],
-    ) -> None:
+    def __init__(self, job: RetrainingJob, store: Store, tokens_before: int) -> None:
         self._job, self._store, self._tokens_before = job, store, tokens_before
-        self._on_note, self._on_values = on_note, on_values
         self._storage = ray.train.get_context().get_storage()
         self._uploaded = threading.Event()
         self._uploaded.set()
@@ -136,7 +123,7 @@ class RayHost:
         Always in Ray's upload thread: reports keep their order, so that metrics reported at once would wait for the
         upload of the checkpoint before them.
         """
-        self._on_values(values)
+        LOGGER.info("%s", progress_line(values, self._job.recipe.num_steps))
         # A trial's earlier runs count: tokens are the time axis of schedulers and plots.
         tokens = self._tokens_before + values[metrics.TOKENS]
         reported = {**values, metrics.TOKENS: tokens, metrics.TIME_AXIS: int(tokens)}
@@ -170,9 +157,6 @@ class RayHost:
         """Whether a node of this run was announced to go away. A collective, until it was."""
         if not self._preempted and (info := ray.train.get_preemption_info()) is not None:
             self._preempted = True
-            self._on_note(f"{len(info.preempted_node_ids)} node(s) will be taken away; saving a checkpoint at once")
+            announced = len(info.preempted_node_ids)
+            LOGGER.warning("%d node(s) will be taken away; saving a checkpoint at once", announced)
         return self._preempted
-
-
-def _ignore(line: str) -> None:
-    """Rank 0 speaks for all."""

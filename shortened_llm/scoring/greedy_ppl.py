@@ -4,10 +4,11 @@ import numpy as np
 import torch
 
 from shortened_llm.criteria.greedy_ppl import cheapest
+from shortened_llm.logs import StepLog
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.one_pass import Progress, advance, check_finite, sequences_in_memory
+from shortened_llm.scoring.one_pass import advance, check_finite, sequences_in_memory
 
 
 def measure_greedy_ppl(
@@ -17,7 +18,6 @@ def measure_greedy_ppl(
     num_removed: int,
     *,
     memory_gib: float | None,
-    on_progress: Progress,
 ) -> np.ndarray:
     """Mean loss in nats per prediction at each step, [num_removed, 1 + blocks].
 
@@ -43,6 +43,7 @@ def measure_greedy_ppl(
     # Prefixes are kept where the whole calibration set is walked at once.
     spare = (room - most_states * len(tokens)) // len(tokens) if len(batches) == 1 else 0
     saved: dict[int, torch.Tensor] = {}
+    steps = StepLog(num_removed)
     for step in range(num_removed):
         kept = [block for block in range(num_blocks) if block not in removed]
         candidates = [block for block in kept if block not in protected]
@@ -58,7 +59,7 @@ def measure_greedy_ppl(
         losses[step, [0, *(1 + block for block in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
         removed.append(cheapest(losses[step]))
         saved = {place: states for place, states in saved.items() if place <= removed[-1]}
-        on_progress(step + 1, num_removed)
+        steps.add()
     return losses
 
 

@@ -6,20 +6,20 @@ import numpy as np
 
 from shortened_llm.criteria.magnitude import MagnitudeOptions
 from shortened_llm.errors import NonFiniteLossError
+from shortened_llm.logs import StepLog
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.scoring.one_pass import Progress
 from shortened_llm.scoring.weights import block_score, scored_weights
 
 
-def measure_magnitude(streamed: StreamedModel, options: MagnitudeOptions, *, on_progress: Progress) -> np.ndarray:
+def measure_magnitude(streamed: StreamedModel, options: MagnitudeOptions) -> np.ndarray:
     """Each block's |W|^p, reduced as in `weights.block_score`; [blocks].
 
     Cost: no forward pass.
     """
-    scores = []
+    scores, steps = [], StepLog(streamed.num_blocks)
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):
         scores.append(block_score((weight.abs() for weight in scored_weights(block)), options))
         if not math.isfinite(scores[-1]):
             raise NonFiniteLossError(f"magnitude: block {index} has score {scores[-1]}")
-        on_progress(index + 1, streamed.num_blocks)
+        steps.add()
     return np.array(scores)

@@ -12,6 +12,7 @@ from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import BlockStatistic
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.stream import StreamedModel
@@ -19,7 +20,7 @@ from shortened_llm.records import FileEntry
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
 from shortened_llm.scoring.job import ScoringJob, Unit, identity, shards, unit_of
 from shortened_llm.scoring.magnitude import measure_magnitude
-from shortened_llm.scoring.one_pass import Progress, walk_statistics
+from shortened_llm.scoring.one_pass import walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
 from shortened_llm.storage import layout
 from shortened_llm.storage.payload import local_directory, upload_directory
@@ -50,21 +51,17 @@ class Inputs:
     num_removed: int
     """Blocks that go at the largest cut."""
     memory_gib: float | None
-    on_progress: Progress
 
 
 MEASUREMENTS: dict[str, Callable[[Inputs], np.ndarray]] = {
-    "taylor": lambda given: measure_taylor(
-        given.streamed, given.tokens, given.options, memory_gib=given.memory_gib, on_progress=given.on_progress
-    ),
-    "magnitude": lambda given: measure_magnitude(given.streamed, given.options, on_progress=given.on_progress),
+    "taylor": lambda given: measure_taylor(given.streamed, given.tokens, given.options, memory_gib=given.memory_gib),
+    "magnitude": lambda given: measure_magnitude(given.streamed, given.options),
     "greedy_ppl": lambda given: measure_greedy_ppl(
         given.streamed,
         given.tokens,
         given.protected,
         given.num_removed,
         memory_gib=given.memory_gib,
-        on_progress=given.on_progress,
     ),
 }
 """What criteria measure for themselves; everything else is a statistic of the walk."""
@@ -109,9 +106,7 @@ def pending_units(criteria: Sequence[str], job: ScoringJob, store: Store, num_sh
     return (*units, *(replace(shard, statistics=tuple(dict.fromkeys(names))) for shard, names in walks.items()))
 
 
-def measure(
-    unit: Unit, job: ScoringJob, store: Store, *, device: str, memory_gib: float | None, on_progress: Progress
-) -> None:
+def measure(unit: Unit, job: ScoringJob, store: Store, *, device: str, memory_gib: float | None) -> None:
     """Do one unit of work, or what an earlier attempt left of it, and store its arrays.
 
     Raises:
@@ -123,19 +118,18 @@ def measure(
     if not missing:
         return
     unit = replace(unit, statistics=missing)
-    for statistic, values in _values(unit, job, device, memory_gib, on_progress).items():
+    for statistic, values in _values(unit, job, device, memory_gib).items():
         _keep(replace(unit, statistics=(statistic,)), values, job, store)
 
 
-def _values(
-    unit: Unit, job: ScoringJob, device: str, memory_gib: float | None, on_progress: Progress
-) -> dict[str, np.ndarray]:
+def _values(unit: Unit, job: ScoringJob, device: str, memory_gib: float | None) -> dict[str, np.ndarray]:
     """The array of each of the unit's statistics."""
+    LOGGER.info("reading the model")
     streamed = StreamedModel.open(job.model, job.pruning.dtype, device=device)
     tokens = _tokens(unit, job, streamed) if unit.stop else torch.empty((0, 0), dtype=torch.int64)
     if unit.criterion is None:
         names = walked(unit.statistics)
-        return walk_statistics(streamed, tokens, names, memory_gib=memory_gib, on_progress=on_progress)
+        return walk_statistics(streamed, tokens, names, memory_gib=memory_gib)
     (statistic,) = unit.statistics
     given = Inputs(
         streamed=streamed,
@@ -144,7 +138,6 @@ def _values(
         protected=job.protected,
         num_removed=max(job.counts, default=0),
         memory_gib=memory_gib,
-        on_progress=on_progress,
     )
     return {statistic: MEASUREMENTS[statistic](given)}
 

@@ -5,20 +5,19 @@ one block that was already passed. For N blocks that is N (N + 1) / 2 block appl
 N (N - 1) and N + 1 of bypassing each block in turn.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from shortened_llm.criteria.criterion import ANGLE, COSINE, KL, NLL, BlockStatistic
 from shortened_llm.errors import NonFiniteLossError
+from shortened_llm.logs import StepLog
 from shortened_llm.models.cpu import available_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
 
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 OF_CANDIDATES = frozenset({NLL, KL})
 
 
@@ -28,7 +27,6 @@ def walk_statistics(
     statistics: Iterable[str | BlockStatistic],
     *,
     memory_gib: float | None,
-    on_progress: Progress,
     candidates: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure `statistics` on each sequence, in as many passes over the weights as memory asks for.
@@ -53,18 +51,12 @@ def walk_statistics(
     batches = tokens.split(sequences_in_memory(streamed, states, tokens.shape[1], memory_gib))
     in_blocks = sum(1 + sum(b < index for b in blocks) for index in range(num_blocks))
     work = in_blocks + (_head_work(streamed, len(blocks) + 1) if with_losses else 0)
-    done = 0
-
-    def on_work(amount: int) -> None:
-        nonlocal done
-        done += amount
-        on_progress(done, work * len(batches))
-
+    steps = StepLog(work * len(batches))
     walk = BlockWalk.of(streamed, tokens.shape[1])
     parts: list[dict[str, np.ndarray]] = []
     first = 0
     for batch in batches:
-        parts.append(_walk_batch(walk, batch, first, blocks, wanted, of_blocks, on_work))
+        parts.append(_walk_batch(walk, batch, first, blocks, wanted, of_blocks, steps))
         first += len(batch)
     names = sorted({*wanted, *(statistic.name for statistic in of_blocks)})
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
@@ -91,7 +83,7 @@ def _walk_batch(
     candidates: Sequence[int],
     wanted: frozenset[str],
     of_blocks: Sequence[BlockStatistic],
-    on_work: Callable[[int], None],
+    steps: StepLog,
 ) -> dict[str, np.ndarray]:
     num_blocks, num_sequences = walk.streamed.num_blocks, len(tokens)
     states = walk.new_states(len(candidates) + 1, tokens)
@@ -101,7 +93,7 @@ def _walk_batch(
     for index, block in walk.streamed.read_blocks(range(num_blocks)):
         before = states[0].clone() if of_blocks else states[0]
         passed, live = live, advance(walk, index, block, states, live, index in candidates)
-        on_work(passed)
+        steps.add(passed)
         for statistic in of_blocks:
             numbers[statistic.name].append(_of_block(statistic, before, states[0], walk.sequences_per_call))
         last_tokens.append(states[0, :, -1].double())
@@ -120,7 +112,7 @@ def _walk_batch(
         def on_share(share: float) -> None:
             nonlocal reported
             if (now := int(work * share)) > reported:
-                on_work(now - reported)
+                steps.add(now - reported)
                 reported = now
 
         losses = vocabulary_losses(walk.streamed, states, tokens, with_kl=KL in wanted, on_share=on_share)

@@ -1,7 +1,6 @@
 """Taylor: first-order estimate of the loss that removing each weight costs."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,11 +8,12 @@ from torch import nn
 
 from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.logs import StepLog
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import loss_gradient
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.one_pass import Progress, sequences_in_memory
+from shortened_llm.scoring.one_pass import sequences_in_memory
 from shortened_llm.scoring.weights import block_score, scored_weights
 
 # The backward pass keeps the inner activations of its sequences, about four times what a forward pass holds.
@@ -26,7 +26,6 @@ def measure_taylor(
     options: TaylorOptions,
     *,
     memory_gib: float | None,
-    on_progress: Progress,
 ) -> np.ndarray:
     """Each block's |W * dL/dW|^p, reduced as in `weights.block_score`; [blocks].
 
@@ -54,27 +53,28 @@ def measure_taylor(
             f"has room for {fitting}; ask for fewer or shorter ones, or raise resources.scoring_memory_gib"
         )
     walk = BlockWalk.of(streamed, tokens.shape[1])
-    inputs = _block_inputs(walk, tokens, lambda done: on_progress(done, 3 * num_blocks))
+    steps = StepLog(3 * num_blocks)
+    inputs = _block_inputs(walk, tokens, steps)
     num_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
     gradient = _last_gradient(walk, inputs[-1], tokens, 1 / num_predictions)
     release_freed_memory()  # of the head's chunks
     scores = [math.nan] * num_blocks
-    for done, (index, block) in enumerate(streamed.read_blocks(range(num_blocks - 1, -1, -1)), start=1):
+    for index, block in streamed.read_blocks(range(num_blocks - 1, -1, -1)):
         scores[index] = _backward_and_score(walk, index, block, inputs[index], gradient, options)
         if not math.isfinite(scores[index]):
             raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
-        on_progress(num_blocks + 2 * done, 3 * num_blocks)
+        steps.add(2)  # a forward pass and a backward pass
     return np.array(scores)
 
 
 @torch.no_grad()
-def _block_inputs(walk: BlockWalk, tokens: torch.Tensor, on_block: Callable[[int], None]) -> torch.Tensor:
+def _block_inputs(walk: BlockWalk, tokens: torch.Tensor, steps: StepLog) -> torch.Tensor:
     """Hidden states before each block and after the last, [blocks + 1, sequences, length, hidden]."""
     inputs = walk.new_states(walk.streamed.num_blocks + 1, tokens)
     for index, block in walk.streamed.read_blocks(range(walk.streamed.num_blocks)):
         inputs[index + 1] = inputs[index]
         walk.apply_in_place(index, block, inputs[index + 1])
-        on_block(index + 1)
+        steps.add()
     return inputs
 
 

@@ -31,9 +31,9 @@ def submit_dense(
 
     Done first, so that a text or task that cannot be scored ends the search before it trains.
     """
-    on_progress = progress.about("evaluate the dense model")
-    selection = pool.submit(dense, selection_units(config, roles), on_progress)
-    report = pool.submit(dense, (*report_units(config, roles), *choice_units(config, roles, dense)), on_progress)
+    scoring = progress.about("evaluate the dense model")
+    selection = pool.submit(dense, selection_units(config, roles), scoring)
+    report = pool.submit(dense, (*report_units(config, roles), *choice_units(config, roles, dense)), scoring)
 
     def wait() -> DenseScores:
         scores = DenseScores(selection=pool.result(selection), report=pool.result(report))

@@ -86,9 +86,7 @@ def rehearse_scoring(toy: Toy, criteria: Iterable[str]) -> None:
         check_head(toy.model)
         if rows:
             streamed = StreamedModel.open(toy.ref, "float32")
-            found = walk_statistics(
-                streamed, toy.tokens, walked(statistics), memory_gib=None, on_progress=_ignore, candidates=(0,)
-            )
+            found = walk_statistics(streamed, toy.tokens, walked(statistics), memory_gib=None, candidates=(0,))
             _compare(torch.from_numpy(found[NLL][:, 0]), toy.losses().double(), "the walk gives another loss")
         for name, row in rows.items():
             if not row.is_walked:
@@ -99,7 +97,6 @@ def rehearse_scoring(toy: Toy, criteria: Iterable[str]) -> None:
                     protected=tuple(range(1, toy.ref.num_blocks)),
                     num_removed=1,
                     memory_gib=None,
-                    on_progress=_ignore,
                 )
                 MEASUREMENTS[row.statistic or name](given)
 
@@ -217,7 +214,3 @@ def _compare(found: torch.Tensor, wanted: torch.Tensor, fault: str) -> None:
     difference = (found - wanted).abs().max()
     if not difference <= TOLERANCE * wanted.abs().max().clamp(min=1):
         raise ArithmeticError(f"{fault}, by {difference:.3g} of {wanted.abs().max():.3g}")
-
-
-def _ignore(done: int, total: int) -> None:
-    """A toy needs no progress."""

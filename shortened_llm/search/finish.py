@@ -55,10 +55,10 @@ def measure_report(
     for index, trial in enumerate(trials):
         if trial.result is None:
             continue
-        on_progress = progress.about(f"evaluate {trial.spec.name}")
+        scoring = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts
-        before = pool.submit(dense.view(trial.spec.plan.transforms), texts, on_progress)
-        pending[index] = (before, pool.submit(trial.result.model, units, on_progress), units)
+        before = pool.submit(dense.view(trial.spec.plan.transforms), texts, scoring)
+        pending[index] = (before, pool.submit(trial.result.model, units, scoring), units)
     for index, (before, after, units) in pending.items():
         before_scores, after_scores = _result(pool, before, texts, dtype), _result(pool, after, units, dtype)
         for missing in (*before_scores.missing, *after_scores.missing):
@@ -69,8 +69,8 @@ def measure_report(
         for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
             if trial.spec.fingerprint in best and trial.result is not None:
                 unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
-                on_progress = progress.about(f"time {trial.spec.name}")
-                found = _result(pool, pool.submit(trial.result.model, (unit,), on_progress), (unit,), dtype)
+                timing = progress.about(f"time {trial.spec.name}")
+                found = _result(pool, pool.submit(trial.result.model, (unit,), timing), (unit,), dtype)
                 missing_scores = (*trial.after.missing, *found.missing)
                 after = replace(trial.after, efficiency=found.efficiency, missing=missing_scores)
                 trials[index] = replace(trial, after=after)

@@ -12,7 +12,7 @@ from shortened_llm.data.packing import SHARD_TOKENS, PackingJob, check_filled, p
 from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.errors import original
-from shortened_llm.logs import quiet_libraries
+from shortened_llm.logs import LOGGER, setup_process
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.records import ModelRef, TokenDataset, TokenMixture, TrainingData
 from shortened_llm.search.cluster.progress import Progress
@@ -103,15 +103,15 @@ def _pack(
     dense: ModelRef, jobs: PackingJobs, num_cpus: float, store: Store, progress: Progress
 ) -> tuple[list[TokenDataset], list[TokenDataset], list[TokenDataset]]:
     """Pack one source after the other, each by a task for every piece; what is stored already is read back."""
-    quiet_libraries()
+    setup_process()
     store.enter()
 
     def pack(job: PackingJob) -> TokenDataset:
-        progress(f"{job.name}: waiting for resources")
+        LOGGER.info("%s: waiting for resources", job.name)
         _ = job.fingerprint  # so that the tasks find the hashes of its files already computed
         task, inputs = _pack_piece.options(num_cpus=num_cpus), ray.put((dense, job, store))
         executor = Executor(start=lambda piece: task.remote(inputs, piece), result=ray.get, cancel=ray.cancel)
-        return pack_with(executor, job, store, on_progress=lambda line: progress(f"{job.name}: {line}"))
+        return pack_with(executor, job, store)
 
     def pack_all(several: tuple[PackingJob, ...], *, must_fill: bool) -> list[TokenDataset]:
         datasets = []
@@ -122,20 +122,19 @@ def _pack(
         return datasets
 
     try:
-        packed = (
-            pack_all(jobs.corpus, must_fill=True),
-            pack_all(jobs.instructions, must_fill=True),
-            pack_all(jobs.validation, must_fill=False),
-        )
+        with progress.under_way():
+            return (
+                pack_all(jobs.corpus, must_fill=True),
+                pack_all(jobs.instructions, must_fill=True),
+                pack_all(jobs.validation, must_fill=False),
+            )
     except RayTaskError as error:
         raise original(error) from None  # of a piece's task: bad input is to be seen as such
-    progress(None)
-    return packed
 
 
 @ray.remote(max_retries=RETRIES)
 def _pack_piece(inputs: tuple[ModelRef, PackingJob, Store], piece: Piece) -> PackedPiece:
-    quiet_libraries()
+    setup_process()
     dense, job, store = inputs
     store.enter()
     return pack_piece(job, piece, load_tokenizer(model_directory(dense)), store)

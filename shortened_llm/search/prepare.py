@@ -8,7 +8,7 @@ import ray
 
 from shortened_llm.config import ExperimentConfig, ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.logs import LOGGER, quiet_libraries
+from shortened_llm.logs import LOGGER, setup_process
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans
@@ -48,8 +48,8 @@ def prepare(
     Raises:
         BadInputError: what the dense model is to be measured on cannot be, or the architecture cannot lose such blocks.
     """
-    dense = stage_model(config.model, store, on_progress=(staging := log.about("model")))
-    staging(None)
+    with log.about("model").under_way():
+        dense = stage_model(config.model, store)
     pool = EvaluationPool.start(
         config.experiment,
         store,
@@ -107,11 +107,10 @@ def score(
 
 @ray.remote(max_retries=RETRIES)
 def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
-    quiet_libraries()
+    setup_process()
     store.enter()
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if device == "cpu":
         prepare_cpu(math.ceil(resources.cpus_per_scorer))
-    progress("reading the model")
-    measure(unit, job, store, device=device, memory_gib=resources.scoring_memory_gib, on_progress=progress.steps)
-    progress(None)
+    with progress.under_way():
+        measure(unit, job, store, device=device, memory_gib=resources.scoring_memory_gib)

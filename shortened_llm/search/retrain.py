@@ -34,9 +34,8 @@ def retrain_plan(
     """
     experiment_url = store.experiment_url(config.experiment)
     with own_experiment(store, config.experiment), ProgressLog(config.experiment) as log:
-        staging = log.about("model")
-        dense = stage_model(config.model, store, on_progress=staging)
-        staging(None)
+        with log.about("model").under_way():
+            dense = stage_model(config.model, store)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
         plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
         rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms])
@@ -59,11 +58,11 @@ def retrain_plan(
         specs = space.trials([plan])
         add_runs(store, config.experiment, dense.fingerprint, (job.fingerprint for s in specs for job in space.jobs(s)))
         for spec in specs:
-            on_progress = log.about(spec.name)
-            callbacks = watch_callbacks(config.experiment, spec.name, config.resources, on_progress)
-            runs = train_runs(spec, context, train_callbacks=callbacks, on_progress=on_progress)
-            on_progress.enter("done")
-            on_progress(None)
+            progress = log.about(spec.name)
+            with progress.under_way():
+                callbacks = watch_callbacks(config.experiment, spec.name, config.resources, progress)
+                runs = train_runs(spec, context, train_callbacks=callbacks)
+            progress.enter("done")
             yield spec, runs
 
 

@@ -72,23 +72,24 @@ def is_done(store: Store, spec: TrialSpec) -> bool:
 
 
 def run_trial(
-    spec: TrialSpec, context: TrialContext, *, train_callbacks: Sequence[object], on_progress: Progress
+    spec: TrialSpec, context: TrialContext, *, train_callbacks: Sequence[object], progress: Progress
 ) -> TrialResult:
     """Score the plan, retrain it, score the result; the record is written last.
 
     Args:
         train_callbacks: Ray Train callbacks that carry metrics to Tune and to the cluster.
+        progress: about the trial, which the context is about too.
     """
     started = time.monotonic()
     space, selection = context.space, context.space.selection
-    scoring = on_progress.about(f"evaluate {spec.name}")
+    scoring = progress.about(f"evaluate {spec.name}")
 
     # The untrained view is scored by the pool while training starts.
     view = space.dense.view(spec.plan.transforms)
     scores_before = context.pool.submit(view, selection, scoring)
-    runs = train_runs(spec, context, train_callbacks=train_callbacks, on_progress=on_progress)
-    on_progress("scoring the retrained model")
-    on_progress.enter("scoring")
+    runs = train_runs(spec, context, train_callbacks=train_callbacks)
+    LOGGER.info("scoring the retrained model")
+    progress.enter("scoring")
     model = runs[-1].model if runs else view
     after = context.pool.evaluate(model, selection, scoring)
     before = context.pool.result(scores_before)
@@ -106,7 +107,7 @@ def run_trial(
 
 
 def train_runs(
-    spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object], on_progress: Progress
+    spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object]
 ) -> tuple[RetrainedModel, ...]:
     """The training runs of a trial, each from the model of the one before; what is stored is read back. A trial that
     trains nothing has none."""
@@ -117,7 +118,7 @@ def train_runs(
     for index, job in enumerate(jobs):
         # A later run's job knows its model by identity alone; where the files lie, the run before it says.
         begins_with = runs[-1].model if runs else job.model
-        on_progress("starting training workers")
+        LOGGER.info("starting training workers")
         runs.append(
             retrain(
                 replace(job, model=begins_with),
@@ -128,8 +129,6 @@ def train_runs(
                 tokens_before=sum(run.tokens for run in runs),
                 needs_files=index > last_done,
                 callbacks=train_callbacks,
-                on_progress=on_progress,
-                on_note=on_progress.note,
             )
         )
     if runs:

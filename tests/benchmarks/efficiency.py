@@ -51,9 +51,7 @@ def main() -> None:
     )
     dense = reference_to(options.model)
     kept = kept_blocks(dense.num_blocks, options.ratio)
-    score = measure_efficiency(
-        dense, dense.view(keeping(kept)), settings, dtype=options.dtype, device=options.device, on_progress=print
-    )
+    score = measure_efficiency(dense, dense.view(keeping(kept)), settings, dtype=options.dtype, device=options.device)
     print_table(score)
     if options.json:
         figures = asdict(score) | {"kept_blocks": kept}

@@ -42,9 +42,9 @@ def score_here(refs: Sequence[ModelRef], units: Sequence[TaskUnit], store: Store
     """Scores by this process, and the seconds they took."""
     prepare_cpu(1)
     loaded = LoadedModels("bfloat16", "cpu")
-    evaluate(refs[0], _warm(units), store, loaded, batch_size=16, on_progress=print)
+    evaluate(refs[0], _warm(units), store, loaded, batch_size=16)
     started = time.perf_counter()
-    scores = [evaluate(ref, units, store, loaded, batch_size=16, on_progress=print) for ref in refs]
+    scores = [evaluate(ref, units, store, loaded, batch_size=16) for ref in refs]
     return scores, time.perf_counter() - started
 
 
@@ -79,9 +79,7 @@ def main() -> None:
     ]
     connect_ray()
     with tempfile.TemporaryDirectory() as temporary, ProgressLog("benchmark") as log:
-        dense = stage_model(
-            ModelConfig(path=str(ASSETS / "smollm2-135m-instruct")), Store.at(temporary), on_progress=print
-        )
+        dense = stage_model(ModelConfig(path=str(ASSETS / "smollm2-135m-instruct")), Store.at(temporary))
         refs = models(dense)
         two, seconds_of_two = score_on_ray(refs, units, Store.at(f"{temporary}/two"), log)
         one, seconds_of_one = score_here(refs, units, Store.at(f"{temporary}/one"))

@@ -120,13 +120,13 @@ class _Identity(nn.Module):
 def one_pass(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     """(c) and (d)."""
     streamed = StreamedModel.open(reference, dtype)
-    nll = walk_statistics(streamed, tokens, [NLL], memory_gib=None, on_progress=lambda *_: None)[NLL]
+    nll = walk_statistics(streamed, tokens, [NLL], memory_gib=None)[NLL]
     return nll.mean(axis=0)[1:][list(blocks)].tolist()
 
 
 def taylor_streamed(reference: ModelRef, tokens: torch.Tensor, dtype: str, blocks: range) -> list[float]:
     streamed = StreamedModel.open(reference, dtype)
-    values = measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None)
+    values = measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None)
     return values[list(blocks)].tolist()
 
 

@@ -29,7 +29,7 @@ def recipe(global_batch_size: int = 6, **options: object) -> Recipe:
 
 
 def pack(job, tokenizer, store: Store):
-    return pack_tokens(job, tokenizer, store, on_progress=lambda line: None)
+    return pack_tokens(job, tokenizer, store)
 
 
 @pytest.fixture

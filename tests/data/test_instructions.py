@@ -10,7 +10,6 @@ from shortened_llm.data.batches import TokenSequences
 from shortened_llm.data.instructions import ALPACA, ALPACA_WITH_INPUT, Pair, PairEncoder
 from shortened_llm.data.packing import check_filled, pack_tokens
 from shortened_llm.errors import BadInputError
-from shortened_llm.logs import LOGGER
 from shortened_llm.storage.store import Store
 from tests.data.sources import instruction_pairs, packing_job
 
@@ -27,7 +26,7 @@ CHAT = (
 
 def pack(tmp_path: Path, tokenizer, store: Store, rows: list[dict], **options: object):
     job = packing_job(instruction_pairs(tmp_path, rows, **options), int(options.get("max_length", 256)))
-    dataset = pack_tokens(job, tokenizer, store, on_progress=lambda line: None)
+    dataset = pack_tokens(job, tokenizer, store)
     check_filled(dataset, job)
     return dataset
 
@@ -101,10 +100,8 @@ def test_long_pairs_are_cut_and_those_without_room_are_counted(
     tmp_path: Path,
     tokenizer,
     local_store: Store,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    logged: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", True)
     length = len(ALPACA.format(instruction="x" * 10)) + 5
     rows = [
         {"instruction": "x" * 10, "output": "y" * 50},  # cut
@@ -120,7 +117,7 @@ def test_long_pairs_are_cut_and_those_without_room_are_counted(
         (length - 2, length),
     ]
     assert [sequences[index][-1] == tokenizer.eos_token_id for index in range(3)] == [False, False, True]
-    assert "1 pairs are left out" in caplog.text
+    assert "1 pairs are left out" in logged.text
     with pytest.raises(BadInputError, match=r"retraining\.instructions.*max_length = 32"):
         pack(tmp_path, tokenizer, local_store, rows, max_length=32)
 

@@ -12,7 +12,6 @@ from shortened_llm.config import ExperimentConfig, TextSource, parse_config
 from shortened_llm.data.rows import find_files
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
-from shortened_llm.logs import LOGGER
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, write_bytes
 
@@ -192,14 +191,13 @@ def test_a_path_that_exists_is_meant_literally(tmp_path: Path, name: str) -> Non
     assert list(documents(str(tmp_path / name)).rows()) == ["meant"]
 
 
-def test_a_few_bad_rows_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", True)
+def test_a_few_bad_rows_are_left_out_and_told(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     rows = [json.dumps({"text": f"row {index}"}) for index in range(300)]
     rows[7], rows[299] = '{"text": null}', rows[299][:9]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     found = list(documents(str(tmp_path / "a.jsonl")).rows())
     assert len(found) == 298
-    assert "2 of 300 rows cannot be used and are left out: row 7" in caplog.text
+    assert "2 of 300 rows cannot be used and are left out: row 7" in logged.text
 
 
 def test_columns_that_nobody_asked_for_may_change_their_type(tmp_path: Path) -> None:

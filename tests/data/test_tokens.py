@@ -23,12 +23,8 @@ from shortened_llm.storage.store import Store
 from tests.data.sources import corpus, documents, packing_job, write_rows
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 def pack(job: PackingJob, tokenizer, store: Store) -> TokenDataset:
-    return pack_tokens(job, tokenizer, store, on_progress=quiet)
+    return pack_tokens(job, tokenizer, store)
 
 
 def rows_of(dataset: TokenDataset) -> list[list[int]]:
@@ -138,7 +134,7 @@ def in_threads(job: PackingJob, tokenizer, store: Store, delays: Callable[[], fl
             return threads.submit(work, piece)
 
         executor: Executor[Future] = Executor(start=start, result=lambda f: f.result(), cancel=lambda f: f.cancel())
-        return pack_with(executor, job, store, on_progress=quiet), len(started)
+        return pack_with(executor, job, store), len(started)
 
 
 @pytest.mark.parametrize("at_most", [None, 1, 17, 40])
@@ -259,7 +255,7 @@ model, text, small, results = sys.argv[1:]
 tokenizer = load_tokenizer(Path(model))
 def pack(file):
     dataset = packing.pack_tokens(
-        packing_job(documents(file), 2048), tokenizer, Store.at(results), on_progress=lambda line: None
+        packing_job(documents(file), 2048), tokenizer, Store.at(results)
     )
     return dataset.num_sequences, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 _, before = pack(small)

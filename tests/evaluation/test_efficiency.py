@@ -46,9 +46,7 @@ def one_thread() -> Iterator[None]:
 
 
 def measure(dense: ModelRef, model: ModelRef, settings: EfficiencyConfig = SMALL, **options: object) -> EfficiencyScore:
-    return measure_efficiency(
-        dense, model, settings, dtype="float32", device="cpu", on_progress=lambda line: None, **options
-    )
+    return measure_efficiency(dense, model, settings, dtype="float32", device="cpu", **options)
 
 
 @pytest.fixture
@@ -187,16 +185,15 @@ def test_cache(static: bool, kind: str, tiny_model: ModelRef) -> None:
     assert len(caches) == 4
 
 
-def test_a_shape_beyond_memory_is_left_out_for_both_with_the_larger_ones(tiny_model: ModelRef) -> None:
-    lines: list[str] = []
+def test_a_shape_beyond_memory_is_left_out_for_both_with_the_larger_ones(
+    tiny_model: ModelRef, logged: pytest.LogCaptureFixture
+) -> None:
     settings = EfficiencyConfig(batch_sizes=(2 * 10**13, 1, 10**13), output_lengths=(2, 4), runs=1, warmups=0)
-    score = measure_efficiency(
-        tiny_model, tiny_model.view(keeping(KEPT)), settings, dtype="float32", device="cpu", on_progress=lines.append
-    )
+    score = measure_efficiency(tiny_model, tiny_model.view(keeping(KEPT)), settings, dtype="float32", device="cpu")
     for points in (score.points, score.dense_points):
         assert [(point.batch_size, point.output_tokens) for point in points] == [(1, 2), (1, 4)]
     assert len(score.ideal_speed_ups) == len(score.speed_ups) == 2
-    assert sum("does not fit" in line for line in lines) == 1  # what is larger is not tried
+    assert sum("does not fit" in line for line in logged.messages) == 1  # what is larger is not tried
     assert score.protocol.count("0000 x 2 new tokens") == score.protocol.count("0000 x 4 new tokens") == 2
 
 

@@ -24,7 +24,7 @@ def is_infinite(model, tokenizer):
 
 
 def scores_of(units: tuple[Unit, ...], model: ModelRef, store: Store) -> EvalScores:
-    return evaluate(model, units, store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=lambda line: None)
+    return evaluate(model, units, store, LoadedModels("float32", "cpu"), batch_size=2)
 
 
 def test_one_that_fails_is_missing_and_costs_no_other(

@@ -241,7 +241,7 @@ def test_a_score_is_measured_once(
 ) -> None:
     def scores(ref: ModelRef, length: int) -> EvalScores:
         units = [unit(bos="none", segment_length=length)]
-        return evaluate(ref, units, local_store, LoadedModels("float32", "cpu"), batch_size=4, on_progress=print)
+        return evaluate(ref, units, local_store, LoadedModels("float32", "cpu"), batch_size=4)
 
     first = scores(tiny_model, 16)
     view = scores(tiny_model.view(keeping((0, 7))), 16)
@@ -270,17 +270,20 @@ def test_the_dense_model_agrees_with_itself(unit, tiny_model: ModelRef, local_st
     asked = [AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model)]
     pruned = tiny_model.view(keeping((0, 1, 6, 7)))
     same, other = (
-        evaluate(ref, asked, local_store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=print)
-        for ref in (tiny_model, pruned)
+        evaluate(ref, asked, local_store, LoadedModels("float32", "cpu"), batch_size=2) for ref in (tiny_model, pruned)
     )
     assert (same.agreement[0].kl, same.agreement[0].top1) == (0.0, 1.0)
     assert other.agreement[0].kl > 0.01
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(
-    unit, tiny_model: ModelRef, local_store: Store, monkeypatch: pytest.MonkeyPatch
+    unit,
+    tiny_model: ModelRef,
+    local_store: Store,
+    logged: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    units, sizes, notes = [unit(bos="none", segment_length=8)], [], []
+    units, sizes = [unit(bos="none", segment_length=8)], []
     monkeypatch.setattr(perplexity, "PART_TOKENS", 32)  # three parts
 
     def short_of_memory(*arguments: object, batch_size: int) -> object:
@@ -290,15 +293,13 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
         return measure_losses(*arguments, batch_size=batch_size)  # type: ignore[arg-type]
 
     monkeypatch.setattr(perplexity, "measure_losses", short_of_memory)
-    found = evaluate(
-        tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=notes.append
-    )
+    found = evaluate(tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9)
     assert sizes == [9, 4, 2, 2, 2]  # what the first part found out holds for the others
-    assert sum("batch of 9 does not fit in memory; trying 2" in note for note in notes) == 1
+    assert sum("batch of 9 does not fit in memory; trying 2" in note for note in logged.messages) == 1
+    logged.clear()
     assert found.perplexity[0].notes == ("batch of 9 did not fit in memory: halved to 2",)
-    assert evaluate(
-        tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9, on_progress=pytest.fail
-    ) == found  # fmt: skip
+    assert evaluate(tiny_model, units, local_store, LoadedModels("float32", "cpu"), batch_size=9) == found
+    assert not logged.messages
     assert found.perplexity[0].num_predictions == 7 * (sum(LENGTHS) // 8)
 
     def always_short(*_: object, **__: object) -> object:
@@ -306,9 +307,8 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 
     monkeypatch.setattr(perplexity, "measure_losses", always_short)
     (missing,) = evaluate(
-        tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"),
-        batch_size=4, on_progress=notes.append,
-    ).missing  # fmt: skip
+        tiny_model, [unit(bos="none", segment_length=16)], local_store, LoadedModels("float32", "cpu"), batch_size=4
+    ).missing
     assert "a batch of one does not fit in memory" in missing.cause
 
 
@@ -319,7 +319,7 @@ def test_each_forward_pass_is_a_sign_of_life(kind: str, unit, tiny_model: ModelR
     signs: list[None] = []
     loaded = LoadedModels("float32", "cpu", lambda: signs.append(None))
     one = AgreementUnit(documents=text.documents, source=text.source, dense=tiny_model) if kind != "text" else text
-    evaluate(view, [one], local_store, loaded, batch_size=2, on_progress=print)
+    evaluate(view, [one], local_store, loaded, batch_size=2)
     num_batches, num_models = math.ceil(sum(LENGTHS) // 8 / 2), 1 + (kind != "text")
     assert len(signs) == num_batches * num_models
     (model,) = loaded.hold(view, counts_passes=False)

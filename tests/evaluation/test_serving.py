@@ -118,9 +118,7 @@ def test_without_the_command_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
 def test_vllm_serves_a_shortened_model(tiny_model: ModelRef, tmp_path: Path, tiny_assets: Path) -> None:
     export_view(tiny_model.view(keeping((0, 1, 4, 6, 7))), tmp_path / "pruned", "float32")
     before = set(psutil.pids())
-    score = measure_serving(
-        tiny_assets / "model", tmp_path / "pruned", SETTINGS, dtype="float32", on_progress=lambda line: None
-    )
+    score = measure_serving(tiny_assets / "model", tmp_path / "pruned", SETTINGS, dtype="float32")
     assert [point.batch_size for point in score.points] == [1, 2]
     for dense, pruned in zip(score.dense_points, score.points, strict=True):
         assert 0 < pruned.time_to_first_token < pruned.latency

@@ -188,7 +188,7 @@ def test_a_score_that_is_no_mean_over_items_has_no_item_values(measure: Measure)
 
 def test_a_task_is_stored(model: ModelRef, local_store: Store, task_directory: Path) -> None:
     unit = TaskUnit(config=TaskConfig(task="endings_local"), directory=str(task_directory), limit=4)
-    scores = evaluate(model, [unit], local_store, LoadedModels("float32", "cpu"), batch_size=2, on_progress=print)
+    scores = evaluate(model, [unit], local_store, LoadedModels("float32", "cpu"), batch_size=2)
     assert scores.tasks[0].num_items == 4
     before = unit.identity
     (task_directory / "another.jsonl").write_text("{}\n")

@@ -33,7 +33,6 @@ def test_a_shorter_model_generates_sooner(
         ),
         dtype=dtype,
         device=str(device),
-        on_progress=lambda line: None,
     )
     figures.add(
         f"generation 8b, {left} of {dense.num_blocks} blocks",

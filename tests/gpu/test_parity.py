@@ -62,7 +62,6 @@ def test_walk(toy: ModelRef, device: torch.device, statistic: str) -> None:
     on_cpu, on_gpu = (
         walk_statistics(
             StreamedModel.open(toy, "float32", device=place), tokens, [statistic], memory_gib=None,
-            on_progress=lambda *_: None,
         )[statistic]
         for place in (CPU, device)
     )  # fmt: skip
@@ -73,10 +72,8 @@ def test_walk(toy: ModelRef, device: torch.device, statistic: str) -> None:
 def test_taylor_and_magnitude(toy: ModelRef, device: torch.device) -> None:
     tokens = random_tokens(12, 48)
     for measure in (
-        lambda streamed: measure_taylor(
-            streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None
-        ),
-        lambda streamed: measure_magnitude(streamed, TaylorOptions(), on_progress=lambda *_: None),
+        lambda streamed: measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None),
+        lambda streamed: measure_magnitude(streamed, TaylorOptions()),
     ):
         on_cpu, on_gpu = (measure(StreamedModel.open(toy, "float32", device=place)) for place in (CPU, device))
         np.testing.assert_allclose(on_gpu, on_cpu, rtol=PARITY)
@@ -87,7 +84,6 @@ def test_greedy_choice(toy: ModelRef, device: torch.device) -> None:
     on_cpu, on_gpu = (
         measure_greedy_ppl(
             StreamedModel.open(toy, "float32", device=place), tokens, (0, 7), 3, memory_gib=None,
-            on_progress=lambda *_: None,
         )
         for place in (CPU, device)
     )  # fmt: skip
@@ -98,9 +94,9 @@ def test_bfloat16_ranks_blocks_as_float32(toy: ModelRef, device: torch.device) -
     """But for blocks whose losses lie nearer than what rounding moves."""
     tokens = random_tokens(12, 48)
     exact, rounded = (
-        walk_statistics(
-            StreamedModel.open(toy, dtype, device=place), tokens, [NLL], memory_gib=None, on_progress=lambda *_: None
-        )[NLL].mean(axis=0)[1:]
+        walk_statistics(StreamedModel.open(toy, dtype, device=place), tokens, [NLL], memory_gib=None)[NLL].mean(axis=0)[
+            1:
+        ]
         for dtype, place in (("float32", CPU), ("bfloat16", device))
     )
     moved = np.abs(rounded - exact).max()

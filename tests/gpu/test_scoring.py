@@ -30,7 +30,7 @@ SEQUENCES_AT_ONCE = 16
 
 @pytest.fixture
 def silent() -> dict[str, Any]:
-    return {"memory_gib": None, "on_progress": lambda *_: None}
+    return {"memory_gib": None}
 
 
 @pytest.mark.parametrize("shape", ["8b", "1b"])

@@ -125,7 +125,7 @@ import sys
 from shortened_llm.config import ModelConfig
 from shortened_llm.models.stage import stage_model
 from shortened_llm.storage.store import Store
-ref = stage_model(ModelConfig(path={REPOSITORY!r}), Store.at(sys.argv[1]), on_progress=lambda line: None)
+ref = stage_model(ModelConfig(path={REPOSITORY!r}), Store.at(sys.argv[1]))
 print(ref.num_blocks, *sorted(file.path for file in ref.files))
 """
 

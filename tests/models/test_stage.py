@@ -25,7 +25,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stage_here(path: str, store: Store) -> ModelRef:
-    return stage_model(ModelConfig(path=path), store, on_progress=lambda line: None)
+    return stage_model(ModelConfig(path=path), store)
 
 
 def logits(ref: ModelRef) -> torch.Tensor:

@@ -126,9 +126,9 @@ tokens = torch.randint(4000, (4, 64), generator=torch.Generator().manual_seed(0)
 def measure(model):
     streamed = StreamedModel.open(model, "float32")
     if sys.argv[2] == "taylor":
-        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=lambda *_: None)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None)
     else:
-        walk_statistics(streamed, tokens, [NLL, KL], memory_gib=None, on_progress=lambda *_: None)
+        walk_statistics(streamed, tokens, [NLL, KL], memory_gib=None)
 
 
 measure(reference.view(keeping((0,))))  # what the libraries take once is not the model's

@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from shortened_llm.config import ResourcesConfig
+from shortened_llm.logs import about, setup_process
 from shortened_llm.metrics import TrialState
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.launch import retrain
@@ -35,6 +36,9 @@ class LogFile:
         node = ray.get_runtime_context().get_node_id()
         with self.path.open("a") as stream:
             stream.write(f"{os.getpid()} {node} {line}\n")
+
+    def note(self, line: str) -> None:
+        self(line)
 
     def wait(self, what: str, limit_seconds: float | None) -> None:
         self(f"waiting for {what}" + ("" if limit_seconds is None else f" (at most {limit_seconds:g} s)"))
@@ -63,18 +67,18 @@ class Order:
 def main() -> None:
     order: Order = pickle.loads(Path(sys.argv[1]).read_bytes())
     ray.init(log_to_driver=False, logging_level="ERROR")
-    retrained = retrain(
-        order.job,
-        order.store,
-        runs_url=order.runs_url,
-        resources=order.resources,
-        max_failures=1,
-        tokens_before=0,
-        needs_files=True,
-        callbacks=[StartCallback(order.resources, order.log)],
-        on_progress=order.log,
-        on_note=order.log,
-    )
+    setup_process()
+    with about(order.log):
+        retrained = retrain(
+            order.job,
+            order.store,
+            runs_url=order.runs_url,
+            resources=order.resources,
+            max_failures=1,
+            tokens_before=0,
+            needs_files=True,
+            callbacks=[StartCallback(order.resources, order.log)],
+        )
     sys.stdout.write("\n" + " ".join(str(point.step) for point in retrained.history) + "\n")
 
 

@@ -110,7 +110,6 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
     for ref, scores in zip(order.models, (dense, pruned), strict=True):
         alone = evaluate(
             ref, texts, Store.at(str(tmp_path / "alone")), LoadedModels("float32", "cpu"), batch_size=2,
-            on_progress=print,
         )  # fmt: skip
         assert scores.perplexity == alone.perplexity
     done = len(list((tmp_path / "results" / "evaluations").iterdir()))
@@ -145,7 +144,7 @@ def test_numbers_are_equal_for_any_number_of_evaluators(
             assert task.results_url is not None
             assert Path(task.results_url.removeprefix("file://")).is_file()
     loaded, here = LoadedModels("float32", "cpu"), Store.at(str(tmp_path / "alone"))
-    found.append(evaluate(tiny_model, units, here, loaded, batch_size=2, on_progress=print))
+    found.append(evaluate(tiny_model, units, here, loaded, batch_size=2))
     first, *others = (
         replace(scores, tasks=tuple(replace(task, results_url=None) for task in scores.tasks)) for scores in found
     )

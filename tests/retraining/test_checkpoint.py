@@ -263,23 +263,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    damage: str, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
     older, newest = write_small(tmp_path / "older", 1), write_small(tmp_path / "newest", 2)
     candidates = [(path.name, lambda path=path: contextlib.nullcontext(str(path))) for path in (newest, older)]
-    notes: list[str] = []
-    with newest_usable(candidates, part=0, parts=1, on_note=notes.append) as directory:
+    with newest_usable(candidates, part=0, parts=1) as directory:
         assert directory == newest
-    assert notes == []
+    assert logged.messages == []
     act, reason = DAMAGES[damage]
     act(newest)
     with pytest.raises(DamagedCheckpointError, match=reason):
         verify_checkpoint(newest)
-    with newest_usable(candidates, part=0, parts=1, on_note=notes.append) as directory:
+    with newest_usable(candidates, part=0, parts=1) as directory:
         assert directory == older
         assert load_checkpoint(directory, *small_run(), IDENTITY).step == 1
-    assert len(notes) == 1
-    assert notes[0].startswith("newest cannot be used (")
+    assert len(logged.messages) == 1
+    assert logged.messages[0].startswith("newest cannot be used (")
     shutil.rmtree(older)
-    with newest_usable(candidates, part=0, parts=1, on_note=notes.append) as directory:
+    with newest_usable(candidates, part=0, parts=1) as directory:
         assert directory is None
-    assert notes[-1] == "no checkpoint can be used; training from the start"
+    assert logged.messages[-1] == "no checkpoint can be used; training from the start"

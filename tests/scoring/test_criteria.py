@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from shortened_llm import logs
 from shortened_llm.criteria.angular_span import angular_span_scores
 from shortened_llm.criteria.block_influence import block_influence_scores
 from shortened_llm.criteria.criterion import CriterionScores, mean_scores
@@ -20,6 +21,7 @@ from shortened_llm.criteria.ppl import ppl_scores
 from shortened_llm.criteria.random_order import random_scores
 from shortened_llm.criteria.taylor import TaylorOptions
 from shortened_llm.errors import BadInputError, NonFiniteLossError
+from shortened_llm.logs import about
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import TILE_TOKENS, TILE_VOCABULARY
@@ -32,10 +34,6 @@ from tests.models.families import FAMILIES
 from tests.models.test_view import bypassed_logits
 
 ALL = (NLL, KL, COSINE, ANGLE)
-
-
-def silent(done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture
@@ -63,7 +61,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def statistics(streamed: StreamedModel, tokens: torch.Tensor, *names: str, **options: object) -> dict[str, np.ndarray]:
-    return walk_statistics(streamed, tokens, names, **{"memory_gib": None, "on_progress": silent, **options})
+    return walk_statistics(streamed, tokens, names, **{"memory_gib": None, **options})
 
 
 def ppl(streamed: StreamedModel, tokens: torch.Tensor) -> CriterionScores:
@@ -163,11 +161,11 @@ def test_taylor_and_magnitude_are_their_formulas(
     names = {"power": power, "output_reduction": outputs, "block_reduction": block}
     streamed = StreamedModel.open(reference, "float32")
 
-    taylor = measure_taylor(streamed, tokens, TaylorOptions(**names), memory_gib=None, on_progress=silent)
+    taylor = measure_taylor(streamed, tokens, TaylorOptions(**names), memory_gib=None)
     expected = independent_importance(model, lambda w: (w * gradients[id(w)]).abs().detach(), power, outputs, block)
     assert taylor == pytest.approx(expected, rel=1e-4)
 
-    magnitude = measure_magnitude(streamed, MagnitudeOptions(**names), on_progress=silent)
+    magnitude = measure_magnitude(streamed, MagnitudeOptions(**names))
     expected = independent_importance(model, lambda w: w.abs().detach(), power, outputs, block)
     assert magnitude == pytest.approx(expected, rel=1e-6)
 
@@ -237,7 +235,7 @@ def test_equal_scores_keep_the_order_of_the_blocks(
     with torch.no_grad():
         for weight in nn.ParameterList(p for b in find_blocks(model) for p in b.parameters()):
             weight.fill_(1.0)
-    scores = measure_magnitude(reopened(model), MagnitudeOptions(), on_progress=silent)
+    scores = measure_magnitude(reopened(model), MagnitudeOptions())
     assert CriterionScores(scores=tuple(scores.tolist())).order == tuple(range(6))
 
 
@@ -257,7 +255,7 @@ def test_a_nan_is_named_by_block_and_sequence(
     with pytest.raises(NonFiniteLossError, match=r"block 0 turns the last token by angle nan"):
         statistics(streamed, tokens, ANGLE)
     with pytest.raises(NonFiniteLossError, match=rf"taylor: .* sequence {first}"):
-        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=silent)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None)
 
 
 def test_a_nan_among_the_weights_is_named(
@@ -267,24 +265,32 @@ def test_a_nan_among_the_weights_is_named(
     with torch.no_grad():
         find_blocks(model)[2].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="magnitude: block 2 has score nan"):
-        measure_magnitude(reopened(model), MagnitudeOptions(), on_progress=silent)
+        measure_magnitude(reopened(model), MagnitudeOptions())
 
 
 def test_taylor_refuses_what_does_not_fit(save_random_model: SaveModel, tokens) -> None:
     streamed = StreamedModel.open(save_random_model(FAMILIES["llama"])[1], "float32")
     room_for_two = 2 * 11 * 16 * 32 * 4 / 2**30
     with pytest.raises(BadInputError, match="all 5 sequences, and memory has room for 2"):
-        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=room_for_two, on_progress=silent)
+        measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=room_for_two)
 
 
-def test_progress_counts_to_its_end(save_random_model: SaveModel, tokens) -> None:
+def test_progress_counts_to_its_end(
+    save_random_model: SaveModel, tokens, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_STEPS", 0.0)
     streamed = StreamedModel.open(save_random_model(FAMILIES["llama"])[1], "float32")
     for measure in (
-        lambda report: statistics(streamed, tokens, NLL, on_progress=report),
-        lambda report: statistics(streamed, tokens, COSINE, on_progress=report),
-        lambda report: measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None, on_progress=report),
+        lambda: statistics(streamed, tokens, NLL),
+        lambda: statistics(streamed, tokens, COSINE),
+        lambda: measure_taylor(streamed, tokens, TaylorOptions(), memory_gib=None),
     ):
-        steps: list[tuple[int, int]] = []
-        measure(lambda done, total, steps=steps: steps.append((done, total)))
+        logged.clear()
+        measure()
+        assert not logged.messages  # of a toy
+        with about("score"):
+            measure()
+        steps = [tuple(map(int, line.split(",")[0].split("/"))) for line in logged.messages]
+        assert len(steps) > 1
         assert [done for done, _ in steps] == sorted({done for done, _ in steps})
-        assert steps[-1][0] == steps[-1][1]
+        assert {total for _, total in steps} == {steps[-1][0]}

@@ -58,7 +58,7 @@ def test_it_is_the_naive_search(model_and_stream, tokens: torch.Tensor, states_t
     model, streamed = model_and_stream
     removed, perplexity = naive(model, tokens, 4)
     memory = states_that_fit * 16 * 32 * 4 / 2**30
-    losses = measure_greedy_ppl(streamed, tokens, PROTECTED, 4, memory_gib=memory, on_progress=lambda *_: None)
+    losses = measure_greedy_ppl(streamed, tokens, PROTECTED, 4, memory_gib=memory)
     scores = greedy_ppl_scores(losses)
     assert list(scores.order) == [*removed, *PROTECTED]
     assert [scores.scores[block] for block in removed] == pytest.approx(perplexity, rel=1e-5)
@@ -78,7 +78,7 @@ def test_prefixes_are_not_computed_again(model_and_stream, tokens, monkeypatch: 
     for states_that_fit in (10_000, 20):
         applied.append(0)
         memory = states_that_fit * 16 * 32 * 4 / 2**30
-        measure_greedy_ppl(streamed, tokens, PROTECTED, 4, memory_gib=memory, on_progress=lambda *_: None)
+        measure_greedy_ppl(streamed, tokens, PROTECTED, 4, memory_gib=memory)
     assert applied[0] < 0.9 * applied[1]
 
 

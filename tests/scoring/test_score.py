@@ -46,7 +46,7 @@ def job(tiny_model: ModelRef, tmp_path: Path) -> ScoringJob:
 
 def run(units: tuple[Unit, ...], job: ScoringJob, store: Store) -> None:
     for unit in units:
-        measure(unit, job, store, device="cpu", memory_gib=None, on_progress=lambda *_: None)
+        measure(unit, job, store, device="cpu", memory_gib=None)
 
 
 def test_every_criterion_scores_and_is_read_back(job: ScoringJob, local_store: Store) -> None:

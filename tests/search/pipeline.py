@@ -53,7 +53,7 @@ class Pipeline:
 
     def __init__(self, config: ExperimentConfig, store: Store) -> None:
         self.config, self.store, self.roles = config, store, text_roles(config)
-        self.dense = stage_model(config.model, store, on_progress=_ignore)
+        self.dense = stage_model(config.model, store)
         self.scores = self._score(self.roles)
         self.data = TrainingData(corpus=self._pack(), instructions=None, validation=None)
         self.units = selection_units(config, self.roles)
@@ -73,18 +73,16 @@ class Pipeline:
     def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
         jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
         for unit, job in pending_work(jobs, self.store, 1):
-            measure(unit, job, self.store, device="cpu", memory_gib=None, on_progress=_ignore)
+            measure(unit, job, self.store, device="cpu", memory_gib=None)
         return score_all(jobs, self.store)
 
     def _pack(self) -> TokenMixture:
         tokenizer = load_tokenizer(model_directory(self.dense))
         jobs = packing_jobs(self.dense, self.config.retraining, self.roles).corpus
-        return TokenMixture(parts=tuple(pack_tokens(job, tokenizer, self.store, on_progress=_ignore) for job in jobs))
+        return TokenMixture(parts=tuple(pack_tokens(job, tokenizer, self.store) for job in jobs))
 
     def evaluate(self, ref: ModelRef) -> EvalScores:
-        return evaluate(
-            ref, self.units, self.store, LoadedModels(self.config.model.dtype, "cpu"), batch_size=8, on_progress=_ignore
-        )
+        return evaluate(ref, self.units, self.store, LoadedModels(self.config.model.dtype, "cpu"), batch_size=8)
 
     def run(self, job: RetrainingJob) -> RetrainedModel:
         """Train, export, record; as a worker does."""
@@ -105,7 +103,3 @@ class Pipeline:
             after=self.evaluate(model), seconds=1.0,
         )  # fmt: skip
         write_result(self.store, result, self.space.trial_identity(spec))
-
-
-def _ignore(*_: object) -> None:
-    """Progress of a few seconds is told to nobody."""

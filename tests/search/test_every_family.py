@@ -123,7 +123,7 @@ def check_scoring(toy: Toy) -> None:
     """The walk's loss without a block is that of a model in which the block passes on what it gets."""
     tokens, without = toy.tokens, toy.ref.num_blocks // 2
     model = StreamedModel.open(toy.ref, "float32")
-    found = walk_statistics(model, tokens, {NLL}, memory_gib=None, on_progress=lambda *_: None, candidates=(without,))
+    found = walk_statistics(model, tokens, {NLL}, memory_gib=None, candidates=(without,))
     nll = torch.from_numpy(found[NLL])
     close(nll[:, 0], losses_of(logits_of(toy.model, tokens), tokens).mean(dim=1).double())
     close(nll[:, 1 + without], losses_of(bypassed(toy), tokens).mean(dim=1).double())

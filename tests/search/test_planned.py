@@ -35,6 +35,6 @@ def test_unseen_units_are_those_of_the_scores_on_texts_that_nothing_was_trained_
     config = parse_config(tiny_values)
     units = report_units(config, text_roles(config))
     loaded = LoadedModels(config.model.dtype, "cpu")
-    of_trained, of_apart = evaluate(tiny_model, units, local_store, loaded, batch_size=4, on_progress=print).perplexity
+    of_trained, of_apart = evaluate(tiny_model, units, local_store, loaded, batch_size=4).perplexity
     assert of_trained.unit != of_apart.unit
     assert planned(config, tiny_model).unseen_units == (of_apart.unit,)

@@ -3,13 +3,14 @@
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shortened_llm.cluster_metrics import ACCELERATOR_HOURS, TRIALS, Gauges
-from shortened_llm.logs import LOGGER
+from shortened_llm.logs import LOGGER, about
 from shortened_llm.metrics import TRIAL_STATES, TrialState
 from shortened_llm.search.cluster.board import Board, Reading
 
@@ -24,11 +25,10 @@ FAREWELL_SECONDS = 5.0
 
 
 class Progress:
-    """Posts lines about one subject from any process. Call it with a line; None ends the subject."""
+    """Posts lines about one subject from any process; `logs.about` takes it as a listener."""
 
     def __init__(self, board: object, subject: str) -> None:
         self._board, self._subject = board, subject
-        self._started: float | None = None
 
     def __call__(self, line: str | None) -> None:
         self._board.post.remote(self._subject, line)  # type: ignore[attr-defined]
@@ -36,6 +36,15 @@ class Progress:
     def note(self, line: str) -> None:
         """Post what must not be missed: unlike a line, it is not replaced by the next."""
         self._board.note.remote(self._subject, line)  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Whatever is logged in the context is about the subject, which ends with it."""
+        try:
+            with about(self):
+                yield
+        finally:
+            self(None)
 
     def wait(self, what: str, limit_seconds: float | None) -> None:
         """Say how long the subject has been waiting, until the next line.
@@ -52,15 +61,6 @@ class Progress:
     def spend(self, run: str, hours: float) -> None:
         """The accelerator-hours of a training run so far, whatever the subject."""
         self._board.spend.remote(run, hours)  # type: ignore[attr-defined]
-
-    def steps(self, done: int, total: int) -> None:
-        """Post a count of equal steps, and how long the rest may take; called in one process after each step."""
-        now = time.monotonic()
-        if self._started is None:
-            self._started = now
-            self(f"{done}/{total}")
-        else:
-            self(f"{done}/{total}, {(now - self._started) / (done - 1) * (total - done):.0f} s left")
 
     def is_heard(self) -> bool:
         """Whether the search goes on. One that is stopped takes the board with it, and whoever asks, within seconds."""

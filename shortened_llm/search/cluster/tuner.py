@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from shortened_llm import metrics
 from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
-from shortened_llm.logs import LOGGER, quiet_libraries
+from shortened_llm.logs import LOGGER, setup_process
 from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.cluster.trackers import tracker_callbacks
@@ -142,7 +142,7 @@ def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> 
     state_tracking = os.environ.get(STATE_TRACKING, "0")
 
     def trainable(config: dict[str, dict[str, str]]) -> None:
-        quiet_libraries()
+        setup_process()
         context.store.enter()
         os.environ.setdefault(STATE_TRACKING, state_tracking)
         own, fingerprint = context.experiment, config["trial"]["fingerprint"]
@@ -150,22 +150,21 @@ def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> 
         if known := own.read(FAILURES, fingerprint, TrialFailure):
             raise TrialFailedError(known.cause)  # Tune starts it once more: Train has retried its training already
         own.write(BEGUN, fingerprint, Begun(driver=context.driver), identity={}, parents=())
-        on_progress = _about(name, logs)
-        watching = watch_callbacks(logs.experiment, name, context.resources, on_progress)
+        progress = _about(name, logs)
+        watching = watch_callbacks(logs.experiment, name, context.resources, progress)
         try:
-            callbacks = [TuneReportCallback(), *watching]
-            result = run_trial(spec, context, train_callbacks=callbacks, on_progress=on_progress)
+            with progress.under_way():
+                callbacks = [TuneReportCallback(), *watching]
+                result = run_trial(spec, context, train_callbacks=callbacks, progress=progress)
         except Exception as error:
-            if not on_progress.is_heard():
+            if not progress.is_heard():
                 raise  # the search was stopped, which takes much away that a trial needs
             failure = TrialFailure(fingerprint=fingerprint, cause=last_line(error))
             own.write(FAILURES, fingerprint, failure, identity={}, parents=())
-            on_progress.enter("failed")
+            progress.enter("failed")
             raise TrialFailedError(failure.cause) from error
-        finally:
-            on_progress(None)
-        on_progress.enter("done")
-        _post_hours(result, spec, context.space, on_progress)
+        progress.enter("done")
+        _post_hours(result, spec, context.space, progress)
         last = {metrics.TOKENS: result.tokens, metrics.TIME_AXIS: result.tokens}
         ray.tune.report({**last, metrics.HELD_OUT_NLL: result.after.mean_nll})
 
