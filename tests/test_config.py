@@ -124,6 +124,32 @@ def test_only_what_changes_numbers_counts_as_a_change(values: dict) -> None:
     }
 
 
+def test_a_field_that_did_not_exist_had_its_default(values: dict) -> None:
+    """Whatever else the stored configuration has, such as options of criteria that it does not ask for."""
+    stored = parse_config(values).model_dump(mode="json")
+    assert stored["pruning"]["taylor"]
+    del stored["search"]["equal_seconds"], stored["retraining"]["distill"]
+    assert changed_keys(stored, parse_config(values)) == {}
+    assert changed_keys(stored, parse_config(changed(values, "search.equal_seconds", True))) == {
+        "search.equal_seconds": (None, True)
+    }
+
+
+def test_rungs_need_runs_that_can_be_continued(values: dict) -> None:
+    rungs = changed(values, "search.rungs", [0.25, 1.0])
+    assert parse_config(rungs).search.rungs == (0.25, 1.0)
+    for key, value, said in (
+        ("search.rungs", [0.3, 0.1, 1.0], "search.*rungs is"),
+        ("search.rungs", [0.1, 0.3], "search.*rungs is"),
+        ("retraining.cpt.schedule", "cosine", "retraining.cpt.schedule is 'cosine'"),
+        ("retraining.cpt.warmup_steps", 8, "search.rungs: with 0.25 .* 8 steps, no more than its warm-up of 8"),
+        ("search.rungs", [0.001, 1.0], "search.rungs: with 0.001 .* 0 steps"),
+        ("search.equal_seconds", True, "equal_seconds"),
+    ):
+        with pytest.raises(BadInputError, match=said):
+            parse_config(changed(rungs, key, value))
+
+
 def test_micro_batches_count_as_a_change_where_a_dropout_depends_on_them(values: dict) -> None:
     """The masks are drawn for each micro-batch, so that a run with another size is another run."""
     field = "retraining.micro_batch_size"

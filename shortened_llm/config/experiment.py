@@ -1,11 +1,10 @@
 """The whole of an experiment's configuration, and what a change of it means."""
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from shortened_llm.config.base import OneOrSeveral, Runtime
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
@@ -13,6 +12,7 @@ from shortened_llm.config.model import ModelConfig, StorageConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
+from shortened_llm.config.rungs import check_rungs
 from shortened_llm.config.search import NO_SEARCH, SearchSection
 from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.config.tracking import TrackingConfig
@@ -110,6 +110,11 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _rungs_can_be_continued(self) -> "ExperimentConfig":
+        check_rungs(self.search.rungs, self.retraining)
+        return self
+
+    @model_validator(mode="after")
     def _random_applies(self) -> "ExperimentConfig":
         for index, (path, entry) in enumerate(zip(entry_paths("pruning", self.prunings), self.prunings, strict=True)):
             used = "random" in entry.criteria or ("random" in self.search.controls and index == 0)
@@ -188,15 +193,15 @@ def changed_keys(stored: Mapping[str, object], config: ExperimentConfig) -> dict
     Keys that only say where or how fast an experiment runs are left out; among these is the size of micro-batches
     unless the masks of a dropout, which are drawn for each of them, depend on it.
     """
-    with contextlib.suppress(ValidationError):  # A field that did not exist when it was stored has its default.
-        stored = ExperimentConfig.model_validate(stored).model_dump(mode="json")
     old, new = flatten(stored), flatten(config.model_dump(mode="json"))
     runtime = set(runtime_keys(ExperimentConfig))
     if config.retraining.drops_out:
         runtime.discard("retraining.micro_batch_size")
+    # A field that did not exist when it was stored had its default.
+    compared = old.keys() | flatten(config.model_dump(mode="json", exclude_defaults=True)).keys()
     return {
         key: (old.get(key), new.get(key))
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted(compared)
         if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in runtime)
     }
 
