@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import TypeVar
@@ -15,7 +16,7 @@ from shortened_llm.models.cpu import release_freed_memory
 
 T = TypeVar("T")
 
-SETTLING_SECONDS, SAMPLING_SECONDS = 1.0, 2.0
+SETTLING_SECONDS, UTILISATION_INTERVAL, SAMPLES = 1.0, 0.1, 20
 """NVML averages over the last 1/6 to 1 s, so the first second is discarded."""
 
 
@@ -88,14 +89,16 @@ def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float |
     except Exception:  # no pynvml, no driver, a GPU that is split: errors of classes that only pynvml knows
         return None
 
-    def samples(seconds: float) -> list[int]:
-        """What NVML says after each repetition."""
-        found: list[int] = []
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            work()
+    def sample() -> list[int]:
+        time.sleep(SETTLING_SECONDS)
+        found = []
+        for _ in range(SAMPLES):
+            time.sleep(UTILISATION_INTERVAL)
             found.append(torch.cuda.utilization(device))
         return found
 
-    samples(SETTLING_SECONDS)
-    return mean(samples(SAMPLING_SECONDS)) / 100
+    with ThreadPoolExecutor(1) as sampler:
+        sampling = sampler.submit(sample)
+        while not sampling.done():
+            work()
+    return mean(sampling.result()) / 100
