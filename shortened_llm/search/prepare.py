@@ -1,11 +1,13 @@
 """What all trials share, computed once: the staged model, its scores, packed tokens, block scores, plans."""
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 
+from shortened_llm.attempts import attempt
 from shortened_llm.config import ExperimentConfig, ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER, setup_process
@@ -21,7 +23,7 @@ from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
-from shortened_llm.search.packing import RETRIES, start_packing
+from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates
@@ -96,16 +98,21 @@ def score(
     """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
     resources = config.resources
     task = _measure.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
-    tasks = []
-    for unit, job in pending_work(jobs, store, resources.scoring_shards):
+
+    async def measured(unit: Unit, job: ScoringJob) -> None:
         about = progress.about(f"score {work_name(unit, job)}")
         about("waiting for its resources")
-        tasks.append(task.remote(unit, job, store, resources, about))
-    ray.get(tasks)
+        arguments = (unit, job, store, resources, about)
+        await attempt(unit.name, lambda: asyncio.wrap_future(task.remote(*arguments).future()), on_failure=about.note)
+
+    async def all_measured() -> None:
+        await asyncio.gather(*(measured(*work) for work in pending_work(jobs, store, resources.scoring_shards)))
+
+    asyncio.run(all_measured())
     return score_all(jobs, store, num_shards=resources.scoring_shards)
 
 
-@ray.remote(max_retries=RETRIES)
+@ray.remote(max_retries=0)
 def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
     setup_process()
     store.enter()

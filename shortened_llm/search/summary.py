@@ -1,11 +1,15 @@
 """What a search would do, in words, before it does it."""
 
+import math
+from itertools import pairwise
+
 from shortened_llm.config import ExperimentConfig, RetrainingConfig
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.records import LoraOptions
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.strategies.rungs import REDUCTION
 from shortened_llm.storage.store import Store
 
 
@@ -37,6 +41,18 @@ def _exports(config: ExperimentConfig, facts: SearchFacts) -> str:
     return f"weights in {exported}{differs}"
 
 
+def _rungs(config: ExperimentConfig, facts: SearchFacts) -> str:
+    """How many trials come to each rung where no scores are tied, and what that saves."""
+    rungs, targets = config.search.rungs, len(facts.requests)
+    counts = [facts.max_trials]
+    for _ in rungs[1:]:
+        counts.append(targets * math.ceil(counts[-1] / targets / REDUCTION))
+    listed = ", ".join(f"{count} at {100 * share:g} %" for count, share in zip(counts, rungs, strict=True))
+    steps = (share - before for before, share in pairwise((0.0, *rungs)))
+    tokens = sum(count * step for count, step in zip(counts, steps, strict=True)) / facts.max_trials
+    return f"{listed} of the tokens, and more where scores are tied: about {tokens:.0%} of the tokens of all trials"
+
+
 def _range(counts: tuple[int, ...]) -> str:
     """`6`, or `5 to 7` where it depends on which blocks go."""
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -59,6 +75,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) 
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
+    if config.search.rungs:
+        lines.append(f"rungs       {_rungs(config, facts)}")
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
         nothing = "nothing: no report texts" if name == "reports on" else "nothing"
