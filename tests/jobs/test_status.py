@@ -38,7 +38,7 @@ def tune_line(step: int, tokens: int, loss: float, hours: float) -> str:
 
 
 def write_reports(store: Store, spec: TrialSpec, lines: Sequence[str]) -> None:
-    place = join(store.experiment_url(NAME), "tune", NAME, directory_name(spec), "result.json")
+    place = join(store.experiment_url(NAME), "tune", NAME, directory_name(spec.name, spec.fingerprint), "result.json")
     write_bytes(place, "\n".join(lines).encode())
 
 
