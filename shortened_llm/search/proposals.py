@@ -44,7 +44,8 @@ class Proposals:
     def next(self) -> TrialSpec | None:
         """The next trial to run; None while those that run decide what comes next, and when nothing is left."""
         while self._strategies:
-            self._ask(self._strategies[0])
+            num_failed = len(self.failures)
+            has_new = self._ask(self._strategies[0])
             for spec in self._open():
                 if self._fails_with_another(spec):
                     continue
@@ -53,7 +54,8 @@ class Proposals:
                     return spec
             if self._running:
                 return None
-            if not self._open():
+            # What was done before, or failed with another trial, may lead to further proposals.
+            if not has_new and len(self.failures) == num_failed:
                 self._strategies.pop(0)
         return None
 
@@ -79,12 +81,13 @@ class Proposals:
         else:
             self.failures[fingerprint] = failure or TrialFailure(fingerprint=fingerprint, cause=LOST)
 
-    def _ask(self, strategy: Strategy) -> None:
+    def _ask(self, strategy: Strategy) -> bool:
+        """Take what the strategy proposes; returns whether any of it is new."""
         known = {(spec.fingerprint, spec.control, spec.equal_seconds) for spec in self.specs}
         proposed = strategy(self._space, self._candidates, self.outcomes)
         new = [spec for spec in proposed if (spec.fingerprint, spec.control, spec.equal_seconds) not in known]
         if not new:
-            return
+            return False
         first, total = len(self.specs) + 1, len(self.specs) + len(new)
         self.specs = (*self.specs, *new)
         for number, spec in enumerate(new, start=first):
@@ -92,6 +95,7 @@ class Proposals:
             if is_done(self._store, spec) and (result := read_result(self._store, spec)):
                 self._results[spec.fingerprint] = result
         self._on_proposed(self)
+        return True
 
     def _open(self) -> list[TrialSpec]:
         begun = {*self._results, *self.failures, *self._running}

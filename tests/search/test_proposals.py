@@ -131,3 +131,24 @@ def test_a_later_strategy_sees_every_result_of_the_earlier(
     assert search.announced == [5, 6]
     assert search.proposals.titles[search.proposals.specs[-1].fingerprint].startswith("6/6 ")
     assert search.proposals.is_finished
+
+
+def test_a_search_that_runs_again_asks_with_what_was_done_before(
+    tiny_config: ExperimentConfig, shared: SearchSpace, local_store: Store
+) -> None:
+    """Also where all that a strategy proposed first is done, and leads to more."""
+
+    def step_by_step(space: SearchSpace, candidates: Candidates, outcomes: Outcomes) -> tuple[TrialSpec, ...]:
+        grid = propose_grid(space, candidates, outcomes)
+        return grid[: 1 + len(outcomes.results)]
+
+    first = Search(shared, candidates(tiny_config), local_store, step_by_step)
+    for _ in range(2):
+        spec = first.proposals.next()
+        assert spec is not None
+        first.finish(spec)
+    again = Search(shared, candidates(tiny_config), local_store, step_by_step)
+    third = again.proposals.next()
+    assert third is not None
+    assert len(again.proposals.specs) == 3
+    assert third == again.proposals.specs[2]
