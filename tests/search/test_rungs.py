@@ -1,6 +1,6 @@
 """Rungs: who goes up, from records alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +46,11 @@ def result(spec: TrialSpec, space: SearchSpace, loss: float, noise: float) -> Tr
     return TrialResult(
         fingerprint=spec.fingerprint, model=space.dense, runs=(), before=EvalScores(), after=after, seconds=1.0
     )
+
+
+def states(space: SearchSpace, specs: Iterable[TrialSpec]) -> set[str]:
+    """Which optimiser states the trials keep or go on from."""
+    return {job.stable_fingerprint for spec in specs for job in space.jobs(spec)}
 
 
 def loss_of(spec: TrialSpec, best: float = 5e-4) -> float:
@@ -145,6 +150,21 @@ def test_state_is_kept_only_for_those_that_go_on(nine: SearchSpace, candidates: 
         if spec.rung == 0.3
     }
     assert {spec.rung for spec in left} == {0.1}
+
+
+def test_state_lasts_as_long_as_any_rung_may_go_on_from_it(nine: SearchSpace, candidates: Candidates) -> None:
+    """The trials of a candidate share it: what the second rung left must outlive the first one's decision."""
+    results: dict[str, TrialResult] = {}
+    while True:
+        outcomes = Outcomes(specs=(), results=results)
+        proposed = propose_rungs(nine, candidates, outcomes, rungs=RUNGS)
+        waiting = [spec for spec in proposed if spec.fingerprint not in results]
+        if not waiting:
+            break
+        left = states(nine, left_behind(nine, candidates, outcomes, rungs=RUNGS))
+        assert left.isdisjoint(states(nine, waiting))
+        results[waiting[0].fingerprint] = result(waiting[0], nine, loss_of(waiting[0]), 0.0)
+    assert states(nine, left_behind(nine, candidates, outcomes, rungs=RUNGS)) == states(nine, proposed)
 
 
 def test_rungs_are_checked(tiny_values: dict) -> None:

@@ -127,13 +127,13 @@ class ProposalSearcher(Searcher):
         self._num_posted += len(new)
         done = 0
         for spec in new:
-            on_progress = _about(self._proposals.titles[spec.fingerprint], self._logs)
+            progress = _about(self._proposals.titles[spec.fingerprint], self._logs)
             if result := self._proposals.result(spec):
                 done += 1
-                on_progress.enter("done")
-                _post_hours(result, spec, self._context.space, on_progress)
+                progress.enter("done")
+                _post_hours(result, spec, self._context.space, progress)
             else:
-                on_progress.enter("pending")
+                progress.enter("pending")
         if done:
             LOGGER.info("%d of %d trials are done already", done, self._num_posted)
 

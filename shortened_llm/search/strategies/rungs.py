@@ -135,9 +135,10 @@ def _by_target(grid: Sequence[TrialSpec]) -> dict[object, list[TrialSpec]]:
 def left_behind(
     space: SearchSpace, candidates: Candidates, outcomes: Outcomes, *, rungs: Sequence[float]
 ) -> tuple[TrialSpec, ...]:
-    """The trials from which no longer one will go on: those that were not promoted when their rung was decided in each
-    of their targets, and those whose next trial has ended."""
-    decided: dict[str, TrialSpec] = {}
+    """The trials of candidates that will go no further: their rung was decided in each of their targets, and they did
+    not go up, or their next trial has ended. All trials of a candidate begin alike and share the checkpoint that the
+    next one goes on from, so it is needed until the candidate has come as far as it will."""
+    begun: dict[str, list[TrialSpec]] = {}
     needed: set[str] = set()
     for of_target in _by_target(propose_grid(space, candidates, Outcomes(specs=(), results={}))).values():
         for (share, rung), (next_share, above) in pairwise(climbed(space, of_target, outcomes, rungs)):
@@ -147,8 +148,7 @@ def left_behind(
                 if space.at_rung(spec, next_share).fingerprint not in {*outcomes.results, *outcomes.failed}
             }
             for spec in rung.entrants:
-                at_share = space.at_rung(spec, share)
-                decided[at_share.fingerprint] = at_share
+                begun.setdefault(spec.fingerprint, []).append(space.at_rung(spec, share))
                 if spec.fingerprint in waiting or not above.is_closed:
-                    needed.add(at_share.fingerprint)
-    return tuple(spec for fingerprint, spec in decided.items() if fingerprint not in needed)
+                    needed.add(spec.fingerprint)
+    return distinct(spec for candidate, specs in begun.items() if candidate not in needed for spec in specs)
