@@ -29,8 +29,9 @@ ADDRESS ?= http://127.0.0.1:8265
 submit: setup  ## Run the search of CONFIG=... on the Ray cluster whose dashboard is ADDRESS=...
 	@$(BIN)/python -m jobs.submit $(CONFIG) --address $(ADDRESS) $(FLAGS)
 
-test: setup  ## All tests, with Ray and a real S3 server
-	$(BIN)/pytest
+PROCESSES ?= 2
+test: setup  ## All tests, with Ray and a real S3 server, in PROCESSES=2 at a time
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadgroup
 
 test-unit: setup  ## Tests that need no Ray cluster
 	$(BIN)/pytest -m 'not ray and not faults'

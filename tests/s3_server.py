@@ -82,9 +82,10 @@ def _create_bucket(server: S3Server, process: subprocess.Popen) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free, as are those 10,000 above, which the server uses too."""
+    """Ports that are free, as are those 10,000 above, which the server uses too. Processes that start together look in
+    different places."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 5000, 30000):
+    for port in range(20000 + 10 * os.getpid() % 9000, 30000):
         if len(found) == count:
             break
         if _is_free(port) and _is_free(port + 10000):

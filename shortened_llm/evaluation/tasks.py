@@ -74,7 +74,6 @@ def measure_task(
     value = float(values[key])
     if not math.isfinite(value):
         raise NonFiniteLossError(f"task {name}: {metric} is {value}")
-    error = values.get(f"{metric}_stderr,{filter_name}")
 
     scored = [leaf for leaf in leaves if key in results["results"][leaf.task_name]]
     items = join([task_items(leaf, samples[leaf.task_name], metric, filter_name) for leaf in scored])
@@ -85,8 +84,7 @@ def measure_task(
         task=name,
         metric=metric,
         value=value,
-        # "N/A" where lm-eval has none.
-        standard_error=float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None,
+        standard_error=_finite(values.get(f"{metric}_stderr,{filter_name}")),
         num_items=sum(results["n-samples"][leaf.task_name]["effective"] for leaf in scored),
         protocol=_protocol(results, lm, group, scored, metric, filter_name),
         higher_is_better=all(leaf.higher_is_better().get(metric, True) for leaf in scored),
@@ -94,6 +92,11 @@ def measure_task(
         item_answers=items.answers,
         item_bits_per_byte=items.bits_per_byte,
     )
+
+
+def _finite(value: object) -> float | None:
+    """The number; None for what lm-eval writes where it has none, such as "N/A"."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 class _Loader:

@@ -98,7 +98,7 @@ def write_run(job: RetrainingJob, exported: Exported, progress: RunProgress, sto
         loss_spikes=progress.loss_spikes,
         first_validation_loss=progress.first_validation_loss,
     )
-    store.write(RETRAINED, job.fingerprint, record, identity=job.identity, parents=job.parents)
+    store.write(RETRAINED, job.fingerprint, record, identity=job.run.identity, parents=job.parents)
 
 
 def _upload(directory: Path, job: RetrainingJob, store: Store) -> ModelRef:

@@ -10,6 +10,37 @@ STAGE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training run by what determines it, known before the model that it begins with has been made."""
+
+    identity: dict[str, object]
+    """Everything that changes the retrained weights, and nothing else."""
+    recipe: Recipe
+    num_blocks: int
+    """Number of blocks of the model."""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity)
+
+    @property
+    def name(self) -> str:
+        """The name of the Train run, whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
+        recipe, blocks = self.recipe, self.num_blocks
+        return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
+
+    @property
+    def stable_fingerprint(self) -> str:
+        """The fingerprint of the part of a wsd run that every longer run shares."""
+        shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
+        return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
+
+    def after(self, earlier: "Run") -> "Run":
+        """The run that begins with the model that an earlier run makes."""
+        return replace(self, identity={**self.identity, "model": {"files": earlier.fingerprint, "transforms": ()}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainingJob:
     """One model, one data set, one recipe."""
 
@@ -29,9 +60,9 @@ class RetrainingJob:
     """Read only for what changes no result: micro-batches, checkpoints, memory."""
 
     @property
-    def identity(self) -> dict[str, object]:
-        """Everything that changes the retrained weights, and nothing else."""
-        return {
+    def run(self) -> Run:
+        """What determines the retrained weights."""
+        identity = {
             "stage": STAGE_VERSION,
             "model": self.model.identity,
             "teacher": self.teacher.identity if self.teacher else None,
@@ -42,33 +73,22 @@ class RetrainingJob:
             "dtype": self.dtype,
             "export_dtype": self.export_dtype,
         }
+        return Run(identity=identity, recipe=self.recipe, num_blocks=self.model.num_loaded_blocks)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.run.fingerprint
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Fingerprints of the results that the run needs."""
         data = [part.fingerprint for mixture in (self.tokens, self.validation) if mixture for part in mixture.parts]
         models = [ref.fingerprint for ref in (self.model, self.teacher) if ref]
-        return (*models, *data, self.stable_fingerprint)
+        return (*models, *data, self.run.stable_fingerprint)
 
     @property
     def _drops_out(self) -> bool:
         return self.recipe.lora is not None and self.recipe.lora.dropout > 0
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity)
-
-    @property
-    def run_name(self) -> str:
-        """The name of the Train run, whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
-        recipe, blocks = self.recipe, self.model.num_loaded_blocks
-        return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
-
-    @property
-    def stable_fingerprint(self) -> str:
-        """The fingerprint of the part of a wsd run that every longer run shares."""
-        shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
-        return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
 
     @property
     def checkpoint_steps(self) -> int:

@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.logs import LOGGER, subject
 from shortened_llm.records import RetrainedModel
-from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.job import RetrainingJob, Run
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.layout import RETRAINED
@@ -36,9 +36,9 @@ class NodesMissingError(RuntimeError):
     """The cluster had no room for the workers for as long as the user would wait."""
 
 
-def is_retrained(job: RetrainingJob, store: Store) -> bool:
-    """Whether the job's model is stored, with its files."""
-    known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
+def is_retrained(run: Run, store: Store) -> bool:
+    """Whether the model that a run makes is stored, with its files."""
+    known = store.read(RETRAINED, run.fingerprint, RetrainedModel)
     return known is not None and has_files(known.model.url, known.model.files)
 
 
@@ -71,9 +71,9 @@ def retrain(
         store.remove(RETRAINED, job.fingerprint)
         known = None
     if known is None:
-        for fault in repair_run_directory(join(runs_url, job.run_name), num_to_keep=CHECKPOINTS_KEPT):
+        for fault in repair_run_directory(join(runs_url, job.run.name), num_to_keep=CHECKPOINTS_KEPT):
             LOGGER.warning("run directory put in order: %s", fault)
-        failure_url = join(runs_url, f"{job.run_name}.failure.json")
+        failure_url = join(runs_url, f"{job.run.name}.failure.json")
         delete(failure_url)
         worker_config = {
             "job": job,
@@ -87,7 +87,7 @@ def retrain(
             "installed": Installed.here(uses_gpu=False),
         }
         run_config = RunConfig(
-            name=job.run_name,
+            name=job.run.name,
             **ray_storage(runs_url),
             failure_config=FailureConfig(
                 max_failures=max_failures, max_preemption_failures=-1, controller_failure_limit=0
@@ -100,7 +100,7 @@ def retrain(
     retrained = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
-    delete(join(runs_url, job.run_name))  # Checkpoints weigh six times the exported model.
+    delete(join(runs_url, job.run.name))  # Checkpoints weigh six times the exported model.
     return retrained
 
 

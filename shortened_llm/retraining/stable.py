@@ -27,12 +27,12 @@ def keeps_stable(job: RetrainingJob, step: int) -> bool:
 def stable_url(job: RetrainingJob, store: Store, name: str) -> str:
     """Where a kept checkpoint lies: `name` is that of Ray's own copy, which no other attempt has. Its manifests tell
     whether it is whole, so it needs no record."""
-    return join(layout.stable_url(store.url, job.stable_fingerprint), name)
+    return join(layout.stable_url(store.url, job.run.stable_fingerprint), name)
 
 
 def stable_urls(job: RetrainingJob, store: Store) -> list[str]:
     """Kept checkpoints that the run may begin with, newest first."""
-    names = sorted(list_names(layout.stable_url(store.url, job.stable_fingerprint)), reverse=True)
+    names = sorted(list_names(layout.stable_url(store.url, job.run.stable_fingerprint)), reverse=True)
     return [stable_url(job, store, name) for name in names if step_of(name) <= stable_end(job.recipe)]
 
 

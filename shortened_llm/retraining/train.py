@@ -65,7 +65,7 @@ def train(
     optimizer = make_optimizer(model, recipe)
     progress = RunProgress()
     if resume_from is not None:
-        progress = load_checkpoint(resume_from, model, optimizer, job.identity)
+        progress = load_checkpoint(resume_from, model, optimizer, job.run.identity)
     on_loaded()
     inputs = open_inputs(job, device, keep_apart)
     if progress.step == 0:
@@ -83,7 +83,7 @@ def train(
         guard=Guard(
             max_in_a_row=job.placement.max_skipped_steps, skipped=progress.skipped_steps, spikes=progress.loss_spikes
         ),
-        checkpointer=Checkpointer(job.identity, device),
+        checkpointer=Checkpointer(job.run.identity, device),
         host=host,
         accelerators=world_size * accelerators_per_worker,
         progress=progress,

@@ -119,5 +119,5 @@ class Proposals:
     def _runs(self, spec: TrialSpec) -> tuple[str, ...]:
         """The fingerprints of a trial's training runs."""
         if spec.fingerprint not in self._known_runs:
-            self._known_runs[spec.fingerprint] = tuple(job.fingerprint for job in self._space.jobs(spec))
+            self._known_runs[spec.fingerprint] = tuple(run.fingerprint for run in self._space.runs(spec))
         return self._known_runs[spec.fingerprint]

@@ -56,7 +56,7 @@ def retrain_plan(
             provenance=provenance(config),
         )
         specs = space.trials([plan])
-        add_runs(store, config.experiment, dense.fingerprint, (job.fingerprint for s in specs for job in space.jobs(s)))
+        add_runs(store, config.experiment, dense.fingerprint, (run.fingerprint for s in specs for run in space.runs(s)))
         for spec in specs:
             progress = log.about(spec.name)
             with progress.under_way():

@@ -74,8 +74,8 @@ def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: P
         return
     space, rungs = prepared.space, config.search.rungs
     for spec in left_behind(space, prepared.candidates, proposals.outcomes, rungs=rungs):
-        for job in space.jobs(spec):
-            delete(stable_url(store.url, job.stable_fingerprint))
+        for run in space.runs(spec):
+            delete(stable_url(store.url, run.stable_fingerprint))
 
 
 def _context(

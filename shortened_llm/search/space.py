@@ -7,7 +7,7 @@ from shortened_llm.config import Control, RetrainingConfig
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrainingData, TrialSpec
-from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.job import RetrainingJob, Run
 from shortened_llm.retraining.recipe import Chain, chains
 
 
@@ -59,20 +59,37 @@ class SearchSpace:
         shorter = self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
         return replace(shorter, rung=share)
 
-    def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
-        """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
-        model = self.dense.view(spec.plan.transforms)
-        jobs: list[RetrainingJob] = []
+    def runs(self, spec: TrialSpec) -> tuple[Run, ...]:
+        """The training runs of a trial, each from the model of the one before."""
+        view = self.dense.view(spec.plan.transforms)
+        runs: list[Run] = []
         for recipe in spec.recipes:
-            jobs.append(self._job(model, recipe, is_continued=spec.rung < 1))
-            model = model.exported(url=model.url, fingerprint=jobs[-1].fingerprint, files=())
-        return tuple(jobs)
+            run = self.job(spec, recipe, view).run
+            runs.append(run.after(runs[-1]) if runs else run)
+        return tuple(runs)
+
+    def job(self, spec: TrialSpec, recipe: Recipe, model: ModelRef) -> RetrainingJob:
+        """One training run of a trial, from a model that is there."""
+        tokens = self.data.instructions if recipe.train_on == "instructions" else self.data.corpus
+        is_continued = spec.rung < 1
+        return RetrainingJob(
+            model=model,
+            teacher=self.dense if recipe.distill else None,
+            tokens=tokens or TokenMixture(parts=()),
+            validation=self.data.validation,
+            recipe=recipe,
+            dtype=self.dtype,
+            export_dtype=self.export_dtype,
+            placement=self.retraining.model_copy(update={"keep_stable_checkpoint": True})
+            if is_continued
+            else self.retraining,
+        )
 
     def trial_identity(self, spec: TrialSpec) -> dict[str, object]:
         """What determines a trial's result."""
         return {
             "model": self.dense.view(spec.plan.transforms).identity,
-            "retraining": [job.identity for job in self.jobs(spec)],
+            "retraining": [run.identity for run in self.runs(spec)],
             "selection": [unit.identity for unit in self.selection],
         }
 
@@ -86,21 +103,6 @@ class SearchSpace:
     def _trial(self, plan: PrunePlan, method: str, chain: Chain, control: Control | None = None) -> TrialSpec:
         spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
-
-    def _job(self, model: ModelRef, recipe: Recipe, *, is_continued: bool) -> RetrainingJob:
-        tokens = self.data.instructions if recipe.train_on == "instructions" else self.data.corpus
-        return RetrainingJob(
-            model=model,
-            teacher=self.dense if recipe.distill else None,
-            tokens=tokens or TokenMixture(parts=()),
-            validation=self.data.validation,
-            recipe=recipe,
-            dtype=self.dtype,
-            export_dtype=self.export_dtype,
-            placement=self.retraining.model_copy(update={"keep_stable_checkpoint": True})
-            if is_continued
-            else self.retraining,
-        )
 
 
 def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -112,16 +112,15 @@ def train_runs(
     """The training runs of a trial, each from the model of the one before; what is stored is read back. A trial that
     trains nothing has none."""
     runs: list[RetrainedModel] = []
-    jobs = context.space.jobs(spec)
+    model = context.space.dense.view(spec.plan.transforms)
     # A run whose model is there needs no files of those before it.
-    last_done = max((index for index, job in enumerate(jobs) if is_retrained(job, context.store)), default=-1)
-    for index, job in enumerate(jobs):
-        # A later run's job knows its model by identity alone; where the files lie, the run before it says.
-        begins_with = runs[-1].model if runs else job.model
+    done = [index for index, run in enumerate(context.space.runs(spec)) if is_retrained(run, context.store)]
+    last_done = max(done, default=-1)
+    for index, recipe in enumerate(spec.recipes):
         LOGGER.info("starting training workers")
         runs.append(
             retrain(
-                replace(job, model=begins_with),
+                context.space.job(spec, recipe, model),
                 context.store,
                 runs_url=join(context.experiment.url, TRAIN),
                 resources=context.resources,
@@ -131,6 +130,7 @@ def train_runs(
                 callbacks=train_callbacks,
             )
         )
+        model = runs[-1].model
     if runs:
         publish_trained_card(spec, tuple(runs), context.provenance)
     return tuple(runs)

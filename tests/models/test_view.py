@@ -1,5 +1,6 @@
 """A view is the dense model with blocks missing, and what leaves the system loads in plain transformers."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -111,7 +112,10 @@ def test_another_process_reloads_views_without_this_package(save_random_model: S
             expected = {"tokens": tokens, "logits": view(input_ids=tokens).logits}
         save_file(expected, tmp_path / family / "expected.safetensors")
     command = [sys.executable, "-c", PLAIN_TRANSFORMERS, *(str(tmp_path / family) for family in families)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **threads}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -47,7 +47,7 @@ def steps_of(driver: subprocess.Popen, directory: Path) -> list[int]:
 
 def listed(order: Order) -> int:
     """Checkpoints that Ray would resume from."""
-    snapshot = Path(order.runs_url) / order.job.run_name / "checkpoint_manager_snapshot.json"
+    snapshot = Path(order.runs_url) / order.job.run.name / "checkpoint_manager_snapshot.json"
     return snapshot.read_text().count('"checkpoint_0') if snapshot.exists() else 0
 
 

@@ -135,7 +135,7 @@ def test_a_longer_wsd_run_begins_as_the_shorter_one(make_job: MakeJob) -> None:
     options = {"schedule": "wsd", "warmup_steps": 10}
     short, long = (make_job(tokens=tokens, cpt=options) for tokens in (51_200, 102_400))
     assert short.fingerprint != long.fingerprint
-    assert short.stable_fingerprint == long.stable_fingerprint
+    assert short.run.stable_fingerprint == long.run.stable_fingerprint
     end = stable_end(short.recipe)
     assert [learning_rate(s, short.recipe) for s in range(end)] == [learning_rate(s, long.recipe) for s in range(end)]
 

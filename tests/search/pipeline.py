@@ -95,11 +95,13 @@ class Pipeline:
         return stored
 
     def trial(self, spec: TrialSpec) -> None:
-        view = self.dense.view(spec.plan.transforms)
-        runs = tuple(self.run(job) for job in self.space.jobs(spec))
-        model = runs[-1].model if runs else view
+        view = model = self.dense.view(spec.plan.transforms)
+        runs = []
+        for recipe in spec.recipes:
+            runs.append(self.run(self.space.job(spec, recipe, model)))
+            model = runs[-1].model
         result = TrialResult(
-            fingerprint=spec.fingerprint, model=model, runs=runs, before=self.evaluate(view),
+            fingerprint=spec.fingerprint, model=model, runs=tuple(runs), before=self.evaluate(view),
             after=self.evaluate(model), seconds=1.0,
         )  # fmt: skip
         write_result(self.store, result, self.space.trial_identity(spec))

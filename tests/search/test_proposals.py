@@ -30,9 +30,9 @@ class Search:
         )  # fmt: skip
 
     def make_runs(self, spec: TrialSpec) -> None:
-        for job in self.space.jobs(spec):
-            run = RetrainedModel(model=self.space.dense, tokens=1, seconds=1.0, accelerator_seconds=1.0, history=())
-            self.store.write(RETRAINED, job.fingerprint, run, identity={}, parents=())
+        for run in self.space.runs(spec):
+            made = RetrainedModel(model=self.space.dense, tokens=1, seconds=1.0, accelerator_seconds=1.0, history=())
+            self.store.write(RETRAINED, run.fingerprint, made, identity={}, parents=())
 
     def finish(self, spec: TrialSpec) -> None:
         self.make_runs(spec)

@@ -50,7 +50,7 @@ def result(spec: TrialSpec, space: SearchSpace, loss: float, noise: float) -> Tr
 
 def states(space: SearchSpace, specs: Iterable[TrialSpec]) -> set[str]:
     """Which optimiser states the trials keep or go on from."""
-    return {job.stable_fingerprint for spec in specs for job in space.jobs(spec)}
+    return {run.stable_fingerprint for spec in specs for run in space.runs(spec)}
 
 
 def loss_of(spec: TrialSpec, best: float = 5e-4) -> float:
@@ -126,9 +126,9 @@ def test_a_failed_candidate_does_not_stop_the_others(nine: SearchSpace, candidat
 def test_a_longer_rung_begins_with_the_shorter_one(nine: SearchSpace, candidates: Candidates) -> None:
     (spec, *_) = nine.trials(candidates.plans)
     short, long = nine.at_rung(spec, 0.1), nine.at_rung(spec, 0.3)
-    (first,), (second,) = nine.jobs(short), nine.jobs(long)
+    first, second = (nine.job(spec, *spec.recipes, nine.dense.view(spec.plan.transforms)) for spec in (short, long))
     assert (short.recipes[0].num_steps, long.recipes[0].num_steps) == (10, 30)
-    assert first.stable_fingerprint == second.stable_fingerprint
+    assert first.run.stable_fingerprint == second.run.stable_fingerprint
     assert first.placement.keep_stable_checkpoint
     end = stable_end(first.recipe)
     assert end == 8

@@ -107,7 +107,7 @@ def test_every_method_rate_and_seed_is_a_trial(
     assert counts == {"none": 1, "cpt": 4, "lora": 6, "cpt_lora": 12, "distill": 2, "last_blocks": 2}
     for trial in trials:
         assert sum(recipe.num_steps for recipe in trial.recipes) == (0 if trial.method == "none" else 8)
-        assert bool(space.jobs(trial)) == (trial.method != "none")
+        assert bool(space.runs(trial)) == (trial.method != "none")
     (both, *_) = [trial for trial in trials if trial.method == "cpt_lora"]
     assert [recipe.method for recipe in both.recipes] == ["cpt", "lora"]
     assert both.name == "criterion0 25% cpt_lora lr 0.0001+0.001 seed 0"
@@ -118,9 +118,11 @@ def test_a_second_run_begins_at_the_first_one_s_model(
 ) -> None:
     space = space_of(tiny_values, space, methods=["cpt_lora"])
     (trial,) = space.trials(plans(tiny_config, ORDER))
-    first, second = space.jobs(trial)
-    assert (second.model.fingerprint, second.model.num_blocks, second.model.transforms) == (first.fingerprint, 6, ())
-    assert first.model.transforms == second.model.origin == keeping((0, 3, 4, 5, 6, 7))
+    view = space.dense.view(keeping((0, 3, 4, 5, 6, 7)))
+    first = space.job(trial, trial.recipes[0], view)
+    made = view.exported(url="elsewhere", fingerprint=first.fingerprint, files=())
+    second = space.job(trial, trial.recipes[1], made)
+    assert space.runs(trial) == (first.run, second.run)
 
 
 def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, space: SearchSpace) -> None:

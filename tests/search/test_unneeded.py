@@ -28,8 +28,9 @@ def test_what_a_search_left_is_needed_until_its_experiment_goes(pipeline: Pipeli
         pipeline.trial(spec)
     assert find_unneeded(store, min_age=AT_ONCE) == []
     # A run that belongs to no trial of the experiment, and a score of its model.
-    (job,) = pipeline.space.jobs(pipeline.specs[-1])
-    other = pipeline.run(replace(job, recipe=replace(job.recipe, seed=1)))
+    spec = pipeline.specs[-1]
+    recipe = replace(spec.recipes[0], seed=1)
+    other = pipeline.run(pipeline.space.job(spec, recipe, pipeline.dense.view(spec.plan.transforms)))
     pipeline.evaluate(other.model)
     found = find_unneeded(store, min_age=AT_ONCE)
     assert [thing.kind for thing in found] == [EVALUATIONS, RETRAINED]
@@ -44,7 +45,7 @@ def test_what_a_search_left_is_needed_until_its_experiment_goes(pipeline: Pipeli
 @pytest.mark.usefixtures("process_group")
 def test_an_untrained_trial_trains_nothing_and_copies_nothing(pipeline: Pipeline) -> None:
     (bare,) = [spec for spec in pipeline.specs if spec.method == "none" and "ppl" in spec.plan.name]
-    assert pipeline.space.jobs(bare) == ()
+    assert pipeline.space.runs(bare) == ()
     pipeline.trial(bare)
     result = pipeline.store.read(TRIALS, bare.fingerprint, TrialResult)
     assert result is not None

@@ -199,8 +199,8 @@ def _about(name: str, logs: TrialLogs) -> Progress:
 
 
 def _post_hours(result: TrialResult, spec: TrialSpec, space: SearchSpace, progress: Progress) -> None:
-    for job, run in zip(space.jobs(spec), result.runs, strict=True):
-        progress.spend(job.run_name, run.accelerator_seconds / 3600)
+    for run, made in zip(space.runs(spec), result.runs, strict=True):
+        progress.spend(run.name, made.accelerator_seconds / 3600)
 
 
 def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
