@@ -130,6 +130,11 @@ class _Retraining(Section):
         return tuple(adapters(self.options(name)) for name, adapters in rows.items() if adapters)
 
     @property
+    def draws_weights(self) -> bool:
+        """Whether any method begins with random weights."""
+        return any(METHODS[run.method].from_random for run in self.runs)
+
+    @property
     def drops_out(self) -> bool:
         """Whether any method trains with a dropout."""
         return any(adapters.dropout > 0 for adapters in self.adapters)

@@ -10,7 +10,7 @@ from shortened_llm.fields import Section, as_tuple, distinct
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
 
-Control = Literal["dense", "random"]
+Control = Literal["dense", "random", "scratch"]
 
 
 class SearchSection(Section):
@@ -24,7 +24,8 @@ class SearchSection(Section):
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()
     """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
-    dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio."""
+    dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio; scratch: random weights in
+    the shape of each ratio, trained as retraining.scratch says."""
     equal_seconds: bool = False
     """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
     rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)] = ()

@@ -85,6 +85,8 @@ class Method:
     """Adapters that are trained instead of the weights, by its options."""
     distill: Callable[[Any], DistillOptions] | None = None
     """Loss against the dense model's predictions, by its options."""
+    from_random: bool = False
+    """Whether the weights are drawn at random, and only the shape is that of the pruned model."""
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Defaults that differ under a preset of the configuration."""
 

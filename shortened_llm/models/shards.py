@@ -15,6 +15,7 @@ from shortened_llm.models.build import empty_model
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.directory import model_directory, set_generation_config
 from shortened_llm.models.files import refuse_missing
+from shortened_llm.models.fresh import fresh_weights
 from shortened_llm.models.sources import EVERYTHING, check_files, check_ties, find_sources
 from shortened_llm.models.view import view_files
 from shortened_llm.records import ModelRef
@@ -74,6 +75,17 @@ def fill_shards(
             filled.append(id(tensors[name]))
     assert sorted(filled) == sorted({id(tensor) for tensor in tensors.values()}), "not every weight was filled once"
     set_generation_config(model, model_directory(ref))
+
+
+@torch.no_grad()
+def draw_weights(model: PreTrainedModel, seed: int) -> None:
+    """Replace all weights of a model that `fill_shards` has filled by those of `fresh_weights`. No collective."""
+    tensors = _tensors(model)
+    drawn = set()
+    for name, value in fresh_weights(copy.deepcopy(model.config), seed):
+        if id(tensors[name]) not in drawn:  # what is tied keeps the first
+            _copy_own_part(tensors[name], value, cut=False)
+            drawn.add(id(tensors[name]))
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.target import count_of, requests
-from shortened_llm.records import BlockScores, BlocksTransform, ModelSize, PlanLabel, PrunePlan, Target
+from shortened_llm.records import Bin, BlockScores, BlocksTransform, ModelSize, PlanLabel, PrunePlan, Target
 
 
 def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: ModelSize) -> tuple[PrunePlan, ...]:
@@ -28,6 +28,15 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
             labels.setdefault(removed, []).append(label)
     by_size = sorted(labels.items(), key=lambda item: len(item[0]))
     return tuple(_plan(removed, tuple(its_labels), size) for removed, its_labels in by_size)
+
+
+def one_of_each_target(plans: Iterable[PrunePlan]) -> tuple[PrunePlan, ...]:
+    """Plans that stand for the shapes of all targets, the first of each."""
+    found: dict[Bin, PrunePlan] = {}
+    for plan in plans:
+        for target in plan.targets:
+            found.setdefault(target, plan)
+    return tuple({plan.transforms: plan for plan in found.values()}.values())
 
 
 def dense_plan(size: ModelSize) -> PrunePlan:

@@ -20,8 +20,8 @@ class TrialSpec:
     """A row of `methods.METHODS`."""
     recipes: tuple[Recipe, ...]
     """Training runs, each from the model of the one before; there is none where nothing is trained."""
-    control: Literal["dense", "random"] | None = None
-    """A comparison instead of a candidate: the unpruned model, or blocks drawn at random."""
+    control: Literal["dense", "random", "scratch"] | None = None
+    """A comparison instead of a candidate: the unpruned model, blocks drawn at random, or random weights."""
     equal_seconds: bool = False
     """Its budget is the time that the reference method took, instead of its tokens."""
     rung: float = 1.0

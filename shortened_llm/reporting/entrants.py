@@ -10,8 +10,6 @@ from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.paired import Difference, paired_difference
 from shortened_llm.reporting.rows import TrialRow
 
-CONTROL_NAMES = {"dense": "dense", "random": "random blocks"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entrant:
@@ -85,8 +83,8 @@ def entrants(rows: Sequence[TrialRow]) -> tuple[Entrant, ...]:
 
 
 def _name(row: TrialRow) -> str:
-    control = row.trial.spec.control
-    return f"{CONTROL_NAMES[control]} + {row.method}" if control else row.method
+    name = "dense" if row.trial.spec.control == "dense" else row.control_name
+    return f"{name} + {row.method}" if row.is_control else row.method
 
 
 def _best_rate(name: str, rows: Sequence[TrialRow]) -> Entrant:

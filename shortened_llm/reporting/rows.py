@@ -55,6 +55,12 @@ class TrialRow:
         return self.trial.spec.control is not None
 
     @property
+    def control_name(self) -> str | None:
+        """What was trained for comparison; None for a candidate."""
+        names = {"dense": "unpruned", "random": "random blocks", "scratch": "random weights"}
+        return names[self.trial.spec.control] if self.trial.spec.control else None
+
+    @property
     def method(self) -> str:
         """`lora`, or `lora on instructions`."""
         spec = self.trial.spec

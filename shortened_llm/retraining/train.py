@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from shortened_llm.methods import METHODS
+from shortened_llm.models.shards import draw_weights
 from shortened_llm.retraining.adapters import initial_adapter
 from shortened_llm.retraining.checkpoint import Checkpointer, load_checkpoint
 from shortened_llm.retraining.distillation import Teacher
@@ -97,11 +99,14 @@ def train(
 def _open_student(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> PreTrainedModel:
     """The model to train, sharded, with what its method freezes or adds."""
     recipe = job.recipe
-    return open_sharded(
+    model = open_sharded(
         job.model, mesh, job.dtype, job.placement, device=device, sequence_length=recipe.sequence_length,
         prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
+    if METHODS[recipe.method].from_random:
+        draw_weights(model, recipe.seed)
+    return model
 
 
 def _open_teacher(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) -> Teacher | None:

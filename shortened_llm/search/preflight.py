@@ -15,6 +15,7 @@ from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_tasks, load_task
+from shortened_llm.models.fresh import check_drawn
 from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request, requests
@@ -213,6 +214,8 @@ def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, ex
         if trains and retraining.runs:
             for lora in retraining.adapters or (None,):
                 rehearse_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)
+        if trains and ("scratch" in config.search.controls or retraining.draws_weights):
+            check_drawn(toy.config)
         if exports:
             rehearse_export(toy)
 
@@ -251,6 +254,7 @@ def _count_trials(config: ExperimentConfig, facts: ScoringFacts) -> int:
         budget = retraining.budget(request.target.ratio)
         count += config.num_rankings * of_methods(retraining.methods, budget)
         count += of_methods(["cpt"], budget) if "random" in controls else 0
+        count += of_methods(["scratch"], budget) if "scratch" in controls else 0
     if "dense" in controls:
         count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)
     return count

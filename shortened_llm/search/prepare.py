@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import ray
 
 from shortened_llm.attempts import attempt
-from shortened_llm.config import ExperimentConfig, ResourcesConfig
+from shortened_llm.config import Control, ExperimentConfig, ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER, setup_process
 from shortened_llm.models.cpu import prepare_cpu
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import dense_plan, make_plans
-from shortened_llm.records import BlockScores
+from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
+from shortened_llm.records import BlockScores, PrunePlan
 from shortened_llm.scoring.job import ScoringJob, Unit, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all, score_blocks
@@ -84,12 +84,19 @@ def _candidates(
     config: ExperimentConfig, facts: SearchFacts, scores: Sequence[BlockScores], job: ScoringJob, store: Store
 ) -> Candidates:
     """Every plan of the configuration, tried on a toy of the model."""
-    plans, controls = make_plans(config.search, scores, facts.size), config.search.controls
-    drawn = [score_blocks("random", job, store)] if "random" in controls else []
-    random = make_plans(config.search, drawn, facts.size)
-    rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms for plan in (*plans, *random)])
+    plans = make_plans(config.search, scores, facts.size)
+    controls: dict[Control, tuple[PrunePlan, ...]] = {}
+    for control in config.search.controls:
+        if control == "dense":
+            controls[control] = (dense_plan(facts.size),)
+        elif control == "random":
+            controls[control] = make_plans(config.search, [score_blocks("random", job, store)], facts.size)
+        else:
+            controls[control] = one_of_each_target(plans)
+    every = {plan.transforms for of_control in (plans, *controls.values()) for plan in of_control}
+    rehearse_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
-    return Candidates(plans=plans, dense=(dense_plan(facts.size),) if "dense" in controls else (), random=random)
+    return Candidates(plans=plans, controls=controls)
 
 
 def score(

@@ -32,9 +32,10 @@ class SearchSpace:
         )
 
     def controls(self, control: Control, plans: Iterable[PrunePlan]) -> tuple[TrialSpec, ...]:
-        """Each plan with continued pretraining alone."""
+        """Each plan with continued pretraining alone, of its weights or of random ones."""
+        method = "scratch" if control == "scratch" else "cpt"
         return distinct(
-            self._trial(plan, "cpt", chain, control) for plan in plans for chain in self._chains(plan, "cpt")
+            self._trial(plan, method, chain, control) for plan in plans for chain in self._chains(plan, method)
         )
 
     def scaled(self, spec: TrialSpec, factor: float) -> TrialSpec:

@@ -29,7 +29,7 @@ def run(job: RetrainingJob, recorder: Recorder, resume_from: Path | None = None)
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("method", ["cpt", "lora", "distill", "last_blocks"])
+@pytest.mark.parametrize("method", ["cpt", "lora", "distill", "last_blocks", "scratch"])
 def test_stop_and_resume_equals_straight_through(make_job: MakeJob, method: str) -> None:
     """With dropout, so that its random numbers are part of the comparison."""
     job = make_job(method, lora={"learning_rate": 3e-3, "dropout": 0.2})

@@ -207,3 +207,15 @@ def test_a_bad_batch_is_skipped_and_leaves_no_trace(
     assert [point.step for point in progress.history] == [1, 2, 4, 5, 6, 7, 8]
     assert all(math.isfinite(point.loss) for point in progress.history)
     assert recorder.values[-1]["skipped_steps"] == 1
+
+
+@pytest.mark.usefixtures("process_group")
+def test_scratch_begins_with_random_weights(make_job: MakeJob) -> None:
+    pruned, scratch = make_job("cpt"), make_job("scratch")
+    (_, of_pruned), (_, of_scratch) = (
+        train(job, device=CPU, resume_from=None, host=Recorder()) for job in (pruned, scratch)
+    )
+    uniform = math.log(260)
+    assert of_scratch.first_validation_loss == pytest.approx(uniform, abs=0.3)
+    assert of_pruned.first_validation_loss < uniform - 0.5
+    assert of_scratch.history[-1].validation_loss < uniform - 0.3, "it learns"

@@ -54,7 +54,7 @@ def shared(tiny_values: dict, space: SearchSpace) -> SearchSpace:
 
 
 def candidates(config: ExperimentConfig) -> Candidates:
-    return Candidates(plans=plans(config, ORDER), dense=(), random=())
+    return Candidates(plans=plans(config, ORDER))
 
 
 def test_a_run_that_trials_share_is_made_once(

@@ -30,7 +30,7 @@ def nine(tiny_values: dict, space: SearchSpace) -> SearchSpace:
 
 @pytest.fixture
 def candidates(tiny_config: ExperimentConfig) -> Candidates:
-    return Candidates(plans=plans(tiny_config, ORDER), dense=(), random=())
+    return Candidates(plans=plans(tiny_config, ORDER))
 
 
 def result(spec: TrialSpec, space: SearchSpace, loss: float, noise: float) -> TrialResult:
@@ -175,6 +175,6 @@ def test_rungs_are_checked(tiny_values: dict) -> None:
 
 
 def test_controls_have_no_rungs(nine: SearchSpace, candidates: Candidates) -> None:
-    both = replace(candidates, random=candidates.plans)
+    both = replace(candidates, controls={"random": candidates.plans})
     proposed = propose_rungs(nine, both, Outcomes(specs=(), results={}), rungs=RUNGS)
     assert {(spec.control, spec.rung) for spec in proposed} == {(None, 0.1), ("random", 1.0)}

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from shortened_llm.config import ExperimentConfig, parse_config
+from shortened_llm.config import Control, ExperimentConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import last_line
-from shortened_llm.pruning.plan import dense_plan, make_plans
+from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import (
     BlockScores,
     EvalScores,
     ModelRef,
     ModelSize,
+    PrunePlan,
     RetrainedModel,
     TokenDataset,
     TokenMixture,
@@ -21,6 +22,7 @@ from shortened_llm.records import (
 )
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.equal_seconds import propose_equal_seconds
+from shortened_llm.search.strategies.grid import propose_grid
 from shortened_llm.search.strategies.strategy import Candidates, Outcomes
 from shortened_llm.search.units import selection_units
 from tests.conftest import keeping
@@ -159,7 +161,7 @@ def test_equal_seconds_scale_the_budget_by_the_speed(
         )
         for spec in specs
     }  # fmt: skip
-    nothing = Candidates(plans=(), dense=(), random=())
+    nothing = Candidates(plans=())
     timed = propose_equal_seconds(space, nothing, Outcomes(specs=specs, results=results))
     assert [(t.method, t.seed, [recipe.num_steps for recipe in t.recipes]) for t in timed] == [
         ("lora", 0, [150]), ("lora", 1, [150]), ("cpt_lora", 0, [60, 60]), ("cpt_lora", 1, [60, 60]),
@@ -173,3 +175,14 @@ def test_the_last_line_of_a_remote_error_is_the_error() -> None:
     remote = RuntimeError("Training failed\n  File x\nshortened_llm.errors.NonFiniteLossError: loss is nan\n")
     assert last_line(remote) == "NonFiniteLossError: loss is nan"
     assert last_line(ValueError("plain words")) == "ValueError: plain words"
+
+
+def test_scratch_has_one_trial_for_each_shape(tiny_values: dict, space: SearchSpace) -> None:
+    tiny_values["search"] = {"ratios": [0.25, 0.5], "controls": ["scratch"]}
+    config = parse_config(tiny_values)
+    pruned = plans(config, ORDER, ORDER[::-1])
+    controls: dict[Control, tuple[PrunePlan, ...]] = {"scratch": one_of_each_target(pruned)}
+    specs = propose_grid(space, Candidates(plans=pruned, controls=controls), Outcomes(specs=(), results={}))
+    of_scratch = [spec for spec in specs if spec.control == "scratch"]
+    assert [(spec.plan.size.blocks, spec.method) for spec in of_scratch] == [(6, "scratch"), (4, "scratch")]
+    assert len(specs) == len(pruned) + 2

@@ -10,7 +10,6 @@ def propose_grid(space: SearchSpace, candidates: Candidates, outcomes: Outcomes)
     return distinct(
         (
             *space.trials(candidates.plans),
-            *space.controls("dense", candidates.dense),
-            *space.controls("random", candidates.random),
+            *(spec for control, plans in candidates.controls.items() for spec in space.controls(control, plans)),
         )
     )

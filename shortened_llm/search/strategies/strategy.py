@@ -1,8 +1,9 @@
 """What decides which trials come next."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from shortened_llm.config import Control
 from shortened_llm.records import PrunePlan, TrialResult, TrialSpec
 from shortened_llm.search.space import SearchSpace
 
@@ -12,10 +13,8 @@ class Candidates:
     """The plans of a search."""
 
     plans: tuple[PrunePlan, ...]
-    dense: tuple[PrunePlan, ...]
-    """The plan that removes nothing, where it is a control."""
-    random: tuple[PrunePlan, ...]
-    """Plans of blocks drawn at random, where they are controls."""
+    controls: Mapping[Control, tuple[PrunePlan, ...]] = field(default_factory=dict)
+    """Plans of the comparisons that were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
