@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Runtime
+from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.fields import Section, as_tuple, distinct
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -32,6 +33,10 @@ class SearchSection(Section):
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
+    rehearsal: Annotated[bool | None, Runtime] = None
+    """Before the first trial, three steps of each method on the real machines, once with the workers lost in between:
+    load, train, checkpoint, restore, export, reload, evaluate. Where it fails, the search ends. Done where workers have
+    GPUs unless given."""
     max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
     max_failures: Annotated[int, Runtime] = Field(2, ge=0)
@@ -50,6 +55,10 @@ class SearchSection(Section):
         if not self.ratios and not self.removed_blocks:
             raise ValueError("give ratios, such as [0.2, 0.4], or removed_blocks, such as [6, 12]")
         return self
+
+    def rehearses(self, resources: ResourcesConfig) -> bool:
+        """Whether the search begins with a rehearsal."""
+        return resources.gpus_per_worker > 0 if self.rehearsal is None else self.rehearsal
 
 
 NO_SEARCH = SearchSection.model_construct()

@@ -16,6 +16,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.logs import LOGGER, subject
 from shortened_llm.records import RetrainedModel
+from shortened_llm.retraining.interruption import Interruption
 from shortened_llm.retraining.job import RetrainingJob, Run
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.storage.clients import ray_storage
@@ -51,6 +52,7 @@ def retrain(
     max_failures: int,
     tokens_before: int,
     needs_files: bool,
+    is_interrupted: bool = False,
     callbacks: Sequence[object],
 ) -> RetrainedModel:
     """The retrained model: read back, or trained from the run's last checkpoint, or from the start.
@@ -60,6 +62,7 @@ def retrain(
             that is what makes it resume, so no other driver may use the directory.
         tokens_before: of the runs that this one follows in a trial, for the metrics.
         needs_files: whether a model that was trained, and whose files are gone, is trained again.
+        is_interrupted: whether the run loses its workers once: see `Interruption`.
         callbacks: Ray Train callbacks of the caller, for metrics.
 
     Raises:
@@ -84,6 +87,7 @@ def retrain(
             "accelerators": resources.gpus_per_worker or 1.0,
             "tokens_before": tokens_before,
             "failure_url": failure_url,
+            "interruption": Interruption(join(runs_url, f"{job.run.name}.interrupted")) if is_interrupted else None,
             "installed": Installed.here(uses_gpu=False),
         }
         run_config = RunConfig(

@@ -28,6 +28,7 @@ from shortened_llm.retraining.checkpoint import (
     newest_usable,
 )
 from shortened_llm.retraining.export import export_sharded, write_run
+from shortened_llm.retraining.interruption import Interruption, NotRestoredError
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.meter import progress_line
@@ -39,7 +40,7 @@ from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
 from shortened_llm.versions import Installed, check_equal
 
-LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError, ExportError, AdapterError)
+LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError, ExportError, AdapterError, NotRestoredError)
 """What would come again, and so is not tried again."""
 
 
@@ -82,9 +83,13 @@ def _train_and_export(config: dict) -> None:
         if resume_from is not None:
             step = check_complete(str(resume_from))[0].progress.step
             LOGGER.warning("resuming from a checkpoint at step %d", step)
+        interruption: Interruption | None = config["interruption"]
+        if interruption:
+            interruption.check_restored(resumes=resume_from is not None)
         model, progress = train(
             job, device=device, resume_from=resume_from, host=host, shard_group=config["shard_group"],
             accelerators_per_worker=config["accelerators"], on_loaded=local_copy.close,
+            at_report=[interruption] if interruption and rank == 0 else [],
         )  # fmt: skip
     LOGGER.info("exporting in %s", job.export_dtype)
     exported = export_sharded(model, job, store, rank=rank)

@@ -54,9 +54,14 @@ def planned_experiment(
             if "train" not in unit.documents.shared_with
         ),
         notes=(*_notes(config, roles), *_data_notes(config, roles, space.data)),
-        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+        versions=installed_versions(),
         provenance=origin,
     )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the libraries that set numbers."""
+    return {name: importlib.metadata.version(name) for name in VERSIONED}
 
 
 def planned_trials(specs: Sequence[TrialSpec]) -> tuple[ReportedTrial, ...]:

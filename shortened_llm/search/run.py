@@ -5,6 +5,7 @@ from dataclasses import replace
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
+from shortened_llm.search.cluster.rehearsal import rehearse
 from shortened_llm.search.cluster.trackers import check_node
 from shortened_llm.search.cluster.tuner import TrialLogs, run_trials
 from shortened_llm.search.finish import measure_report
@@ -43,6 +44,8 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
         prepared = prepare(config, facts, store, capacity, log)
         write_config(store, config)
         context = _context(config, prepared, store, capacity, driver)
+        if config.search.rehearses(config.resources):
+            rehearse(prepared, context, log.about("rehearsal"))
         experiment = planned_experiment(
             config, facts.roles, prepared.space, prepared.baseline, prepared.scores, context.provenance,
             facts.size.without(()),

@@ -31,6 +31,8 @@ class TrainContext:
     resources: ResourcesConfig
     max_failures: int
     provenance: Provenance
+    is_rehearsal: bool = False
+    """Whether each run loses its workers once, to see that it goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ def train_runs(
                 max_failures=context.max_failures,
                 tokens_before=sum(run.tokens for run in runs),
                 needs_files=index > last_done,
+                is_interrupted=context.is_rehearsal,
                 callbacks=train_callbacks,
             )
         )

@@ -6,7 +6,7 @@
 <storage>/stable/<fingerprint>/<checkpoint>/        checkpoints before the decay, with manifests and no record
 <storage>/cleaning/                                 lease of whoever removes what no experiment needs
 <storage>/experiments/<name>/                       what belongs to one experiment alone:
-    lease/  config.json  experiment.json  runs.json  report/  tune/  train/  begun/  failures/
+    lease/  config.json  experiment.json  runs.json  report/  tune/  train/  begun/  failures/  rehearsal/  rehearsed/
 ```
 """
 
@@ -24,11 +24,11 @@ EXPERIMENTS, CLEANING = "experiments", "cleaning"
 RECORD_NAME = "record.json"
 
 # Kinds of records in an experiment's own directory.
-BEGUN, FAILURES = "begun", "failures"
+BEGUN, FAILURES, REHEARSED = "begun", "failures", "rehearsed"
 # Its files and directories.
 CONFIG, PLANNED, RUNS = "config.json", "experiment.json", "runs.json"
 REPORT, REPORTED, PAGE = "report", "trials.json", "report.html"
-TUNE, TRAIN, LEASE = "tune", "train", "lease"
+TUNE, TRAIN, LEASE, REHEARSAL = "tune", "train", "lease", "rehearsal"
 
 
 def record_url(storage: str, kind: str, fingerprint: str) -> str:

@@ -97,7 +97,7 @@ def test_killed_and_started_again_it_continues(
 
     Half of its newest checkpoint and of Ray's list of them is lost too: it resumes from the one before, and says so.
     """
-    tiny_values["search"]["ratios"] = [0.25, 0.5]
+    tiny_values["search"] |= {"ratios": [0.25, 0.5], "rehearsal": True}
     tiny_values["pruning"]["criteria"] = ["magnitude"]
     # Workers outlive their driver by seconds: far more steps than they do in these.
     tiny_values["retraining"] |= {"tokens": 163_840, "checkpoint_tokens": 16_384, "keep_stable_checkpoint": True}
@@ -119,6 +119,7 @@ def test_killed_and_started_again_it_continues(
     wait_for(lambda: len(complete_checkpoints(storage)) >= 2, first, "two checkpoints")
     first.send_signal(signal.SIGKILL)
     first.wait()
+    check_rehearsal(tmp_path / "first.log", storage)
     wait_until_left(storage)
     older, newest = complete_checkpoints(storage)[-2:]
     for path in sorted(newest.iterdir())[::2]:
@@ -132,6 +133,7 @@ def test_killed_and_started_again_it_continues(
     )
     assert again.returncode == 0, again.stderr
     assert "1 of 2 trials are done already" in again.stderr
+    assert "rehearsal" not in again.stderr
     assert "run directory put in order: Ray's list of checkpoints is damaged" in again.stderr
     assert f"run directory put in order: {newest.name} is not complete" in again.stderr
     assert f"resuming from a checkpoint at step {int(older.name.split('_')[1])}" in again.stderr
@@ -149,7 +151,33 @@ def test_killed_and_started_again_it_continues(
     for name in ("report.html", "report.md", "trials.csv", "trials.json", "pareto.png"):
         assert (report.parent / name).stat().st_size > 0
     assert not list(storage.glob("experiments/test/train/*/checkpoint_*")), "checkpoints of finished runs were left"
+    tiny_values["experiment"] = "fails"
+    tiny_values["retraining"] |= {"max_skipped_steps": 1, "cpt": {"learning_rate": 1e30}}
+    config.write_text(yaml.safe_dump(tiny_values))
+    check_failing_rehearsal(config, storage, environment)
     check_clean_up(Store.at(str(storage)))
+
+
+def check_rehearsal(log: Path, storage: Path) -> None:
+    """Before the first trial, a run lost its workers and went on; nothing but the record of it is left."""
+    before_trials = log.read_text().partition("trial 1/2")[0]
+    assert "rehearsal: cpt: 3 steps" in before_trials
+    assert "rehearsal: resuming from a checkpoint at step" in before_trials
+    assert not (storage / "experiments/test/rehearsal").exists()
+    assert len(list(storage.glob("experiments/test/rehearsed/*/record.json"))) == 1
+
+
+def check_failing_rehearsal(config: Path, storage: Path, environment: dict[str, str]) -> None:
+    """Its cause ends the search before any trial begins."""
+    known = set(storage.glob("trials/*"))
+    failed = subprocess.run(
+        [*START, str(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert failed.returncode == 1, failed.stderr
+    assert "the rehearsal of cpt failed, so that no trial was begun (NonFiniteLossError" in failed.stderr
+    assert set(storage.glob("trials/*")) == known
+    assert not (storage / "experiments/fails/begun").exists()
+    delete(str(storage / "experiments/fails"))
 
 
 def check_clean_up(store: Store) -> None:

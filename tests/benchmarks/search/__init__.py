@@ -1,0 +1,1 @@
+"""What rungs save, and what they cost."""
