@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Runtime
+from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.fields import Section, as_tuple, distinct
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -31,6 +32,8 @@ class SearchSection(Section):
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
+    budget: Annotated[BudgetConfig | None, Runtime] = None
+    """What the search may spend at most, such as {accelerator_hours: 200}; no limit unless given."""
     max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
     max_failures: Annotated[int, Runtime] = Field(2, ge=0)

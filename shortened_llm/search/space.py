@@ -52,11 +52,8 @@ class SearchSpace:
         decay the shorter run is the beginning of the longer one."""
         if share == 1 or not spec.recipes:
             return replace(spec, rung=share)
-        recipes = []
-        for recipe in spec.recipes:
-            steps = max(1, round(recipe.num_steps * share))
-            recipes.append(replace(recipe, num_steps=steps, decay_steps=max(1, round(recipe.decay_steps * share))))
-        shorter = self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
+        recipes = tuple(shortened(recipe, share) for recipe in spec.recipes)
+        shorter = self._trial(spec.plan, spec.method, recipes, spec.control)
         return replace(shorter, rung=share)
 
     def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
@@ -101,6 +98,12 @@ class SearchSpace:
             if is_continued
             else self.retraining,
         )
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """A recipe with a share of its steps, whose warm-up stays as it is."""
+    steps, decay = max(1, round(recipe.num_steps * share)), max(1, round(recipe.decay_steps * share))
+    return replace(recipe, num_steps=steps, decay_steps=decay)
 
 
 def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:
