@@ -242,7 +242,7 @@ def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":
     from shortened_llm.search.cluster.nodes import check_versions, running_nodes
 
     if dry_run and not os.environ.get("RAY_ADDRESS"):
-        capacity = local_capacity()
+        capacity = Capacity.of(local_capacity().nodes, resources.node_groups)
     else:
         connect_ray()
         check_versions()

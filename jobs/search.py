@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
-from shortened_llm.search.preflight import check_search
+from shortened_llm.search.forecast import check_forecast, forecast_search
+from shortened_llm.search.preflight import Outline, SearchFacts, check_search, outline_search
 from shortened_llm.search.run import run_search
 from shortened_llm.search.summary import describe_search
 
@@ -14,9 +15,16 @@ def main(arguments: Sequence[str]) -> None:
         make_parser("search", "Search over pruning plans."), arguments, ["search", "evaluation"]
     )
     store = open_store(config)
-    facts, capacity = check_with_placement(lambda: check_search(config, store), config.resources, dry_run=flags.dry_run)
-    print(describe_search(config, facts, store), flush=True)
-    if not flags.dry_run:
+
+    def check() -> SearchFacts | Outline:
+        outline = outline_search(config, store) if flags.dry_run else None
+        return outline or check_search(config, store)
+
+    facts, capacity = check_with_placement(check, config.resources, dry_run=flags.dry_run)
+    forecast = forecast_search(config, facts, store, capacity)
+    check_forecast(config, forecast)
+    print(describe_search(config, facts, store, forecast), flush=True)
+    if isinstance(facts, SearchFacts) and not flags.dry_run:
         print(run_search(config, facts, store, capacity))
 
 

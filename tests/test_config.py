@@ -41,6 +41,11 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("search.ratios", [0.2, 1.0], ["search.ratios.1", "less than 1"]),
         ("search.ratios", [0], ["search.ratios.0", "greater than 0"]),
         ("search", {}, ["search", "ratios", "removed_blocks"]),
+        ("search.budget", {}, ["search.budget", "accelerator_hours, hours, or cost and hourly_price"]),
+        ("search.budget.hours", 0, ["search.budget.hours", "greater than 0"]),
+        ("search.budget.accelerator_hours", -1, ["search.budget.accelerator_hours", "greater than 0"]),
+        ("search.budget.cost", 100, ["search.budget", "cost is 100", "hourly_price is not given"]),
+        ("resources.accelerator_flops", 0, ["resources.accelerator_flops", "greater than 0"]),
         ("pruning.criteria", ["pppl"], ["pruning.criteria.0", "'ppl'", "'taylor'", "'magnitude'"]),
         ("pruning.taylor", {"powr": 2}, ["pruning.taylor.powr", "'power'"]),
         ("pruning", [{}, {"protect_frist": 1}], ["pruning.1.protect_frist", "'protect_first'"]),
@@ -117,11 +122,23 @@ def test_every_fault_has_its_line(values: dict) -> None:
 
 def test_only_what_changes_numbers_counts_as_a_change(values: dict) -> None:
     stored = parse_config(values).model_dump(mode="json")
-    for key, value in (("resources.workers", 4), ("search.max_concurrent_trials", 3), ("storage.url", "/elsewhere")):
+    for key, value in (
+        ("resources.workers", 4), ("search.max_concurrent_trials", 3), ("storage.url", "/elsewhere"),
+        ("search.budget", {"hours": 2}),
+    ):  # fmt: skip
         assert changed_keys(stored, parse_config(changed(values, key, value))) == {}
     assert changed_keys(stored, parse_config(changed(values, "retraining.tokens", 65536))) == {
         "retraining.tokens": (32768, 65536)
     }
+
+
+def test_a_budget_is_of_training(values: dict) -> None:
+    budget = changed(values, "search.budget", {"hours": 2})
+    stored = parse_config(budget).model_dump(mode="json")
+    assert changed_keys(stored, parse_config(changed(budget, "search.budget.hours", 3))) == {}
+    del budget["retraining"]
+    with pytest.raises(BadInputError, match=r"search\.budget is given, but nothing is trained"):
+        parse_config(budget)
 
 
 def test_a_field_that_did_not_exist_had_its_default(values: dict) -> None:

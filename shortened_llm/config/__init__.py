@@ -3,6 +3,7 @@
 Text values expand `~` and environment variables, so that one file works on a laptop and in a submitted job.
 """
 
+from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.evaluation import (
     LOCAL_SUFFIX,
     TASK_SETS,

@@ -115,6 +115,12 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _budget_has_a_use(self) -> "ExperimentConfig":
+        if self.search.budget is not None and not self.retraining.runs:
+            raise ValueError("search.budget is given, but nothing is trained; give retraining or drop the budget")
+        return self
+
+    @model_validator(mode="after")
     def _random_applies(self) -> "ExperimentConfig":
         for index, (path, entry) in enumerate(zip(entry_paths("pruning", self.prunings), self.prunings, strict=True)):
             used = "random" in entry.criteria or ("random" in self.search.controls and index == 0)

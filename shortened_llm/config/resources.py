@@ -52,6 +52,12 @@ class ResourcesConfig(Section):
     """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of each training process: 0 trains on CPU."""
+    accelerator_flops: float | None = Field(None, gt=0)
+    """Peak FLOP/s of each GPU of training (of each worker on CPU) in model.dtype, such as 3.12e14 of an A100, for what
+    a search will cost; read from the names of common GPUs unless given."""
+    accelerator_memory_gib: float | None = Field(None, gt=0)
+    """Memory of each of these GPUs (GiB): what cannot fit is refused at the start. Read from this machine's GPUs where
+    these train, unless given."""
     worker_labels: dict[str, str] = Field({})
     """Labels of the nodes that training processes run on, such as {pool: training}; any node unless given."""
     evaluators: int = Field(1, ge=1)
@@ -88,6 +94,11 @@ class ResourcesConfig(Section):
     @property
     def max_workers(self) -> int:
         return self.workers[1]
+
+    @property
+    def accelerators(self) -> float:
+        """GPUs of one trial, or its workers on CPU, at most (count)."""
+        return self.max_workers * (self.gpus_per_worker or 1)
 
     @property
     def elastic(self) -> bool:

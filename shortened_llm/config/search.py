@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Runtime
+from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.fields import Section, as_tuple, distinct
 
@@ -37,6 +38,8 @@ class SearchSection(Section):
     """Before the first trial, three steps of each method on the real machines, once with the workers lost in between:
     load, train, checkpoint, restore, export, reload, evaluate. Where it fails, the search ends. Done where workers have
     GPUs unless given."""
+    budget: Annotated[BudgetConfig | None, Runtime] = None
+    """What the search may spend at most, such as {accelerator_hours: 200}; no limit unless given."""
     max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)
     """Trials at a time. Set it to (GPUs for training) // (GPUs per trial)."""
     max_failures: Annotated[int, Runtime] = Field(2, ge=0)

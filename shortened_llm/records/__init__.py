@@ -20,7 +20,14 @@ from shortened_llm.records.evaluation import (
 from shortened_llm.records.model import FileEntry, ModelRef, ModelSize, Size
 from shortened_llm.records.plan import Bin, PlanLabel, PrunePlan, Target
 from shortened_llm.records.scores import RESAMPLES, UNDECIDED, BlockScores, Cut, removed_blocks
-from shortened_llm.records.training import DistillOptions, LoraOptions, Recipe, RetrainedModel, TrainingPoint
+from shortened_llm.records.training import (
+    DistillOptions,
+    LoraOptions,
+    Recipe,
+    RetrainedModel,
+    TrainingPoint,
+    accelerator_seconds,
+)
 from shortened_llm.records.transform import BlocksTransform, Transform, composed
 from shortened_llm.records.trial import (
     EvaluatedModel,

@@ -1,5 +1,6 @@
 """Training runs: what they are, and what they hand on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,3 +110,20 @@ class RetrainedModel:
     @property
     def last_validation_loss(self) -> float | None:
         return self.history[-1].validation_loss if self.history else None
+
+
+def accelerator_seconds(runs: Iterable[RetrainedModel]) -> float:
+    """What runs cost together, each once. One that went on from another's checkpoint has its beginning in its own
+    history, number by number; that is counted once too."""
+    total = 0.0
+    seen: set[TrainingPoint] = set()
+    for run in {run.model.fingerprint: run for run in runs}.values():
+        accelerators = run.accelerator_seconds / run.seconds if run.seconds else 0.0
+        before = 0.0
+        for point in run.history:
+            if point not in seen:
+                total += (point.seconds - before) * accelerators
+                seen.add(point)
+            before = point.seconds
+        total += (run.seconds - before) * accelerators
+    return total

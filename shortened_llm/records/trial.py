@@ -148,6 +148,8 @@ class ReportedTrial:
     """Report scores of the retrained model; empty where not measured."""
     running: bool = False
     """Begun and not ended, when the record was written."""
+    left_out: str | None = None
+    """Why the search ended without it, where its budget said so."""
     stopped: bool = False
     """Begun by a driver that was stopped before the trial ended; the next one goes on with it."""
     experiments: tuple[str, ...] = ()

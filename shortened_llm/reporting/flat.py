@@ -3,7 +3,7 @@
 Columns, always in this order:
 
 - `number` in the report, `name`, `fingerprint`, `experiments` that have the trial, separated by `;`, `status` (done,
-  running, stopped, waiting, failed), `failure` (its cause), `best_of_target` (True, False);
+  running, stopped, waiting, left out, failed), `failure` (its cause), `left_out` (why), `best_of_target` (True, False);
 - `criteria`, `ratios` and what these are fractions of (`of`), one entry per label, separated by `;`;
 - `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
   `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
@@ -52,6 +52,7 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "experiments": lambda row: ";".join(row.trial.experiments),
     "status": lambda row: row.status,
     "failure": lambda row: row.trial.failure if row.status == "failed" else None,
+    "left_out": lambda row: row.trial.left_out if row.status == "left out" else None,
     "best_of_target": lambda row: row.is_best,
     "criteria": lambda row: ";".join(label.ranking for label in row.plan.labels),
     "ratios": lambda row: ";".join(repr(label.target.ratio) for label in row.plan.labels),

@@ -121,6 +121,7 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
             default=None,
         ),
         failure=first.failure or second.failure,
+        left_out=first.left_out or second.left_out,
         running=first.running or second.running,
         stopped=first.stopped or second.stopped,
         before=_union(first.before, second.before),

@@ -9,8 +9,8 @@ from shortened_llm.records import Bin, EvalScores, Experiment, PrunePlan, Report
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
-Status = Literal["done", "running", "stopped", "waiting", "failed"]
-STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "failed")
+Status = Literal["done", "running", "stopped", "waiting", "left out", "failed"]
+STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "left out", "failed")
 Texts = tuple[str, ...]
 """Units of the texts of a mean, in their order."""
 
@@ -29,6 +29,11 @@ class TrialRow:
     """The pruned model before retraining, selection and report."""
     after: Measurements
     """The retrained model, selection and report."""
+
+    @property
+    def cause(self) -> str | None:
+        """Why it failed or was left out."""
+        return {"failed": self.trial.failure, "left out": self.trial.left_out}.get(self.status)
 
     @property
     def is_best(self) -> bool:
@@ -176,7 +181,11 @@ def trial_status(trial: ReportedTrial) -> Status:
         return "done"
     if trial.failure is not None:
         return "failed"
-    return "running" if trial.running else "stopped" if trial.stopped else "waiting"
+    if trial.running:
+        return "running"
+    if trial.left_out is not None:
+        return "left out"
+    return "stopped" if trial.stopped else "waiting"
 
 
 def _rank(trial: ReportedTrial) -> tuple[float, str, str]:

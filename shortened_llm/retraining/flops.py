@@ -27,7 +27,12 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     """FLOP/s of the device in bfloat16; None where it is not known, as on CPU and in other types."""
     if device.type != "cuda" or dtype != "bfloat16":
         return None
-    words = torch.cuda.get_device_name(device).replace("-", " ").split()
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """FLOP/s in bfloat16 of a GPU with this name; None where it is not known."""
+    words = name.replace("-", " ").split()
     return next((peak for name, peak in PEAKS.items() if set(name.split()) <= set(words)), None)
 
 

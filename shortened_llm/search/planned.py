@@ -1,7 +1,8 @@
 """The experiment as it is planned: everything that its report needs but the results."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import TextRoles
@@ -64,11 +65,21 @@ def installed_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in VERSIONED}
 
 
-def planned_trials(specs: Sequence[TrialSpec]) -> tuple[ReportedTrial, ...]:
-    """Trials without results."""
+def planned_trials(
+    specs: Sequence[TrialSpec], left_out: Mapping[str, str] = MappingProxyType({})
+) -> tuple[ReportedTrial, ...]:
+    """Trials without results.
+
+    Args:
+        left_out: why a trial was, by its fingerprint.
+    """
     return tuple(
-        ReportedTrial(spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores()) for spec in specs
-    )
+        ReportedTrial(
+            spec=spec, result=None, failure=None, before=EvalScores(), after=EvalScores(),
+            left_out=left_out.get(spec.fingerprint),
+        )
+        for spec in specs
+    )  # fmt: skip
 
 
 def _data_notes(config: ExperimentConfig, roles: TextRoles, data: TrainingData) -> list[str]:

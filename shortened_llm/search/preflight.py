@@ -6,6 +6,7 @@ What is wrong is told at once, as far as one fault does not hide another.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.efficiency import check_lengths
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_tasks, load_task
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.fresh import check_drawn
 from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
@@ -28,14 +30,15 @@ from shortened_llm.search.preflight_texts import check_calibration, check_evalua
 from shortened_llm.search.stored.experiment import read_config
 from shortened_llm.storage.store import Store
 
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+"""Endings of files that hold weights, whether they can be read or not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringFacts:
-    """What the checks found out about the model and its texts."""
+class ModelFacts:
+    """What a model's configuration tells."""
 
     model_config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    roles: TextRoles
     size: ModelSize
     requests: tuple[Request, ...]
     """What the search asks for."""
@@ -56,11 +59,29 @@ class ScoringFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringFacts(ModelFacts):
+    """What the checks found out about the model and its texts."""
+
+    tokenizer: PreTrainedTokenizerBase
+    roles: TextRoles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchFacts(ScoringFacts):
     """What the checks of a whole search found out."""
 
     max_trials: int
     """Distinct trials, at most: equal plans are merged once scores are known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline(ModelFacts):
+    """What is known of a search whose model is not there yet."""
+
+    max_trials: int
+    """See `SearchFacts`."""
+    unchecked: tuple[str, ...]
+    """Checks that were left out, each with its reason."""
 
 
 def check_scoring(config: ExperimentConfig, store: Store) -> ScoringFacts:
@@ -112,8 +133,46 @@ def check_search(config: ExperimentConfig, store: Store) -> SearchFacts:
         roles=facts.roles,
         size=facts.size,
         requests=facts.requests,
-        max_trials=_count_trials(config, facts),
+        max_trials=_count_trials(config, facts.requests),
     )
+
+
+def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
+    """What a configuration and the model's config.json tell, where the model's directory holds no weights; None where
+    it has some, or is no directory. For dry runs: what a search costs is asked before its model is fetched.
+
+    Raises:
+        BadInputError: as `check_search`, of what needs neither weights nor tokenizer.
+    """
+    directory = Path(config.model.path)
+    if not (directory / "config.json").is_file() or any(WEIGHTS & {*file.suffixes} for file in directory.iterdir()):
+        return None
+    faults, model_config = Faults(), load_config(directory)
+    size: ModelSize | None = None
+    asked: tuple[Request, ...] = ()
+    _check_settings(config, store, faults, retrains=True, evaluates=True, searches=True)
+    with faults.gather():
+        check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
+    with faults.gather():
+        store.probe()
+    with faults.gather():
+        size = size_of(model_config, config.model.exported_dtype)
+        asked = _requests(config, size)
+    _check_context(config, model_config, faults)
+    faults.raise_any()
+    assert size is not None, "a fault was told"
+    unchecked = [
+        f"the weights and the tokenizer: {directory} holds no weights",
+        "what texts and tasks hold, and each step of the job on a toy of the model: these need the tokenizer",
+    ]
+    try:
+        text_roles(config)
+    except BadInputError as error:
+        unchecked += str(error).splitlines()
+    return Outline(
+        model_config=model_config, size=size, requests=asked, max_trials=_count_trials(config, asked),
+        unchecked=tuple(unchecked),
+    )  # fmt: skip
 
 
 def _check(
@@ -126,17 +185,9 @@ def _check(
     searches: bool = False,
 ) -> ScoringFacts:
     faults = Faults()
-    if searches:
-        with faults.gather():
-            check_tracking(config.tracking)
-        with faults.gather():
-            check_unchanged(config, store)
-    if retrains:
-        for method, budget in product(config.retraining.methods, config.retraining.budgets):
-            with faults.gather():
-                list(chains(config.retraining, method, budget, num_pairs=None))
+    _check_settings(config, store, faults, retrains=retrains, evaluates=evaluates, searches=searches)
     if evaluates:
-        _check_tasks_and_metrics(config, faults)
+        _check_task_data(config, faults)
     facts = _scoring_facts(config, store, faults)
     if facts is not None:
         if retrains:
@@ -149,6 +200,24 @@ def _check(
     assert facts is not None, "a fault was told"
     _rehearse(config, facts, trains=retrains, exports=exports)  # last: it takes seconds, and minutes for many experts
     return facts
+
+
+def _check_settings(
+    config: ExperimentConfig, store: Store, faults: Faults, *, retrains: bool, evaluates: bool, searches: bool
+) -> None:
+    """What can be told without model and texts."""
+    if searches:
+        with faults.gather():
+            check_tracking(config.tracking)
+        with faults.gather():
+            check_unchanged(config, store)
+    if retrains:
+        for method, budget in product(config.retraining.methods, config.retraining.budgets):
+            with faults.gather():
+                list(chains(config.retraining, method, budget, num_pairs=None))
+    for path in config.evaluation.report.metrics if evaluates else ():
+        with faults.gather():
+            load_metric(path)
 
 
 def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> ScoringFacts | None:
@@ -220,13 +289,8 @@ def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, ex
             rehearse_export(toy)
 
 
-def _check_tasks_and_metrics(config: ExperimentConfig, faults: Faults) -> None:
-    """What can be told without the model."""
-    report = config.evaluation.report
-    for path in report.metrics:
-        with faults.gather():
-            load_metric(path)
-    for task in report.tasks:
+def _check_task_data(config: ExperimentConfig, faults: Faults) -> None:
+    for task in config.evaluation.report.tasks:
         with faults.gather():
             check_tasks((task,), config.evaluation.task_directory)
             load_task(task.task, config.evaluation.task_directory)
@@ -242,7 +306,7 @@ def _check_models_tasks(config: ExperimentConfig, facts: ScoringFacts, faults: F
             check_lengths(facts.model_config, evaluation.efficiency)
 
 
-def _count_trials(config: ExperimentConfig, facts: ScoringFacts) -> int:
+def _count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
     """Trials where no two rankings choose the same blocks."""
 
     def of_methods(methods: Sequence[str], budget: int) -> int:
@@ -250,7 +314,7 @@ def _count_trials(config: ExperimentConfig, facts: ScoringFacts) -> int:
 
     retraining, controls = config.retraining, config.search.controls
     count = 0
-    for request in facts.requests:
+    for request in asked:
         budget = retraining.budget(request.target.ratio)
         count += config.num_rankings * of_methods(retraining.methods, budget)
         count += of_methods(["cpt"], budget) if "random" in controls else 0

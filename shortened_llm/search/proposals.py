@@ -9,6 +9,8 @@ from shortened_llm.search.trial import is_done, read_result
 from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.store import Store
 
+Refuses = Callable[[TrialSpec, Sequence[TrialSpec], Outcomes], str | None]
+"""Why a trial may not begin beside those that run; None where it may."""
 LOST = "its process was lost, more often than it was started again"
 
 
@@ -27,14 +29,18 @@ class Proposals:
         store: Store,
         *,
         on_proposed: Callable[["Proposals"], None],
+        refuses: Refuses = lambda spec, running, outcomes: None,
     ) -> None:
-        """`on_proposed` is called whenever there are new trials, before any of these begins."""
+        """`on_proposed` is called whenever there are new trials, before any of these begins. `refuses` is asked before
+        each; a trial that it refuses while others run is asked for again when one of these has ended."""
         self._strategies, self._space, self._candidates, self._store = list(strategies), space, candidates, store
-        self._on_proposed = on_proposed
+        self._on_proposed, self._refuses = on_proposed, refuses
         self.specs: tuple[TrialSpec, ...] = ()
         """Every trial so far; a control that equals a candidate stands beside it, and shares its result."""
         self.failures: dict[str, TrialFailure] = {}
         """By the trial's fingerprint."""
+        self.left_out: dict[str, str] = {}
+        """Why trials were refused when they could have begun last, by their fingerprint."""
         self._results: dict[str, TrialResult] = {}
         self._running: dict[str, TrialSpec] = {}
         self._known_runs: dict[str, tuple[str, ...]] = {}
@@ -46,12 +52,17 @@ class Proposals:
         while self._strategies:
             num_failed = len(self.failures)
             has_new = self._ask(self._strategies[0])
+            self.left_out = {}
             for spec in self._open():
-                if self._fails_with_another(spec):
+                if self._fails_with_another(spec) or self._shares_a_run(spec, self._running.values()):
                     continue
-                if not self._shares_a_run(spec, self._running.values()):
+                reason = self._refuses(spec, tuple(self._running.values()), self.outcomes)
+                if reason is None:
                     self._running[spec.fingerprint] = spec
                     return spec
+                if self._running:
+                    return None  # these may cost less than is known now
+                self.left_out[spec.fingerprint] = reason
             if self._running:
                 return None
             # What was done before, or failed with another trial, may lead to further proposals.
@@ -66,7 +77,7 @@ class Proposals:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no trial is left, begun or not."""
+        """Whether no trial is left that may begin or has not ended."""
         return not self._strategies and not self._running
 
     def result(self, spec: TrialSpec) -> TrialResult | None:

@@ -1,14 +1,18 @@
 """A whole search, in the order in which data moves."""
 
+import time
 from dataclasses import replace
 
 from shortened_llm.config import ExperimentConfig
+from shortened_llm.search.budget import Allowance
 from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.cluster.rehearsal import rehearse
 from shortened_llm.search.cluster.trackers import check_node
 from shortened_llm.search.cluster.tuner import TrialLogs, run_trials
+from shortened_llm.search.estimate import Shapes
 from shortened_llm.search.finish import measure_report
+from shortened_llm.search.forecast import known_speeds
 from shortened_llm.search.planned import planned_experiment, planned_trials
 from shortened_llm.search.preflight import SearchFacts, check_unchanged
 from shortened_llm.search.prepare import Prepared, prepare
@@ -38,6 +42,7 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
         BadInputError: another driver runs this experiment.
         TrialsFailedError: with the report's place and the first cause.
     """
+    started = time.monotonic()
     check_node(config.tracking)
     with own_experiment(store, config.experiment) as driver, ProgressLog(config.experiment) as log:
         check_unchanged(config, store)  # once more: another driver may have begun while this one waited
@@ -55,10 +60,17 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
             write_experiment(store, replace(experiment, trials=planned_trials(proposals.specs)))
             _drop_checkpoints(config, prepared, proposals, store)
 
-        proposals = Proposals(strategies(config.search), prepared.space, prepared.candidates, store, on_proposed=record)
+        allowance = _allowance(config, facts, context, capacity, started)
+        proposals = Proposals(
+            strategies(config.search), prepared.space, prepared.candidates, store, on_proposed=record,
+            **({"refuses": allowance.refuses} if allowance else {}),
+        )  # fmt: skip
         failures = run_trials(proposals, context, _logs(config, context, log))
         _drop_checkpoints(config, prepared, proposals, store)
-        experiment = replace(experiment, trials=planned_trials(proposals.specs))
+        spent = (allowance.note(proposals.outcomes, len(proposals.left_out)),) if allowance else ()
+        experiment = replace(
+            experiment, trials=planned_trials(proposals.specs, proposals.left_out), notes=(*experiment.notes, *spent)
+        )
         experiment = measure_report(experiment, config, context, facts.roles, failures, log.about("report"))
         write_experiment(store, experiment)
         report = publish_report(store, experiment)
@@ -95,6 +107,24 @@ def _context(
         driver=driver,
         max_concurrent_trials=config.search.max_concurrent_trials,
         driver_demand=driver_demand(capacity),
+    )
+
+
+def _allowance(
+    config: ExperimentConfig, facts: SearchFacts, context: TrialContext, capacity: Capacity, started: float
+) -> Allowance | None:
+    """None where the search has no budget."""
+    if config.search.budget is None:
+        return None
+    shapes = Shapes(facts.model_config, config.model.dtype)
+    return Allowance(
+        budget=config.search.budget,
+        space=context.space,
+        shapes=shapes,
+        accelerators=config.resources.accelerators,
+        speeds=known_speeds(config, shapes, context.store, capacity).of,
+        experiment=context.experiment,
+        started=started,
     )
 
 

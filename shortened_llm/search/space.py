@@ -53,11 +53,8 @@ class SearchSpace:
         decay the shorter run is the beginning of the longer one."""
         if share == 1 or not spec.recipes:
             return replace(spec, rung=share)
-        recipes = []
-        for recipe in spec.recipes:
-            steps = max(1, round(recipe.num_steps * share))
-            recipes.append(replace(recipe, num_steps=steps, decay_steps=max(1, round(recipe.decay_steps * share))))
-        shorter = self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
+        recipes = tuple(shortened(recipe, share) for recipe in spec.recipes)
+        shorter = self._trial(spec.plan, spec.method, recipes, spec.control)
         return replace(shorter, rung=share)
 
     def runs(self, spec: TrialSpec) -> tuple[Run, ...]:
@@ -71,8 +68,8 @@ class SearchSpace:
 
     def job(self, spec: TrialSpec, recipe: Recipe, model: ModelRef) -> RetrainingJob:
         """One training run of a trial, from a model that is there."""
+        placement = self.retraining.model_copy(update={"keep_stable_checkpoint": self.keeps_stable(spec)})
         tokens = self.data.instructions if recipe.train_on == "instructions" else self.data.corpus
-        is_continued = spec.rung < 1
         return RetrainingJob(
             model=model,
             teacher=self.dense if recipe.distill else None,
@@ -81,10 +78,12 @@ class SearchSpace:
             recipe=recipe,
             dtype=self.dtype,
             export_dtype=self.export_dtype,
-            placement=self.retraining.model_copy(update={"keep_stable_checkpoint": True})
-            if is_continued
-            else self.retraining,
+            placement=placement,
         )
+
+    def keeps_stable(self, spec: TrialSpec) -> bool:
+        """Whether the runs of a trial keep their state before the decay, from which a longer one goes on."""
+        return spec.rung < 1 or self.retraining.keep_stable_checkpoint
 
     def trial_identity(self, spec: TrialSpec) -> dict[str, object]:
         """What determines a trial's result."""
@@ -104,6 +103,12 @@ class SearchSpace:
     def _trial(self, plan: PrunePlan, method: str, chain: Chain, control: Control | None = None) -> TrialSpec:
         spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """A recipe with a share of its steps, whose warm-up stays as it is."""
+    steps, decay = max(1, round(recipe.num_steps * share)), max(1, round(recipe.decay_steps * share))
+    return replace(recipe, num_steps=steps, decay_steps=decay)
 
 
 def distinct(specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:

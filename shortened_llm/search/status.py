@@ -14,7 +14,7 @@ from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
 
-from shortened_llm.records import Experiment, ReportedTrial
+from shortened_llm.records import Experiment, ReportedTrial, accelerator_seconds
 from shortened_llm.reporting.formats import first_line
 from shortened_llm.reporting.rows import STATUSES, Status, trial_status
 from shortened_llm.search.stored.experiment import experiment_directory, read_experiment
@@ -53,7 +53,7 @@ class TrialProgress:
     name: str
     state: Status
     cause: str | None
-    """Why it failed."""
+    """Why it failed, or was left out."""
     planned_tokens: int
     """Over all its training runs, padding included."""
     tokens: int
@@ -139,7 +139,7 @@ def _progress(number: int, trial: ReportedTrial, reports: Sequence[TuneReport], 
         number=number,
         name=trial.spec.name,
         state=state,
-        cause=trial.failure if state == "failed" else None,
+        cause={"failed": trial.failure, "left out": trial.left_out}.get(state),
         planned_tokens=sum(recipe.tokens for recipe in trial.spec.recipes),
         tokens=last.tokens if last else 0,
         last=last,
@@ -158,11 +158,15 @@ def _modified(url: str) -> datetime.datetime | None:
         return None
 
 
+def reported_hours(directory: str, fingerprints: Collection[str]) -> float:
+    """Accelerator-hours of trials of the experiment in a directory or URL, by what their training reported last."""
+    return sum(map(_hours_reported, _tune_reports(directory, fingerprints).values()))
+
+
 def _hours_of_results(experiment: Experiment) -> float:
     """Accelerator-hours of the runs that ended; trials may share some."""
     results = [trial.result for trial in experiment.trials if trial.result]
-    runs = {run.model.fingerprint: run.accelerator_seconds for result in results for run in result.runs}
-    return sum(runs.values()) / 3600
+    return accelerator_seconds(run for result in results for run in result.runs) / 3600
 
 
 def _hours_reported(reports: Sequence[TuneReport]) -> float:
@@ -184,13 +188,15 @@ def _speed(experiment: Experiment, trials: Sequence[TrialProgress]) -> float | N
 
 def _seconds_left(trials: Sequence[TrialProgress], speed: float | None) -> float | None:
     """For all tokens of trials that have not ended, as many trials at once as now."""
-    left = sum(max(0, one.planned_tokens - one.tokens) for one in trials if one.state not in ("done", "failed"))
+    left = sum(
+        max(0, one.planned_tokens - one.tokens) for one in trials if one.state not in ("done", "failed", "left out")
+    )
     running = sum(one.state == "running" for one in trials)
     return left / speed / max(1, running) if left and speed else None
 
 
 def describe_status(status: SearchStatus) -> str:
-    """Plain text: the search, then each trial that runs, was stopped, or failed."""
+    """Plain text: the search, then each trial that runs, was stopped, failed or was left out."""
     lines = [f"{status.experiment}: {f'run by {status.driver}' if status.driver else 'nobody runs it'}"]
     if not status.trials:
         return f"{lines[0]}\nno trials yet: the model, the texts and the scores of its blocks are being prepared"
@@ -203,7 +209,9 @@ def describe_status(status: SearchStatus) -> str:
     lines.append(f"spent: {status.accelerator_hours:.3g} accelerator-hours")
     if status.seconds_left is not None:
         lines.append(f"left: about {max(1, round(status.seconds_left / 60)):,} min")
-    lines += [_describe(trial) for trial in status.trials if trial.state in ("running", "stopped", "failed")]
+    lines += [
+        _describe(trial) for trial in status.trials if trial.state in ("running", "stopped", "failed", "left out")
+    ]
     return "\n".join(lines)
 
 

@@ -1,15 +1,14 @@
 """What a search would do, in words, before it does it."""
 
-import math
-from itertools import pairwise
-
-from shortened_llm.config import ExperimentConfig, RetrainingConfig
+from shortened_llm.config import BudgetConfig, ExperimentConfig, RetrainingConfig
+from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.records import LoraOptions
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
-from shortened_llm.search.preflight import SearchFacts
-from shortened_llm.search.strategies.rungs import REDUCTION
+from shortened_llm.search.forecast import Forecast, accelerator_memory
+from shortened_llm.search.memory import GIB
+from shortened_llm.search.preflight import ModelFacts, Outline, SearchFacts
 from shortened_llm.storage.store import Store
 
 
@@ -22,7 +21,7 @@ def _budgets(retraining: RetrainingConfig) -> str:
     return f"{listed} a trial" if retraining.uses_corpus else "instructions alone"
 
 
-def _adapters(adapters: LoraOptions, facts: SearchFacts) -> str:
+def _adapters(adapters: LoraOptions, facts: ModelFacts) -> str:
     """Which layers get adapters, and what share of the blocks' weights they are."""
     model = empty_model(facts.model_config)
     targets = adapter_targets(model, adapters.target_modules)
@@ -32,7 +31,7 @@ def _adapters(adapters: LoraOptions, facts: SearchFacts) -> str:
     return f"beside {adapted_share(model, targets):.0%} of the blocks' weights: {names}{without}"
 
 
-def _exports(config: ExperimentConfig, facts: SearchFacts) -> str:
+def _exports(config: ExperimentConfig, facts: ModelFacts) -> str:
     """The type of what is written, beside that of what is read where this is another."""
     exported, stored = config.model.exported_dtype, str(facts.model_config.dtype or "").removeprefix("torch.")
     differs = (
@@ -41,16 +40,66 @@ def _exports(config: ExperimentConfig, facts: SearchFacts) -> str:
     return f"weights in {exported}{differs}"
 
 
-def _rungs(config: ExperimentConfig, facts: SearchFacts) -> str:
-    """How many trials come to each rung where no scores are tied, and what that saves."""
-    rungs, targets = config.search.rungs, len(facts.requests)
-    counts = [facts.max_trials]
-    for _ in rungs[1:]:
-        counts.append(targets * math.ceil(counts[-1] / targets / REDUCTION))
-    listed = ", ".join(f"{count} at {100 * share:g} %" for count, share in zip(counts, rungs, strict=True))
-    steps = (share - before for before, share in pairwise((0.0, *rungs)))
-    tokens = sum(count * step for count, step in zip(counts, steps, strict=True)) / facts.max_trials
-    return f"{listed} of the tokens, and more where scores are tied: about {tokens:.0%} of the tokens of all trials"
+def _rungs(forecast: Forecast) -> str:
+    """How many trials come to each rung where no scores are tied."""
+    listed = (f"{one.trials} at {100 * one.share:g} % ({one.tokens:,} new tokens)" for one in forecast.rungs)
+    return f"{', '.join(listed)}, and more where scores are tied"
+
+
+def _costs(config: ExperimentConfig, forecast: Forecast) -> list[str]:
+    """What the search costs, as far as that is known."""
+    budget, hours = config.search.budget, forecast.accelerator_hours
+    lines = [f"tokens      {forecast.tokens:,} in all"]
+    if hours is None or forecast.hours is None:
+        lines.append(f"cost        speed {forecast.speeds.source}")
+    else:
+        price = budget.hourly_price if budget else None
+        cost = "" if price is None else f"; they cost {_amount(hours * price)} at {price:g} an hour"
+        lines += [
+            f"speed       {forecast.speeds.source}",
+            f"cost        about {_amount(hours)} accelerator-hours, {_amount(forecast.hours)} hours of training with "
+            f"{config.search.max_concurrent_trials} trial(s) at a time{cost}",
+        ]
+    lines.append(f"uncounted   {'; '.join(forecast.notes)}")
+    if budget:
+        lines.append(f"budget      {_budget(budget, forecast)}")
+    lines.append(
+        f"storage     {_size(forecast.model_bytes)} of models that stay, {_size(forecast.checkpoint_bytes)} of "
+        "checkpoints at a time"
+    )
+    return lines
+
+
+def _budget(budget: BudgetConfig, forecast: Forecast) -> str:
+    caps = {name: value for name, value in budget if name != "hourly_price" and value is not None}
+    needed = {"accelerator_hours": forecast.accelerator_hours, "hours": forecast.hours}
+    if forecast.accelerator_hours is not None and budget.hourly_price is not None:
+        needed["cost"] = forecast.accelerator_hours * budget.hourly_price
+    short = [name for name, cap in caps.items() if (needed.get(name) or 0.0) > cap]
+    listed = ", ".join(f"{name} {_amount(value)}" for name, value in caps.items()) or "no limit"
+    return listed + (f"; trials that would pass {' and '.join(short)} will be left out" if short else "")
+
+
+def _memory(config: ExperimentConfig, forecast: Forecast) -> str | None:
+    """The estimated peak of a worker beside what its GPU has."""
+    needs, has = forecast.memory, accelerator_memory(config.resources)
+    if needs is None or not config.resources.gpus_per_worker:
+        return None
+    lasting = f"{_size(needs.lasting)} of it weights, gradients and optimiser state"
+    line = f"about {_size(needs.peak)} at the peak of each worker, {lasting}"
+    if has is None:
+        return f"{line}; resources.accelerator_memory_gib is not given"
+    may_fail = "; it may not fit: set a smaller retraining.micro_batch_size or activation_checkpointing"
+    return f"{line}, of {_size(has)}" + (may_fail if needs.peak > has else "")
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.1f} MiB"
+
+
+def _amount(number: float) -> str:
+    """With three digits that count, and without an exponent."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _range(counts: tuple[int, ...]) -> str:
@@ -58,14 +107,25 @@ def _range(counts: tuple[int, ...]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) -> str:
-    """Plain text: trials, tokens, texts and where results go."""
+def _texts(roles: TextRoles) -> list[str]:
+    lines = []
+    for name, documents in (
+        ("scores on", roles.calibration), ("trains on", roles.train), ("selects on", roles.selection),
+        ("reports on", roles.report),
+    ):  # fmt: skip
+        nothing = "nothing: no report texts" if name == "reports on" else "nothing"
+        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or nothing
+        lines.append(f"{name:<12}{texts}")
+    return lines
+
+
+def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, store: Store, forecast: Forecast) -> str:
+    """Plain text: trials, tokens, costs, texts and where results go."""
     retraining, resources = config.retraining, config.resources
     counts = ", ".join(f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests)
-    roles = facts.roles
     texts = ", ".join(
-        f"{one.num_sequences} x {one.sequence_length} tokens of {one.label} ({documents.part})"
-        for one, documents in zip(config.calibrations, roles.calibration, strict=False)
+        f"{one.num_sequences} x {one.sequence_length} tokens of {one.label}"
+        for one in (config.calibrations if config.reads_calibration else ())
     )
     lines = [
         f"experiment  {config.experiment} in {store.experiment_url(config.experiment)}",
@@ -76,12 +136,12 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) 
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
     if config.search.rungs:
-        lines.append(f"rungs       {_rungs(config, facts)}")
+        lines.append(f"rungs       {_rungs(forecast)}")
+    lines += _costs(config, forecast) if retraining.runs else []
+    if memory := _memory(config, forecast):
+        lines.append(f"GPU memory  {memory}")
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
-    for name, documents in (("trains on", roles.train), ("selects on", roles.selection), ("reports on", roles.report)):
-        nothing = "nothing: no report texts" if name == "reports on" else "nothing"
-        texts = ", ".join(f"{text.source.label} ({text.part})" for text in documents) or nothing
-        lines.append(f"{name:<12}{texts}")
+    lines += _texts(facts.roles) if isinstance(facts, SearchFacts) else []
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
         lines.append(f"tasks       {tasks} for the dense model, the best of each size and the controls")
@@ -91,4 +151,5 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts, store: Store) 
         f"machines    {config.search.max_concurrent_trials} trial(s) at a time, each {workers} worker(s) x "
         f"{resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU; {resources.evaluators} evaluator(s)"
     )
+    lines += [f"unchecked   {one}" for one in facts.unchecked] if isinstance(facts, Outline) else []
     return "\n".join(lines)

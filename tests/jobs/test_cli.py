@@ -96,6 +96,14 @@ MISSING = "/no/such/place"
             ["retraining.lora.target_modules", "'qproj'", "down_proj, gate_proj, k_proj"],
         ),
         (["--storage.url", "s3://key:secret@bucket"], ["storage.url", "credentials"]),
+        (
+            ["--search.budget.accelerator_hours", "1e-9", "--resources.accelerator_flops", "1e12"],
+            ["search.budget: allows 1e-09 accelerator-hours, but the cheapest trial takes about"],
+        ),
+        (
+            ["--search.budget.hours", "1e-9", "--resources.accelerator_flops", "1e12"],
+            ["search.budget.hours: is 1e-09, but the cheapest trial trains for about"],
+        ),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(command, tmp_path: Path, flags: list[str], words: list[str]) -> None:
@@ -190,6 +198,49 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(command, tmp_path: Pat
     for word in ("at most 2", "8,192 tokens", "2 (25 %) of 8 blocks", "stories (train part)", "news (all documents)"):
         assert word in out
     assert not (tmp_path / "results").exists()
+
+
+def test_a_cost_that_is_not_known_is_not_invented(command) -> None:
+    code, out, _ = command(search.main, "--dry-run", "--search.budget.hours", "1")
+    assert code == 0
+    assert "speed not known before the first trial has ended; give resources.accelerator_flops" in out
+    assert "about" not in next(line for line in out.splitlines() if line.startswith("cost"))
+    code, out, _ = command(search.main, "--dry-run", "--resources.accelerator_flops", "1e11")
+    assert code == 0
+    assert re.search(r"cost +about [\d.]+ accelerator-hours, [\d.]+ hours of training", out)
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / "jobs/configs/llama2_7b.yaml").read_text())
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    flags = ["--model.path", str(model), "--storage.url", str(tmp_path / "results")]
+    code, out, err = command(search.main, *flags, "--dry-run", values=values)
+    assert code == 0, err
+    assert "rungs       12 at 10 %" in out
+    # 6 x about 5 B weights and the attention's, for 3.6 B tokens, at 40 % of 3.12e14 FLOP/s.
+    hours = float(re.search(r"cost +about ([\d.]+) accelerator-hours", out)[1])  # type: ignore[index]
+    assert pytest.approx(hours, rel=0.15) == 6 * 5e9 * 3.6e9 / (0.4 * 3.12e14) / 3600
+    assert re.search(r"they cost [\d,]+ at 2 an hour", out)
+    assert re.search(r"GPU memory +about [\d.]+ GiB at the peak of each worker.*of 80.0 GiB", out)
+    unchecked = [line for line in out.splitlines() if line.startswith("unchecked")]
+    for word in ("the weights and the tokenizer", "toy of the model", "retraining.data.0.path", "calibration.path"):
+        assert any(word in line for line in unchecked)
+    assert not (tmp_path / "results").exists()
+
+    code, _, err = command(search.main, *flags, "--dry-run", "--resources.accelerator_memory_gib", "8", values=values)
+    assert (code, "resources.workers: 8 hold 10.3 GiB" in err) == (2, True)
+    code, _, err = command(search.main, *flags, "--search.ratios", "[0.99]", "--dry-run", values=values)
+    assert (code, "search.ratios: 0.99" in err) == (2, True)
+    code, out, err = command(search.main, *flags, values=values)
+    assert (code, out, "model.path" in err) == (2, "", True)
 
 
 def test_many_passes_over_a_corpus_are_told_before_anything_runs(command, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from shortened_llm.errors import BadInputError
 
 # Resources are sums of binary fractions of decimal numbers.
 TOLERANCE = 1e-9
+ACCELERATOR_TYPE = "ray.io/accelerator-type"
+"""Ray's label of a node with the name of its GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,8 @@ def local_capacity() -> Capacity:
     import torch
 
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    return Capacity(nodes=(Nodes(resources=resources),))
+    labels = {ACCELERATOR_TYPE: torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
+    return Capacity(nodes=(Nodes(resources=resources, labels=labels),))
 
 
 def driver_demand(capacity: Capacity) -> dict[str, float]:

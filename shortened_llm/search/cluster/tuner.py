@@ -65,6 +65,8 @@ def run_trials(proposals: Proposals, context: TrialContext, logs: TrialLogs) -> 
     for fingerprint, failure in proposals.failures.items():
         LOGGER.error("trial %s failed: %s", proposals.titles[fingerprint], failure.cause)
         _about(proposals.titles[fingerprint], logs).enter("failed")
+    for fingerprint, reason in proposals.left_out.items():
+        LOGGER.warning("trial %s was left out: %s", proposals.titles[fingerprint], reason)
     return proposals.failures
 
 

@@ -1,0 +1,298 @@
+"""What a whole search costs before it runs, from its configuration and the shape of its model."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shortened_llm.config import ExperimentConfig, ResourcesConfig
+from shortened_llm.errors import BadInputError, Faults
+from shortened_llm.records import BlocksTransform, Recipe, Transform
+from shortened_llm.retraining.flops import peak_of
+from shortened_llm.retraining.launch import CHECKPOINTS_KEPT
+from shortened_llm.retraining.recipe import chains
+from shortened_llm.retraining.schedule import stable_end
+from shortened_llm.search.cluster.capacity import ACCELERATOR_TYPE, Capacity
+from shortened_llm.search.estimate import (
+    ANY,
+    ASSUMED_UTILISATION,
+    Estimate,
+    Shapes,
+    Work,
+    estimate,
+    measured_speeds,
+    run_work,
+)
+from shortened_llm.search.memory import GIB, WorkerMemory, worker_memory
+from shortened_llm.search.preflight import ModelFacts
+from shortened_llm.search.space import shortened
+from shortened_llm.search.stored.experiment import read_experiment
+from shortened_llm.search.strategies.rungs import REDUCTION
+from shortened_llm.storage.store import Store
+
+BYTES_OF_TRAINED = 12
+"""Bytes of a trained parameter in a checkpoint: float32 and AdamW's two moments."""
+
+
+NOTHING = Estimate(seconds=0.0, accelerator_hours=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """FLOP/s of an accelerator."""
+
+    of: Mapping[str, float]
+    """By method; see `estimate.estimate`. Empty where nothing is known."""
+    source: str
+    """Where they come from, in words."""
+    is_measured: bool = False
+    """Whether trials of the experiment have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungForecast:
+    """The trials of one rung, or of a search without rungs."""
+
+    share: float
+    """Share of the token budget."""
+    trials: int
+    tokens: int
+    """New ones, over all trials, padding included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a search will cost; None: not known. Only training is counted: no scoring, evaluation and start-up."""
+
+    rungs: tuple[RungForecast, ...]
+    accelerator_hours: float | None
+    hours: float | None
+    """Wall time, with as many trials at a time as are allowed."""
+    cheapest: Estimate
+    """The trial that costs least."""
+    model_bytes: float
+    """Exported models; they stay."""
+    checkpoint_bytes: float
+    """Checkpoints that lie in the storage at a time, at most."""
+    memory: WorkerMemory | None
+    """A worker of the method that takes most; None where nothing is trained."""
+    speeds: Speeds
+    notes: tuple[str, ...]
+    """What is not counted."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(rung.tokens for rung in self.rungs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alike:
+    """Candidates, or controls, that cost the same."""
+
+    count: int
+    removed: int
+    """Blocks; which of them makes no difference here."""
+    transforms: tuple[Transform, ...]
+    recipes: tuple[Recipe, ...]
+    """Those of runs on the corpus."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """Some of them at one rung."""
+
+    of: _Alike
+    share: float
+    number: float
+    """How many, on average."""
+    work: tuple[Work, ...]
+    """What one of them trains."""
+    cost: Estimate
+
+
+def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, capacity: Capacity) -> Forecast:
+    """Add up the trials of the search, where no two rankings choose the same blocks and no scores are tied."""
+    shapes = Shapes(facts.model_config, config.model.dtype)
+    speeds = known_speeds(config, shapes, store, capacity)
+    candidates, controls = _candidates(config, facts), _controls(config, facts)
+    rungs = config.search.rungs or (1.0,)
+    expected = [one for alike in candidates for one in _climb(alike, rungs, shapes, speeds, config.resources)]
+    expected += _climb(controls, (1.0,), shapes, speeds, config.resources)
+    trained = [one for one in expected if one.work]
+    seconds = sum(one.number * (one.cost.seconds or 0.0) for one in trained)
+    longest = max((sum(o.cost.seconds or 0.0 for o in trained if o.of is one.of) for one in trained), default=0.0)
+    is_known = all(one.cost.seconds is not None for one in trained)
+    return Forecast(
+        rungs=tuple(_rung(share, [one for one in expected if one.share == share]) for share in rungs),
+        accelerator_hours=seconds * config.resources.accelerators / 3600 if is_known else None,
+        hours=max(seconds / config.search.max_concurrent_trials, longest) / 3600 if is_known else None,
+        cheapest=min((one.cost for one in trained), key=lambda cost: cost.seconds or 0.0, default=NOTHING),
+        model_bytes=sum(one.number * facts.size.without(range(one.of.removed)).num_bytes for one in trained),
+        checkpoint_bytes=_checkpoint_bytes(config, trained, shapes),
+        memory=_memory(config, trained, shapes, accelerator_memory(config.resources)),
+        speeds=speeds,
+        notes=_notes(config),
+    )
+
+
+def known_speeds(config: ExperimentConfig, shapes: Shapes, store: Store, capacity: Capacity) -> Speeds:
+    """FLOP/s of an accelerator: by the trials of this experiment that have ended, or declared, or by its name."""
+    resources, assumed = config.resources, f"an assumed {ASSUMED_UTILISATION:.0%} of"
+    try:
+        trials = read_experiment(store.experiment_url(config.experiment)).trials
+    except BadInputError:  # it is new
+        trials = ()
+    if measured := measured_speeds([(one.spec, one.result) for one in trials if one.result], shapes):
+        return Speeds(
+            of=measured, source=f"{measured[ANY]:.3g} FLOP/s measured in the trials that have ended", is_measured=True
+        )
+    peak, named = resources.accelerator_flops, "resources.accelerator_flops"
+    if peak is None and resources.gpus_per_worker and config.model.dtype == "bfloat16":
+        names = sorted({node.labels[ACCELERATOR_TYPE] for node in capacity.nodes if ACCELERATOR_TYPE in node.labels})
+        peaks = {name: peak_of(name) for name in names}
+        peak, named = min(filter(None, peaks.values()), default=None), f"the peak of {', '.join(names)}"
+    if peak is None:
+        return Speeds(of={}, source="not known before the first trial has ended; give resources.accelerator_flops")
+    return Speeds(of={ANY: ASSUMED_UTILISATION * peak}, source=f"{assumed} {named}, {peak:.3g} FLOP/s")
+
+
+def accelerator_memory(resources: ResourcesConfig) -> float | None:
+    """Bytes of each GPU that trains, as declared, or of this machine's where it trains; None where not known."""
+    if resources.accelerator_memory_gib is not None:
+        return resources.accelerator_memory_gib * GIB
+    is_here = resources.gpus_per_worker and not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available()
+    return float(torch.cuda.get_device_properties(0).total_memory) if is_here else None
+
+
+def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
+    """Refuse what can never run.
+
+    Raises:
+        BadInputError: the budget is smaller than the cheapest trial, and no trial has ended that it was spent on; or a
+            worker's shard is larger than its GPU.
+    """
+    faults, cheapest = Faults(), forecast.cheapest
+    budget = None if forecast.speeds.is_measured else config.search.budget
+    with faults.gather():
+        most = budget.most_accelerator_hours if budget else None
+        if most is not None and (needed := cheapest.accelerator_hours or 0.0) > most:
+            raise BadInputError(
+                f"search.budget: allows {most:.3g} accelerator-hours, but the cheapest trial takes about {needed:.3g}; "
+                "raise it, or set fewer retraining.tokens or a lower first rung"
+            )
+    with faults.gather():
+        if budget and budget.hours is not None and (cheapest.seconds or 0.0) / 3600 > budget.hours:
+            raise BadInputError(
+                f"search.budget.hours: is {budget.hours:g}, but the cheapest trial trains for about "
+                f"{(cheapest.seconds or 0.0) / 3600:.3g}; raise it, or set fewer retraining.tokens or more workers"
+            )
+    with faults.gather():
+        memory, needs = accelerator_memory(config.resources), forecast.memory
+        if memory is not None and config.resources.gpus_per_worker and needs is not None and needs.lasting > memory:
+            raise BadInputError(
+                f"resources.workers: {config.resources.min_workers} hold {needs.lasting / GIB:.3g} GiB of weights, "
+                f"optimiser and gradients each, more than the {memory / GIB:.3g} GiB of a GPU; give more workers or "
+                "retraining.cpu_offload"
+            )
+    faults.raise_any()
+
+
+def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike]]:
+    """Those of each target."""
+    return [
+        [
+            _alike(config, facts, min(request.counts), chain, config.num_rankings)
+            for method in config.retraining.methods
+            for chain in chains(config.retraining, method, config.retraining.budget(request.target.ratio), None)
+        ]
+        for request in facts.requests
+    ]
+
+
+def _controls(config: ExperimentConfig, facts: ModelFacts) -> list[_Alike]:
+    retraining, asked = config.retraining, []
+    if "dense" in config.search.controls:
+        asked += [(0, budget) for budget in retraining.budgets]
+    if "random" in config.search.controls:
+        asked += [(min(one.counts), retraining.budget(one.target.ratio)) for one in facts.requests]
+    return [
+        _alike(config, facts, removed, chain, 1)
+        for removed, budget in asked
+        for chain in chains(retraining, "cpt", budget, None)
+    ]
+
+
+def _alike(config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Sequence[Recipe], count: int) -> _Alike:
+    recipes = tuple(recipe for recipe in chain if recipe.train_on == "corpus")
+    kept = BlocksTransform(kept=tuple(range(facts.num_blocks - removed)))
+    return _Alike(count=count, removed=removed, transforms=(kept,) if removed else (), recipes=recipes)
+
+
+def _climb(
+    group: Sequence[_Alike], rungs: Sequence[float], shapes: Shapes, speeds: Speeds, resources: ResourcesConfig
+) -> list[_Expected]:
+    """A group of candidates that compete, at each rung; a run goes on from before the decay of the one before, and
+    those of a chain behind the first begin anew."""
+    total = left = sum(one.count for one in group)
+    found = []
+    for index, share in enumerate(rungs):
+        left = math.ceil(left / REDUCTION) if index else left
+        for one in group:
+            cut = [shortened(recipe, share) for recipe in one.recipes]
+            firsts = [0] * len(cut)
+            if index and cut:
+                before = stable_end(shortened(one.recipes[0], rungs[index - 1]))
+                firsts[0] = min(before, stable_end(cut[0]))
+            work = tuple(
+                run_work(recipe, first, shapes.of(one.transforms, recipe))
+                for recipe, first in zip(cut, firsts, strict=True)
+            )
+            cost = estimate(work, speeds.of, resources.accelerators)
+            found.append(_Expected(of=one, share=share, number=left * one.count / total, work=work, cost=cost))
+    return found
+
+
+def _rung(share: float, expected: Sequence[_Expected]) -> RungForecast:
+    tokens = sum(one.number * sum(work.tokens for work in one.work) for one in expected)
+    return RungForecast(share=share, trials=round(sum(one.number for one in expected)), tokens=round(tokens))
+
+
+def _checkpoint_bytes(config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes) -> float:
+    """Those of the trials that run, and those that candidates go on from or the user keeps."""
+    sizes = [
+        (one, max(BYTES_OF_TRAINED * shapes.of(one.of.transforms, r).trained_parameters for r in one.of.recipes))
+        for one in trained
+    ]
+    lowest = min((one.share for one in trained), default=1.0)
+    keeps = bool(config.search.rungs) or config.retraining.keep_stable_checkpoint
+    kept = sum(one.number * size for one, size in sizes if one.share == lowest) if keeps else 0.0
+    running = min(config.search.max_concurrent_trials, sum(one.number for one in trained))
+    return kept + running * CHECKPOINTS_KEPT * max((size for _, size in sizes), default=0.0)
+
+
+def _memory(
+    config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes, memory: float | None
+) -> WorkerMemory | None:
+    """The largest view of each way to train is tried; the one that takes most counts."""
+    largest: dict[object, tuple[_Alike, Recipe]] = {}
+    for one in sorted(trained, key=lambda one: -one.of.removed):
+        largest |= {(recipe.method, recipe.sequence_length): (one.of, recipe) for recipe in one.of.recipes}
+    found = [
+        worker_memory(
+            shapes.student(alike.transforms, recipe), shapes.teacher() if recipe.distill else None, recipe,
+            config.retraining, config.resources, dtype=config.model.dtype, memory=memory,
+        )
+        for alike, recipe in largest.values()
+    ]  # fmt: skip
+    return max(found, key=lambda one: one.peak, default=None)
+
+
+def _notes(config: ExperimentConfig) -> tuple[str, ...]:
+    notes = ["scoring, evaluation and the start of processes"]
+    if config.retraining.uses_instructions:
+        notes.append("runs on instructions, whose length is known once the pairs are counted")
+    if config.search.equal_seconds:
+        notes.append("trials of equal_seconds")
+    return tuple(notes)
