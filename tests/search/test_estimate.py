@@ -22,9 +22,9 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.prepare import prepare_method
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.search.budget import Allowance, over_budget
-from shortened_llm.search.cluster.capacity import Capacity
+from shortened_llm.search.cluster.capacity import ACCELERATOR_TYPE, Capacity, Nodes
 from shortened_llm.search.estimate import ANY, Estimate, Shapes, estimate, measured_speeds, trial_work
-from shortened_llm.search.forecast import forecast_search
+from shortened_llm.search.forecast import Speeds, forecast_search, known_speeds
 from shortened_llm.search.memory import GIB, worker_memory
 from shortened_llm.search.planned import planned_trials
 from shortened_llm.search.preflight import ModelFacts
@@ -286,6 +286,24 @@ def test_the_speed_is_that_of_runs_that_have_ended(four: Pipeline) -> None:
     forecast = forecast_search(four.config, model_facts(four.config, four.dense), four.store, NO_NODES)
     assert "measured" in forecast.speeds.source
     assert forecast.accelerator_hours == pytest.approx(4 * result.accelerator_seconds / 3600)
+    search = Search(four, BudgetConfig(accelerator_hours=1.0))
+    assert search.begin() == other
+    assert search.spent == 0  # another experiment began the one that has ended
+
+
+def test_the_speed_of_a_gpu_follows_from_its_name(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:
+    tiny_values["model"]["dtype"] = "bfloat16"
+    tiny_values["resources"]["gpus_per_worker"] = 1
+    config = parse_config(tiny_values)
+    shapes = Shapes(load_config(Path(tiny_model.url)), "bfloat16")
+
+    def speeds(name: str) -> Speeds:
+        node = Nodes(resources={"CPU": 8, "GPU": 8}, labels={ACCELERATOR_TYPE: name})
+        return known_speeds(config, shapes, local_store, Capacity(nodes=(node,)))
+
+    assert speeds("A100-80G").of == {ANY: pytest.approx(0.4 * 3.12e14)}
+    assert "40% of the peak of A100-80G" in speeds("A100-80G").source
+    assert speeds("Unheard-Of").of == {}
 
 
 def test_nothing_begins_that_would_end_too_late(four: Pipeline) -> None:
