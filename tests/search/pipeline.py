@@ -62,8 +62,8 @@ class Pipeline:
             dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
         )  # fmt: skip
         size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
-        candidates = Candidates(plans=make_plans(config.search, self.scores, size), dense=(), random=())
-        self.specs = propose_grid(self.space, candidates, Outcomes(specs=(), results={}))
+        self.candidates = Candidates(plans=make_plans(config.search, self.scores, size), dense=(), random=())
+        self.specs = propose_grid(self.space, self.candidates, Outcomes(specs=(), results={}))
         dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
         experiment = planned_experiment(
             config, self.roles, self.space, dense, self.scores, provenance(config), size.without(())
