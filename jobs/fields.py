@@ -49,6 +49,8 @@ class _Reference:
         for field, schema in section["properties"].items():
             path = f"{place}.{field}".lstrip(".")
             name = _section_name(schema)
+            if name and "log" in self._definitions[name]["properties"]:
+                name = ""  # a range is a value
             fields = self._definitions[name]["properties"] if name else {}
             if fields and name not in self._places:
                 self._places[name] = path
@@ -66,7 +68,9 @@ class _Reference:
     def _values(self, schema: Schema) -> str:
         """What a field takes, in words."""
         if "$ref" in schema:
-            return "`{}`"
+            section = self._definitions[_section_name(schema)]
+            optional = {name: "" if name in section.get("required", ()) else "?" for name in section["properties"]}
+            return f"`{{{', '.join(name + mark for name, mark in optional.items())}}}`"
         for forms in ("anyOf", "oneOf"):
             if forms in schema:
                 return " or ".join(dict.fromkeys(self._values(form) for form in schema[forms]))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
 from jobs.removed_blocks import add_remove_flag, removed_blocks
 from shortened_llm.config import ExperimentConfig
+from shortened_llm.errors import BadInputError
 from shortened_llm.records import RetrainedModel
 from shortened_llm.search.preflight import ScoringFacts, check_retraining
 from shortened_llm.search.retrain import retrain_plan
@@ -46,8 +47,16 @@ def losses(run: RetrainedModel) -> str:
 
 
 def first_plan(config: ExperimentConfig) -> ExperimentConfig:
-    """The configuration with its first criterion, calibration and ratio, or count, alone."""
+    """The configuration with its first criterion, calibration and ratio, or count, alone.
+
+    Raises:
+        BadInputError: a value is to be sampled.
+    """
     search = config.search
+    if config.ranges:
+        listed = "; ".join(f"{field}: is {axis}" for field, axis in config.ranges.items())
+        raise BadInputError(f"{listed}, which jobs.search samples; give jobs.retrain values")
+    assert isinstance(search.ratios, tuple)
     one = {"ratios": search.ratios[:1], "removed_blocks": () if search.ratios else search.removed_blocks[:1]}
     tokens = config.retraining.tokens
     budget = tokens[search.ratios[0]] if isinstance(tokens, dict) else tokens

@@ -167,6 +167,68 @@ def test_rungs_need_runs_that_can_be_continued(values: dict) -> None:
             parse_config(changed(rungs, key, value))
 
 
+OPTUNA = {"ratios": [0.25], "sampler": "optuna", "trials": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"retraining.cpt.learning_rate": {"low": 1e-5, "high": 1e-3}}, "'grid', but retraining.cpt.learning_rate is"),
+        ({"search.ratios": {"low": 0.2, "high": 0.4}}, "'grid', but search.ratios is 0.2 to 0.4"),
+        ({"search.trials": 8}, "trials is 8, but sampler is 'grid'"),
+        ({"search": {"ratios": [0.25], "sampler": "optuna"}}, "trials is not given"),
+        ({"search": {**OPTUNA, "equal_seconds": True}}, "equal_seconds"),
+        ({"search": {**OPTUNA, "trials": 0}}, "search.trials: .* greater than or equal to 1"),
+        ({"search": {**OPTUNA, "ratios": {"low": 0.4, "high": 0.2}}}, "search.ratios: low is 0.4 and high is 0.2"),
+        ({"search": {**OPTUNA, "ratios": {"low": 0.2, "high": 1.5}}}, "search.ratios.high: .* less than 1"),
+        ({"search": {**OPTUNA, "ratios": {"low": 0.2, "high": 0.4, "log": True}}}, "ratios.log"),
+        ({"search": OPTUNA, "retraining.lora.rank": {"low": 8, "high": 8}}, "retraining.lora.rank: low is 8"),
+        ({"search": OPTUNA, "retraining.lora.rank": {"lo": 8, "high": 9}}, "rank.lo: unknown key; did you mean 'low'"),
+        ({"search": OPTUNA, "retraining.lora.rank": []}, "retraining.lora.rank: give at least one value"),
+        ({"search": OPTUNA, "retraining.distill.hard_loss_weight": {"low": 0, "high": 1, "log": True}}, "above 0"),
+        (
+            {"search": {**OPTUNA, "ratios": {"low": 0.2, "high": 0.4}}, "retraining.tokens": {0.25: 32768}},
+            "retraining.tokens .* search.ratios is a range",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sampled_is_answered(values: dict, changes: dict, said: str) -> None:
+    for key, value in changes.items():
+        values = changed(values, key, value)
+    with pytest.raises(BadInputError, match=said):
+        parse_config(values)
+
+
+def test_learning_rates_that_are_not_given_are_searched(values: dict) -> None:
+    """Those of adapters ten times higher."""
+    values = changed(changed(values, "search", OPTUNA), "retraining.methods", ["cpt", "lora"])
+    assert {field: (axis.low, axis.high, axis.log) for field, axis in parse_config(values).ranges.items()} == {
+        "retraining.lora.learning_rate": (1e-4, 1e-2, True)
+    }
+    del values["retraining"]["cpt"]["learning_rate"]
+    found = parse_config(values).ranges["retraining.cpt.learning_rate"]
+    assert (found.low, found.high, found.log) == (1e-5, 1e-3, True)
+
+
+def test_another_range_is_another_configuration(values: dict) -> None:
+    values = changed(values, "search", OPTUNA)
+    narrow, wide = (
+        parse_config(changed(values, "retraining.cpt.learning_rate", {"low": 1e-5, "high": high})) for high in (1e-4, 1)
+    )
+    assert changed_keys(narrow.model_dump(mode="json"), narrow) == {}
+    assert changed_keys(narrow.model_dump(mode="json"), wide) == {"retraining.cpt.learning_rate.high": (1e-4, 1)}
+    listed = parse_config(values)
+    assert "retraining.cpt.learning_rate.low" in changed_keys(listed.model_dump(mode="json"), wide)
+    assert "retraining.cpt.learning_rate.low" in changed_keys(wide.model_dump(mode="json"), listed)
+
+
+def test_one_value_equals_a_list_of_it(values: dict) -> None:
+    """Fields that became axes are stored as one value by earlier versions."""
+    stored = parse_config(values).model_dump(mode="json")
+    stored["retraining"]["lora"]["rank"] = 8
+    assert changed_keys(stored, parse_config(values)) == {}
+
+
 def test_micro_batches_count_as_a_change_where_a_dropout_depends_on_them(values: dict) -> None:
     """The masks are drawn for each micro-batch, so that a run with another size is another run."""
     field = "retraining.micro_batch_size"

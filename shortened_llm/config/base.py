@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, holds_credentials
+from shortened_llm.fields import RANGE, VALUES
 
 
 def _expand(value: object) -> object:
@@ -31,10 +32,10 @@ TOTAL, BY_RATIO = "total", "by ratio"
 """Forms of retraining.tokens, which pydantic adds to the field's name."""
 ONE, SEVERAL = "one", "several"
 """Forms of a section that may be a list, which pydantic adds to the section's name."""
-FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL)
+FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL, VALUES, RANGE)
 
 
-def _alone(value: object) -> object:
+def alone(value: object) -> object:
     """A list of one stands for its entry."""
     return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
@@ -42,7 +43,7 @@ def _alone(value: object) -> object:
 OneOrSeveral = Annotated[
     Annotated[T, Tag(ONE)] | Annotated[tuple[T, ...], Field(min_length=1), Tag(SEVERAL)],
     Discriminator(lambda value: SEVERAL if isinstance(value, (list, tuple)) else ONE),
-    BeforeValidator(_alone),
+    BeforeValidator(alone),
 ]
 """One entry, or a list of them: an axis of the search."""
 

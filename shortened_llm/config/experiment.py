@@ -2,22 +2,23 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, field_validator, model_validator
 
-from shortened_llm.config.base import OneOrSeveral, Runtime
+from shortened_llm.config.base import OneOrSeveral, Runtime, alone
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
 from shortened_llm.config.model import ModelConfig, StorageConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
 from shortened_llm.config.rungs import check_rungs
+from shortened_llm.config.sampler import check_sampler, ranges, with_learning_rates
 from shortened_llm.config.search import NO_SEARCH, SearchSection
 from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.config.tracking import TrackingConfig
 from shortened_llm.criteria import reads_text
-from shortened_llm.fields import Section
+from shortened_llm.fields import Range, Section
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
@@ -70,6 +71,16 @@ class ExperimentConfig(Section):
         criteria = [criterion for entry in self.prunings for criterion in entry.criteria]
         return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
 
+    @property
+    def ranges(self) -> dict[str, Range[Any]]:
+        """Every range that a sampler chooses from, by field."""
+        return ranges(self.search, self.retraining)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rates_are_searched(cls, values: object) -> object:
+        return with_learning_rates(values)
+
     @field_validator("experiment")
     @classmethod
     def _safe_name(cls, name: str) -> str:
@@ -80,6 +91,10 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _budgets_match_ratios(self) -> "ExperimentConfig":
         tokens, ratios = self.retraining.tokens, self.search.ratios
+        if isinstance(tokens, dict) and isinstance(ratios, Range):
+            raise ValueError(
+                f"retraining.tokens is given for ratios {sorted(tokens)}, but search.ratios is a range; give one budget"
+            )
         if isinstance(tokens, dict) and (set(tokens) != set(ratios) or self.search.removed_blocks):
             raise ValueError(
                 f"retraining.tokens is given for ratios {sorted(tokens)}, but the search has ratios {sorted(ratios)} "
@@ -118,6 +133,11 @@ class ExperimentConfig(Section):
     def _budget_has_a_use(self) -> "ExperimentConfig":
         if self.search.budget is not None and not self.retraining.runs:
             raise ValueError("search.budget is given, but nothing is trained; give retraining or drop the budget")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_sampled(self) -> "ExperimentConfig":
+        check_sampler(self.search, self.retraining)
         return self
 
     @model_validator(mode="after")
@@ -208,7 +228,7 @@ def changed_keys(stored: Mapping[str, object], config: ExperimentConfig) -> dict
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(compared)
-        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in runtime)
+        if alone(old.get(key)) != alone(new.get(key)) and not any(f"{key}.".startswith(f"{one}.") for one in runtime)
     }
 
 

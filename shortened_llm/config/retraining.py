@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from shortened_llm.config.base import BY_RATIO, TOTAL, Runtime, Tokens
 from shortened_llm.config.text import InstructionsConfig, TrainingSource
-from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.fields import Axes, Searched, Section, as_tuple, axes, distinct, points
 from shortened_llm.methods import METHODS
 from shortened_llm.methods.method import Chain, Method, OptimizerOptions, Run, corpus_steps
 from shortened_llm.records import LoraOptions
@@ -55,7 +55,9 @@ class _Retraining(Section):
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: Annotated[int, Runtime] = Field(4, ge=1)
     """Sequences per worker and forward pass. No result depends on it, beyond rounding, but for dropout's masks."""
-    seed: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field((0,), min_length=1)
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), AfterValidator(distinct), Searched] = Field(
+        (0,), min_length=1
+    )
     """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
     validation_sequences: int = Field(16, ge=0)
     """Sequences of the selection texts whose loss is measured with each checkpoint and at the end (count)."""
@@ -94,6 +96,24 @@ class _Retraining(Section):
         options = {name: self.options(name) for name, row in METHODS.items() if row.options}
         return tuple(METHODS[method].chains(options))
 
+    def axes(self, method: str) -> Axes:
+        """What a search may choose for a method, by field: `seed`, `lora.rank`; nothing where nothing is trained."""
+        trained = dict.fromkeys(run.method for chain in self.chains(method) for run in chain)
+        of_runs = {f"{name}.{field}": axis for name in trained for field, axis in axes(self.options(name)).items()}
+        return axes(self) | of_runs if trained else {}
+
+    def at(self, method: str, point: Mapping[str, Any]) -> "_Retraining":
+        """The section with this method alone, and with the value that `point` has for each of its axes."""
+        changed: dict[str, Any] = {"methods": (method,)}
+        for path, value in point.items():
+            section, _, field = path.rpartition(".")
+            if section:
+                options = changed.get(section, self.options(section))
+                changed[section] = options.model_copy(update={field: (value,)})
+            else:
+                changed[field] = (value,)
+        return self.model_copy(update=changed)
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimiser step on the corpus."""
@@ -125,9 +145,13 @@ class _Retraining(Section):
 
     @property
     def adapters(self) -> tuple[LoraOptions, ...]:
-        """The adapters that methods train."""
+        """The adapters that methods train, with the first rank of several."""
         rows = {run.method: METHODS[run.method].adapters for run in self.runs}
-        return tuple(adapters(self.options(name)) for name, adapters in rows.items() if adapters)
+        return tuple(
+            adapters(self.at(name, next(points(self.axes(name)))).options(name))
+            for name, adapters in rows.items()
+            if adapters
+        )
 
     @property
     def draws_weights(self) -> bool:

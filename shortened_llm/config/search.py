@@ -7,9 +7,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from shortened_llm.config.base import Runtime
 from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.resources import ResourcesConfig
-from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.fields import Range, Section, ValuesOrRange, as_tuple, distinct
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Ratios(Range[Ratio]):
+    """Every number of blocks between two ratios."""
 
 
 Control = Literal["dense", "random", "scratch"]
@@ -18,8 +22,9 @@ Control = Literal["dense", "random", "scratch"]
 class SearchSection(Section):
     """What Ray Tune tries."""
 
-    ratios: Annotated[tuple[Ratio, ...], AfterValidator(distinct)] = ()
-    """Fractions to remove, each rounded half up to whole blocks; an axis of the search."""
+    ratios: ValuesOrRange[Ratio, Ratios] = ()
+    """Fractions to remove, each rounded half up to whole blocks; an axis of the search. A range stands for every number
+    of blocks in it."""
     of: Literal["blocks", "parameters", "bytes"] = "blocks"
     """What a ratio is a fraction of. Of parameters or bytes, as many blocks go as come nearest to it."""
     removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
@@ -30,6 +35,12 @@ class SearchSection(Section):
     the shape of each ratio, trained as retraining.scratch says."""
     equal_seconds: bool = False
     """After the search, each method once more with the training time of continued pretraining instead of its tokens."""
+    sampler: Literal["grid", "optuna"] = "grid"
+    """grid: every combination of all axes; optuna: combinations that Optuna chooses by the results so far, from listed
+    values and ranges; sizes take turns. A learning rate that is not given is then a range, for LoRA ten times higher
+    than for methods that train all weights. Needs the extra optuna."""
+    trials: int | None = Field(None, ge=1)
+    """With optuna: combinations to try (count), at the first rung where there are rungs; controls come on top."""
     rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)] = ()
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
@@ -51,6 +62,18 @@ class SearchSection(Section):
             raise ValueError(f"rungs is {list(self.rungs)}; give ascending shares that end at 1, such as [0.1, 0.3, 1]")
         if self.rungs and self.equal_seconds:
             raise ValueError("rungs and equal_seconds are both given; trials are compared at equal tokens or seconds")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_has_trials(self) -> "SearchSection":
+        if self.sampler == "optuna" and self.trials is None:
+            raise ValueError("sampler is 'optuna', but trials is not given; say how many to try, such as 40")
+        if self.sampler != "optuna" and self.trials is not None:
+            raise ValueError(f"trials is {self.trials}, but sampler is {self.sampler!r}, which tries every combination")
+        if self.sampler == "optuna" and self.equal_seconds:
+            raise ValueError("equal_seconds compares every method at every rate; sampler optuna does not try them all")
+        if isinstance(self.ratios, Range) and self.ratios.log is not None:
+            raise ValueError("ratios.log is given, but every number of blocks between the ratios takes its turn")
         return self
 
     @model_validator(mode="after")

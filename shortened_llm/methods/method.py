@@ -7,17 +7,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shortened_llm.fields import Axis, Section
+from shortened_llm.fields import LOG, Axis, Range, Section
 from shortened_llm.records import DistillOptions, LoraOptions
 
 TrainOn = Literal["corpus", "instructions"]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Rates(Range[Rate]):
+    """Learning rates between two bounds."""
 
 
 class OptimizerOptions(Section):
     """AdamW and its schedule."""
 
-    learning_rate: Axis = Field((1e-4,), min_length=1)
-    """Peak learning rate; a list is an axis of the search."""
+    learning_rate: Annotated[Axis[Rate, Rates], LOG] = (1e-4,)
+    """Peak learning rate; a list or a range is an axis of the search."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's decoupled weight decay, on weights with two or more dimensions."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
@@ -89,6 +94,8 @@ class Method:
     """Whether the weights are drawn at random, and only the shape is that of the pruned model."""
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Defaults that differ under a preset of the configuration."""
+    learning_rates: tuple[float, float] = (1e-5, 1e-3)
+    """Where a sampler looks for the learning rate unless the user says."""
 
 
 SHORT_FULL: Mapping[str, object] = {"learning_rate": 3e-4, "warmup_ratio": 0.1}

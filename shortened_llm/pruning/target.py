@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from shortened_llm.config import SearchSection
 from shortened_llm.errors import BadInputError
+from shortened_llm.fields import Range
 from shortened_llm.records import BlockScores, ModelSize, Target
 
 
@@ -55,7 +56,11 @@ def _asked(
 ) -> Iterator[tuple[str, Target, tuple[int, ...]]]:
     num_blocks = len(size.block_parameters)
     of = "" if search.of == "blocks" else f" (search.of: {search.of})"
-    for ratio in search.ratios:
+    asked = search.ratios
+    ratios = _ratios_between(asked, search.of, size) if isinstance(asked, Range) else asked
+    if not ratios and asked:
+        raise BadInputError(f"search.ratios: {asked} holds no whole number of {num_blocks} blocks{of}")
+    for ratio in ratios:
         if search.of == "blocks":
             counts: tuple[int, ...] = (removed_count(ratio, num_blocks),)
         else:
@@ -63,6 +68,14 @@ def _asked(
         yield f"search.ratios: {ratio}{of}", Target(of=search.of, ratio=ratio), counts
     for count in search.removed_blocks:
         yield f"search.removed_blocks: {count}", Target(of="blocks", ratio=count / num_blocks), (count,)
+
+
+def _ratios_between(asked: Range[float], of: str, size: ModelSize) -> tuple[float, ...]:
+    """The ratio of each number of blocks between two ratios; of parameters or bytes, that of blocks of mean size."""
+    num_blocks = len(size.block_parameters)
+    of_blocks = 1.0 if of == "blocks" else sum(size.block_parameters) / size.without(()).parameters
+    ratios = (count * of_blocks / num_blocks for count in range(1, num_blocks))
+    return tuple(ratio for ratio in ratios if asked.low <= ratio <= asked.high)
 
 
 def _possible_counts(ratio: float, size: ModelSize, protected: tuple[int, ...]) -> tuple[int, ...]:

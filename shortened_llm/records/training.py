@@ -56,6 +56,13 @@ class Recipe:
     """The method's own, where they choose the weights that are trained."""
 
     @property
+    def settings(self) -> str:
+        """What a search may vary of the method, beside the learning rate and the seed: `rank 8`; empty where nothing
+        is."""
+        weight = self.distill.hard_loss_weight if self.distill else 0
+        return f"rank {self.lora.rank}" if self.lora else f"hard loss x {weight:g}" if weight else ""
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimiser step, padding included."""
         return self.global_batch_size * self.sequence_length

@@ -36,7 +36,13 @@ class TrialSpec:
         on = " on instructions" if last.train_on == "instructions" else ""
         at = " at equal seconds" if self.equal_seconds else ""
         at += "" if self.rung == 1 else f" at {100 * self.rung:g} % of the tokens"
-        return f"{self.plan.name} {self.method}{on} lr {rates} seed {last.seed}{at}"
+        settings = f" {self.settings}" if self.settings else ""
+        return f"{self.plan.name} {self.method}{on}{settings} lr {rates} seed {last.seed}{at}"
+
+    @property
+    def settings(self) -> str:
+        """What a search may vary of the last run, beside the learning rate and the seed; empty where nothing is."""
+        return self.recipes[-1].settings if self.recipes else ""
 
     @property
     def learning_rate(self) -> float | None:

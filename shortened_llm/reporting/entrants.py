@@ -22,7 +22,7 @@ class Entrant:
     rows: tuple[TrialRow, ...] = ()
     """Finished trials, one per seed, all with the same learning rates."""
     num_rates: int = 0
-    """Learning rates (for a chain: combinations) that these were the best of."""
+    """Learning rates (for a chain, and with settings: combinations) that these were the best of."""
     num_trials: int = 0
     """Trials of the method, whether or not they finished."""
     num_unfinished: int = 0
@@ -88,12 +88,13 @@ def _name(row: TrialRow) -> str:
 
 
 def _best_rate(name: str, rows: Sequence[TrialRow]) -> Entrant:
-    """The learning rates with the lowest mean selection NLL over the seeds; rates that lack a seed come last."""
-    by_rates: dict[tuple[float, ...], list[TrialRow]] = {}
+    """The learning rates and settings with the lowest mean selection NLL over the seeds; those that lack a seed come
+    last."""
+    by_rates: dict[tuple[tuple[float, ...], str], list[TrialRow]] = {}
     for row in rows:
-        by_rates.setdefault(row.learning_rates, []).append(row)
+        by_rates.setdefault((row.learning_rates, row.trial.spec.settings), []).append(row)
 
-    def rank(rates: tuple[float, ...]) -> tuple[int, float, tuple[float, ...]]:
+    def rank(rates: tuple[tuple[float, ...], str]) -> tuple[int, float, tuple[tuple[float, ...], str]]:
         losses = [row.selection_nll for row in by_rates[rates] if row.selection_nll is not None]
         return -len(losses), sum(losses) / len(losses) if losses else math.inf, rates
 

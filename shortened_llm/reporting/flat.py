@@ -8,9 +8,9 @@ Columns, always in this order:
 - `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
   `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
   `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
-- `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions),
-  `learning_rates` of the training runs, separated by `;`, `seed`, `equal_seconds` (True, False), `budget_tokens` as
-  planned, padding included;
+- `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions), `settings` of
+  the method that a search may vary, such as a rank, `learning_rates` of the training runs, separated by `;`, `seed`,
+  `equal_seconds` (True, False), `budget_tokens` as planned, padding included;
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
   `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
@@ -66,6 +66,7 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "control": lambda row: row.trial.spec.control,
     "method": lambda row: row.trial.spec.method,
     "train_on": lambda row: row.trial.spec.train_on if row.learning_rates else None,
+    "settings": lambda row: row.trial.spec.settings,
     "learning_rates": lambda row: ";".join(map(repr, row.learning_rates)),
     "seed": lambda row: row.seed,
     "equal_seconds": lambda row: row.trial.spec.equal_seconds,

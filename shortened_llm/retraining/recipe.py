@@ -1,10 +1,11 @@
-"""From the configuration to training runs: every method, learning rate and seed as the chain of runs that it means."""
+"""From the configuration to training runs: every point of the search as the chain of runs that it means."""
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from shortened_llm.config import RetrainingConfig
 from shortened_llm.errors import BadInputError
+from shortened_llm.fields import only, points
 from shortened_llm.methods import METHODS
 from shortened_llm.methods.method import OptimizerOptions, Run, corpus_steps
 from shortened_llm.records import Recipe
@@ -13,7 +14,8 @@ Chain = tuple[Recipe, ...]
 
 
 def chains(config: RetrainingConfig, method: str, budget: int, num_pairs: int | None) -> Iterator[Chain]:
-    """The runs of `method`, one chain for each learning rate and seed; where nothing is trained, one without a run.
+    """The runs of `method`, one chain for each combination of values on its axes, such as learning rate and seed; a
+    range stands for its middle. Where nothing is trained, one chain without a run.
 
     Args:
         budget: tokens of a chain on the corpus.
@@ -23,15 +25,22 @@ def chains(config: RetrainingConfig, method: str, budget: int, num_pairs: int | 
     Raises:
         BadInputError: a warm-up is longer than its run.
     """
-    steps, known = budget // config.tokens_per_step, config.chains(method)
-    for seed in config.seed if any(known) else config.seed[:1]:
-        for chain in known:
-            for rates in product(*(config.options(run.method).learning_rate for run in chain)):
-                runs = zip(chain, rates, corpus_steps(chain, steps), strict=True)
-                yield tuple(
-                    _recipe(config, run, rate, own if run.train_on == "corpus" else _steps_on(config, num_pairs), seed)
-                    for run, rate, own in runs
-                )
+    for point in points(config.axes(method)):
+        yield chain_at(point, config, method, budget, num_pairs)
+
+
+def chain_at(
+    point: Mapping[str, Any], config: RetrainingConfig, method: str, budget: int, num_pairs: int | None
+) -> Chain:
+    """The runs of `method` at one point of the search: a value for each of the method's axes, by field. See `chains`
+    for the rest."""
+    fixed = config.at(method, point)
+    (chain,) = fixed.chains(method)
+    steps = corpus_steps(chain, budget // fixed.tokens_per_step)
+    return tuple(
+        _recipe(fixed, run, own if run.train_on == "corpus" else _steps_on(fixed, num_pairs))
+        for run, own in zip(chain, steps, strict=True)
+    )
 
 
 def _steps_on(config: RetrainingConfig, num_pairs: int | None) -> int:
@@ -42,7 +51,7 @@ def _steps_on(config: RetrainingConfig, num_pairs: int | None) -> int:
     return max(1, round(config.instructions.epochs * num_pairs / config.instructions.global_batch_size))
 
 
-def _recipe(config: RetrainingConfig, run: Run, rate: float, steps: int, seed: int) -> Recipe:
+def _recipe(config: RetrainingConfig, run: Run, steps: int) -> Recipe:
     row = METHODS[run.method]
     options: OptimizerOptions = config.options(run.method)
     pairs = config.instructions if run.train_on == "instructions" else None
@@ -59,8 +68,8 @@ def _recipe(config: RetrainingConfig, run: Run, rate: float, steps: int, seed: i
         num_steps=steps,
         global_batch_size=pairs.global_batch_size if pairs else config.global_batch_size,
         sequence_length=pairs.max_length if pairs else config.sequence_length,
-        seed=seed,
-        learning_rate=rate,
+        seed=only(config.seed),
+        learning_rate=only(options.learning_rate),
         weight_decay=options.weight_decay,
         betas=options.betas,
         max_gradient_norm=options.max_gradient_norm,

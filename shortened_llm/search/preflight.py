@@ -28,6 +28,7 @@ from shortened_llm.search.cluster.trackers import check_tracking
 from shortened_llm.search.dress_rehearsal import Toy, rehearse_export, rehearse_scoring, rehearse_training
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
 from shortened_llm.search.stored.experiment import read_config
+from shortened_llm.search.strategies.sampled import check_optuna
 from shortened_llm.storage.store import Store
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -211,6 +212,9 @@ def _check_settings(
             check_tracking(config.tracking)
         with faults.gather():
             check_unchanged(config, store)
+        if config.search.sampler == "optuna":
+            with faults.gather():
+                check_optuna()
     if retrains:
         for method, budget in product(config.retraining.methods, config.retraining.budgets):
             with faults.gather():
@@ -312,14 +316,16 @@ def _count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
     def of_methods(methods: Sequence[str], budget: int) -> int:
         return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
 
-    retraining, controls = config.retraining, config.search.controls
-    count = 0
-    for request in asked:
-        budget = retraining.budget(request.target.ratio)
-        count += config.num_rankings * of_methods(retraining.methods, budget)
-        count += of_methods(["cpt"], budget) if "random" in controls else 0
-        count += of_methods(["scratch"], budget) if "scratch" in controls else 0
-    if "dense" in controls:
+    retraining, search = config.retraining, config.search
+    budgets = [retraining.budget(request.target.ratio) for request in asked]
+    count = sum(config.num_rankings * of_methods(retraining.methods, budget) for budget in budgets)
+    if search.trials is not None:
+        count = search.trials if config.ranges else min(search.trials, count)
+    if "random" in search.controls:
+        count += sum(of_methods(["cpt"], budget) for budget in budgets)
+    if "scratch" in search.controls:
+        count += sum(of_methods(["scratch"], budget) for budget in budgets)
+    if "dense" in search.controls:
         count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)
     return count
 

@@ -19,7 +19,7 @@ from shortened_llm.search.prepare import Prepared, prepare
 from shortened_llm.search.proposals import Proposals
 from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.stored.provenance import provenance, publish_cards
-from shortened_llm.search.strategies import strategies
+from shortened_llm.search.strategies import sampler, strategies
 from shortened_llm.search.strategies.rungs import left_behind
 from shortened_llm.search.trial import TrialContext
 from shortened_llm.storage.layout import TUNE, stable_url
@@ -87,8 +87,10 @@ def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: P
     """Delete the optimiser state of trials that no longer one will continue, unless the user keeps it."""
     if not config.search.rungs or config.retraining.keep_stable_checkpoint:
         return
-    space, rungs = prepared.space, config.search.rungs
-    for spec in left_behind(space, prepared.candidates, proposals.outcomes, rungs=rungs):
+    space, search = prepared.space, config.search
+    for spec in left_behind(
+        space, prepared.candidates, proposals.outcomes, rungs=search.rungs, sampler=sampler(search)
+    ):
         for run in space.runs(spec):
             delete(stable_url(store.url, run.stable_fingerprint))
 

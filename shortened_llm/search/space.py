@@ -1,14 +1,15 @@
-"""The discrete search space: one trial per distinct (plan, chain of training runs)."""
+"""The search space: one trial per distinct (plan, chain of training runs)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from shortened_llm.config import Control, RetrainingConfig
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, PrunePlan, Recipe, TokenMixture, TrainingData, TrialSpec
+from shortened_llm.records import ModelRef, PrunePlan, Recipe, Target, TokenMixture, TrainingData, TrialSpec
 from shortened_llm.retraining.job import RetrainingJob, Run
-from shortened_llm.retraining.recipe import Chain, chains
+from shortened_llm.retraining.recipe import Chain, chain_at, chains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +23,13 @@ class SearchSpace:
     dtype: str
     export_dtype: str
 
+    def trial(self, plan: PrunePlan, target: Target, method: str, point: Mapping[str, Any]) -> TrialSpec:
+        """A plan at one point of a method's axes, with the budget of one of its targets."""
+        budget = self.retraining.budget(target.ratio)
+        return self._trial(plan, method, chain_at(point, self.retraining, method, budget, self._num_pairs))
+
     def trials(self, plans: Iterable[PrunePlan]) -> tuple[TrialSpec, ...]:
-        """Every plan with every method, learning rate, seed and budget of its ratios."""
+        """Every plan with every method, at every value on its axes and with every budget of its ratios."""
         return distinct(
             self._trial(plan, method, chain)
             for plan in plans
@@ -94,11 +100,14 @@ class SearchSpace:
         }
 
     def _chains(self, plan: PrunePlan, method: str) -> Iterator[Chain]:
-        num_pairs = self.data.instructions.num_sequences if self.data.instructions else 0
         ratios = {label.target.ratio for label in plan.labels if label.criterion != "dense"}
         budgets = {self.retraining.budget(ratio) for ratio in ratios} or set(self.retraining.budgets)
         for budget in sorted(budgets):
-            yield from chains(self.retraining, method, budget, num_pairs)
+            yield from chains(self.retraining, method, budget, self._num_pairs)
+
+    @property
+    def _num_pairs(self) -> int:
+        return self.data.instructions.num_sequences if self.data.instructions else 0
 
     def _trial(self, plan: PrunePlan, method: str, chain: Chain, control: Control | None = None) -> TrialSpec:
         spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)

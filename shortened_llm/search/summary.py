@@ -135,6 +135,9 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
+    if config.search.trials is not None:
+        lines.append(f"samples     {config.search.trials} trials by Optuna, the sizes in turn")
+        lines += [f"samples     {field}: {axis}" for field, axis in config.ranges.items()]
     if config.search.rungs:
         lines.append(f"rungs       {_rungs(forecast)}")
     lines += _costs(config, forecast) if retraining.runs else []

@@ -42,6 +42,24 @@ def test_blocks_of_several_sizes_leave_a_range() -> None:
 
 
 @pytest.mark.parametrize(
+    ("of", "low", "high", "counts"),
+    [("blocks", 0.25, 0.5, (2, 3, 4)), ("blocks", 0.2, 0.3, (2,)), ("parameters", 0.2, 0.4, (2, 3, 4))],
+)
+def test_a_range_holds_every_number_of_blocks(of: str, low: float, high: float, counts: tuple[int, ...]) -> None:
+    section = SearchSection(ratios={"low": low, "high": high}, of=of, sampler="optuna", trials=9)
+    found = requests(section, EVEN, ())
+    assert [one.counts for one in found] == [(count,) for count in counts]
+    assert all(low <= one.target.ratio <= high and one.target.of == of for one in found)
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.26, 0.3, "no whole number of 8"), (0.2, 0.9, "removes 7 of 8")])
+def test_a_range_without_possible_targets_is_refused(low: float, high: float, said: str) -> None:
+    section = SearchSection(ratios={"low": low, "high": high}, sampler="optuna", trials=9)
+    with pytest.raises(BadInputError, match=said):
+        requests(section, EVEN, (0, 7))
+
+
+@pytest.mark.parametrize(
     ("section", "word"),
     [
         (SearchSection(ratios=(0.05,)), "removes 0 of 8"),

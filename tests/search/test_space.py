@@ -112,7 +112,7 @@ def test_every_method_rate_and_seed_is_a_trial(
         assert bool(space.runs(trial)) == (trial.method != "none")
     (both, *_) = [trial for trial in trials if trial.method == "cpt_lora"]
     assert [recipe.method for recipe in both.recipes] == ["cpt", "lora"]
-    assert both.name == "criterion0 25% cpt_lora lr 0.0001+0.001 seed 0"
+    assert both.name == "criterion0 25% cpt_lora rank 8 lr 0.0001+0.001 seed 0"
 
 
 def test_a_second_run_begins_at_the_first_one_s_model(

@@ -214,6 +214,7 @@ def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
         "plan": spec.plan.name,
         "blocks": spec.plan.size.blocks,
         "method": spec.method,
+        "settings": spec.settings,
         "learning_rate": spec.learning_rate,
         "seed": spec.seed,
     }

@@ -7,14 +7,14 @@ the scores do not tell apart are kept together: a short run predicts a longer on
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shortened_llm.records import TrialResult, TrialSpec
+from shortened_llm.records import Bin, TrialResult, TrialSpec
 from shortened_llm.reporting.paired import mean_difference, paired_difference
 from shortened_llm.search.space import SearchSpace, distinct
-from shortened_llm.search.strategies.grid import propose_grid
-from shortened_llm.search.strategies.strategy import Candidates, Outcomes
+from shortened_llm.search.strategies.grid import controls, every_point
+from shortened_llm.search.strategies.strategy import Candidates, Entrants, Outcomes, Sampler
 
 REDUCTION = 3
 """One in so many goes up from a rung."""
@@ -38,30 +38,35 @@ class Rung:
 
 
 def propose_rungs(
-    space: SearchSpace, candidates: Candidates, outcomes: Outcomes, *, rungs: Sequence[float]
+    space: SearchSpace,
+    candidates: Candidates,
+    outcomes: Outcomes,
+    *,
+    rungs: Sequence[float],
+    sampler: Sampler = every_point,
 ) -> tuple[TrialSpec, ...]:
-    """Every candidate of the grid at the lowest rung, those that were promoted at the next ones; controls have no
+    """Every candidate of a sampler at the lowest rung, those that were promoted at the next ones; controls have no
     rungs."""
-    grid = propose_grid(space, candidates, Outcomes(specs=(), results={}))
-    found: list[TrialSpec] = []
-    for of_target in _by_target(grid).values():
+    entrants = sampler(space, candidates, outcomes)
+    found = [space.at_rung(spec, rungs[0]) for spec in entrants.specs]
+    for of_target in by_target(entrants):
         for share, rung in climbed(space, of_target, outcomes, rungs):
             found += [space.at_rung(spec, share) for spec in rung.entrants]
     lowest_first = sorted(found, key=lambda spec: spec.rung)
-    return distinct((*lowest_first, *(spec for spec in grid if spec.control)))
+    return distinct((*lowest_first, *controls(space, candidates)))
 
 
 def climbed(
-    space: SearchSpace, candidates: Sequence[TrialSpec], outcomes: Outcomes, rungs: Sequence[float]
+    space: SearchSpace, entrants: Entrants, outcomes: Outcomes, rungs: Sequence[float]
 ) -> Iterator[tuple[float, Rung]]:
     """Each rung of one target with the candidates that have come to it so far.
 
     Args:
-        candidates: at the full budget.
         rungs: shares of the budget, ascending.
     """
-    enough = max(REDUCTION, math.ceil(ENOUGH * len(candidates)))
-    rung = Rung(entrants=tuple(candidates), enough=enough, is_closed=True)
+    planned = len(entrants.specs) if entrants.planned is None else entrants.planned
+    enough = max(REDUCTION, math.ceil(ENOUGH * planned))
+    rung = Rung(entrants=entrants.specs, enough=enough, is_closed=entrants.is_complete)
     for share in rungs:
         yield share, rung
         at_share = {spec.fingerprint: space.at_rung(spec, share).fingerprint for spec in rung.entrants}
@@ -123,25 +128,30 @@ def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialRes
     return ties
 
 
-def _by_target(grid: Sequence[TrialSpec]) -> dict[object, list[TrialSpec]]:
+def by_target(entrants: Entrants) -> list[Entrants]:
     """The candidates of each target; a plan that serves several competes in each."""
-    found: dict[object, list[TrialSpec]] = {}
-    for spec in grid:
-        for target in spec.plan.targets if spec.control is None else ():
+    found: dict[Bin, list[TrialSpec]] = {}
+    for spec in entrants.specs:
+        for target in spec.plan.targets:
             found.setdefault(target, []).append(spec)
-    return found
+    return [replace(entrants, specs=tuple(specs)) for specs in found.values()]
 
 
 def left_behind(
-    space: SearchSpace, candidates: Candidates, outcomes: Outcomes, *, rungs: Sequence[float]
+    space: SearchSpace,
+    candidates: Candidates,
+    outcomes: Outcomes,
+    *,
+    rungs: Sequence[float],
+    sampler: Sampler = every_point,
 ) -> tuple[TrialSpec, ...]:
     """The trials of candidates that will go no further: their rung was decided in each of their targets, and they did
     not go up, or their next trial has ended. All trials of a candidate begin alike and share the checkpoint that the
     next one goes on from, so it is needed until the candidate has come as far as it will."""
     begun: dict[str, list[TrialSpec]] = {}
     needed: set[str] = set()
-    for of_target in _by_target(propose_grid(space, candidates, Outcomes(specs=(), results={}))).values():
-        for (share, rung), (next_share, above) in pairwise(climbed(space, of_target, outcomes, rungs)):
+    for entrants in by_target(sampler(space, candidates, outcomes)):
+        for (share, rung), (next_share, above) in pairwise(climbed(space, entrants, outcomes, rungs)):
             waiting = {
                 spec.fingerprint
                 for spec in above.entrants

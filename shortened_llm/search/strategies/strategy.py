@@ -28,5 +28,19 @@ class Outcomes:
     """Fingerprints of those that failed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrants:
+    """The candidates that a sampler has chosen so far."""
+
+    specs: tuple[TrialSpec, ...]
+    """At the full budget, in an order that does not depend on time."""
+    is_complete: bool = True
+    """Whether no other can come."""
+    planned: int | None = None
+    """Candidates of each target that are planned; None: those that are there."""
+
+
+Sampler = Callable[[SearchSpace, Candidates, Outcomes], Entrants]
+"""Which points of the search space are tried: a pure function, as a strategy is."""
 Strategy = Callable[[SearchSpace, Candidates, Outcomes], tuple[TrialSpec, ...]]
 """A pure function: from equal records it proposes equal trials, so that a search that runs again needs no state."""
