@@ -3,7 +3,7 @@
 from shortened_llm.config import BudgetConfig, ExperimentConfig, RetrainingConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.build import empty_model
+from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.records import LoraOptions
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast, accelerator_memory
@@ -34,10 +34,8 @@ def _adapters(adapters: LoraOptions, facts: ModelFacts) -> str:
 def _exports(config: ExperimentConfig, facts: ModelFacts) -> str:
     """The type of what is written, beside that of what is read where this is another."""
     exported, stored = config.model.exported_dtype, str(facts.model_config.dtype or "").removeprefix("torch.")
-    differs = (
-        f", from files in {stored} (model.export_dtype: {stored} keeps it)" if stored not in ("", exported) else ""
-    )
-    return f"weights in {exported}{differs}"
+    keeps = f" (model.export_dtype: {stored} keeps it)" if stored in DTYPES else ""
+    return f"weights in {exported}" + (f", from files in {stored}{keeps}" if stored not in ("", exported) else "")
 
 
 def _rungs(forecast: Forecast) -> str:
