@@ -27,7 +27,7 @@ def write_pareto_png(view: ReportView, path: Path) -> None:
         if not panels:
             grid[0].text(0.5, 0.5, "No perplexity was measured.", ha="center", transform=grid[0].transAxes)
         for axes, panel in zip(grid, panels, strict=False):
-            draw_pareto(axes, panel, view.styles)
+            draw_pareto(axes, panel, view.styles, view.greyed)
             protocol = textwrap.shorten(panel.y.protocol, 130, placeholder=" …")
             axes.set_title(f"{panel.y.title}\n{textwrap.fill(protocol, 70)}", fontsize=8)
         legend = _legend(view)
@@ -62,7 +62,7 @@ def pareto_svgs(view: ReportView) -> list[list[str]]:
 def _pareto_svg(panel: ParetoPanel, view: ReportView, salt: str) -> str:
     with drawing(salt):
         figure = new_figure(4.9, 3.5)
-        tips = draw_pareto(figure.subplots(), panel, view.styles)
+        tips = draw_pareto(figure.subplots(), panel, view.styles, view.greyed)
         title = f"{panel.y.title} against {panel.x.title}"
         return to_svg(figure, title[0].upper() + title[1:], tips)
 

@@ -1,7 +1,7 @@
 """Two figures: one quantity against another, loss against tokens. Scores by block are in `score_plot.py`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shortened_llm.records import RetrainedModel, TrainingPoint
@@ -33,8 +33,14 @@ def needs_log(values: Sequence[float]) -> bool:
     return max(values) / min(values) > LOG_FROM and not ranking
 
 
-def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, str]:
-    """Two quantities of all models; returns what each point is, by gid."""
+def draw_pareto(
+    axes: "Axes", panel: ParetoPanel, styles: Styles, greyed: Collection[int] = frozenset()
+) -> dict[str, str]:
+    """Two quantities of all models; returns what each point is, by gid.
+
+    Args:
+        greyed: numbers of trials to draw pale.
+    """
     dense = (panel.dense,) if panel.dense else ()
     tips: dict[str, str] = {}
 
@@ -61,8 +67,10 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         axes.plot([point.x for point in line], [point.y for point in line], color=INK, linewidth=1, zorder=2)
     for point in panel.after:
         assert point.row is not None
-        style = styles[point.row.criteria]
-        mark(point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, zorder=4)
+        style, alpha = styles[point.row.criteria], 0.35 if point.row.number in greyed else 1
+        mark(
+            point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, alpha=alpha, zorder=4
+        )
         if point.row.is_best:
             _note(axes, f"#{point.row.number}", point)
     for point in panel.controls:

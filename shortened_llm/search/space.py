@@ -50,14 +50,16 @@ class SearchSpace:
     def at_rung(self, spec: TrialSpec, share: float) -> TrialSpec:
         """Train a candidate on a share of its tokens, in whole steps. Its warm-up stays as it is, so that up to the
         decay the shorter run is the beginning of the longer one."""
+        whole_steps = tuple(recipe.num_steps for recipe in spec.recipes)
+        spec = replace(spec, rung=share, candidate=spec.fingerprint, whole_steps=whole_steps)
         if share == 1 or not spec.recipes:
-            return replace(spec, rung=share)
+            return spec
         recipes = []
         for recipe in spec.recipes:
             steps = max(1, round(recipe.num_steps * share))
             recipes.append(replace(recipe, num_steps=steps, decay_steps=max(1, round(recipe.decay_steps * share))))
         shorter = self._trial(spec.plan, spec.method, tuple(recipes), spec.control)
-        return replace(shorter, rung=share)
+        return replace(spec, fingerprint=shorter.fingerprint, recipes=shorter.recipes)
 
     def jobs(self, spec: TrialSpec) -> tuple[RetrainingJob, ...]:
         """The training runs of a trial. Where each begins is known before the one ahead has run: by its identity."""
