@@ -13,6 +13,7 @@ from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
 from shortened_llm.reporting.race import Race, race
+from shortened_llm.reporting.recovery_lines import TargetRecovery, target_recovery
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
@@ -63,6 +64,8 @@ class ReportView:
     comparisons: tuple[MethodsSection, ...]
     race: Race | None
     """None where the search has no rungs."""
+    recoveries: tuple[TargetRecovery, ...]
+    """One for each target of the race."""
 
     @property
     def lower_rows(self) -> tuple[TrialRow, ...]:
@@ -113,6 +116,7 @@ def report_view(experiment: Experiment) -> ReportView:
     columns = score_columns(experiment)
     texts = plotted_columns(columns)
     tasks = tasks_section(rows, dense, columns, texts)
+    found = race(experiment, rows)
     return ReportView(
         experiment=experiment,
         rows=rows,
@@ -139,7 +143,8 @@ def report_view(experiment: Experiment) -> ReportView:
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl
         ),
         comparisons=methods_sections(experiment, rows, dense, texts),
-        race=race(experiment, rows),
+        race=found,
+        recoveries=tuple(target_recovery(one, experiment.dense_selection) for one in (found.targets if found else ())),
     )
 
 

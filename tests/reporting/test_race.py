@@ -1,6 +1,7 @@
 """The race in the report: the strategy of rungs decides over planted losses, and the report must say what it did."""
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,11 @@ def trained(spec: TrialSpec, space: SearchSpace) -> RetrainedModel:
     )
 
 
+def planted(spec: TrialSpec) -> float:
+    """E + B * D^(-1/2), where E is 3 nats for the best learning rate."""
+    return loss_of(replace(spec, rung=0.0)) + 0.1 * spec.rung**-0.5
+
+
 @pytest.fixture
 def run(nine: SearchSpace, candidates: Candidates) -> Run:
     """A whole search over nine learning rates at one target, but for the trials that it is to leave."""
@@ -71,7 +77,7 @@ def run(nine: SearchSpace, candidates: Candidates) -> Run:
             if spec.learning_rate == failing:
                 failed.add(spec.fingerprint)
                 continue
-            text = by_document("wiki", loss_of(spec), seed=int(spec.fingerprint[:6], 16), noise=noise)
+            text = by_document("wiki", planted(spec), seed=int(spec.fingerprint[:6], 16), noise=noise)
             results[spec.fingerprint] = TrialResult(
                 fingerprint=spec.fingerprint, model=nine.dense, runs=(trained(spec, nine),), before=EvalScores(),
                 after=EvalScores(perplexity=(text,)), seconds=1.0,
@@ -200,3 +206,25 @@ def test_the_page_has_a_row_for_each_candidate_and_its_rungs_one_click_away(run:
         table = list(csv.DictReader(stream))
     assert sorted(row["rung"] for row in table) == sorted(str(one.spec.rung) for one in found.trials)
     assert len({row["candidate"] for row in table}) == 9
+
+
+def test_curves_are_fitted_from_three_rungs_on_and_what_lies_beyond_is_marked(run: Run, tmp_path: Path) -> None:
+    found = run(noise=0.02)
+    dense = EvalScores(perplexity=(by_document("wiki", 2.0, seed=1),))
+    view = report_view(replace(found, dense_selection=dense))
+    (recovery,) = view.recoveries
+    last = [row for row in view.last_rows if row.rung == 1]
+    assert {line.row.number for line in recovery.lines} == {row.number for row in last}
+    assert recovery.num_short == 9 - len(last)
+    best = next(line for line in recovery.lines if line.row.is_best)
+    own, further = best.reaches
+    assert (best.law.floor, best.law.exponent) == pytest.approx((3.0, 0.5), rel=1e-2)
+    assert own.tokens == pytest.approx(best.row.tokens, rel=1e-2)
+    assert not own.is_extrapolated
+    assert further.tokens == math.inf
+    assert further.in_tokens.startswith("never")
+    assert further.is_extrapolated
+    page = Page(write_report(replace(found, dense_selection=dense), tmp_path).read_text(encoding="utf-8"))
+    assert f"Loss against tokens, {recovery.race.name}" in [a.get("aria-label") for t, a in page.tags if t == "svg"]
+    assert "extrapolated" in "".join(cell for cells in page.rows.values() for cell in cells)
+    assert f"no curve is fitted to {recovery.num_short} of 9 candidates" in page.text
