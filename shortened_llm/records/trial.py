@@ -26,6 +26,11 @@ class TrialSpec:
     """Its budget is the time that the reference method took, instead of its tokens."""
     rung: float = 1.0
     """Share of the token budget."""
+    candidate: str = ""
+    """Fingerprint of the same trial with the whole budget: trials that share it are the rungs of one candidate. Empty
+    without rungs."""
+    whole_steps: tuple[int, ...] = ()
+    """Optimiser steps that each run has with the whole budget; empty without rungs."""
 
     @property
     def name(self) -> str:

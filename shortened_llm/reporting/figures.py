@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortened_llm.reporting.pareto import ParetoPanel
-from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto
+from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto, draw_recovery
 from shortened_llm.reporting.score_plot import draw_criterion, figure_width
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
 from shortened_llm.reporting.view import ReportView
@@ -27,7 +27,7 @@ def write_pareto_png(view: ReportView, path: Path) -> None:
         if not panels:
             grid[0].text(0.5, 0.5, "No perplexity was measured.", ha="center", transform=grid[0].transAxes)
         for axes, panel in zip(grid, panels, strict=False):
-            draw_pareto(axes, panel, view.styles)
+            draw_pareto(axes, panel, view.styles, view.greyed)
             protocol = textwrap.shorten(panel.y.protocol, 130, placeholder=" …")
             axes.set_title(f"{panel.y.title}\n{textwrap.fill(protocol, 70)}", fontsize=8)
         legend = _legend(view)
@@ -62,7 +62,7 @@ def pareto_svgs(view: ReportView) -> list[list[str]]:
 def _pareto_svg(panel: ParetoPanel, view: ReportView, salt: str) -> str:
     with drawing(salt):
         figure = new_figure(4.9, 3.5)
-        tips = draw_pareto(figure.subplots(), panel, view.styles)
+        tips = draw_pareto(figure.subplots(), panel, view.styles, view.greyed)
         title = f"{panel.y.title} against {panel.x.title}"
         return to_svg(figure, title[0].upper() + title[1:], tips)
 
@@ -87,6 +87,20 @@ def curves_svg(view: ReportView, value: Value, label: str) -> str | None:
         figure = new_figure(7.6, 3.8)
         tips = draw_losses(figure.subplots(), view.rows, view.styles, value, label)
         return to_svg(figure, f"{label.capitalize()} against tokens", tips)
+
+
+def recovery_svgs(view: ReportView) -> list[str]:
+    """One `<svg>` per target of a race; empty where nothing of it was trained yet."""
+    svgs = []
+    for index, recovery in enumerate(view.recoveries):
+        if not any(row.tokens and row.selection_nll for one in recovery.race.candidates for row in one.rows):
+            svgs.append("")
+            continue
+        with drawing(f"recovery{index}"):
+            figure = new_figure(4.9, 3.5)
+            tips = draw_recovery(figure.subplots(), recovery, view.styles, view.greyed)
+            svgs.append(to_svg(figure, f"Loss against tokens, {recovery.race.name}", tips))
+    return svgs
 
 
 def curve_legend(view: ReportView) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ Columns, always in this order:
   `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
 - `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions), `settings` of
   the method that a search may vary, such as a rank, `learning_rates` of the training runs, separated by `;`, `seed`,
-  `equal_seconds` (True, False), `budget_tokens` as planned, padding included;
+  `rung` (share of the token budget), `candidate` (alike for its rungs; empty without), `equal_seconds` (True, False),
+  `budget_tokens` as planned, padding included;
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
   `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
@@ -69,6 +70,8 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "settings": lambda row: row.trial.spec.settings,
     "learning_rates": lambda row: ";".join(map(repr, row.learning_rates)),
     "seed": lambda row: row.seed,
+    "rung": lambda row: row.rung if row.learning_rates else None,
+    "candidate": lambda row: row.trial.spec.candidate or None,
     "equal_seconds": lambda row: row.trial.spec.equal_seconds,
     "budget_tokens": lambda row: sum(recipe.tokens for recipe in row.trial.spec.recipes),
     "tokens": lambda row: row.tokens,

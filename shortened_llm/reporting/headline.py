@@ -8,7 +8,7 @@ from shortened_llm.records import Bin, Experiment
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
 from shortened_llm.reporting.efficiency import GIB, lines_of, shape, shape_name
-from shortened_llm.reporting.rows import STATUSES, TrialRow
+from shortened_llm.reporting.rows import STATUSES, TrialRow, contenders
 from shortened_llm.reporting.tasks import TasksSection
 
 
@@ -88,8 +88,11 @@ def _summary(
     if best is None:
         choice = f"No result to choose from ({status_counts(rows)})."
     else:
-        finished = sum(row.selection_nll is not None and row.selection_texts == best.selection_texts for row in rows)
+        finished = len(contenders([row.trial for row in rows])[target, best.selection_texts])
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
+        if any(row.trial.spec.candidate for row in rows):
+            rung = f"with {formats.ratio(best.rung)} of the tokens, the most that any came to:"
+            choice = f"{choice[:-1]} {rung}"
     facts: tuple[Fact, ...] = ()
     if best:
         facts = (*_texts(best, dense, columns), *_tasks(best, tasks), *_efficiency(best), _training(best))

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from shortened_llm.records import PerplexityScore, TaskScore
+from shortened_llm.records import EvalScores, PerplexityScore, TaskScore
 
 LEAST_DIFFERENCE = 0.04
 """Nats per prediction. Another seed alone moves a short retraining by 0.02."""
 LEAST_STANDARD_ERRORS = 2.0
 LEAST_SEEDS = 2
+NORMAL_95 = 1.96
+"""Standard errors on each side of a mean within which 95 % of a normal distribution lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,13 @@ class Difference:
         return self.standard_error is not None and abs(self.mean) > LEAST_STANDARD_ERRORS * self.standard_error
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %, where there is a standard error."""
+        if self.standard_error is None:
+            return None
+        return self.mean - NORMAL_95 * self.standard_error, self.mean + NORMAL_95 * self.standard_error
+
+    @property
     def is_separated(self) -> bool:
         return self.verdict == SEPARATED
 
@@ -82,6 +91,16 @@ def paired_difference(pairs: Sequence[tuple[PerplexityScore, PerplexityScore]]) 
         return _of_means(tuple(first.mean_nll - second.mean_nll for first, second in pairs))
     (predictions,) = counts
     return _clustered([np.subtract(first.document_nll, second.document_nll) for first, second in pairs], predictions)
+
+
+def scores_difference(first: EvalScores, second: EvalScores) -> Difference | None:
+    """Compare two models by what a search minimises, the mean over its texts; None where these are not the same, or a
+    score is missing or not finite."""
+    pairs = list(zip(first.perplexity, second.perplexity, strict=False))
+    if [text.unit for text in first.perplexity] != [text.unit for text in second.perplexity]:
+        return None
+    found = [difference for pair in pairs if (difference := paired_difference([pair])) is not None]
+    return mean_difference(found) if len(found) == len(pairs) else None
 
 
 def _of_means(per_seed: tuple[float, ...]) -> Difference:

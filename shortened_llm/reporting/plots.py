@@ -1,12 +1,18 @@
-"""Two figures: one quantity against another, loss against tokens. Scores by block are in `score_plot.py`."""
+"""Three figures: one quantity against another, loss against tokens within runs, and over rungs.
+
+Scores by block are in `score_plot.py`.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from shortened_llm.records import RetrainedModel, TrainingPoint
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.pareto import ParetoPanel, ParetoPoint
+from shortened_llm.reporting.recovery_lines import TargetRecovery
 from shortened_llm.reporting.rows import TrialRow
 from shortened_llm.reporting.style import INK, SeriesStyle, plain_ticks, series_styles
 
@@ -23,6 +29,8 @@ MAX_CURVE_POINTS = 200
 """Points of a loss curve; of more, neighbours are averaged."""
 FEW_POINTS = 10
 """Below this number, each point is marked."""
+EXTRAPOLATED = 3
+"""Times the longest run to which a recovery curve is drawn."""
 
 
 def needs_log(values: Sequence[float]) -> bool:
@@ -33,8 +41,14 @@ def needs_log(values: Sequence[float]) -> bool:
     return max(values) / min(values) > LOG_FROM and not ranking
 
 
-def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, str]:
-    """Two quantities of all models; returns what each point is, by gid."""
+def draw_pareto(
+    axes: "Axes", panel: ParetoPanel, styles: Styles, greyed: Collection[int] = frozenset()
+) -> dict[str, str]:
+    """Two quantities of all models; returns what each point is, by gid.
+
+    Args:
+        greyed: numbers of trials to draw pale.
+    """
     dense = (panel.dense,) if panel.dense else ()
     tips: dict[str, str] = {}
 
@@ -61,8 +75,10 @@ def draw_pareto(axes: "Axes", panel: ParetoPanel, styles: Styles) -> dict[str, s
         axes.plot([point.x for point in line], [point.y for point in line], color=INK, linewidth=1, zorder=2)
     for point in panel.after:
         assert point.row is not None
-        style = styles[point.row.criteria]
-        mark(point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, zorder=4)
+        style, alpha = styles[point.row.criteria], 0.35 if point.row.number in greyed else 1
+        mark(
+            point, "after", marker=style.marker, markersize=5, mfc=style.colour, mec=style.colour, alpha=alpha, zorder=4
+        )
         if point.row.is_best:
             _note(axes, f"#{point.row.number}", point)
     for point in panel.controls:
@@ -154,21 +170,56 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
                 gid=f"loss-{row.number}",
             )
         if drawn and row.is_best:
-            axes.annotate(
-                f"#{row.number}",
-                drawn[-1][-1],
-                color=names[row.number][1],
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                annotation_clip=False,
-            )
+            _number(axes, row.number, drawn[-1][-1], names[row.number][1])
+    _label_losses(axes, label)
+    axes.margins(x=0.02)
+    return tips
+
+
+def draw_recovery(axes: "Axes", recovery: TargetRecovery, styles: Styles, greyed: Collection[int]) -> dict[str, str]:
+    """The loss of each candidate at its rungs against tokens, with its curve if any: dashed beyond its longest run."""
+    tips: dict[str, str] = {}
+    laws = {line.row.number: line.law for line in recovery.lines}
+    points = {
+        one.last.number: [(row.tokens, row.selection_nll) for row in one.rows if row.tokens and row.selection_nll]
+        for one in recovery.race.candidates
+    }
+    furthest = EXTRAPOLATED * max(tokens for found in points.values() for tokens, _ in found)
+    for one in recovery.race.candidates:
+        row, found = one.last, points[one.last.number]
+        if not found:
+            continue
+        style = styles[row.criteria]
+        alpha, gid = 0.35 if row.number in greyed else 1.0, f"recovery-{row.number}"
+        tips[gid] = f"#{row.number} {row.trial.spec.name}: {formats.nll(found[-1][1])} nats per token"
+        axes.plot(*zip(*found, strict=True), style.marker, color=style.colour, alpha=alpha, markersize=5, gid=gid)
+        if law := laws.get(row.number):
+            longest = found[-1][0]
+            for start, end, line in ((found[0][0], longest, "solid"), (longest, furthest, "dashed")):
+                tokens = np.geomspace(start, end, 50)
+                axes.plot(tokens, law.loss(tokens), color=style.colour, alpha=alpha, linewidth=1.2, linestyle=line)
+            _number(axes, row.number, found[-1], style.colour)
+        else:
+            axes.plot(*zip(*found, strict=True), color=style.colour, alpha=alpha / 2, linewidth=0.8)
+    axes.set_xscale("log")
+    _label_losses(axes, "mean selection NLL")
+    axes.set_xticks(sorted({tokens for found in points.values() for tokens, _ in found}), minor=False)
+    axes.set_xticks([], minor=True)
+    return tips
+
+
+def _label_losses(axes: "Axes", label: str) -> None:
     plain_ticks(axes, log_y=False)
     from matplotlib.ticker import FuncFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
-    axes.margins(x=0.02)
     axes.set_xlabel("tokens")
     axes.set_ylabel(f"{label} (nats per token)")
-    return tips
+
+
+def _number(axes: "Axes", number: int, end: tuple[float, float], colour: str) -> None:
+    """The number of a trial behind the end of its curve."""
+    axes.annotate(
+        f"#{number}", end, color=colour, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+        annotation_clip=False,
+    )  # fmt: skip

@@ -72,6 +72,10 @@ class TrialRow:
         return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
 
     @property
+    def rung(self) -> float:
+        return self.trial.spec.rung
+
+    @property
     def learning_rates(self) -> tuple[float, ...]:
         """At the peak of each run that trains."""
         return tuple(recipe.learning_rate for recipe in self.trial.spec.recipes)
@@ -194,22 +198,33 @@ def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
     return (math.inf, trial.spec.name, trial.spec.fingerprint) if value is None else (value, "", trial.spec.fingerprint)
 
 
-def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], ReportedTrial]:
-    """Target and selection texts -> the trial with the lowest selection NLL.
+def contenders(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], list[ReportedTrial]]:
+    """Target and selection texts -> the trials that may be the best of it, by selection NLL.
 
     An experiment has one choice of texts; several may have others, each with a best of its own. Targets without a
-    result are left out. Controls are no candidates.
+    result are left out. Controls are no candidates. Budgets must be equal, or luck at a low rung could beat training:
+    of a search with rungs, only trials of the highest rung that has a result contend, and what trains nothing, which is
+    the same at every rung.
     """
-    best: dict[tuple[Bin, Texts], ReportedTrial] = {}
+    found: dict[tuple[Bin, Texts], list[ReportedTrial]] = {}
     for trial in sorted(trials, key=_rank):
         if trial.spec.control is None and selection_nll(trial) is not None:
             for target in trial.spec.plan.targets:
-                best.setdefault((target, selection_texts(trial)), trial)
-    return best
+                found.setdefault((target, selection_texts(trial)), []).append(trial)
+    for key, ranked in found.items():
+        highest = max((trial.spec.rung for trial in ranked if trial.spec.recipes), default=1.0)
+        found[key] = [trial for trial in ranked if trial.spec.rung == highest or not trial.spec.recipes]
+    return found
+
+
+def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], ReportedTrial]:
+    """Target and selection texts -> the first of its contenders."""
+    return {key: ranked[0] for key, ranked in contenders(trials).items()}
 
 
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
-    """All trials: largest model first; within a size the best first, then unfinished and failed ones, then controls.
+    """All trials: largest model first; within a size the best of the highest rung first, then unfinished and failed
+    ones, then controls.
 
     Each has the number that it has in the log: its place in the experiment.
     """
@@ -220,6 +235,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
             -numbered[1].spec.plan.size.blocks,
             numbered[1].spec.control is not None,
             STATUSES.index(trial_status(numbered[1])),
+            -numbered[1].spec.rung,
             _rank(numbered[1]),
         ),
     )

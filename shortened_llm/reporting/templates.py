@@ -11,7 +11,7 @@ from markupsafe import Markup
 from shortened_llm.records import RESAMPLES, UNDECIDED
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import protocol_notes
-from shortened_llm.reporting.figures import curve_legend, curves_svg, pareto_svgs, score_svgs
+from shortened_llm.reporting.figures import curve_legend, curves_svg, pareto_svgs, recovery_svgs, score_svgs
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.paired import LEAST_DIFFERENCE, LEAST_SEEDS, LEAST_SIGNIFICANCE, LEAST_STANDARD_ERRORS
@@ -36,6 +36,7 @@ def render_html(view: ReportView, downloads: Mapping[str, str]) -> str:
             view=view,
             pareto_svgs=[[Markup(svg) for svg in svgs] for svgs in pareto_svgs(view)],
             downloads=in_script(downloads),
+            recovery_svgs=[Markup(svg) for svg in recovery_svgs(view)],
             score_svgs=[Markup(svg) for svg in score_svgs(view)],
             loss_svg=Markup(loss) if loss else None,
             validation_svg=Markup(validation) if validation else None,

@@ -12,6 +12,8 @@ from shortened_llm.reporting.heat import HeatRow, heat_rows
 from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
+from shortened_llm.reporting.race import Race, race
+from shortened_llm.reporting.recovery_lines import TargetRecovery, target_recovery
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
@@ -60,6 +62,29 @@ class ReportView:
     styles: dict[tuple[str, ...], SeriesStyle]
     protocols: tuple[ProtocolLine, ...]
     comparisons: tuple[MethodsSection, ...]
+    race: Race | None
+    """None where the search has no rungs."""
+    recoveries: tuple[TargetRecovery, ...]
+    """One for each target of the race."""
+
+    @property
+    def lower_rows(self) -> tuple[TrialRow, ...]:
+        """Trials whose candidates came to a higher rung."""
+        return tuple(row for row in self.rows if self.race and row.number in self.race.passed)
+
+    @property
+    def greyed(self) -> frozenset[int]:
+        """Numbers of trials that stopped at a rung, or that a longer one went on from."""
+        return self.race.greyed if self.race else frozenset()
+
+    def reasons(self, row: TrialRow) -> tuple[str, ...]:
+        """Why a candidate was stopped at this trial."""
+        return self.race.reasons.get(row.number, ()) if self.race else ()
+
+    @property
+    def last_rows(self) -> tuple[TrialRow, ...]:
+        """All others: one of each candidate."""
+        return tuple(row for row in self.rows if not self.race or row.number not in self.race.passed)
 
     @property
     def has_report_scores(self) -> bool:
@@ -91,6 +116,7 @@ def report_view(experiment: Experiment) -> ReportView:
     columns = score_columns(experiment)
     texts = plotted_columns(columns)
     tasks = tasks_section(rows, dense, columns, texts)
+    found = race(experiment, rows)
     return ReportView(
         experiment=experiment,
         rows=rows,
@@ -117,6 +143,8 @@ def report_view(experiment: Experiment) -> ReportView:
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl
         ),
         comparisons=methods_sections(experiment, rows, dense, texts),
+        race=found,
+        recoveries=tuple(target_recovery(one, experiment.dense_selection) for one in (found.targets if found else ())),
     )
 
 

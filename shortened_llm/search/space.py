@@ -57,11 +57,13 @@ class SearchSpace:
     def at_rung(self, spec: TrialSpec, share: float) -> TrialSpec:
         """Train a candidate on a share of its tokens, in whole steps. Its warm-up stays as it is, so that up to the
         decay the shorter run is the beginning of the longer one."""
+        whole_steps = tuple(recipe.num_steps for recipe in spec.recipes)
+        spec = replace(spec, rung=share, candidate=spec.fingerprint, whole_steps=whole_steps)
         if share == 1 or not spec.recipes:
-            return replace(spec, rung=share)
+            return spec
         recipes = tuple(shortened(recipe, share) for recipe in spec.recipes)
         shorter = self._trial(spec.plan, spec.method, recipes, spec.control)
-        return replace(shorter, rung=share)
+        return replace(spec, fingerprint=shorter.fingerprint, recipes=recipes)
 
     def runs(self, spec: TrialSpec) -> tuple[Run, ...]:
         """The training runs of a trial, each from the model of the one before."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from shortened_llm.records import Bin, TrialResult, TrialSpec
-from shortened_llm.reporting.paired import mean_difference, paired_difference
+from shortened_llm.reporting.paired import scores_difference
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.grid import controls, every_point
 from shortened_llm.search.strategies.strategy import Candidates, Entrants, Outcomes, Sampler
@@ -119,10 +119,8 @@ def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialRes
     last, most = results[ranked[kept - 1].fingerprint], math.ceil(MOST_TIES * kept)
     ties = []
     for spec in ranked[kept : kept + most]:
-        pairs = zip(results[spec.fingerprint].after.perplexity, last.after.perplexity, strict=True)
-        differences = [found for pair in pairs if (found := paired_difference([pair])) is not None]
-        over_texts = mean_difference(differences)
-        if over_texts is None or over_texts.standard_error is None or over_texts.stands_out:
+        difference = scores_difference(results[spec.fingerprint].after, last.after)
+        if difference is None or difference.standard_error is None or difference.stands_out:
             break
         ties.append(spec)
     return ties
