@@ -38,7 +38,7 @@ Run = Callable[..., Experiment]
 
 def trained(spec: TrialSpec, space: SearchSpace) -> RetrainedModel:
     """A run that went on from the shorter one's checkpoint before its decay, with the history of that."""
-    (recipe,), (job,) = spec.recipes, space.jobs(spec)
+    (recipe,), (own,) = spec.recipes, space.runs(spec)
     history = tuple(
         TrainingPoint(
             step=step, tokens=step * recipe.tokens_per_step, loss=3.0, learning_rate=1e-4, tokens_per_second=100.0,
@@ -46,7 +46,7 @@ def trained(spec: TrialSpec, space: SearchSpace) -> RetrainedModel:
         )
         for step in range(1, recipe.num_steps + 1)
     )  # fmt: skip
-    model = replace(space.dense, fingerprint=job.fingerprint)
+    model = replace(space.dense, fingerprint=own.fingerprint)
     seconds = float(recipe.num_steps)
     return RetrainedModel(
         model=model, tokens=recipe.tokens, seconds=seconds, accelerator_seconds=seconds, history=history
