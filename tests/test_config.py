@@ -132,6 +132,20 @@ def test_only_what_changes_numbers_counts_as_a_change(values: dict) -> None:
     }
 
 
+def test_constraints_are_on_what_is_measured(values: dict) -> None:
+    constrained = changed(values, "search.constraints", {"max_bytes": 10})
+    assert changed_keys(parse_config(values).model_dump(mode="json"), parse_config(constrained)) == {}
+    for constraints, words in (
+        ({"max_latency_ratio": 0.8}, r"max_latency_ratio is 0\.8, but evaluation\.report\.efficiency is false"),
+        ({"max_drop": {"piqa": 2}}, r"max_drop names piqa, but evaluation\.report\.tasks is \[\]"),
+        ({"max_drop": {"piqa": -1}}, r"search\.constraints\.max_drop\.piqa.*greater than or equal to 0"),
+        ({"max_bytes": 0}, r"search\.constraints\.max_bytes.*greater than 0"),
+        ({}, "give max_bytes, max_latency_ratio or max_drop"),
+    ):
+        with pytest.raises(BadInputError, match=words):
+            parse_config(changed(values, "search.constraints", constraints))
+
+
 def test_a_budget_is_of_training(values: dict) -> None:
     budget = changed(values, "search.budget", {"hours": 2})
     stored = parse_config(budget).model_dump(mode="json")

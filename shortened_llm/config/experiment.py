@@ -130,6 +130,24 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _constraints_are_measured(self) -> "ExperimentConfig":
+        constraints, report = self.search.constraints, self.evaluation.report
+        if constraints is None:
+            return self
+        if constraints.max_latency_ratio is not None and not report.efficiency:
+            raise ValueError(
+                f"search.constraints.max_latency_ratio is {constraints.max_latency_ratio:g}, but "
+                "evaluation.report.efficiency is false; set it"
+            )
+        names = [task.task for task in report.tasks]
+        if unknown := [task for task in constraints.max_drop if task not in names]:
+            raise ValueError(
+                f"search.constraints.max_drop names {', '.join(unknown)}, but evaluation.report.tasks is {names}; add "
+                "what is to be measured"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _budget_has_a_use(self) -> "ExperimentConfig":
         if self.search.budget is not None and not self.retraining.runs:
             raise ValueError("search.budget is given, but nothing is trained; give retraining or drop the budget")

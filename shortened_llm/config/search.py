@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Runtime
 from shortened_llm.config.budget import BudgetConfig
+from shortened_llm.config.constraints import ConstraintsConfig
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.fields import Range, Section, ValuesOrRange, as_tuple, distinct
 
@@ -49,6 +50,9 @@ class SearchSection(Section):
     """Before the first trial, three steps of each method on the real machines, once with the workers lost in between:
     load, train, checkpoint, restore, export, reload, evaluate. Where it fails, the search ends. Done where workers have
     GPUs unless given."""
+    constraints: Annotated[ConstraintsConfig | None, Runtime] = None
+    """What the model must meet that the report recommends, such as {max_bytes: 8_000_000_000}; none is recommended
+    unless given."""
     budget: Annotated[BudgetConfig | None, Runtime] = None
     """What the search may spend at most, such as {accelerator_hours: 200}; no limit unless given."""
     max_concurrent_trials: Annotated[int, Runtime] = Field(1, ge=1)

@@ -30,6 +30,7 @@ from shortened_llm.records.training import (
 )
 from shortened_llm.records.transform import BlocksTransform, Transform, composed
 from shortened_llm.records.trial import (
+    Constraints,
     EvaluatedModel,
     Experiment,
     Provenance,

@@ -168,6 +168,16 @@ class ReportedTrial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """What the recommended model must meet; see `config.constraints.ConstraintsConfig`."""
+
+    max_bytes: int | None
+    max_latency_ratio: float | None
+    max_drop: tuple[tuple[str, float], ...]
+    """(task, points of 100)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """Everything a report needs. Selection scores chose; report scores are what to quote."""
 
@@ -189,3 +199,5 @@ class Experiment:
     versions: dict[str, str]
     """Versions of the libraries that set numbers."""
     provenance: Provenance
+    constraints: Constraints | None = None
+    """None where the user set none."""

@@ -71,6 +71,7 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
         dense_report=_union(merged.dense_report, named.dense_report),
         unseen_units=tuple(dict.fromkeys((*merged.unseen_units, *named.unseen_units))),
         notes=tuple(dict.fromkeys((*merged.notes, *named.notes))),
+        constraints=merged.constraints if merged.constraints == named.constraints else None,
         versions={
             name: _both(merged.versions.get(name), named.versions.get(name), other.name)
             for name in {**merged.versions, **named.versions}

@@ -13,6 +13,7 @@ from shortened_llm.reporting.missing import Partial, partial_report
 from shortened_llm.reporting.notes import score_notes
 from shortened_llm.reporting.pareto import PanelGroup, panel_groups, plotted_columns
 from shortened_llm.reporting.race import Race, race
+from shortened_llm.reporting.recommendation import Recommendation, recommend
 from shortened_llm.reporting.recovery_lines import TargetRecovery, target_recovery
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
@@ -66,6 +67,8 @@ class ReportView:
     """None where the search has no rungs."""
     recoveries: tuple[TargetRecovery, ...]
     """One for each target of the race."""
+    recommendation: Recommendation | None
+    """None where the user set no constraints."""
 
     @property
     def lower_rows(self) -> tuple[TrialRow, ...]:
@@ -119,6 +122,7 @@ def report_view(experiment: Experiment) -> ReportView:
     found = race(experiment, rows)
     return ReportView(
         experiment=experiment,
+        recommendation=recommend(experiment, rows),
         rows=rows,
         dense=dense,
         columns=columns,

@@ -10,6 +10,7 @@ from shortened_llm.models.directory import model_directory
 from shortened_llm.models.export import export_view
 from shortened_llm.records import Experiment, ModelRef, PlanLabel, TrialResult
 from shortened_llm.reporting.card import trial_card
+from shortened_llm.reporting.recommendation import recommend
 from shortened_llm.reporting.rows import TrialRow, best_of_each_target, trial_rows
 from shortened_llm.storage.payload import download_directory, download_files, has_files, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
@@ -20,12 +21,19 @@ LICENSE_FILES = ("LICENSE*",)
 
 
 def choose_trial(experiment: Experiment, *, target: float | None = None, number: int | None = None) -> TrialRow:
-    """A trial that is done: the one of a number, or the best of a target, which may be left out where there is one.
+    """A trial that is done: the one of a number, or the best of a target. Without either it is the one that constraints
+    recommend, or the best of the only target.
 
     Raises:
         BadInputError: there is no such target or number, or the trial has no model.
     """
     rows = {row.number: row for row in trial_rows(experiment)}
+    if number is None and target is None and (found := recommend(experiment, list(rows.values()))):
+        if found.chosen is None:
+            raise BadInputError(
+                "--target: no model meets search.constraints; give a target, or --trial with a number of the report"
+            )
+        number = found.chosen.number
     if number is None:
         number = _best_of(list(rows.values()), target)
     if number not in rows:

@@ -57,6 +57,7 @@ def planned_experiment(
         notes=(*_notes(config, roles), *_data_notes(config, roles, space.data)),
         versions=installed_versions(),
         provenance=origin,
+        constraints=config.search.constraints.record if config.search.constraints else None,
     )
 
 

@@ -262,7 +262,23 @@ def _requests(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...]:
                 f"protect all {num_blocks} blocks"
             )
         asked = requests(config.search, size, protected)  # of all entries alike
+    _check_sizes(config, size, asked)
     return asked
+
+
+def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
+    """Check that some candidate may be as small as the constraints say, whichever blocks it loses."""
+    most = config.search.constraints.max_bytes if config.search.constraints else None
+    if most is None or not asked:
+        return
+    largest_first = sorted(range(len(size.block_parameters)), key=lambda block: -size.block_parameters[block])
+    count = max(request.counts[-1] for request in asked)
+    smallest = size.without(largest_first[:count]).num_bytes
+    if smallest > most:
+        raise BadInputError(
+            f"search.constraints.max_bytes: is {most:,}, but the smallest candidate, without {count} blocks, has "
+            f"{smallest:,}; raise it, or give larger search.ratios"
+        )
 
 
 def _check_context(config: ExperimentConfig, model_config: PretrainedConfig, faults: Faults) -> None:

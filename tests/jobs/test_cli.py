@@ -53,6 +53,10 @@ MISSING = "/no/such/place"
         (["--search.ratios", "[0.05]"], ["search.ratios: 0.05", "removes 0 of 8"]),
         (["--search.ratios", "[0.9]"], ["search.ratios: 0.9", "removes 7 of 8"]),
         (["--search.removed_blocks", "[8]"], ["search.removed_blocks: 8"]),
+        (
+            ["--search.constraints.max_bytes", "1000"],
+            ["search.constraints.max_bytes: is 1,000", "without 2 blocks", "larger search.ratios"],
+        ),
         (["--model.path", MISSING], ["model.path", MISSING, "does not exist"]),
         (["--model.path", "someone/no-such-model"], ["model.path", "someone/no-such-model", "hub"]),
         (["--calibration.path", MISSING + ".jsonl"], ["calibration.path", MISSING]),
