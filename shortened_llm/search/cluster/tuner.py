@@ -210,8 +210,10 @@ def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
         "fingerprint": spec.fingerprint,
         "name": spec.name,
         "plan": spec.plan.name,
+        "target": "/".join(dict.fromkeys(label.target.name for label in spec.plan.labels)),
         "blocks": spec.plan.size.blocks,
         "method": spec.method,
         "learning_rate": spec.learning_rate,
         "seed": spec.seed,
+        "rung": spec.rung,
     }
