@@ -198,7 +198,7 @@ def draw_recovery(axes: "Axes", recovery: TargetRecovery, styles: Styles, greyed
             for start, end, line in ((found[0][0], longest, "solid"), (longest, furthest, "dashed")):
                 tokens = np.geomspace(start, end, 50)
                 axes.plot(tokens, law.loss(tokens), color=style.colour, alpha=alpha, linewidth=1.2, linestyle=line)
-            _number(axes, row.number, found[-1], style.colour)
+            _number(axes, row.number, (furthest, float(law.loss(np.array(furthest)))), style.colour)
         else:
             axes.plot(*zip(*found, strict=True), color=style.colour, alpha=alpha / 2, linewidth=0.8)
     axes.set_xscale("log")

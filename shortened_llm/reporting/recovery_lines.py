@@ -28,7 +28,7 @@ class Reach:
     seconds_per_token: float
     """Accelerator seconds of its longest run / tokens."""
     is_extrapolated: bool
-    """Whether it lies beyond the longest run."""
+    """Whether it lies beyond the longest run, which did not come to the loss."""
 
     @property
     def in_tokens(self) -> str:
@@ -125,7 +125,7 @@ def _line(rows: list[TrialRow], losses: NDArray[np.float64], levels: list[NDArra
                 tokens=found,
                 interval=interval([one.tokens_to(loss) for one, loss in zip(resampled, level[1:], strict=True)]),
                 seconds_per_token=(last.accelerator_seconds or 0.0) / tokens[-1],
-                is_extrapolated=found > 1.001 * tokens[-1],  # the best comes to its own loss with its own tokens
+                is_extrapolated=found > tokens[-1] and losses[0, -1] > level[0],
             )
         )
     return RecoveryLine(

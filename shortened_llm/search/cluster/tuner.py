@@ -212,9 +212,11 @@ def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
         "fingerprint": spec.fingerprint,
         "name": spec.name,
         "plan": spec.plan.name,
+        "target": "/".join(dict.fromkeys(label.target.name for label in spec.plan.labels)),
         "blocks": spec.plan.size.blocks,
         "method": spec.method,
         "settings": spec.settings,
         "learning_rate": spec.learning_rate,
         "seed": spec.seed,
+        "rung": spec.rung,
     }
