@@ -17,7 +17,7 @@ from shortened_llm.records import (
     MissingScore,
     TrialFailure,
 )
-from shortened_llm.reporting.rows import best_of_each_target
+from shortened_llm.reporting.rows import best_of_each_target, contenders
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.units import choice_units, report_units
@@ -32,7 +32,8 @@ def measure_report(
     progress: Progress,
 ) -> Experiment:
     """The experiment with its results and report scores: of every plan, before and after retraining, on the report
-    texts; of the best of each size and the controls on all else that the report asks for.
+    texts, but for trials that were stopped at a rung; of the best of each size and the controls on all else that the
+    report asks for.
 
     Args:
         experiment: from `planned_experiment`.
@@ -49,22 +50,25 @@ def measure_report(
         for trial in experiment.trials
     ]
     best = {trial.spec.fingerprint for trial in best_of_each_target(trials).values()}
-    chosen = best | {trial.spec.fingerprint for trial in trials if trial.spec.control}
-    progress(f"scoring {len(trials)} trials")
+    controls = {trial.spec.fingerprint for trial in trials if trial.spec.control}
+    chosen = best | controls
+    # What was stopped at a rung keeps its selection scores; nobody will quote it.
+    quoted = controls | {trial.spec.fingerprint for ranked in contenders(trials).values() for trial in ranked}
+    progress(f"scoring {len(quoted)} of {len(trials)} trials")
     pending = {}
     for index, trial in enumerate(trials):
-        if trial.result is None:
+        if trial.result is None or trial.spec.fingerprint not in quoted:
             continue
         scoring = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts
         before = pool.submit(dense.view(trial.spec.plan.transforms), texts, scoring)
         pending[index] = (before, pool.submit(trial.result.model, units, scoring), units)
-    for index, (before, after, units) in pending.items():
+    for number, (index, (before, after, units)) in enumerate(pending.items(), start=1):
         before_scores, after_scores = _result(pool, before, texts, dtype), _result(pool, after, units, dtype)
         for missing in (*before_scores.missing, *after_scores.missing):
             LOGGER.error("%s of %s is missing: %s", missing.name, trials[index].spec.name, missing.cause)
         trials[index] = replace(trials[index], before=before_scores, after=after_scores)
-        progress(f"scored {index + 1}/{len(trials)} trials")
+        progress(f"scored {number}/{len(pending)} trials")
     if config.evaluation.report.efficiency:
         for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
             if trial.spec.fingerprint in best and trial.result is not None:
