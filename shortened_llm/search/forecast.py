@@ -26,7 +26,7 @@ from shortened_llm.search.estimate import (
     run_work,
 )
 from shortened_llm.search.memory import GIB, WorkerMemory, worker_memory
-from shortened_llm.search.preflight import ModelFacts
+from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.search.space import shortened
 from shortened_llm.search.stored.experiment import read_experiment
 from shortened_llm.search.strategies.rungs import REDUCTION

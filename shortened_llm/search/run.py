@@ -14,7 +14,8 @@ from shortened_llm.search.estimate import Shapes
 from shortened_llm.search.finish import measure_report
 from shortened_llm.search.forecast import known_speeds
 from shortened_llm.search.planned import planned_experiment, planned_trials
-from shortened_llm.search.preflight import SearchFacts, check_unchanged
+from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight_settings import check_unchanged
 from shortened_llm.search.prepare import Prepared, prepare
 from shortened_llm.search.proposals import Proposals
 from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment

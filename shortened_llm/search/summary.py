@@ -8,7 +8,9 @@ from shortened_llm.records import LoraOptions
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast, accelerator_memory
 from shortened_llm.search.memory import GIB
-from shortened_llm.search.preflight import ModelFacts, Outline, SearchFacts
+from shortened_llm.search.outline import Outline
+from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.storage.store import Store
 
 

@@ -27,7 +27,7 @@ from shortened_llm.search.estimate import ANY, Estimate, Shapes, estimate, measu
 from shortened_llm.search.forecast import Speeds, forecast_search, known_speeds
 from shortened_llm.search.memory import GIB, worker_memory
 from shortened_llm.search.planned import planned_trials
-from shortened_llm.search.preflight import ModelFacts
+from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.search.proposals import Proposals
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.status import describe_status, read_status

@@ -1,0 +1,141 @@
+"""What can be told of a configuration without weights, tokenizer and texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from transformers import PretrainedConfig
+
+from shortened_llm.config import ExperimentConfig, changed_keys, entry_paths
+from shortened_llm.errors import BadInputError, Faults
+from shortened_llm.evaluation.own_metric import load_metric
+from shortened_llm.pruning.target import Request, requests
+from shortened_llm.records import ModelSize
+from shortened_llm.retraining.recipe import chains
+from shortened_llm.scoring.job import protected_blocks
+from shortened_llm.search.cluster.trackers import check_tracking
+from shortened_llm.search.stored.experiment import read_config
+from shortened_llm.search.strategies.sampled import check_optuna
+from shortened_llm.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's configuration tells."""
+
+    model_config: PretrainedConfig
+    size: ModelSize
+    requests: tuple[Request, ...]
+    """What the search asks for."""
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.model_config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding table."""
+        return int(self.model_config.vocab_size)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of blocks that may be removed, ascending."""
+        return tuple(sorted({count for request in self.requests for count in request.counts}))
+
+
+def check_settings(
+    config: ExperimentConfig, store: Store, faults: Faults, *, retrains: bool, evaluates: bool, searches: bool
+) -> None:
+    """What can be told without model and texts."""
+    if searches:
+        with faults.gather():
+            check_tracking(config.tracking)
+        with faults.gather():
+            check_unchanged(config, store)
+        if config.search.sampler == "optuna":
+            with faults.gather():
+                check_optuna()
+    if retrains:
+        for method, budget in product(config.retraining.methods, config.retraining.budgets):
+            with faults.gather():
+                list(chains(config.retraining, method, budget, num_pairs=None))
+    for path in config.evaluation.report.metrics if evaluates else ():
+        with faults.gather():
+            load_metric(path)
+
+
+def check_unchanged(config: ExperimentConfig, store: Store) -> None:
+    """Raises `BadInputError` where the experiment's name stands for another configuration already."""
+    stored = read_config(store, config.experiment)
+    if stored is None:
+        return
+    if changes := changed_keys(stored, config):
+        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items())
+        raise BadInputError(
+            f"experiment: {config.experiment!r} exists with another configuration ({listed}); choose a new name, such "
+            f"as --experiment {config.experiment}-2: what both share is not computed again"
+        )
+
+
+def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...]:
+    asked: tuple[Request, ...] = ()
+    num_blocks = len(size.block_parameters)
+    for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
+        protected = protected_blocks(entry, num_blocks)
+        if len(protected) >= num_blocks:
+            raise BadInputError(
+                f"{path}.protect_first {entry.protect_first} and protect_last {entry.protect_last} "
+                f"protect all {num_blocks} blocks"
+            )
+        asked = requests(config.search, size, protected)  # of all entries alike
+    _check_sizes(config, size, asked)
+    return asked
+
+
+def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
+    """Check that some candidate may be as small as the constraints say, whichever blocks it loses."""
+    most = config.search.constraints.max_bytes if config.search.constraints else None
+    if most is None or not asked:
+        return
+    largest_first = sorted(range(len(size.block_parameters)), key=lambda block: -size.block_parameters[block])
+    count = max(request.counts[-1] for request in asked)
+    smallest = size.without(largest_first[:count]).num_bytes
+    if smallest > most:
+        raise BadInputError(
+            f"search.constraints.max_bytes: is {most:,}, but the smallest candidate, without {count} blocks, has "
+            f"{smallest:,}; raise it, or give larger search.ratios"
+        )
+
+
+def check_context(config: ExperimentConfig, model_config: PretrainedConfig, faults: Faults) -> None:
+    positions = getattr(model_config, "max_position_embeddings", None)
+    paths = entry_paths("calibration", config.calibrations)
+    lengths = {f"{p}.sequence_length": one.sequence_length for p, one in zip(paths, config.calibrations, strict=True)}
+    if config.retraining.runs:
+        lengths["retraining.sequence_length"] = config.retraining.sequence_length
+    if config.retraining.uses_instructions and config.retraining.instructions is not None:
+        lengths["retraining.instructions.max_length"] = config.retraining.instructions.max_length
+    for field, length in lengths.items():
+        with faults.gather():
+            if positions and length > positions:
+                raise BadInputError(f"{field}: is {length}, but the model's context has {positions} tokens")
+
+
+def count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
+    """Trials where no two rankings choose the same blocks."""
+
+    def of_methods(methods: Sequence[str], budget: int) -> int:
+        return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
+
+    retraining, search = config.retraining, config.search
+    budgets = [retraining.budget(request.target.ratio) for request in asked]
+    count = sum(config.num_rankings * of_methods(retraining.methods, budget) for budget in budgets)
+    if search.trials is not None:
+        count = search.trials if config.ranges else min(search.trials, count)
+    if "random" in search.controls:
+        count += sum(of_methods(["cpt"], budget) for budget in budgets)
+    if "scratch" in search.controls:
+        count += sum(of_methods(["scratch"], budget) for budget in budgets)
+    if "dense" in search.controls:
+        count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)
+    return count
