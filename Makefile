@@ -30,11 +30,11 @@ submit: setup  ## Run the search of CONFIG=... on the Ray cluster whose dashboar
 	@$(BIN)/python -m jobs.submit $(CONFIG) --address $(ADDRESS) $(FLAGS)
 
 PROCESSES ?= 2
-test: setup  ## All tests, with Ray and a real S3 server, in PROCESSES=2 at a time
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadgroup
+test: test-unit  ## All tests, with Ray and a real S3 server
+	$(BIN)/pytest -m ray tests/ray
 
-test-unit: setup  ## Tests that need no Ray cluster
-	$(BIN)/pytest -m 'not ray and not faults'
+test-unit: setup  ## Tests that need no Ray cluster, in PROCESSES=2 at a time
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile -m 'not ray and not faults'
 
 test-faults: setup  ## Tests that take nodes from a running cluster: minutes each, not part of `make test`
 	$(BIN)/pytest -m faults tests/faults

@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from tests.s3_server import S3Server
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, give each whole files, and one of them all that uses Ray."""
-    for item in items:
-        uses_ray = Path(__file__).parent / "ray" in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
-
-
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What the package logs from INFO on."""

@@ -118,8 +118,9 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
     speeds = known_speeds(config, shapes, store, capacity)
     candidates, controls = _candidates(config, facts), _controls(config, facts)
     rungs = config.search.rungs or (1.0,)
-    expected = [one for alike in candidates for one in _climb(alike, rungs, shapes, speeds, config.resources)]
-    expected += _climb(controls, (1.0,), shapes, speeds, config.resources)
+    sampled = config.search.trials and config.search.trials / len(candidates)
+    expected = [one for alike in candidates for one in _climb(alike, rungs, shapes, speeds, config, sampled)]
+    expected += _climb(controls, (1.0,), shapes, speeds, config)
     trained = [one for one in expected if one.work]
     seconds = sum(one.number * (one.cost.seconds or 0.0) for one in trained)
     longest = max((sum(o.cost.seconds or 0.0 for o in trained if o.of is one.of) for one in trained), default=0.0)
@@ -212,16 +213,14 @@ def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike
 
 
 def _controls(config: ExperimentConfig, facts: ModelFacts) -> list[_Alike]:
-    retraining, asked = config.retraining, []
-    if "dense" in config.search.controls:
-        asked += [(0, budget) for budget in retraining.budgets]
-    if "random" in config.search.controls:
-        asked += [(min(one.counts), retraining.budget(one.target.ratio)) for one in facts.requests]
-    return [
-        _alike(config, facts, removed, chain, 1)
-        for removed, budget in asked
-        for chain in chains(retraining, "cpt", budget, None)
-    ]
+    retraining = config.retraining
+    of_targets = [(min(one.counts), retraining.budget(one.target.ratio)) for one in facts.requests]
+    found = []
+    for control in config.search.controls:
+        method = "scratch" if control == "scratch" else "cpt"
+        for removed, budget in [(0, budget) for budget in retraining.budgets] if control == "dense" else of_targets:
+            found += [_alike(config, facts, removed, chain, 1) for chain in chains(retraining, method, budget, None)]
+    return found
 
 
 def _alike(config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Sequence[Recipe], count: int) -> _Alike:
@@ -231,11 +230,23 @@ def _alike(config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Seq
 
 
 def _climb(
-    group: Sequence[_Alike], rungs: Sequence[float], shapes: Shapes, speeds: Speeds, resources: ResourcesConfig
+    group: Sequence[_Alike],
+    rungs: Sequence[float],
+    shapes: Shapes,
+    speeds: Speeds,
+    config: ExperimentConfig,
+    sampled: float | None = None,
 ) -> list[_Expected]:
     """A group of candidates that compete, at each rung; a run goes on from before the decay of the one before, and
-    those of a chain behind the first begin anew."""
-    total = left = sum(one.count for one in group)
+    those of a chain behind the first begin anew.
+
+    Args:
+        sampled: candidates that a sampler chooses from the group; all unless given, or where there are fewer.
+    """
+    total = sum(one.count for one in group)
+    left: float = total
+    if sampled is not None:
+        left = sampled if config.ranges else min(sampled, total)
     found = []
     for index, share in enumerate(rungs):
         left = math.ceil(left / REDUCTION) if index else left
@@ -249,7 +260,7 @@ def _climb(
                 run_work(recipe, first, shapes.of(one.transforms, recipe))
                 for recipe, first in zip(cut, firsts, strict=True)
             )
-            cost = estimate(work, speeds.of, resources.accelerators)
+            cost = estimate(work, speeds.of, config.resources.accelerators)
             found.append(_Expected(of=one, share=share, number=left * one.count / total, work=work, cost=cost))
     return found
 
