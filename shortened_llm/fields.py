@@ -71,6 +71,8 @@ class Range(Section, Generic[Number]):
 
 
 def _as_axis(value: object) -> object:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        (value,) = value  # a flag makes a list of what it is given
     return value if isinstance(value, (Mapping, Range)) else as_tuple(value)
 
 

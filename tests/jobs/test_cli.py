@@ -312,6 +312,14 @@ def test_flags_win_over_the_file(tmp_path: Path, tiny_values: dict) -> None:
     assert parsed.experiment == "other"
 
 
+def test_a_flag_may_give_a_range(tmp_path: Path, tiny_values: dict) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny_values))
+    flags = ["--search.sampler", "optuna", "--search.trials", "8", "--search.ratios", '{"low": 0.3, "high": 0.4}']
+    parsed, _ = parse_command(make_parser("search", ""), [str(config), *flags])
+    assert {field: str(axis) for field, axis in parsed.ranges.items()} == {"search.ratios": "0.3 to 0.4"}
+
+
 def test_of_several_files_the_later_wins_and_flags_over_both(tmp_path: Path, tiny_values: dict) -> None:
     """Experiment and machines may be two files."""
     machines = {"resources": {"workers": 4}, "storage": {"url": str(tmp_path / "elsewhere")}}
