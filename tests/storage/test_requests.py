@@ -37,7 +37,7 @@ def resumed(store: Store, planned: Experiment) -> None:
     """What a search asks of the store from its submission to its first new trial."""
     store.probe()
     assert read_config(store, "e") is None
-    with hold_lease(store.experiment_url("e")):
+    with hold_lease(store.experiment_url("e"), expiry_seconds=3600.0):  # renewals follow the clock
         assert all(is_done(store, trial.spec) for trial in planned.trials)
         repair_run_directory(join(store.experiment_url("e"), "train", "f" * 16), num_to_keep=2)
 
