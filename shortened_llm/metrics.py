@@ -40,7 +40,9 @@ SKIPPED_STEPS = "skipped_steps"
 LOSS_SPIKES = "loss_spikes"
 """Steps since the start of the run whose loss stood far above those before."""
 HELD_OUT_NLL = "held_out_nll"
-"""Mean negative log-likelihood on the selection texts, in nats per token: what a search minimises."""
+"""Mean negative log-likelihood on the selection texts, in nats per token."""
+SEARCH_LOSS = "search_loss"
+"""What a search minimises: the same, or what `search.metric` names, negated where a higher value is better."""
 
 TrialState = Literal["pending", "waiting", "training", "scoring", "done", "failed"]
 """What a trial is doing: not begun, waiting for its workers, training, having its retrained model scored, or ended."""

@@ -146,6 +146,33 @@ def test_constraints_are_on_what_is_measured(values: dict) -> None:
             parse_config(changed(values, "search.constraints", constraints))
 
 
+def test_the_metric_of_a_search_is_measured_for_every_trial(values: dict) -> None:
+    values["evaluation"]["selection"] |= {"tasks": ["piqa"], "metrics": ["own:measure"]}
+    own = {"name": "own:measure", "higher_is_better": True}
+    for metric, title in (
+        ("perplexity", "mean NLL"),
+        ("piqa/bits_per_byte", "bits per byte of piqa"),
+        (own, own["name"]),
+    ):
+        assert parse_config(changed(values, "search.metric", metric)).search.metric.record.title == title
+    for metric, words in (
+        (
+            "boolq",
+            r"search\.metric is 'boolq'.*add it to evaluation\.selection\.tasks; measured are perplexity, piqa, ",
+        ),
+        ("other:measure", r"add it to evaluation\.selection\.metrics"),
+        ("own:measure", r"say which way is better: \{name: 'own:measure', higher_is_better"),
+        ({"name": "piqa", "higher_is_better": True}, r"higher_is_better is given, but 'piqa' says it itself"),
+    ):
+        with pytest.raises(BadInputError, match=words):
+            parse_config(changed(values, "search.metric", metric))
+    values["evaluation"]["selection"]["tasks"] = ["piqa", {"task": "piqa", "num_fewshot": 5}]
+    with pytest.raises(
+        BadInputError, match=r"search\.metric is 'piqa', but evaluation\.selection\.tasks lists this task twice"
+    ):
+        parse_config(changed(values, "search.metric", "piqa"))
+
+
 def test_a_budget_is_of_training(values: dict) -> None:
     budget = changed(values, "search.budget", {"hours": 2})
     stored = parse_config(budget).model_dump(mode="json")

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import BosMode, Runtime, Url
 from shortened_llm.config.text import TextSource
@@ -74,13 +74,6 @@ class PerplexitySource(TextSource):
         return named_protocol(value) if isinstance(value, str) else value
 
 
-class SelectionConfig(Section):
-    """Scores that steer the search and choose the best of each size."""
-
-    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = Field(min_length=1)
-    """Texts; the search minimises the mean of their log-perplexities."""
-
-
 def _file_name(name: str) -> str:
     if re.search(r"[/\\\x00-\x1f]", name):
         raise ValueError(f"{name!r} becomes part of a file's name: / and \\ and control characters cannot be in it")
@@ -137,29 +130,44 @@ def _distinct_tasks(tasks: tuple[TaskConfig, ...]) -> tuple[TaskConfig, ...]:
     return tasks
 
 
+def _import_paths(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    for metric in metrics:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", metric):
+            raise ValueError(f"{metric!r} is no import path; give module:function")
+    return distinct(metrics)
+
+
+Texts = Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)]
+Tasks = Annotated[tuple[TaskConfig, ...], BeforeValidator(_expand_task_sets), AfterValidator(_distinct_tasks)]
+OwnMetrics = Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_import_paths)]
+
+
+class SelectionConfig(Section):
+    """Scores that steer the search and choose the best of each size, measured for every trial, at each rung."""
+
+    perplexity: Texts = Field(min_length=1)
+    """Texts; the search minimises the mean of their log-perplexities, unless search.metric names another score."""
+    tasks: Tasks = ()
+    """lm-eval tasks and groups, for search.metric."""
+    metrics: OwnMetrics = ()
+    """Your own measures, as in evaluation.report.metrics, for search.metric."""
+
+
 class ReportConfig(Section):
     """Scores measured once, after the search, for quoting."""
 
-    perplexity: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = ()
+    perplexity: Texts = ()
     """Texts, measured for every model; at least one should never be trained on."""
-    tasks: Annotated[tuple[TaskConfig, ...], BeforeValidator(_expand_task_sets), AfterValidator(_distinct_tasks)] = ()
+    tasks: Tasks = ()
     """lm-eval tasks and groups, measured for the dense model, the best of each size and the controls; zero_shot stands
     for the paper's seven."""
-    agreement: Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)] = ()
+    agreement: Texts = ()
     """Texts on which predictions are compared with the dense model's; measured for the same models as tasks."""
-    metrics: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    metrics: OwnMetrics = ()
     """Your own measures, each the import path module:function of a function of (model, tokenizer) that returns a
     number; measured for the same models as tasks."""
     efficiency: bool = False
     """Also measure speed and memory of the best model of each size; see evaluation.efficiency."""
-
-    @field_validator("metrics")
-    @classmethod
-    def _import_paths(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        for metric in metrics:
-            if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", metric):
-                raise ValueError(f"{metric!r} is no import path; give module:function")
-        return metrics
 
 
 class EfficiencyConfig(Section):
@@ -204,6 +212,19 @@ class EvaluationConfig(Section):
     """Items per task; all unless given. Fewer items rank nothing: 100 have a standard error of 4 to 5 points."""
     batch_size: Annotated[int, Runtime] = Field(8, ge=1)
     """Segments or task requests per forward pass; halved where memory does not suffice."""
+
+    @property
+    def tasks(self) -> dict[str, tuple[TaskConfig, ...]]:
+        """By the field that names them."""
+        return {"evaluation.selection.tasks": self.selection.tasks, "evaluation.report.tasks": self.report.tasks}
+
+    @property
+    def metrics(self) -> dict[str, tuple[str, ...]]:
+        """By the field that names them."""
+        return {
+            "evaluation.selection.metrics": self.selection.metrics,
+            "evaluation.report.metrics": self.report.metrics,
+        }
 
 
 NO_EVALUATION = EvaluationConfig.model_construct(selection=SelectionConfig.model_construct(perplexity=()))

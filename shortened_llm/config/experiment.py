@@ -8,6 +8,7 @@ from pydantic import BaseModel, field_validator, model_validator
 
 from shortened_llm.config.base import OneOrSeveral, Runtime, alone
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
+from shortened_llm.config.metric import check_metric
 from shortened_llm.config.model import ModelConfig, StorageConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import ResourcesConfig
@@ -127,6 +128,11 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _rungs_can_be_continued(self) -> "ExperimentConfig":
         check_rungs(self.search.rungs, self.retraining)
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_measured(self) -> "ExperimentConfig":
+        check_metric(self.search.metric, self.evaluation.selection)
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from shortened_llm.config.base import Runtime
 from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.constraints import ConstraintsConfig
+from shortened_llm.config.metric import MetricConfig
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.fields import Range, Section, ValuesOrRange, as_tuple, distinct
 
@@ -46,6 +47,9 @@ class SearchSection(Section):
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
+    metric: MetricConfig = MetricConfig()
+    """The score by which candidates of one target are compared: perplexity unless given, or a task or a measure of your
+    own that evaluation.selection has, such as piqa/bits_per_byte."""
     rehearsal: Annotated[bool | None, Runtime] = None
     """Before the first trial, three steps of each method on the real machines, once with the workers lost in between:
     load, train, checkpoint, restore, export, reload, evaluate. Where it fails, the search ends. Done where workers have

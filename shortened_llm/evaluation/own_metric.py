@@ -14,14 +14,16 @@ from shortened_llm.fingerprint import file_sha256
 from shortened_llm.records import MetricScore
 
 STAGE_VERSION = 3
-FIELD = "evaluation.report.metrics"
+FIELD = "evaluation"
+"""The section that a metric is of, where nobody knows the field."""
 
 
-def load_metric(path: str) -> Callable[..., Any]:
+def load_metric(path: str, field: str = FIELD) -> Callable[..., Any]:
     """Import the function that `path` names.
 
     Args:
         path: `module:function`; the module must be importable in every process that evaluates.
+        field: the field of the configuration that names it, for messages.
 
     Raises:
         BadInputError: no such module or function, or one that cannot be called with (model, tokenizer).
@@ -31,20 +33,20 @@ def load_metric(path: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # The module is the user's: importing it may raise anything.
         raise BadInputError(
-            f"{FIELD}: {path!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); it must "
+            f"{field}: {path!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); it must "
             "lie on PYTHONPATH or in the directory that the job is submitted with"
         ) from error
     metric = getattr(module, name, None)
     if not callable(metric):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise BadInputError(
-            f"{FIELD}: {path!r}: {module_name!r} has no function {name!r}; it has {', '.join(known) or 'none'}"
+            f"{field}: {path!r}: {module_name!r} has no function {name!r}; it has {', '.join(known) or 'none'}"
         )
     try:
         inspect.signature(metric).bind(None, None)
     except (TypeError, ValueError) as error:  # ValueError: a built-in without a signature
         raise BadInputError(
-            f"{FIELD}: {path!r} cannot be called with two arguments, (model, tokenizer): {error}"
+            f"{field}: {path!r} cannot be called with two arguments, (model, tokenizer): {error}"
         ) from error
     return metric
 

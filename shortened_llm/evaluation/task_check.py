@@ -11,17 +11,23 @@ from transformers import PreTrainedTokenizerBase
 from shortened_llm.config import TaskConfig
 from shortened_llm.errors import BadInputError, UnreachableError
 
-FIELD = "evaluation.report.tasks"
+FIELD = "evaluation"
+"""The section that a task is of, where nobody knows the field."""
 NAMES_SHOWN = 8
 
 
 def check_tasks(
-    tasks: tuple[TaskConfig, ...], directory: str | None, *, tokenizer: PreTrainedTokenizerBase | None = None
+    tasks: tuple[TaskConfig, ...],
+    directory: str | None,
+    field: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Check what can be told from the names and files of tasks, without their data.
 
     Args:
         directory: the user's own task files.
+        field: the field of the configuration that names the tasks, for messages.
         tokenizer: the model's, for tasks that ask for its chat template.
 
     Raises:
@@ -33,17 +39,18 @@ def check_tasks(
     for task in tasks:
         index = task_manager(task.task, directory).task_index
         if task.task not in index:
-            raise BadInputError(_unknown(task.task, directory))
+            raise BadInputError(f"{field}: {_unknown(task.task, directory)}")
         leaves = list(task_settings(task.task, index))
-        _check(task, index[task.task], leaves)
+        if fault := _fault(task, index[task.task], leaves):
+            raise BadInputError(f"{field}: {task.task!r} {fault}")
         if task.chat_template and tokenizer is not None and tokenizer.chat_template is None:
             raise BadInputError(
-                f"{FIELD}: {task.task!r} has chat_template: true, but the model's tokenizer has no chat template; "
+                f"{field}: {task.task!r} has chat_template: true, but the model's tokenizer has no chat template; "
                 "set it to false, or use the tokenizer of an instruction-tuned model"
             )
 
 
-def load_task(name: str, directory: str | None) -> Any:
+def load_task(name: str, directory: str | None, field: str = FIELD) -> Any:
     """lm-eval's `TaskDict` of a task or group that `check_tasks` passed, with its data.
 
     The data comes from the hub where it is not cached, which takes seconds to minutes.
@@ -58,18 +65,18 @@ def load_task(name: str, directory: str | None) -> Any:
     try:
         return manager.load([name])
     except ImportError as error:
-        raise BadInputError(f"{FIELD}: {name!r} needs a package that is not installed: {error}") from error
+        raise BadInputError(f"{field}: {name!r} needs a package that is not installed: {error}") from error
     except (OSError, DatasetsError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
         paths = sorted(
             {leaf["dataset_path"] for leaf in task_settings(name, manager.task_index) if leaf.get("dataset_path")}
         )
         raise UnreachableError(
-            f"{FIELD}: the data of {name!r} cannot be read, data set {_some(paths)} ({error}). To give it locally, put "
+            f"{field}: the data of {name!r} cannot be read, data set {_some(paths)} ({error}). To give it locally, put "
             "a task file into evaluation.task_directory, a copy of lm-eval's with another name and with "
             "dataset_path: json and dataset_kwargs: {data_files: {validation: /absolute/path.jsonl}}"
         ) from error
     except Exception as error:  # The task's own code and templates have run: they may raise anything.
-        raise BadInputError(f"{FIELD}: {name!r} cannot be set up: {type(error).__name__}: {error}") from error
+        raise BadInputError(f"{field}: {name!r} cannot be set up: {type(error).__name__}: {error}") from error
 
 
 def task_manager(name: str, directory: str | None) -> Any:
@@ -119,7 +126,7 @@ def _unknown(name: str, directory: str | None) -> str:
     near = difflib.get_close_matches(name, index, n=3, cutoff=0.5)
     own = sorted(_index(directory, include_defaults=False).task_index) if directory else []
     return (
-        f"{FIELD}: unknown task or group {name!r}; "
+        f"unknown task or group {name!r}; "
         + (f"nearest: {', '.join(near)}" if near else f"lm-eval has {len(index)}: see `lm-eval ls tasks`")
         + (f"; in evaluation.task_directory: {_some(own)}" if own else "")
     )
@@ -130,25 +137,20 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check(task: TaskConfig, entry: Any, leaves: list[dict[str, Any]]) -> None:
-    """A task that is a Python class tells nothing before it is loaded."""
+def _fault(task: TaskConfig, entry: Any, leaves: list[dict[str, Any]]) -> str | None:
+    """Why a task cannot be measured as asked for; a task that is a Python class tells nothing before it is loaded."""
     kind = entry.kind.name
     if kind == "TAG" or (kind == "GROUP" and not entry.cfg.get("aggregate_metric_list")):
         names = sorted({str(leaf.get("task")) for leaf in leaves})
-        raise BadInputError(
-            f"{FIELD}: {task.task!r} is a {kind.lower()} that has no score of its own; list its tasks: {_some(names)}"
-        )
+        return f"is a {kind.lower()} that has no score of its own; list its tasks: {_some(names)}"
     if any(leaf.get("unsafe_code") for leaf in leaves):
-        raise BadInputError(f"{FIELD}: {task.task!r} executes what the model writes; such tasks are not run")
+        return "executes what the model writes; such tasks are not run"
     if any(leaf.get("doc_to_image") or leaf.get("doc_to_audio") for leaf in leaves):
-        raise BadInputError(f"{FIELD}: {task.task!r} has images or sound; allowed are tasks of text alone")
+        return "has images or sound; allowed are tasks of text alone"
     if task.num_fewshot and all(leaf.get("num_fewshot") == 0 for leaf in leaves):
-        raise BadInputError(
-            f"{FIELD}: {task.task!r} has num_fewshot {task.num_fewshot}, but the task fixes it at 0; leave it out"
-        )
+        return f"has num_fewshot {task.num_fewshot}, but the task fixes it at 0; leave it out"
     kinds = {"class" if "class" in leaf else leaf.get("output_type", "generate_until") for leaf in leaves}
     if task.generation is not None and not kinds & {"class", "generate_until"}:
-        raise BadInputError(
-            f"{FIELD}: {task.task!r} has settings of generation, but it is no generative task "
-            f"(output_type {', '.join(sorted(kinds))}); leave them out"
-        )
+        listed = ", ".join(sorted(kinds))
+        return f"has settings of generation, but it is no generative task (output_type {listed}); leave them out"
+    return None

@@ -18,6 +18,7 @@ from shortened_llm.records.evaluation import (
     TaskScore,
 )
 from shortened_llm.records.model import FileEntry, ModelRef, ModelSize, Size
+from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import Bin, PlanLabel, PrunePlan, Target
 from shortened_llm.records.scores import RESAMPLES, UNDECIDED, BlockScores, Cut, removed_blocks
 from shortened_llm.records.training import (

@@ -5,6 +5,7 @@ from typing import Literal
 
 from shortened_llm.records.evaluation import EvalScores, ServingScore
 from shortened_llm.records.model import ModelRef, Size
+from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import PrunePlan
 from shortened_llm.records.scores import BlockScores
 from shortened_llm.records.training import Recipe, RetrainedModel
@@ -31,6 +32,8 @@ class TrialSpec:
     without rungs."""
     whole_steps: tuple[int, ...] = ()
     """Optimiser steps that each run has with the whole budget; empty without rungs."""
+    objective: Objective = BY_PERPLEXITY
+    """By what it is compared with others."""
 
     @property
     def name(self) -> str:

@@ -88,14 +88,14 @@ def _name(row: TrialRow) -> str:
 
 
 def _best_rate(name: str, rows: Sequence[TrialRow]) -> Entrant:
-    """The learning rates and settings with the lowest mean selection NLL over the seeds; those that lack a seed come
+    """The learning rates and settings with the lowest mean loss over the seeds; those that lack a seed come
     last."""
     by_rates: dict[tuple[tuple[float, ...], str], list[TrialRow]] = {}
     for row in rows:
         by_rates.setdefault((row.learning_rates, row.trial.spec.settings), []).append(row)
 
     def rank(rates: tuple[tuple[float, ...], str]) -> tuple[int, float, tuple[tuple[float, ...], str]]:
-        losses = [row.selection_nll for row in by_rates[rates] if row.selection_nll is not None]
+        losses = [row.loss for row in by_rates[rates] if row.loss is not None]
         return -len(losses), sum(losses) / len(losses) if losses else math.inf, rates
 
     done = sorted(

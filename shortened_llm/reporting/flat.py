@@ -15,6 +15,7 @@ Columns, always in this order:
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
   `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
+  `search_metric` and `search_loss`: what the search minimises, a metric of which more is better negated;
   `selection_texts`: those texts and their protocols, separated by `;`: means of other texts cannot be compared;
 - `missing_scores`: what could not be measured and why, separated by `;`;
 - per score `<role>_<stage>_<metric>:<source>:<protocol>`, where role is selection or report and stage is dense, before
@@ -85,6 +86,8 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "adapter_url": lambda row: row.adapter_url,
     "selection_before_mean_nll": lambda row: _mean_nll(row.trial.result.before) if row.trial.result else None,
     "selection_after_mean_nll": lambda row: _mean_nll(row.trial.result.after) if row.trial.result else None,
+    "search_metric": lambda row: row.trial.spec.objective.title,
+    "search_loss": lambda row: row.loss,
     "selection_texts": lambda row: _selection_texts(row),
     "missing_scores": lambda row: ";".join(f"{score.name}: {score.cause}" for score in missing_scores(row)),
 }

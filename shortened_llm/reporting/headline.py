@@ -88,7 +88,7 @@ def _summary(
     if best is None:
         choice = f"No result to choose from ({status_counts(rows)})."
     else:
-        finished = len(contenders([row.trial for row in rows])[target, best.selection_texts])
+        finished = len(contenders([row.trial for row in rows])[target, best.basis])
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
         if any(row.trial.spec.candidate for row in rows):
             rung = f"with {formats.ratio(best.rung)} of the tokens, the most that any came to:"

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from shortened_llm.records import EvalScores, PerplexityScore, TaskScore
+from shortened_llm.records import EvalScores, MetricScore, Objective, PerplexityScore, TaskScore
+from shortened_llm.records.objective import BITS_PER_BYTE, PERPLEXITY
 
 LEAST_DIFFERENCE = 0.04
 """Nats per prediction. Another seed alone moves a short retraining by 0.02."""
@@ -58,6 +59,11 @@ class Difference:
         return self.mean - NORMAL_95 * self.standard_error, self.mean + NORMAL_95 * self.standard_error
 
     @property
+    def negated(self) -> "Difference":
+        """The second model less the first."""
+        return replace(self, mean=-self.mean, per_seed=tuple(-value for value in self.per_seed))
+
+    @property
     def is_separated(self) -> bool:
         return self.verdict == SEPARATED
 
@@ -93,14 +99,27 @@ def paired_difference(pairs: Sequence[tuple[PerplexityScore, PerplexityScore]]) 
     return _clustered([np.subtract(first.document_nll, second.document_nll) for first, second in pairs], predictions)
 
 
-def scores_difference(first: EvalScores, second: EvalScores) -> Difference | None:
-    """Compare two models by what a search minimises, the mean over its texts; None where these are not the same, or a
-    score is missing or not finite."""
-    pairs = list(zip(first.perplexity, second.perplexity, strict=False))
-    if [text.unit for text in first.perplexity] != [text.unit for text in second.perplexity]:
+def objective_difference(objective: Objective, first: EvalScores, second: EvalScores) -> Difference | None:
+    """Compare two models by the loss that a search minimises, document by document or item by item; None where they
+    were not measured alike, or a score is missing or not finite."""
+    if objective.units(first) != objective.units(second):
         return None
-    found = [difference for pair in pairs if (difference := paired_difference([pair])) is not None]
-    return mean_difference(found) if len(found) == len(pairs) else None
+    if objective.metric == PERPLEXITY:
+        pairs = list(zip(first.perplexity, second.perplexity, strict=True))
+        found = [difference for pair in pairs if (difference := paired_difference([pair])) is not None]
+        return mean_difference(found) if found and len(found) == len(pairs) else None
+    if not math.isfinite(objective.loss(first) - objective.loss(second)):
+        return None
+    for one, other in zip(objective.parts(first), objective.parts(second), strict=True):
+        if isinstance(one, TaskScore) and isinstance(other, TaskScore):
+            on_task = task_difference(one, other)
+            if objective.metric.endswith(BITS_PER_BYTE):
+                return on_task.bits_per_byte
+            return on_task.value.negated if objective.is_maximised(one) else on_task.value
+        if isinstance(one, MetricScore) and isinstance(other, MetricScore):
+            difference = _of_means((one.value - other.value,))
+            return difference.negated if objective.is_maximised(one) else difference
+    return None
 
 
 def _of_means(per_seed: tuple[float, ...]) -> Difference:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from shortened_llm.records import Bin, Experiment, RetrainedModel
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.paired import Difference, scores_difference
+from shortened_llm.reporting.paired import Difference, objective_difference
 from shortened_llm.reporting.rows import TrialRow
 
 
@@ -36,18 +36,19 @@ class Stop:
     kept: TrialRow | None
     """The last one kept at the same rung; None where the candidate has no finite loss."""
     behind: Difference | None
-    """Its loss less that one's, in nats."""
+    """Its loss less that one's."""
     to_best: Difference | None
-    """Its loss less that of the best of the target, both at this rung, in nats."""
+    """Its loss less that of the best of the target, both at this rung."""
 
     @property
     def reason(self) -> str:
-        """`not kept at 10 % of the tokens: +0.042 ± 0.010 nats to #7, the last one kept`"""
+        """`not kept at 10 % of the tokens: behind #7, the last one kept, by +0.042 ± 0.010 nats`"""
         said = f"not kept at {formats.ratio(self.candidate.last.rung)} of the tokens"
         if self.kept is None:
             return f"{said}: no finite loss"
-        nats = f"{formats.difference(self.behind.mean, self.behind.standard_error)} nats to " if self.behind else ""
-        return f"{said}: {nats or 'behind '}#{self.kept.number}, the last one kept"
+        unit = self.kept.trial.spec.objective.unit
+        by = f", by {formats.difference(self.behind.mean, self.behind.standard_error)} {unit}" if self.behind else ""
+        return f"{said}: behind #{self.kept.number}, the last one kept{by}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class TargetRace:
 
     @property
     def regret(self) -> float | None:
-        """How much better than the best a candidate that was stopped could have been, at most, in nats: by the lowest
+        """How much better than the best a candidate that was stopped could have been, at most: by the lowest
         end of the 95 % intervals of their differences at the rung where each stopped. It holds if the order at that
         rung is the order at the end, but for the noise of the texts. None where a difference has no interval."""
         ends = [stop.to_best.interval if stop.to_best else None for stop in self.stops if stop.kept]
@@ -86,7 +87,8 @@ class TargetRace:
             return "how much better a candidate that was stopped could have been is not known"
         if self.regret == 0:
             return f"no candidate that was stopped could have been better than #{self.best.number}"
-        return f"one that was stopped could have been up to {self.regret:.3f} nats better than #{self.best.number}"
+        unit = self.best.trial.spec.objective.unit
+        return f"one that was stopped could have been up to {self.regret:.3f} {unit} better than #{self.best.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,7 @@ def race(experiment: Experiment, rows: Sequence[TrialRow]) -> Race | None:
     for row in own:
         by_candidate.setdefault(row.trial.spec.candidate, []).append(row)
     candidates = [Candidate(rows=tuple(of)) for of in by_candidate.values()]
-    best = {(target, row.selection_texts): row for row in rows for target in row.best_of}
+    best = {(target, row.basis): row for row in rows for target in row.best_of}
     targets = dict.fromkeys(target for row in rows for target in row.plan.targets if row in own)
     races = tuple(_target_race(experiment, target, candidates, best) for target in targets)
     stops: dict[int, list[Stop]] = {}
@@ -174,14 +176,14 @@ def _stops(candidates: Sequence[Candidate], best: dict[tuple[str, ...], TrialRow
     """The candidates that were left behind at a rung from which others went on, once all of its trials have ended."""
     of_best = {row.number: one for one in candidates for row in one.rows}
     for one in candidates:
-        rung, texts = one.last.rung, one.last.selection_texts
+        rung, texts = one.last.rung, one.last.basis
         so_far = [row for other in candidates for row in other.rows if row.rung <= rung]
         is_decided = all(row.status in ("done", "failed") for row in so_far)
         if not is_decided or one.last.status != "done" or all(other.last.rung <= rung for other in candidates):
             continue
         rivals = [other for other in candidates if rung in other.by_rung]
-        rivals = [other for other in rivals if other.by_rung[rung].selection_texts == texts]
-        ranked = sorted((o for o in rivals if o.by_rung[rung].selection_nll is not None), key=lambda o: _loss(o, rung))
+        rivals = [other for other in rivals if other.by_rung[rung].basis == texts]
+        ranked = sorted((o for o in rivals if o.by_rung[rung].loss is not None), key=lambda o: _loss(o, rung))
         # What went up before all had ended may lie behind others by now: the last one kept is the last before a gap.
         place = next((place for place, other in enumerate(ranked) if other.last.rung == rung), 0)
         kept = ranked[place - 1].by_rung[rung] if one in ranked and place else None
@@ -197,13 +199,13 @@ def _stops(candidates: Sequence[Candidate], best: dict[tuple[str, ...], TrialRow
 
 def _loss(candidate: Candidate, rung: float) -> tuple[float, str]:
     row = candidate.by_rung[rung]
-    return row.selection_nll or 0.0, row.trial.spec.fingerprint
+    return row.loss or 0.0, row.trial.spec.fingerprint
 
 
 def _difference(first: TrialRow, second: TrialRow) -> Difference | None:
     assert first.trial.result is not None
     assert second.trial.result is not None
-    return scores_difference(first.trial.result.after, second.trial.result.after)
+    return objective_difference(first.trial.spec.objective, first.trial.result.after, second.trial.result.after)
 
 
 def _tokens(candidates: Sequence[Candidate]) -> tuple[float, int]:

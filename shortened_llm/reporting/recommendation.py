@@ -35,7 +35,7 @@ class Recommendation:
 def recommend(experiment: Experiment, rows: Sequence[TrialRow]) -> Recommendation | None:
     """Choose among the best trials of all targets; None where no constraint was given.
 
-    With a limit of size or latency the one with the lowest selection NLL is chosen, since a smaller model gains nothing
+    With a limit of size or latency the one with the lowest loss is chosen, since a smaller model gains nothing
     more; without one the smallest, since quality alone was limited.
     """
     constraints = experiment.constraints
@@ -48,12 +48,12 @@ def recommend(experiment: Experiment, rows: Sequence[TrialRow]) -> Recommendatio
     return Recommendation(
         chosen=chosen,
         others=tuple(verdict for verdict in verdicts if verdict.row is not chosen),
-        rule="lowest selection NLL" if limited else "fewest bytes",
+        rule=f"best by {fitting[0].trial.spec.objective.title}" if fitting and limited else "fewest bytes",
     )
 
 
 def _loss(row: TrialRow) -> tuple[float, int]:
-    return (math.inf if row.selection_nll is None else row.selection_nll, row.number)
+    return (math.inf if row.loss is None else row.loss, row.number)
 
 
 def _bytes(row: TrialRow) -> tuple[float, int]:

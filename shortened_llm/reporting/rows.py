@@ -13,6 +13,8 @@ Status = Literal["done", "running", "stopped", "waiting", "left out", "failed"]
 STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "left out", "failed")
 Texts = tuple[str, ...]
 """Units of the texts of a mean, in their order."""
+Basis = tuple[str, ...]
+"""What trials must share to be compared: the metric of the search, and the units of the scores that it is made of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,14 @@ class TrialRow:
         return selection_nll(self.trial)
 
     @property
+    def loss(self) -> float | None:
+        return search_loss(self.trial)
+
+    @property
+    def basis(self) -> Basis:
+        return basis(self.trial)
+
+    @property
     def selection_texts(self) -> Texts:
         return selection_texts(self.trial)
 
@@ -167,7 +177,7 @@ def plan_criteria(plan: PrunePlan) -> tuple[str, ...]:
 
 
 def selection_nll(trial: ReportedTrial) -> float | None:
-    """What a search minimises: mean NLL after retraining on the selection texts, in nats per token."""
+    """Mean NLL after retraining on the selection texts, in nats per token."""
     if trial.result is None or not trial.result.after.perplexity:
         return None
     value = trial.result.after.mean_nll
@@ -177,6 +187,18 @@ def selection_nll(trial: ReportedTrial) -> float | None:
 def selection_texts(trial: ReportedTrial) -> Texts:
     """What the selection NLL is a mean over: two means of other texts cannot be compared."""
     return tuple(text.unit for text in trial.result.after.perplexity) if trial.result else ()
+
+
+def search_loss(trial: ReportedTrial) -> float | None:
+    """What the search minimises, after retraining."""
+    value = trial.spec.objective.loss(trial.result.after) if trial.result else math.nan
+    return value if math.isfinite(value) else None
+
+
+def basis(trial: ReportedTrial) -> Basis:
+    """See `Basis`; empty where the trial has no result."""
+    objective = trial.spec.objective
+    return (objective.metric, *objective.units(trial.result.after)) if trial.result else ()
 
 
 def trial_status(trial: ReportedTrial) -> Status:
@@ -193,32 +215,32 @@ def trial_status(trial: ReportedTrial) -> Status:
 
 
 def _rank(trial: ReportedTrial) -> tuple[float, str, str]:
-    """Lowest NLL first, a tie by fingerprint; trials without one by name: an order that no run can change."""
-    value = selection_nll(trial)
+    """Lowest loss first, a tie by fingerprint; trials without one by name: an order that no run can change."""
+    value = search_loss(trial)
     return (math.inf, trial.spec.name, trial.spec.fingerprint) if value is None else (value, "", trial.spec.fingerprint)
 
 
-def contenders(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], list[ReportedTrial]]:
-    """Target and selection texts -> the trials that may be the best of it, by selection NLL.
+def contenders(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Basis], list[ReportedTrial]]:
+    """Target and basis -> the trials that may be the best of it, the lowest loss first.
 
-    An experiment has one choice of texts; several may have others, each with a best of its own. Targets without a
-    result are left out. Controls are no candidates. Budgets must be equal, or luck at a low rung could beat training:
-    of a search with rungs, only trials of the highest rung that has a result contend, and what trains nothing, which is
-    the same at every rung.
+    An experiment has one metric and one choice of texts; several may have others, each with a best of its own. Targets
+    without a result are left out. Controls are no candidates. Budgets must be equal, or luck at a low rung could beat
+    training: of a search with rungs, only trials of the highest rung that has a result contend, and what trains
+    nothing, which is the same at every rung.
     """
-    found: dict[tuple[Bin, Texts], list[ReportedTrial]] = {}
+    found: dict[tuple[Bin, Basis], list[ReportedTrial]] = {}
     for trial in sorted(trials, key=_rank):
-        if trial.spec.control is None and selection_nll(trial) is not None:
+        if trial.spec.control is None and search_loss(trial) is not None:
             for target in trial.spec.plan.targets:
-                found.setdefault((target, selection_texts(trial)), []).append(trial)
+                found.setdefault((target, basis(trial)), []).append(trial)
     for key, ranked in found.items():
         highest = max((trial.spec.rung for trial in ranked if trial.spec.recipes), default=1.0)
         found[key] = [trial for trial in ranked if trial.spec.rung == highest or not trial.spec.recipes]
     return found
 
 
-def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Texts], ReportedTrial]:
-    """Target and selection texts -> the first of its contenders."""
+def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Basis], ReportedTrial]:
+    """Target and basis -> the first of its contenders."""
     return {key: ranked[0] for key, ranked in contenders(trials).items()}
 
 

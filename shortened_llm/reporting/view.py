@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shortened_llm.records import Experiment
+from shortened_llm.records import BY_PERPLEXITY, Experiment
 from shortened_llm.reporting.columns import Kind, Measurements, ScoreColumn, dense_measurements, score_columns
 from shortened_llm.reporting.comparison import MethodsSection, methods_sections
 from shortened_llm.reporting.efficiency import EfficiencyTable, efficiency_tables
@@ -48,6 +48,8 @@ class ReportView:
 
     experiment: Experiment
     rows: tuple[TrialRow, ...]
+    chosen_by: str
+    """By what the best of each size is chosen: `mean NLL`; more than one metric where experiments have others."""
     dense: Measurements
     columns: tuple[ScoreColumn, ...]
     selection_means: tuple[SelectionMean, ...]
@@ -124,6 +126,7 @@ def report_view(experiment: Experiment) -> ReportView:
         experiment=experiment,
         recommendation=recommend(experiment, rows),
         rows=rows,
+        chosen_by=", ".join(dict.fromkeys(row.trial.spec.objective.title for row in rows)) or BY_PERPLEXITY.title,
         dense=dense,
         columns=columns,
         selection_means=_selection_means(experiment, rows, columns),

@@ -1,5 +1,6 @@
 """The dense model's scores, which everything is compared with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ def submit_dense(
             if missing.is_bad_input:
                 raise BadInputError(missing.cause)
             raise ScoresMissingError(f"{missing.name} of the dense model: {missing.cause}")
+        metric = config.search.metric
+        if not math.isfinite(metric.record.loss(scores.selection)):
+            raise BadInputError(
+                f"search.metric: the dense model has no finite {metric.record.title}; give another metric"
+            )
         return scores
 
     return wait

@@ -58,9 +58,7 @@ def _best_of(rows: list[TrialRow], target: float | None) -> int:
         raise BadInputError(f"--target: {wanted} was not searched; allowed are {', '.join(targets)}")
     candidates = [row for row in candidates if any(_target(label) == wanted for label in row.plan.labels)]
     best = {id(trial) for trial in best_of_each_target([row.trial for row in candidates]).values()}
-    scored = [
-        (nll, row.number) for row in candidates if id(row.trial) in best and (nll := row.selection_nll) is not None
-    ]
+    scored = [(loss, row.number) for row in candidates if id(row.trial) in best and (loss := row.loss) is not None]
     if not scored:
         states = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in candidates).items())
         raise BadInputError(f"--target: no trial of {wanted} has a selection score ({states}); run the search again")

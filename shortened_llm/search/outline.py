@@ -42,8 +42,9 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
     size: ModelSize | None = None
     asked: tuple[Request, ...] = ()
     check_settings(config, store, faults, retrains=True, evaluates=True, searches=True)
-    with faults.gather():
-        check_tasks(config.evaluation.report.tasks, config.evaluation.task_directory)
+    for field, tasks in config.evaluation.tasks.items():
+        with faults.gather():
+            check_tasks(tasks, config.evaluation.task_directory, field)
     with faults.gather():
         store.probe()
     with faults.gather():

@@ -17,6 +17,7 @@ from shortened_llm.records import (
     TrainingData,
     TrialSpec,
 )
+from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.space import SearchSpace
@@ -106,6 +107,9 @@ def _notes(config: ExperimentConfig, roles: TextRoles) -> tuple[str, ...]:
             notes.append(f"{label}: one source serves selection and report, split by document.")
     if roles.report and all("train" in documents.shared_with for documents in roles.report):
         notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
+    chosen_by = config.search.metric.name.removesuffix(BITS_PER_BYTE)
+    if chosen_by in (*(task.task for task in config.evaluation.report.tasks), *config.evaluation.report.metrics):
+        notes.append(f"{chosen_by}: the models were chosen by it and are reported by it, which flatters them.")
     if not roles.report:
         notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
     if config.retraining.runs:

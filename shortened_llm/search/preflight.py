@@ -161,17 +161,20 @@ def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, ex
 
 
 def _check_task_data(config: ExperimentConfig, faults: Faults) -> None:
-    for task in config.evaluation.report.tasks:
-        with faults.gather():
-            check_tasks((task,), config.evaluation.task_directory)
-            load_task(task.task, config.evaluation.task_directory)
+    directory = config.evaluation.task_directory
+    for field, tasks in config.evaluation.tasks.items():
+        for task in tasks:
+            with faults.gather():
+                check_tasks((task,), directory, field)
+                load_task(task.task, directory, field)
 
 
 def _check_models_tasks(config: ExperimentConfig, facts: ScoringFacts, faults: Faults) -> None:
     """What the model must have for its tasks and timings."""
     evaluation = config.evaluation
-    with faults.gather():
-        check_tasks(evaluation.report.tasks, evaluation.task_directory, tokenizer=facts.tokenizer)
+    for field, tasks in evaluation.tasks.items():
+        with faults.gather():
+            check_tasks(tasks, evaluation.task_directory, field, tokenizer=facts.tokenizer)
     if evaluation.report.efficiency:
         with faults.gather():
             check_lengths(facts.model_config, evaluation.efficiency)

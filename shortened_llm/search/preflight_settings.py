@@ -59,9 +59,10 @@ def check_settings(
         for method, budget in product(config.retraining.methods, config.retraining.budgets):
             with faults.gather():
                 list(chains(config.retraining, method, budget, num_pairs=None))
-    for path in config.evaluation.report.metrics if evaluates else ():
-        with faults.gather():
-            load_metric(path)
+    for field, metrics in config.evaluation.metrics.items() if evaluates else ():
+        for path in metrics:
+            with faults.gather():
+                load_metric(path, field)
 
 
 def check_unchanged(config: ExperimentConfig, store: Store) -> None:

@@ -73,6 +73,7 @@ def prepare(
         data=data,
         retraining=config.retraining,
         selection=selection_units(config, facts.roles),
+        objective=config.search.metric.record,
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )

@@ -7,7 +7,17 @@ from typing import Any
 from shortened_llm.config import Control, RetrainingConfig
 from shortened_llm.evaluation.units import Unit
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, PrunePlan, Recipe, Target, TokenMixture, TrainingData, TrialSpec
+from shortened_llm.records import (
+    BY_PERPLEXITY,
+    ModelRef,
+    Objective,
+    PrunePlan,
+    Recipe,
+    Target,
+    TokenMixture,
+    TrainingData,
+    TrialSpec,
+)
 from shortened_llm.retraining.job import RetrainingJob, Run
 from shortened_llm.retraining.recipe import Chain, chain_at, chains
 
@@ -20,6 +30,9 @@ class SearchSpace:
     data: TrainingData
     retraining: RetrainingConfig
     selection: tuple[Unit, ...]
+    """What is measured of every trial."""
+    objective: Objective = BY_PERPLEXITY
+    """By what trials are compared."""
     dtype: str
     export_dtype: str
 
@@ -112,7 +125,9 @@ class SearchSpace:
         return self.data.instructions.num_sequences if self.data.instructions else 0
 
     def _trial(self, plan: PrunePlan, method: str, chain: Chain, control: Control | None = None) -> TrialSpec:
-        spec = TrialSpec(fingerprint="", plan=plan, method=method, recipes=chain, control=control)
+        spec = TrialSpec(
+            fingerprint="", plan=plan, method=method, recipes=chain, control=control, objective=self.objective
+        )
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
 
 

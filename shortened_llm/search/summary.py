@@ -5,6 +5,7 @@ from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.records import LoraOptions
+from shortened_llm.records.objective import PERPLEXITY
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast, accelerator_memory
 from shortened_llm.search.memory import GIB
@@ -145,6 +146,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
         lines.append(f"GPU memory  {memory}")
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     lines += _texts(facts.roles) if isinstance(facts, SearchFacts) else []
+    if config.search.metric.name != PERPLEXITY:
+        lines.append(f"chooses by  {config.search.metric.record.title}, measured for every trial")
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
         lines.append(f"tasks       {tasks} for the dense model, the best of each size and the controls")

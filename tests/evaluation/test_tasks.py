@@ -25,6 +25,8 @@ from shortened_llm.records import ModelRef, TaskScore
 from shortened_llm.storage.store import Store
 from tests.evaluation.local_tasks import CONTEXTS, ENDINGS
 
+FIELD = "evaluation.selection.tasks"
+
 BATCH_SIZE, LIMIT, MAX_TOKENS = 4, 7, 6
 GENERATION = GenerationConfig(max_tokens=MAX_TOKENS)
 
@@ -216,17 +218,17 @@ def test_a_task_is_stored(model: ModelRef, local_store: Store, task_directory: P
 def test_tasks_that_cannot_run_are_refused_by_name(
     task: dict, message: str, task_directory: Path, model: ModelRef
 ) -> None:
-    with pytest.raises(BadInputError, match=message):
-        check_tasks((TaskConfig(**task),), str(task_directory), tokenizer=load_tokenizer(model_directory(model)))
+    with pytest.raises(BadInputError, match=f"^{FIELD}: .*{message}"):
+        check_tasks((TaskConfig(**task),), str(task_directory), FIELD, tokenizer=load_tokenizer(model_directory(model)))
 
 
 def test_tasks_that_can_run_pass(task_directory: Path) -> None:
     names = ["endings_local", "group_local", "words_local", "piqa", "mmlu", "gsm8k"]
-    check_tasks(tuple(TaskConfig(task=name) for name in names), str(task_directory))
-    check_tasks((TaskConfig(task="gsm8k", num_fewshot=3, generation={}),), str(task_directory))  # type: ignore[arg-type]
+    check_tasks(tuple(TaskConfig(task=name) for name in names), str(task_directory), FIELD)
+    check_tasks((TaskConfig(task="gsm8k", num_fewshot=3, generation={}),), str(task_directory), FIELD)  # type: ignore[arg-type]
     load_task("group_local", str(task_directory))
     with pytest.raises(BadInputError, match=r"task_directory.*no directory"):
-        check_tasks((TaskConfig(task="piqa"),), "/no/such/directory")
+        check_tasks((TaskConfig(task="piqa"),), "/no/such/directory", FIELD)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_what_a_lost_or_hung_evaluator_did_is_done_by_another(
         assert "always_fails" in failed.name
         assert "this measure is broken" in failed.cause
         assert wrong.is_bad_input
-        assert wrong.cause.startswith("evaluation.report.metrics: 'own_measures:says_no_number' returned 'good'")
+        assert wrong.cause.startswith("evaluation: 'own_measures:says_no_number' returned 'good'")
     assert "no sign of life within 15 s" in said
     # One process scores the texts alone here: not a digit differs.
     for ref, scores in zip(order.models, (dense, pruned), strict=True):

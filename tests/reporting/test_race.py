@@ -147,7 +147,7 @@ def test_what_was_stopped_says_why_and_what_went_on_does_not(run: Run) -> None:
         assert stop.kept is not None
         assert stop.behind.mean >= 0
         assert stop.kept.rung == stop.candidate.last.rung
-        assert f"nats to #{stop.kept.number}, the last one kept" in stop.reason
+        assert f"behind #{stop.kept.number}, the last one kept, by " in stop.reason
     assert "of the tokens; 1 failed" in target.counts
     assert {rows[number].rung for number in one.greyed} <= {0.1, 0.3}
 

@@ -59,7 +59,7 @@ class Pipeline:
         self.units = selection_units(config, self.roles)
         self.space = SearchSpace(
             dense=self.dense, data=self.data, retraining=config.retraining, selection=self.units,
-            dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
+            objective=config.search.metric.record, dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
         )  # fmt: skip
         size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
         self.candidates = Candidates(plans=make_plans(config.search, self.scores, size))

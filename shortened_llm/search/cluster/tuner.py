@@ -168,7 +168,8 @@ def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> 
         progress.enter("done")
         _post_hours(result, spec, context.space, progress)
         last = {metrics.TOKENS: result.tokens, metrics.TIME_AXIS: result.tokens}
-        ray.tune.report({**last, metrics.HELD_OUT_NLL: result.after.mean_nll})
+        scores = {metrics.HELD_OUT_NLL: result.after.mean_nll, metrics.SEARCH_LOSS: spec.objective.loss(result.after)}
+        ray.tune.report({**last, **scores})
 
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, dict(context.driver_demand)),

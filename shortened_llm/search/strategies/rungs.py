@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from shortened_llm.records import Bin, TrialResult, TrialSpec
-from shortened_llm.reporting.paired import scores_difference
+from shortened_llm.reporting.paired import objective_difference
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.grid import controls, every_point
 from shortened_llm.search.strategies.strategy import Candidates, Entrants, Outcomes, Sampler
@@ -107,9 +107,13 @@ def promoted(rung: Rung, results: Mapping[str, TrialResult], ended: set[str]) ->
 def _ranked(specs: Sequence[TrialSpec], results: Mapping[str, TrialResult]) -> list[TrialSpec]:
     """Those with a finite loss, the best first."""
     found = {spec.fingerprint: results.get(spec.fingerprint) for spec in specs}
-    losses = {fingerprint: result.after.mean_nll for fingerprint, result in found.items() if result}
-    finite = [spec for spec in specs if math.isfinite(losses.get(spec.fingerprint, math.nan))]
+    losses = {spec.fingerprint: _loss(spec, found[spec.fingerprint]) for spec in specs}
+    finite = [spec for spec in specs if math.isfinite(losses[spec.fingerprint])]
     return sorted(finite, key=lambda spec: (losses[spec.fingerprint], spec.fingerprint))
+
+
+def _loss(spec: TrialSpec, result: TrialResult | None) -> float:
+    return spec.objective.loss(result.after) if result else math.nan
 
 
 def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialResult]) -> list[TrialSpec]:
@@ -119,7 +123,7 @@ def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialRes
     last, most = results[ranked[kept - 1].fingerprint], math.ceil(MOST_TIES * kept)
     ties = []
     for spec in ranked[kept : kept + most]:
-        difference = scores_difference(results[spec.fingerprint].after, last.after)
+        difference = objective_difference(spec.objective, results[spec.fingerprint].after, last.after)
         if difference is None or difference.standard_error is None or difference.stands_out:
             break
         ties.append(spec)

@@ -98,7 +98,7 @@ def sampled(
     turn = exhausted = 0
     while len(found) < trials and exhausted < len(targets):
         made = tuple(found.values())
-        losses = [_loss(one.told_as, outcomes) for one in made[: max(0, len(made) - window(trials))]]
+        losses = [_loss(one, outcomes) for one in made[: max(0, len(made) - window(trials))]]
         if None in losses:
             break
         told = _told(made, [loss for loss in losses if loss is not None])
@@ -135,11 +135,11 @@ def _name(method: str, field: str) -> str:
     return f"{method}/{field}"
 
 
-def _loss(fingerprint: str, outcomes: Outcomes) -> float | None:
+def _loss(one: Candidate, outcomes: Outcomes) -> float | None:
     """NaN where the trial failed; None where it has not ended."""
-    if result := outcomes.results.get(fingerprint):
-        return result.after.mean_nll
-    return math.nan if fingerprint in outcomes.failed else None
+    if result := outcomes.results.get(one.told_as):
+        return one.spec.objective.loss(result.after)
+    return math.nan if one.told_as in outcomes.failed else None
 
 
 def _told(made: Sequence[Candidate], losses: Sequence[float]) -> tuple[Told, ...]:
