@@ -13,6 +13,7 @@ from shortened_llm.config.model import ModelConfig, StorageConfig
 from shortened_llm.config.pruning import BlockPruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
+from shortened_llm.config.rounds import check_rounds
 from shortened_llm.config.rungs import check_rungs
 from shortened_llm.config.sampler import check_sampler, ranges, with_learning_rates
 from shortened_llm.config.search import NO_SEARCH, SearchSection
@@ -127,7 +128,8 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _rungs_can_be_continued(self) -> "ExperimentConfig":
-        check_rungs(self.search.rungs, self.retraining)
+        check_rounds(self.search, self.retraining)
+        check_rungs(self.search, self.retraining)
         return self
 
     @model_validator(mode="after")

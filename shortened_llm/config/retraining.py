@@ -158,6 +158,14 @@ class _Retraining(Section):
         """Whether any method begins with random weights."""
         return any(METHODS[run.method].from_random for run in self.runs)
 
+    def has_rounds(self, method: str) -> bool:
+        """Whether a method trains the weights that it is given, so that they tell what may go next."""
+        return all(chain and not any(METHODS[run.method].from_random for run in chain) for chain in self.chains(method))
+
+    def rounds(self, method: str, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """The numbers of rounds that a method is tried in."""
+        return asked if self.has_rounds(method) else (1,)
+
     @property
     def drops_out(self) -> bool:
         """Whether any method trains with a dropout."""

@@ -19,6 +19,7 @@ class Ratios(Range[Ratio]):
 
 
 Control = Literal["dense", "random", "scratch"]
+Rounds = Annotated[int, Field(ge=1)]
 
 
 class SearchSection(Section):
@@ -47,6 +48,9 @@ class SearchSection(Section):
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
+    rounds: Annotated[tuple[Rounds, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = (1,)
+    """Numbers of rounds in which blocks go; an axis of the search. 1: all at once. 3: a third of them goes, the model
+    is trained on a third of its tokens and scored anew, and so on; more accurate where much is removed."""
     metric: MetricConfig = MetricConfig()
     """The score by which candidates of one target are compared: perplexity unless given, or a task or a measure of your
     own that evaluation.selection has, such as piqa/bits_per_byte."""
@@ -70,6 +74,8 @@ class SearchSection(Section):
             raise ValueError(f"rungs is {list(self.rungs)}; give ascending shares that end at 1, such as [0.1, 0.3, 1]")
         if self.rungs and self.equal_seconds:
             raise ValueError("rungs and equal_seconds are both given; trials are compared at equal tokens or seconds")
+        if self.rounds != (1,) and self.equal_seconds:
+            raise ValueError("rounds and equal_seconds are both given; rounds have no time to compare with")
         return self
 
     @model_validator(mode="after")
@@ -86,6 +92,8 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "SearchSection":
+        if not self.rounds:
+            raise ValueError("rounds lists nothing; give numbers of rounds, such as [1, 3]")
         if not self.ratios and not self.removed_blocks:
             raise ValueError("give ratios, such as [0.2, 0.4], or removed_blocks, such as [6, 12]")
         return self

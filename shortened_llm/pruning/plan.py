@@ -27,7 +27,7 @@ def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: Model
             removed = criterion.removed(count_of(request, criterion, size))
             labels.setdefault(removed, []).append(label)
     by_size = sorted(labels.items(), key=lambda item: len(item[0]))
-    return tuple(_plan(removed, tuple(its_labels), size) for removed, its_labels in by_size)
+    return tuple(plan_of(removed, tuple(its_labels), size) for removed, its_labels in by_size)
 
 
 def one_of_each_target(plans: Iterable[PrunePlan]) -> tuple[PrunePlan, ...]:
@@ -51,10 +51,11 @@ def chosen_plan(removed: tuple[int, ...], size: ModelSize) -> PrunePlan:
 
 def _without_criterion(removed: tuple[int, ...], label: str, size: ModelSize) -> PrunePlan:
     target = Target(of="blocks", ratio=len(removed) / len(size.block_parameters))
-    return _plan(removed, (PlanLabel(criterion=label, target=target),), size)
+    return plan_of(removed, (PlanLabel(criterion=label, target=target),), size)
 
 
-def _plan(removed: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
+def plan_of(removed: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
+    """The plan that removes these blocks, ascending, and what asked for it."""
     kept = tuple(block for block in range(len(size.block_parameters)) if block not in removed)
     return PrunePlan(
         transforms=(BlocksTransform(kept=kept),) if removed else (),

@@ -36,6 +36,7 @@ from shortened_llm.records.trial import (
     Experiment,
     Provenance,
     ReportedTrial,
+    Rounds,
     SourceFacts,
     TrialFailure,
     TrialResult,

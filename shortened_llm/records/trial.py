@@ -1,6 +1,6 @@
 """Trials, and the experiment that they belong to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shortened_llm.records.evaluation import EvalScores, ServingScore
@@ -9,6 +9,19 @@ from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import PrunePlan
 from shortened_llm.records.scores import BlockScores
 from shortened_llm.records.training import Recipe, RetrainedModel
+from shortened_llm.records.transform import BlocksTransform, Transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How a plan's size is reached step by step, each step but the first by the scores of the retrained model."""
+
+    gone: tuple[int, ...]
+    """Blocks (count) that are gone after each round, ascending."""
+    first: tuple[Transform, ...]
+    """What the first round does, by the scores of the dense model."""
+    scores: str
+    """Fingerprint of these scores; a retrained model is scored in the same way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +30,13 @@ class TrialSpec:
 
     fingerprint: str
     plan: PrunePlan
+    """What the scores of the dense model choose; with rounds, what they would choose at once."""
     method: str
     """A row of `methods.METHODS`."""
     recipes: tuple[Recipe, ...]
     """Training runs, each from the model of the one before; there is none where nothing is trained."""
+    rounds: Rounds | None = None
+    """None: all blocks go at once, before the first run."""
     control: Literal["dense", "random", "scratch"] | None = None
     """A comparison instead of a candidate: the unpruned model, blocks drawn at random, or random weights."""
     equal_seconds: bool = False
@@ -42,10 +58,35 @@ class TrialSpec:
         last = self.recipes[-1]
         rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
         on = " on instructions" if last.train_on == "instructions" else ""
-        at = " at equal seconds" if self.equal_seconds else ""
+        at = f" in {len(self.rounds.gone)} rounds" if self.rounds else ""
+        at += " at equal seconds" if self.equal_seconds else ""
         at += "" if self.rung == 1 else f" at {100 * self.rung:g} % of the tokens"
         settings = f" {self.settings}" if self.settings else ""
         return f"{self.plan.name} {self.method}{on}{settings} lr {rates} seed {last.seed}{at}"
+
+    @property
+    def start(self) -> tuple[Transform, ...]:
+        """The transforms of the dense model that the first run begins with."""
+        return self.rounds.first if self.rounds else self.plan.transforms
+
+    def removed_before(self, run: int) -> int:
+        """Blocks (count) that a round takes from the model of the run before, by the index of a run; 0 for the first,
+        and within a round."""
+        if self.rounds is None:
+            return 0
+        each = len(self.recipes) // len(self.rounds.gone)
+        number, place = divmod(run, each)
+        return self.rounds.gone[number] - self.rounds.gone[number - 1] if number and not place else 0
+
+    @property
+    def shapes(self) -> tuple[tuple[Transform, ...], ...]:
+        """For each run, transforms of the dense model to the shape that it trains; with rounds it is not known before
+        which blocks that shape has."""
+        if self.rounds is None:
+            return (self.plan.transforms,) * len(self.recipes)
+        each = len(self.recipes) // len(self.rounds.gone)
+        kept = (self.plan.dense.blocks - gone for gone in self.rounds.gone)
+        return tuple((BlocksTransform(kept=tuple(range(count))),) for count in kept for _ in range(each))
 
     @property
     def settings(self) -> str:
@@ -82,6 +123,8 @@ class TrialResult:
     after: EvalScores
     seconds: float
     """Wall time of the trial's last attempt: scoring, start-up, training, export."""
+    plan: PrunePlan | None = None
+    """What was done to the dense model in the end, where rounds chose it."""
 
     @property
     def tokens(self) -> int:
@@ -168,6 +211,12 @@ class ReportedTrial:
     """Begun by a driver that was stopped before the trial ended; the next one goes on with it."""
     experiments: tuple[str, ...] = ()
     """Experiments that have this trial, where a report shows several; empty: the one of the record."""
+
+    @property
+    def plan(self) -> PrunePlan:
+        """What was done to the dense model; until rounds have ended, what would be done at once."""
+        made = self.result.plan if self.result else None
+        return replace(made, labels=self.spec.plan.labels) if made else self.spec.plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pydantic import TypeAdapter
 
@@ -11,6 +11,7 @@ from shortened_llm.criteria import CRITERIA
 from shortened_llm.records import (
     EvalScores,
     Experiment,
+    ModelRef,
     Provenance,
     PrunePlan,
     Recipe,
@@ -41,29 +42,53 @@ def trial_card(experiment: Experiment, row: TrialRow) -> dict[str, str]:
     return _card(row.plan, experiment.provenance, row, dense_measurements(experiment), columns)
 
 
-def trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
-    """The files of the card of a model that was retrained, and is not scored yet."""
+def trained_card(
+    spec: TrialSpec, plan: PrunePlan, runs: tuple[RetrainedModel, ...], provenance: Provenance
+) -> dict[str, str]:
+    """The files of the card of a model that was retrained by a plan, and is not scored yet."""
     unscored = EvalScores()
     result = TrialResult(
-        fingerprint=spec.fingerprint, model=runs[-1].model, runs=runs, before=unscored, after=unscored, seconds=0
-    )
+        fingerprint=spec.fingerprint, model=runs[-1].model, runs=runs, before=unscored, after=unscored, seconds=0,
+        plan=plan,
+    )  # fmt: skip
     trial = ReportedTrial(spec=spec, result=result, failure=None, before=unscored, after=unscored)
     row = TrialRow(number=1, trial=trial, status="done", best_of=(), before={}, after={})
-    return _card(spec.plan, provenance, row, {}, [])
+    return _card(plan, provenance, row, {}, [])
 
 
-def adapter_cards(spec: TrialSpec, runs: tuple[RetrainedModel, ...], provenance: Provenance) -> dict[str, str]:
+def adapter_cards(
+    spec: TrialSpec, plan: PrunePlan, runs: tuple[RetrainedModel, ...], provenance: Provenance
+) -> dict[str, str]:
     """`{directory or URL of a run's adapters: text of its README.md}`."""
-    before = (None, *(run.model.url for run in runs))
-    return {
-        run.adapter.url: _adapter_card(spec.plan, recipe, run.model.url, begins_with, provenance)
-        for run, recipe, begins_with in zip(runs, spec.recipes, before, strict=False)
-        if run.adapter
-    }
+    cards, earlier = {}, None
+    for run, recipe in zip(runs, spec.recipes, strict=False):
+        own = _plan_of_run(plan, run.model) if spec.rounds else plan
+        if run.adapter:
+            lost = _lost(earlier, own) if spec.rounds and earlier else ()
+            cards[run.adapter.url] = _adapter_card(own, recipe, run.model.url, earlier, lost, provenance)
+        earlier = run.model
+    return cards
+
+
+def _plan_of_run(plan: PrunePlan, model: ModelRef) -> PrunePlan:
+    """What a run's model is without, where later rounds take more."""
+    return replace(plan, transforms=model.origin or (), size=replace(plan.size, blocks=model.num_blocks))
+
+
+def _lost(earlier: ModelRef, plan: PrunePlan) -> tuple[int, ...]:
+    """Blocks that a round took from the model of the run before, in that model's indices."""
+    gone = replace(plan, transforms=earlier.origin or ()).removed_blocks
+    left = [block for block in range(plan.dense.blocks) if block not in gone]
+    return tuple(index for index, block in enumerate(left) if block in plan.removed_blocks)
 
 
 def _adapter_card(
-    plan: PrunePlan, recipe: Recipe, merged_url: str, begins_with: str | None, provenance: Provenance
+    plan: PrunePlan,
+    recipe: Recipe,
+    merged_url: str,
+    earlier: ModelRef | None,
+    lost: tuple[int, ...],
+    provenance: Provenance,
 ) -> str:
     role = "training" if recipe.train_on == "corpus" else "instructions"
     sources = [source for source in provenance.sources if source.role == role]
@@ -76,7 +101,8 @@ def _adapter_card(
             recipe=recipe,
             provenance=provenance,
             sources=sources,
-            begins_with=begins_with,
+            begins_with=earlier.url if earlier else None,
+            lost=lost,
             merged_url=merged_url,
             non_commercial=any(map(is_non_commercial, [provenance.base_license, *(s.license for s in sources)])),
             is_non_commercial=is_non_commercial,

@@ -82,7 +82,8 @@ def _plans(
 ) -> list[PlanComparison]:
     order = list(dict.fromkeys(row.method for row in sorted(rows, key=lambda row: row.number)))
     trained = sorted((row for row in rows if row.learning_rates), key=lambda row: order.index(row.method))
-    plans = {row.plan.transforms: row.plan for row in rows if not row.is_control}
+    at_once_last = sorted((row for row in rows if not row.is_control), key=lambda row: row.trial.spec.rounds is None)
+    plans = {row.asked.transforms: row.asked for row in at_once_last}
     return [
         PlanComparison(title=_title(plan, experiment, budget), tables=tables)
         for plan in plans.values()
@@ -101,7 +102,7 @@ def _has_equal_tokens(row: TrialRow) -> bool:
 
 
 def _of_plan(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[TrialRow]:
-    return [row for row in trained if row.plan.transforms == plan.transforms and not row.is_control]
+    return [row for row in trained if row.asked.transforms == plan.transforms and not row.is_control]
 
 
 def _budgets(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[int]:
@@ -119,7 +120,7 @@ def _bases(plan: PrunePlan, rows: Sequence[TrialRow], dense: Measurements) -> tu
     """What was not trained: the plan and the dense model."""
     before: Measurements = {}
     for row in rows:
-        if row.plan.transforms == plan.transforms:
+        if row.asked.transforms == plan.transforms:
             before = row.before | before
     return tuple(
         Entrant(name=name, kind="untrained", scores={None: found})

@@ -78,7 +78,7 @@ def entrants(rows: Sequence[TrialRow]) -> tuple[Entrant, ...]:
     """One entrant per method, and per control and method, in the order of `rows`."""
     groups: dict[tuple[str, tuple[Transform, ...]], list[TrialRow]] = {}
     for row in rows:
-        groups.setdefault((_name(row), row.plan.transforms), []).append(row)
+        groups.setdefault((_name(row), row.asked.transforms), []).append(row)
     return tuple(_best_rate(name, group) for (name, _), group in groups.items())
 
 

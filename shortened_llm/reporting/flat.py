@@ -8,7 +8,8 @@ Columns, always in this order:
 - `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
   `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
   `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
-- `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions), `settings` of
+- `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions), `rounds`
+  (count) in which blocks went, `settings` of
   the method that a search may vary, such as a rank, `learning_rates` of the training runs, separated by `;`, `seed`,
   `rung` (share of the token budget), `candidate` (alike for its rungs; empty without), `equal_seconds` (True, False),
   `budget_tokens` as planned, padding included;
@@ -68,6 +69,7 @@ TRIAL_CELLS: dict[str, Callable[[TrialRow], Cell]] = {
     "control": lambda row: row.trial.spec.control,
     "method": lambda row: row.trial.spec.method,
     "train_on": lambda row: row.trial.spec.train_on if row.learning_rates else None,
+    "rounds": lambda row: len(row.trial.spec.rounds.gone) if row.trial.spec.rounds else 1,
     "settings": lambda row: row.trial.spec.settings,
     "learning_rates": lambda row: ";".join(map(repr, row.learning_rates)),
     "seed": lambda row: row.seed,

@@ -44,7 +44,20 @@ class TrialRow:
 
     @property
     def plan(self) -> PrunePlan:
+        return self.trial.plan
+
+    @property
+    def asked(self) -> PrunePlan:
+        """What the scores of the dense model choose at once: the plan, but for a trial in rounds."""
         return self.trial.spec.plan
+
+    @property
+    def gone(self) -> tuple[tuple[int, ...], ...]:
+        """The dense model's blocks that are gone after each run of a trial in rounds."""
+        if not self.trial.spec.rounds:
+            return ()
+        origins = (t for run in self.runs for t in run.model.origin or () if t.kind == "blocks")
+        return tuple(origin.removed(self.plan.dense.blocks) for origin in origins)
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -69,9 +82,10 @@ class TrialRow:
 
     @property
     def method(self) -> str:
-        """`lora`, or `lora on instructions`."""
+        """`lora`, or `lora on instructions in 3 rounds`."""
         spec = self.trial.spec
-        return f"{spec.method} on instructions" if spec.train_on == "instructions" else spec.method
+        on = " on instructions" if spec.train_on == "instructions" else ""
+        return f"{spec.method}{on}" + (f" in {len(spec.rounds.gone)} rounds" if spec.rounds else "")
 
     @property
     def rung(self) -> float:
@@ -254,7 +268,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     trials = sorted(
         enumerate(experiment.trials, start=1),
         key=lambda numbered: (
-            -numbered[1].spec.plan.size.blocks,
+            -numbered[1].plan.size.blocks,
             numbered[1].spec.control is not None,
             STATUSES.index(trial_status(numbered[1])),
             -numbered[1].spec.rung,
@@ -289,7 +303,7 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
 def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePlan]:
     """Each distinct plan that a criterion led to, the fewest removed blocks first."""
-    plans = {row.plan.transforms: row.plan for row in rows if criterion in row.criteria and not row.is_control}
+    plans = {row.asked.transforms: row.asked for row in rows if criterion in row.criteria and not row.is_control}
     return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.removed_blocks))
 
 

@@ -1,5 +1,6 @@
 """What one retraining run is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shortened_llm.config import RetrainingConfig
@@ -24,6 +25,13 @@ class Run:
         return fingerprint(self.identity)
 
     @property
+    def begins(self) -> Mapping[str, object]:
+        """Identity of the model that it begins with."""
+        model = self.identity["model"]
+        assert isinstance(model, Mapping)
+        return model
+
+    @property
     def name(self) -> str:
         """The name of the Train run, whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
         recipe, blocks = self.recipe, self.num_blocks
@@ -35,9 +43,17 @@ class Run:
         shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
         return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
 
-    def after(self, earlier: "Run") -> "Run":
-        """The run that begins with the model that an earlier run makes."""
-        return replace(self, identity={**self.identity, "model": {"files": earlier.fingerprint, "transforms": ()}})
+    def after(self, earlier: "Run", removed: int = 0, scores: str | None = None) -> "Run":
+        """The run that begins with the model that an earlier run makes.
+
+        Args:
+            removed: blocks (count) that this model loses first.
+            scores: what says how they are chosen.
+        """
+        model: dict[str, object] = {"files": earlier.fingerprint, "transforms": ()}
+        if removed:
+            model["removed"] = {"count": removed, "like": scores}
+        return replace(self, identity={**self.identity, "model": model}, num_blocks=earlier.num_blocks - removed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +62,8 @@ class RetrainingJob:
 
     model: ModelRef
     """The view to start from."""
+    begins: Mapping[str, object] | None = None
+    """Identity of that view where it was known before the view was made: see `Run.after`."""
     teacher: ModelRef | None
     """The model that a distillation follows."""
     tokens: TokenMixture
@@ -64,7 +82,7 @@ class RetrainingJob:
         """What determines the retrained weights."""
         identity = {
             "stage": STAGE_VERSION,
-            "model": self.model.identity,
+            "model": self.begins or self.model.identity,
             "teacher": self.teacher.identity if self.teacher else None,
             "data": self.tokens.identity,
             "recipe": self.recipe,

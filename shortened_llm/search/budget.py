@@ -108,8 +108,8 @@ class Allowance:
     ) -> Estimate:
         made = {run.model.fingerprint for _, result in finished for run in result.runs}
         kept: dict[str, set[int]] = {}
-        for other in (other for other, _ in finished if self.space.keeps_stable(other)):
-            for run in self._runs_of(other):
+        for other, _ in finished:
+            for run in self._runs_of(other)[: self.space.num_kept(other)]:
                 kept.setdefault(run.stable_fingerprint, set()).add(stable_end(run.recipe))
         work = trial_work(spec, self._runs_of(spec), self.shapes, made=made, begun=kept)
         return estimate(work, speeds, self.accelerators)

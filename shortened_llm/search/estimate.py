@@ -101,11 +101,11 @@ def trial_work(
         begun: steps of kept checkpoints before the decay, by the fingerprint of what such runs share.
     """
     found = []
-    for run in runs:
+    for run, transforms in zip(runs, spec.shapes, strict=True):
         if run.fingerprint not in made:
             kept = begun.get(run.stable_fingerprint, ())
             first = max((step for step in kept if step <= stable_end(run.recipe)), default=0)
-            found.append(run_work(run.recipe, first, shapes.of(spec.plan.transforms, run.recipe)))
+            found.append(run_work(run.recipe, first, shapes.of(transforms, run.recipe)))
     return tuple(found)
 
 
@@ -137,9 +137,9 @@ def measured_speeds(trials: Iterable[tuple[TrialSpec, TrialResult]], shapes: Sha
     flops: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for spec, result in trials:
-        for recipe, run in zip(spec.recipes, result.runs, strict=True):
+        for recipe, transforms, run in zip(spec.recipes, spec.shapes, result.runs, strict=True):
             for method in (recipe.method, ANY):
-                done = recipe.tokens * shapes.of(spec.plan.transforms, recipe).flops_per_token
+                done = recipe.tokens * shapes.of(transforms, recipe).flops_per_token
                 flops[method] = flops.get(method, 0.0) + done
                 seconds[method] = seconds.get(method, 0.0) + run.accelerator_seconds
     return {method: flops[method] / spent for method, spent in seconds.items() if spent > 0}

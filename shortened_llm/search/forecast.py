@@ -27,6 +27,7 @@ from shortened_llm.search.estimate import (
 )
 from shortened_llm.search.memory import GIB, WorkerMemory, worker_memory
 from shortened_llm.search.preflight_settings import ModelFacts
+from shortened_llm.search.rounds import divided, steps_to
 from shortened_llm.search.space import shortened
 from shortened_llm.search.stored.experiment import read_experiment
 from shortened_llm.search.strategies.rungs import REDUCTION
@@ -93,10 +94,9 @@ class _Alike:
 
     count: int
     removed: int
-    """Blocks; which of them makes no difference here."""
-    transforms: tuple[Transform, ...]
-    recipes: tuple[Recipe, ...]
-    """Those of runs on the corpus."""
+    """Blocks, in the end."""
+    runs: tuple[tuple[tuple[Transform, ...], Recipe], ...]
+    """Those on the corpus, each with the shape that it trains; which blocks are left makes no difference here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +204,10 @@ def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike
     """Those of each target."""
     return [
         [
-            _alike(config, facts, min(request.counts), chain, config.num_rankings)
+            _alike(config, facts, min(request.counts), chain, config.num_rankings, rounds)
             for method in config.retraining.methods
             for chain in chains(config.retraining, method, config.retraining.budget(request.target.ratio), None)
+            for rounds in config.retraining.rounds(method, config.search.rounds)
         ]
         for request in facts.requests
     ]
@@ -223,10 +224,14 @@ def _controls(config: ExperimentConfig, facts: ModelFacts) -> list[_Alike]:
     return found
 
 
-def _alike(config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Sequence[Recipe], count: int) -> _Alike:
-    recipes = tuple(recipe for recipe in chain if recipe.train_on == "corpus")
-    kept = BlocksTransform(kept=tuple(range(facts.num_blocks - removed)))
-    return _Alike(count=count, removed=removed, transforms=(kept,) if removed else (), recipes=recipes)
+def _alike(
+    config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Sequence[Recipe], count: int, rounds: int = 1
+) -> _Alike:
+    gone = steps_to(removed, rounds)
+    shapes = [(BlocksTransform(kept=tuple(range(facts.num_blocks - each))),) if each else () for each in gone]
+    recipes = divided(chain, rounds)
+    every = [(shapes[index // len(chain)], recipe) for index, recipe in enumerate(recipes)]
+    return _Alike(count=count, removed=removed, runs=tuple(run for run in every if run[1].train_on == "corpus"))
 
 
 def _climb(
@@ -251,14 +256,14 @@ def _climb(
     for index, share in enumerate(rungs):
         left = math.ceil(left / REDUCTION) if index else left
         for one in group:
-            cut = [shortened(recipe, share) for recipe in one.recipes]
+            cut = [shortened(recipe, share) for _, recipe in one.runs]
             firsts = [0] * len(cut)
             if index and cut:
-                before = stable_end(shortened(one.recipes[0], rungs[index - 1]))
+                before = stable_end(shortened(one.runs[0][1], rungs[index - 1]))
                 firsts[0] = min(before, stable_end(cut[0]))
             work = tuple(
-                run_work(recipe, first, shapes.of(one.transforms, recipe))
-                for recipe, first in zip(cut, firsts, strict=True)
+                run_work(recipe, first, shapes.of(transforms, recipe))
+                for (transforms, _), recipe, first in zip(one.runs, cut, firsts, strict=True)
             )
             cost = estimate(work, speeds.of, config.resources.accelerators)
             found.append(_Expected(of=one, share=share, number=left * one.count / total, work=work, cost=cost))
@@ -273,7 +278,7 @@ def _rung(share: float, expected: Sequence[_Expected]) -> RungForecast:
 def _checkpoint_bytes(config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes) -> float:
     """Those of the trials that run, and those that candidates go on from or the user keeps."""
     sizes = [
-        (one, max(BYTES_OF_TRAINED * shapes.of(one.of.transforms, r).trained_parameters for r in one.of.recipes))
+        (one, max(BYTES_OF_TRAINED * shapes.of(transforms, r).trained_parameters for transforms, r in one.of.runs))
         for one in trained
     ]
     lowest = min((one.share for one in trained), default=1.0)
@@ -287,15 +292,16 @@ def _memory(
     config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes, memory: float | None
 ) -> WorkerMemory | None:
     """The largest view of each way to train is tried; the one that takes most counts."""
-    largest: dict[object, tuple[_Alike, Recipe]] = {}
+    largest: dict[object, tuple[tuple[Transform, ...], Recipe]] = {}
     for one in sorted(trained, key=lambda one: -one.of.removed):
-        largest |= {(recipe.method, recipe.sequence_length): (one.of, recipe) for recipe in one.of.recipes}
+        for transforms, recipe in reversed(one.of.runs):
+            largest[recipe.method, recipe.sequence_length] = transforms, recipe
     found = [
         worker_memory(
-            shapes.student(alike.transforms, recipe), shapes.teacher() if recipe.distill else None, recipe,
+            shapes.student(transforms, recipe), shapes.teacher() if recipe.distill else None, recipe,
             config.retraining, config.resources, dtype=config.model.dtype, memory=memory,
         )
-        for alike, recipe in largest.values()
+        for transforms, recipe in largest.values()
     ]  # fmt: skip
     return max(found, key=lambda one: one.peak, default=None)
 

@@ -94,9 +94,17 @@ def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...
 
 
 def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
-    """Check that some candidate may be as small as the constraints say, whichever blocks it loses."""
+    """Check that each round removes a block, and that some candidate may be as small as the constraints say, whichever
+    blocks it loses."""
+    if not asked:
+        return
+    fewest, rounds = min((min(request.counts), request.target.name) for request in asked), max(config.search.rounds)
+    if rounds > fewest[0]:
+        raise BadInputError(
+            f"search.rounds: has {rounds}, but {fewest[1]} removes {fewest[0]} blocks; in each round at least one goes"
+        )
     most = config.search.constraints.max_bytes if config.search.constraints else None
-    if most is None or not asked:
+    if most is None:
         return
     largest_first = sorted(range(len(size.block_parameters)), key=lambda block: -size.block_parameters[block])
     count = max(request.counts[-1] for request in asked)
@@ -125,12 +133,16 @@ def check_context(config: ExperimentConfig, model_config: PretrainedConfig, faul
 def count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
     """Trials where no two rankings choose the same blocks."""
 
-    def of_methods(methods: Sequence[str], budget: int) -> int:
-        return sum(len(list(chains(config.retraining, method, budget, num_pairs=None))) for method in methods)
+    def of_methods(methods: Sequence[str], budget: int, *, in_rounds: bool = False) -> int:
+        return sum(
+            len(list(chains(config.retraining, method, budget, num_pairs=None)))
+            * (len(retraining.rounds(method, search.rounds)) if in_rounds else 1)
+            for method in methods
+        )
 
     retraining, search = config.retraining, config.search
     budgets = [retraining.budget(request.target.ratio) for request in asked]
-    count = sum(config.num_rankings * of_methods(retraining.methods, budget) for budget in budgets)
+    count = sum(config.num_rankings * of_methods(retraining.methods, budget, in_rounds=True) for budget in budgets)
     if search.trials is not None:
         count = search.trials if config.ranges else min(search.trials, count)
     if "random" in search.controls:

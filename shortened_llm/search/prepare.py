@@ -1,30 +1,25 @@
 """What all trials share, computed once: the staged model, its scores, packed tokens, block scores, plans."""
 
-import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ray
-
-from shortened_llm.attempts import attempt
-from shortened_llm.config import Control, ExperimentConfig, ResourcesConfig
+from shortened_llm.config import Control, ExperimentConfig
 from shortened_llm.evaluation.pool import EvaluationPool
-from shortened_llm.logs import LOGGER, setup_process
-from shortened_llm.models.cpu import prepare_cpu
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import BlockScores, PrunePlan
-from shortened_llm.scoring.job import ScoringJob, Unit, scoring_jobs, work_name
-from shortened_llm.scoring.measure import measure, pending_work
-from shortened_llm.scoring.score import score_all, score_blocks
+from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
+from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
-from shortened_llm.search.cluster.progress import Progress, ProgressLog
+from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.rounds import rescoring
+from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates
 from shortened_llm.search.units import selection_units
@@ -63,7 +58,7 @@ def prepare(
     dense_scores = submit_dense(config, dense, facts.roles, pool, log.about("dense"))
     packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
     jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
-    scores = score(jobs, config, store, log.about("prepare"))
+    scores = score(jobs, config.resources, store, log.about("prepare"))
     data = packing()
     if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
         LOGGER.warning("%s", passes)
@@ -74,6 +69,8 @@ def prepare(
         retraining=config.retraining,
         selection=selection_units(config, facts.roles),
         objective=config.search.metric.record,
+        rounds=config.search.rounds,
+        rescoring=rescoring(scores, rankings(jobs), facts.size),
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )
@@ -98,34 +95,3 @@ def _candidates(
     rehearse_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
     return Candidates(plans=plans, controls=controls)
-
-
-def score(
-    jobs: Sequence[ScoringJob], config: ExperimentConfig, store: Store, progress: Progress
-) -> tuple[BlockScores, ...]:
-    """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
-    resources = config.resources
-    task = _measure.options(num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer)
-
-    async def measured(unit: Unit, job: ScoringJob) -> None:
-        about = progress.about(f"score {work_name(unit, job)}")
-        about("waiting for its resources")
-        arguments = (unit, job, store, resources, about)
-        await attempt(unit.name, lambda: asyncio.wrap_future(task.remote(*arguments).future()), on_failure=about.note)
-
-    async def all_measured() -> None:
-        await asyncio.gather(*(measured(*work) for work in pending_work(jobs, store, resources.scoring_shards)))
-
-    asyncio.run(all_measured())
-    return score_all(jobs, store, num_shards=resources.scoring_shards)
-
-
-@ray.remote(max_retries=0)
-def _measure(unit: Unit, job: ScoringJob, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
-    setup_process()
-    store.enter()
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    if device == "cpu":
-        prepare_cpu(math.ceil(resources.cpus_per_scorer))
-    with progress.under_way():
-        measure(unit, job, store, device=device, memory_gib=resources.scoring_memory_gib)

@@ -13,7 +13,7 @@ from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import ScoringFacts
-from shortened_llm.search.prepare import score
+from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import add_runs, own_experiment
 from shortened_llm.search.stored.provenance import provenance
@@ -61,7 +61,7 @@ def retrain_plan(
             progress = log.about(spec.name)
             with progress.under_way():
                 callbacks = watch_callbacks(config.experiment, spec.name, config.resources, progress)
-                runs = train_runs(spec, context, train_callbacks=callbacks)
+                runs = train_runs(spec, context, train_callbacks=callbacks, progress=progress)
             progress.enter("done")
             yield spec, runs
 
@@ -77,5 +77,5 @@ def _plan(
     if removed is not None:
         return chosen_plan(removed, facts.size)
     jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
-    plans = make_plans(config.search, score(jobs, config, store, progress), facts.size)
+    plans = make_plans(config.search, score(jobs, config.resources, store, progress), facts.size)
     return plans[0]

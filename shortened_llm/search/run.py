@@ -92,7 +92,7 @@ def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: P
     for spec in left_behind(
         space, prepared.candidates, proposals.outcomes, rungs=search.rungs, sampler=sampler(search)
     ):
-        for run in space.runs(spec):
+        for run in space.runs(spec)[: space.num_kept(spec)]:
             delete(stable_url(store.url, run.stable_fingerprint))
 
 

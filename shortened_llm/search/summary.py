@@ -139,6 +139,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
     if config.search.trials is not None:
         lines.append(f"samples     {config.search.trials} trials by Optuna, the sizes in turn")
         lines += [f"samples     {field}: {axis}" for field, axis in config.ranges.items()]
+    if config.search.rounds != (1,):
+        lines.append(f"rounds      {', '.join(map(str, config.search.rounds))}: blocks go at once, or a part in each")
     if config.search.rungs:
         lines.append(f"rungs       {_rungs(forecast)}")
     lines += _costs(config, forecast) if retraining.runs else []

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.records import Provenance, RetrainedModel, TrialResult, TrialSpec
+from shortened_llm.records import ModelRef, Provenance, RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import is_retrained, retrain
 from shortened_llm.search.cluster.progress import Progress
+from shortened_llm.search.rounds import without
+from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.provenance import publish_trained_card
 from shortened_llm.storage.layout import TRAIN, TRIALS
@@ -89,7 +91,7 @@ def run_trial(
     # The untrained view is scored by the pool while training starts.
     view = space.dense.view(spec.plan.transforms)
     scores_before = context.pool.submit(view, selection, scoring)
-    runs = train_runs(spec, context, train_callbacks=train_callbacks)
+    runs = train_runs(spec, context, train_callbacks=train_callbacks, progress=progress)
     LOGGER.info("scoring the retrained model")
     progress.enter("scoring")
     model = runs[-1].model if runs else view
@@ -103,26 +105,30 @@ def run_trial(
         before=before,
         after=after,
         seconds=time.monotonic() - started,
+        plan=space.made(spec, runs) if spec.rounds else None,
     )
     write_result(context.store, result, space.trial_identity(spec))
     return result
 
 
 def train_runs(
-    spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object]
+    spec: TrialSpec, context: TrainContext, *, train_callbacks: Sequence[object], progress: Progress
 ) -> tuple[RetrainedModel, ...]:
-    """The training runs of a trial, each from the model of the one before; what is stored is read back. A trial that
-    trains nothing has none."""
+    """The training runs of a trial, each from the model of the one before, or from what a round leaves of it; what is
+    stored is read back. A trial that trains nothing has none."""
     runs: list[RetrainedModel] = []
-    model = context.space.dense.view(spec.plan.transforms)
+    model = context.space.dense.view(spec.start)
+    planned = context.space.runs(spec)
     # A run whose model is there needs no files of those before it.
-    done = [index for index, run in enumerate(context.space.runs(spec)) if is_retrained(run, context.store)]
+    done = [index for index, run in enumerate(planned) if is_retrained(run, context.store)]
     last_done = max(done, default=-1)
-    for index, recipe in enumerate(spec.recipes):
+    for index, run in enumerate(planned):
+        if index not in done and (count := spec.removed_before(index)):
+            model = _shortened(model, count, spec, context, progress)
         LOGGER.info("starting training workers")
         runs.append(
             retrain(
-                context.space.job(spec, recipe, model),
+                context.space.job(run, model, keeps_stable=index < context.space.num_kept(spec)),
                 context.store,
                 runs_url=join(context.experiment.url, TRAIN),
                 resources=context.resources,
@@ -135,5 +141,13 @@ def train_runs(
         )
         model = runs[-1].model
     if runs:
-        publish_trained_card(spec, tuple(runs), context.provenance)
+        publish_trained_card(spec, context.space.made(spec, runs), tuple(runs), context.provenance)
     return tuple(runs)
+
+
+def _shortened(model: ModelRef, count: int, spec: TrialSpec, context: TrainContext, progress: Progress) -> ModelRef:
+    """The model without the `count` blocks that its own scores choose."""
+    LOGGER.info("scoring the blocks of the retrained model")
+    job = context.space.scoring(spec, model, count)
+    (scores,) = score((job,), context.resources, context.store, progress)
+    return model.view((without(scores.removed(count), model.num_blocks),))

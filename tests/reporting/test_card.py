@@ -96,7 +96,7 @@ def test_adapters_say_what_they_belong_to() -> None:
         ((first, second), done.spec.recipes, f"`BASE` is `{first.model.url}`"),
         ((second,), done.spec.recipes[1:], "--output OUTPUT --remove 9,11,13,17,20,24`"),
     ):
-        cards = adapter_cards(replace(done.spec, recipes=recipes), runs, PROVENANCE)
+        cards = adapter_cards(replace(done.spec, recipes=recipes), done.plan, runs, PROVENANCE)
         assert list(cards) == ["s3://bucket/adapter"]
         text = cards["s3://bucket/adapter"]
         assert ModelCard(text).data.library_name == "peft"

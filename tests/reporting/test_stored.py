@@ -72,11 +72,11 @@ def test_a_model_has_a_card_from_its_export_on(tmp_path: Path) -> None:
     export = tmp_path / "export"
     export.mkdir()
     exported = replace(last, model=replace(last.model, url=str(export)))
-    publish_trained_card(one.spec, (exported,), origin)
+    publish_trained_card(one.spec, one.plan, (exported,), origin)
     assert "Not for commercial use" in (export / "README.md").read_text()
     assert json.loads((export / "pruning.json").read_text())["removed_blocks"] == list(one.spec.plan.removed_blocks)
     (export / "README.md").write_text("with scores")
-    publish_trained_card(one.spec, (exported,), origin)
+    publish_trained_card(one.spec, one.plan, (exported,), origin)
     assert (export / "README.md").read_text() == "with scores"
 
 

@@ -23,12 +23,13 @@ from shortened_llm.records import (
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.scoring.job import scoring_jobs
+from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
 from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.packing import packing_jobs
 from shortened_llm.search.planned import planned_experiment, planned_trials
+from shortened_llm.search.rounds import rescoring, without
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import write_experiment
 from shortened_llm.search.stored.provenance import provenance
@@ -57,11 +58,18 @@ class Pipeline:
         self.scores = self._score(self.roles)
         self.data = TrainingData(corpus=self._pack(), instructions=None, validation=None)
         self.units = selection_units(config, self.roles)
+        size = size_of(load_config(model_directory(self.dense)), config.model.exported_dtype)
         self.space = SearchSpace(
-            dense=self.dense, data=self.data, retraining=config.retraining, selection=self.units,
-            objective=config.search.metric.record, dtype=config.model.dtype, export_dtype=config.model.exported_dtype,
-        )  # fmt: skip
-        size = size_of(load_config(model_directory(self.dense)), self.space.export_dtype)
+            dense=self.dense,
+            data=self.data,
+            retraining=config.retraining,
+            selection=self.units,
+            objective=config.search.metric.record,
+            rounds=config.search.rounds,
+            rescoring=rescoring(self.scores, rankings(self.jobs), size),
+            dtype=config.model.dtype,
+            export_dtype=config.model.exported_dtype,
+        )
         self.candidates = Candidates(plans=make_plans(config.search, self.scores, size))
         self.specs = propose_grid(self.space, self.candidates, Outcomes(specs=(), results={}))
         dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
@@ -71,7 +79,10 @@ class Pipeline:
         write_experiment(store, replace(experiment, trials=planned_trials(self.specs)))
 
     def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
-        jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
+        self.jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
+        return self._measured(self.jobs)
+
+    def _measured(self, jobs: tuple[ScoringJob, ...]) -> tuple[BlockScores, ...]:
         for unit, job in pending_work(jobs, self.store, 1):
             measure(unit, job, self.store, device="cpu", memory_gib=None)
         return score_all(jobs, self.store)
@@ -95,13 +106,16 @@ class Pipeline:
         return stored
 
     def trial(self, spec: TrialSpec) -> None:
-        view = model = self.dense.view(spec.plan.transforms)
+        view, model = self.dense.view(spec.plan.transforms), self.dense.view(spec.start)
         runs = []
-        for recipe in spec.recipes:
-            runs.append(self.run(self.space.job(spec, recipe, model)))
+        for index, planned in enumerate(self.space.runs(spec)):
+            if count := spec.removed_before(index):
+                (scores,) = self._measured((self.space.scoring(spec, model, count),))
+                model = model.view((without(scores.removed(count), model.num_blocks),))
+            runs.append(self.run(self.space.job(planned, model)))
             model = runs[-1].model
         result = TrialResult(
             fingerprint=spec.fingerprint, model=model, runs=tuple(runs), before=self.evaluate(view),
-            after=self.evaluate(model), seconds=1.0,
+            after=self.evaluate(model), seconds=1.0, plan=self.space.made(spec, runs) if spec.rounds else None,
         )  # fmt: skip
         write_result(self.store, result, self.space.trial_identity(spec))

@@ -126,10 +126,10 @@ def test_a_failed_candidate_does_not_stop_the_others(nine: SearchSpace, candidat
 def test_a_longer_rung_begins_with_the_shorter_one(nine: SearchSpace, candidates: Candidates) -> None:
     (spec, *_) = nine.trials(candidates.plans)
     short, long = nine.at_rung(spec, 0.1), nine.at_rung(spec, 0.3)
-    first, second = (nine.job(spec, *spec.recipes, nine.dense.view(spec.plan.transforms)) for spec in (short, long))
+    (first,), (second,) = nine.runs(short), nine.runs(long)
     assert (short.recipes[0].num_steps, long.recipes[0].num_steps) == (10, 30)
-    assert first.run.stable_fingerprint == second.run.stable_fingerprint
-    assert first.placement.keep_stable_checkpoint
+    assert first.stable_fingerprint == second.stable_fingerprint
+    assert [nine.num_kept(one) for one in (short, long, nine.at_rung(spec, 1.0))] == [1, 1, 0]
     end = stable_end(first.recipe)
     assert end == 8
     assert [learning_rate(s, first.recipe) for s in range(end)] == [learning_rate(s, second.recipe) for s in range(end)]

@@ -121,10 +121,13 @@ def test_a_second_run_begins_at_the_first_one_s_model(
     space = space_of(tiny_values, space, methods=["cpt_lora"])
     (trial,) = space.trials(plans(tiny_config, ORDER))
     view = space.dense.view(keeping((0, 3, 4, 5, 6, 7)))
-    first = space.job(trial, trial.recipes[0], view)
+    runs = space.runs(trial)
+    first = space.job(runs[0], view)
     made = view.exported(url="elsewhere", fingerprint=first.fingerprint, files=())
-    second = space.job(trial, trial.recipes[1], made)
-    assert space.runs(trial) == (first.run, second.run)
+    second = space.job(runs[1], made)
+    assert runs == (first.run, second.run)
+    # What a job is known as before its model is there, it is known as when the model is.
+    assert [replace(job, begins=None).run for job in (first, second)] == list(runs)
 
 
 def test_each_ratio_has_its_budget_and_controls_have_all(tiny_values: dict, space: SearchSpace) -> None:

@@ -29,8 +29,8 @@ def test_what_a_search_left_is_needed_until_its_experiment_goes(pipeline: Pipeli
     assert find_unneeded(store, min_age=AT_ONCE) == []
     # A run that belongs to no trial of the experiment, and a score of its model.
     spec = pipeline.specs[-1]
-    recipe = replace(spec.recipes[0], seed=1)
-    other = pipeline.run(pipeline.space.job(spec, recipe, pipeline.dense.view(spec.plan.transforms)))
+    (run,) = pipeline.space.runs(replace(spec, recipes=(replace(spec.recipes[0], seed=1),)))
+    other = pipeline.run(pipeline.space.job(run, pipeline.dense.view(spec.plan.transforms)))
     pipeline.evaluate(other.model)
     found = find_unneeded(store, min_age=AT_ONCE)
     assert [thing.kind for thing in found] == [EVALUATIONS, RETRAINED]

@@ -78,7 +78,8 @@ def _rehearse(spec: TrialSpec, context: TrialContext, own: Store, progress: Prog
     trial = replace(
         context, space=space, store=own, experiment=own, is_rehearsal=True, max_failures=max(1, context.max_failures)
     )
-    runs = train_runs(spec, trial, train_callbacks=[StartCallback(context.resources, _Waits(progress))])
+    callbacks = [StartCallback(context.resources, _Waits(progress))]
+    runs = train_runs(spec, trial, train_callbacks=callbacks, progress=progress)
     model, units = runs[-1].model, tuple(map(_beginning, space.selection))
     LOGGER.info("evaluating")
     scores = context.pool.evaluate(model, units, progress)

@@ -219,5 +219,6 @@ def _describe(spec: TrialSpec, title: str) -> dict[str, object]:
         "settings": spec.settings,
         "learning_rate": spec.learning_rate,
         "seed": spec.seed,
+        "rounds": len(spec.rounds.gone) if spec.rounds else 1,
         "rung": spec.rung,
     }

@@ -7,7 +7,7 @@ from shortened_llm.config import DataSource, ExperimentConfig, entry_paths
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.license import data_license, is_hub_id, model_license
-from shortened_llm.records import Experiment, Provenance, RetrainedModel, SourceFacts, TrialSpec
+from shortened_llm.records import Experiment, Provenance, PrunePlan, RetrainedModel, SourceFacts, TrialSpec
 from shortened_llm.reporting.card import PRUNING, adapter_cards, trained_card, trial_cards
 from shortened_llm.storage.urls import exists, join, write_bytes
 
@@ -43,12 +43,14 @@ def publish_cards(experiment: Experiment) -> None:
         _write_card(url, files)
 
 
-def publish_trained_card(spec: TrialSpec, runs: tuple[RetrainedModel, ...], origin: Provenance) -> None:
+def publish_trained_card(
+    spec: TrialSpec, plan: PrunePlan, runs: tuple[RetrainedModel, ...], origin: Provenance
+) -> None:
     """Write the card of a model that was just exported: nobody should find it without its licences. One that has a
     card keeps it."""
-    for url, text in adapter_cards(spec, runs, origin).items():
+    for url, text in adapter_cards(spec, plan, runs, origin).items():
         _write_card(url, {"README.md": text})
-    _write_card(runs[-1].model.url, trained_card(spec, runs, origin), is_first=True)
+    _write_card(runs[-1].model.url, trained_card(spec, plan, runs, origin), is_first=True)
 
 
 def _write_card(url: str, files: Mapping[str, str], *, is_first: bool = False) -> None:

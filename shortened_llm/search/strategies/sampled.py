@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
-RANKING, METHOD = "ranking", "method"
+RANKING, METHOD, ROUNDS = "ranking", "method", "rounds"
 ASKS, LEARNED_ASKS = 40, 10
 """Questions for one candidate, until the answer is not one that is there already. Optuna repeats itself where few are
 left, so that only the first ones use what it has learned, and the others are random."""
@@ -109,7 +109,8 @@ def sampled(
             values = dict(chosen)
             ranking, method = values[RANKING], values[METHOD]
             point = {field: values[_name(method, field)] for field in space.retraining.axes(method)}
-            spec = space.trial(plans[target, ranking], target, method, point)
+            rounds = values.get(_name(method, ROUNDS), 1)
+            spec = space.trial(plans[target, ranking], target, ranking, rounds, method, point)
             if spec.fingerprint not in found:  # another ranking may have led to the same plan
                 told_as = space.at_rung(spec, rung).fingerprint
                 found[spec.fingerprint] = Candidate(chosen=chosen, target=target, spec=spec, told_as=told_as)
@@ -127,7 +128,9 @@ def _choices(space: SearchSpace, rankings: tuple[str, ...]) -> Choices:
     methods = space.retraining.methods
     of_methods = {_name(method, field): axis for method in methods
                   for field, axis in space.retraining.axes(method).items()}  # fmt: skip
-    return tuple({RANKING: rankings, METHOD: methods, **of_methods}.items())
+    numbers = {method: space.retraining.rounds(method, space.rounds) for method in methods}
+    rounds = {_name(method, ROUNDS): those for method, those in numbers.items() if those != (1,)}
+    return tuple({RANKING: rankings, METHOD: methods, **of_methods, **rounds}.items())
 
 
 def _name(method: str, field: str) -> str:

@@ -1,0 +1,87 @@
+"""Pruning in rounds: a target is reached step by step, and every step is chosen by the scores of the retrained model.
+
+Scores of the dense model say little of a model that has lost a third of its blocks and learnt to do without them. The
+tokens of a candidate are divided among its rounds.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from shortened_llm.pruning.plan import plan_of
+from shortened_llm.records import BlockScores, BlocksTransform, ModelRef, ModelSize, PrunePlan, Recipe, Rounds
+from shortened_llm.scoring.job import ScoringJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescoring:
+    """How blocks are chosen, of whichever model."""
+
+    scores: Mapping[str, BlockScores]
+    """Those of the dense model, by ranking."""
+    jobs: Mapping[str, ScoringJob]
+    """What each ranking is scored by, its criterion alone."""
+    size: ModelSize
+    """That of the dense model."""
+
+    def again(self, ranking: str, model: ModelRef, count: int) -> ScoringJob:
+        """The scoring by which `count` blocks of another model are chosen."""
+        return replace(self.jobs[ranking], model=model, counts=(count,))
+
+    def plan(self, plan: PrunePlan, model: ModelRef) -> PrunePlan:
+        """What was done to the dense model in the end, where `plan` is what its own scores chose at once."""
+        removed = [t.removed(plan.dense.blocks) for t in model.origin or () if t.kind == "blocks"]
+        return plan_of(removed[0], plan.labels, self.size) if removed else plan
+
+
+def rescoring(scores: Sequence[BlockScores], rankings: Sequence[tuple[str, ScoringJob]], size: ModelSize) -> Rescoring:
+    """Put together what rounds need.
+
+    Args:
+        rankings: each criterion with its job, in the order of the scores.
+    """
+    named = [one.ranking for one in scores]
+    jobs = (replace(job, criteria=(criterion,)) for criterion, job in rankings)
+    return Rescoring(scores=dict(zip(named, scores, strict=True)), jobs=dict(zip(named, jobs, strict=True)), size=size)
+
+
+def by_ranking(plan: PrunePlan) -> Iterator[PrunePlan]:
+    """A plan once for each ranking that led to it: after the first round they may choose otherwise."""
+    for ranking in dict.fromkeys(label.ranking for label in plan.labels):
+        yield replace(plan, labels=tuple(label for label in plan.labels if label.ranking == ranking))
+
+
+def rounds_to(plan: PrunePlan, number: int, given: Rescoring) -> Rounds:
+    """Reach the plan of one ranking in so many rounds, of as equal steps as blocks allow."""
+    scores = given.scores[plan.labels[0].ranking]
+    gone = steps_to(len(plan.removed_blocks), number)
+    kept = without(scores.removed(gone[0]), plan.dense.blocks)
+    return Rounds(gone=gone, first=(kept,), scores=scores.fingerprint)
+
+
+def steps_to(removed: int, number: int) -> tuple[int, ...]:
+    """Blocks (count) that are gone after each of so many rounds."""
+    return tuple(round(removed * (index + 1) / number) for index in range(number))
+
+
+def without(removed: Sequence[int], num_blocks: int) -> BlocksTransform:
+    """The transform of a model of so many blocks that takes these away."""
+    return BlocksTransform(kept=tuple(block for block in range(num_blocks) if block not in removed))
+
+
+def divided(recipes: Sequence[Recipe], number: int) -> tuple[Recipe, ...]:
+    """The runs of a chain once for each round, all rounds together with its steps; each warms up and decays anew, in
+    shares of its own steps."""
+    return tuple(_part(recipe, start, stop) for start, stop in _parts(number) for recipe in recipes)
+
+
+def _parts(number: int) -> Iterator[tuple[float, float]]:
+    return pairwise(index / number for index in range(number + 1))
+
+
+def _part(recipe: Recipe, start: float, stop: float) -> Recipe:
+    steps = max(1, round(recipe.num_steps * stop) - round(recipe.num_steps * start))
+    share = steps / recipe.num_steps
+    warmup = min(round(recipe.warmup_steps * share), steps - 1)
+    decay = max(1, min(round(recipe.decay_steps * share), steps - warmup))
+    return replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay)
