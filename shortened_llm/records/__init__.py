@@ -28,6 +28,7 @@ from shortened_llm.records.training import (
     RetrainedModel,
     TrainingPoint,
     accelerator_seconds,
+    taken_over,
 )
 from shortened_llm.records.transform import BlocksTransform, Transform, composed
 from shortened_llm.records.trial import (

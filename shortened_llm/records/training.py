@@ -1,6 +1,6 @@
 """Training runs: what they are, and what they hand on."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,18 +119,23 @@ class RetrainedModel:
         return self.history[-1].validation_loss if self.history else None
 
 
+def taken_over(run: RetrainedModel, seen: Collection[TrainingPoint]) -> TrainingPoint | None:
+    """The last of a run's reports that another run has too: from there it went on, since times are equal as well; a run
+    that began anew has other times. None where it began itself.
+
+    Args:
+        seen: the reports of the others.
+    """
+    return next((point for point in reversed(run.history) if point in seen), None)
+
+
 def accelerator_seconds(runs: Iterable[RetrainedModel]) -> float:
-    """What runs cost together, each once. One that went on from another's checkpoint has its beginning in its own
-    history, number by number; that is counted once too."""
+    """What runs cost together, each once; what one took over from another is counted once too."""
     total = 0.0
     seen: set[TrainingPoint] = set()
     for run in {run.model.fingerprint: run for run in runs}.values():
-        accelerators = run.accelerator_seconds / run.seconds if run.seconds else 0.0
-        before = 0.0
-        for point in run.history:
-            if point not in seen:
-                total += (point.seconds - before) * accelerators
-                seen.add(point)
-            before = point.seconds
-        total += (run.seconds - before) * accelerators
+        first = taken_over(run, seen)
+        own = run.seconds - (first.seconds if first else 0.0)
+        total += own * run.accelerator_seconds / run.seconds if run.seconds else 0.0
+        seen.update(run.history)
     return total

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shortened_llm.records import Bin, Experiment, RetrainedModel
+from shortened_llm.records import Bin, Experiment, TrainingPoint, taken_over
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.paired import Difference, objective_difference
 from shortened_llm.reporting.rows import TrialRow
@@ -209,28 +209,20 @@ def _difference(first: TrialRow, second: TrialRow) -> Difference | None:
 
 
 def _tokens(candidates: Sequence[Candidate]) -> tuple[float, int]:
-    """See `Race`. What a run took over from a shorter one is the part of their histories that is equal, times included:
-    a run that began anew has other times."""
+    """See `Race`."""
     paid: dict[str, float] = {}
     whole: dict[str, int] = {}
     for one in candidates:
-        before: list[RetrainedModel | None] = [None] * len(one.last.trial.spec.recipes)
+        first_runs: dict[int, str] = {}
+        seen: set[TrainingPoint] = set()
         for row in one.rows:
-            for place, run in enumerate(row.runs):
-                recipe = row.trial.spec.recipes[place]
-                if before[place] is None:
-                    whole[run.model.fingerprint] = row.trial.spec.whole_steps[place] * recipe.tokens_per_step
-                share = 1 - shared_tokens(run, before[place]) / run.tokens if run.tokens else 0.0
-                paid.setdefault(run.model.fingerprint, share * recipe.tokens)
-                before[place] = run
+            spec = row.trial.spec
+            for place, (recipe, run) in enumerate(zip(spec.recipes, row.runs, strict=False)):
+                first_run = first_runs.setdefault(place, run.model.fingerprint)  # candidates may share it
+                whole[first_run] = spec.whole_steps[place] * recipe.tokens_per_step
+                if run.model.fingerprint not in paid:
+                    first = taken_over(run, seen)
+                    share = 1 - first.tokens / run.tokens if first and run.tokens else 1.0
+                    paid[run.model.fingerprint] = share * recipe.tokens
+                    seen.update(run.history)
     return sum(paid.values()), sum(whole.values())
-
-
-def shared_tokens(run: RetrainedModel, earlier: RetrainedModel | None) -> int:
-    """Tokens of a run that it took over from an earlier one."""
-    tokens = 0
-    for own, other in zip(run.history, earlier.history if earlier else (), strict=False):
-        if own != other:
-            break
-        tokens = own.tokens
-    return tokens
