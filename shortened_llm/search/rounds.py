@@ -72,6 +72,8 @@ def without(removed: Sequence[int], num_blocks: int) -> BlocksTransform:
 def divided(recipes: Sequence[Recipe], number: int) -> tuple[Recipe, ...]:
     """The runs of a chain once for each round, all rounds together with its steps; each warms up and decays anew, in
     shares of its own steps."""
+    if number == 1:
+        return tuple(recipes)
     return tuple(_part(recipe, start, stop) for start, stop in _parts(number) for recipe in recipes)
 
 

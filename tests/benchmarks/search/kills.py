@@ -104,9 +104,8 @@ def main() -> None:
         disturbed, doing = search(place / "disturbed", place / "b", moments)
     for line in doing:
         print(f"killed {line}")
-    difference = max(
-        abs(undisturbed.losses[name] - disturbed.losses.get(name, float("inf"))) for name in undisturbed.losses
-    )
+    losses = disturbed.losses
+    difference = max(abs(loss - losses.get(name, math.inf)) for name, loss in undisturbed.losses.items())
     rows = {
         "kills": (0, len(doing)),
         "trials": (len(undisturbed.losses), len(disturbed.losses)),
