@@ -51,7 +51,7 @@ def main() -> None:
     directory = arguments.experiment.resolve()
     try:
         ran = read_run(directory)
-    except BadInputError as error:
+    except (BadInputError, FileNotFoundError) as error:
         parser.error(str(error))
     slots = json.loads((directory / CONFIG).read_text())["search"]["max_concurrent_trials"]
     halves = {"every second trial": ran[::2], "the first half": ran[: (len(ran) + 1) // 2]}
