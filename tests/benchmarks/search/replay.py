@@ -24,7 +24,7 @@ from shortened_llm.records import EvalScores, ModelRef, PlanLabel, PrunePlan, Si
 from shortened_llm.reporting.paired import paired_difference
 from shortened_llm.search.strategies.rungs import propose_rungs
 from shortened_llm.search.strategies.strategy import Candidates, Outcomes
-from tests.benchmarks.search.grid import RUNGS, Point
+from tests.benchmarks.search.grid import Point
 
 REDUCTION = 3
 Trial = tuple[int, float]
@@ -53,11 +53,16 @@ class Grid:
         self.points = {(point.candidate, point.rung): point for point in points}
         self.candidates = sorted({point.candidate for point in points})
         self.targets = {point.candidate: point.target for point in points}
+        self.rungs = sorted({point.rung for point in points})
+
+    def below(self, rung: float) -> float | None:
+        """The rung below one; None for the lowest."""
+        return next(low for low, high in pairwise((None, *self.rungs)) if high == rung)
 
     def new_tokens(self, trial: Trial) -> int:
         """Tokens of a trial beyond those of the rung below."""
         candidate, rung = trial
-        below = next(low for low, high in pairwise((None, *RUNGS)) if high == rung)
+        below = self.below(rung)
         return self.points[trial].tokens - (self.points[candidate, below].tokens if below else 0)
 
     def judge(self, ended: Iterable[Trial], tokens: int, makespan: float) -> Outcome:
@@ -111,12 +116,12 @@ def asha(grid: Grid, order: Sequence[int]) -> Ask:
     """The plain rule: the highest rung with something to promote first, else a new candidate."""
 
     def ask(ended: Mapping[Trial, Point], begun: set[Trial]) -> Iterable[Trial]:
-        for rung, above in reversed(list(pairwise(RUNGS))):
+        for rung, above in reversed(list(pairwise(grid.rungs))):
             for target in sorted(set(grid.targets.values())):
                 there = [c for c, at in ended if at == rung and grid.targets[c] == target]
                 there.sort(key=lambda candidate: grid.points[candidate, rung].loss)
                 yield from ((candidate, above) for candidate in there[: len(there) // REDUCTION])
-        yield from ((candidate, RUNGS[0]) for candidate in order)
+        yield from ((candidate, grid.rungs[0]) for candidate in order)
 
     return ask
 
@@ -146,7 +151,7 @@ def ours(grid: Grid, order: Sequence[int]) -> Ask:
             results[f"{candidate}@{rung}"] = TrialResult(
                 fingerprint=f"{candidate}@{rung}", model=empty, runs=(), before=EvalScores(), after=after, seconds=0.0
             )
-        proposed = propose_rungs(space, Candidates(plans=()), Outcomes(specs=(), results=results), rungs=RUNGS)
+        proposed = propose_rungs(space, Candidates(plans=()), Outcomes(specs=(), results=results), rungs=grid.rungs)
         for spec in proposed:
             candidate, _, _ = spec.fingerprint.partition("@")
             yield int(candidate), spec.rung
