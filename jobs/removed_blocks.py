@@ -4,8 +4,8 @@ import argparse
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import BlocksTransform
-from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.preflight import ScoringFacts
+from shortened_llm.search.preflight_toy import try_plans
 
 
 def add_remove_flag(parser: argparse.ArgumentParser, otherwise: str) -> None:
@@ -33,5 +33,5 @@ def removed_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
     if not removed < set(every):
         raise BadInputError(f"--remove: is {text!r}; allowed are some of the blocks 0 to {facts.num_blocks - 1}")
     kept = tuple(block for block in every if block not in removed)
-    rehearse_plans(facts.model_config, facts.tokenizer, [(BlocksTransform(kept=kept),)])
+    try_plans(facts.model_config, facts.tokenizer, [(BlocksTransform(kept=kept),)])
     return tuple(sorted(removed))

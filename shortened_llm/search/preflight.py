@@ -17,9 +17,9 @@ from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
-from shortened_llm.search.dress_rehearsal import Toy, rehearse_export, rehearse_scoring, rehearse_training
 from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
+from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_training
 from shortened_llm.storage.store import Store
 
 
@@ -150,14 +150,14 @@ def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, ex
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
-        rehearse_scoring(toy, config.criteria)
+        try_scoring(toy, config.criteria)
         if trains and retraining.runs:
             for lora in retraining.adapters or (None,):
-                rehearse_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)
+                try_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)
         if trains and ("scratch" in config.search.controls or retraining.draws_weights):
             check_drawn(toy.config)
         if exports:
-            rehearse_export(toy)
+            try_export(toy)
 
 
 def _check_task_data(config: ExperimentConfig, faults: Faults) -> None:

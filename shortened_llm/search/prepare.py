@@ -14,10 +14,10 @@ from shortened_llm.scoring.score import score_blocks
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import ProgressLog
-from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.rounds import rescoring
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
@@ -92,6 +92,6 @@ def _candidates(
         else:
             controls[control] = one_of_each_target(plans)
     every = {plan.transforms for of_control in (plans, *controls.values()) for plan in of_control}
-    rehearse_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
+    try_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
     return Candidates(plans=plans, controls=controls)

@@ -10,9 +10,9 @@ from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
-from shortened_llm.search.dress_rehearsal import rehearse_plans
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import ScoringFacts
+from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import add_runs, own_experiment
@@ -38,7 +38,7 @@ def retrain_plan(
             dense = stage_model(config.model, store)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
         plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
-        rehearse_plans(facts.model_config, facts.tokenizer, [plan.transforms])
+        try_plans(facts.model_config, facts.tokenizer, [plan.transforms])
         space = SearchSpace(
             dense=dense,
             data=packing(),

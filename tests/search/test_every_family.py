@@ -26,12 +26,12 @@ from shortened_llm.records import BlocksTransform, LoraOptions
 from shortened_llm.retraining.adapters import inject_adapters, is_adapter
 from shortened_llm.retraining.export import gathered_state
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
-from shortened_llm.search.dress_rehearsal import (
+from shortened_llm.search.preflight_toy import (
     Toy,
-    rehearse_export,
-    rehearse_plan,
-    rehearse_scoring,
-    rehearse_training,
+    try_export,
+    try_plan,
+    try_scoring,
+    try_training,
 )
 from tests.conftest import keeping
 
@@ -85,12 +85,12 @@ def test_each_step_is_right_or_refused(name: str) -> None:
     refused: set[str] = set()
     with small_toy(name) as toy:
         steps: dict[str, tuple[Callable[[], object], Callable[[Toy], None]]] = {
-            "scoring": (lambda: rehearse_scoring(toy, ["ppl", "kl", "taylor"]), check_scoring),
-            "adapters": (lambda: rehearse_training(toy, lora=LORA, isolate_documents=False), check_adapters),
-            "training": (lambda: rehearse_training(toy, lora=None, isolate_documents=False), check_training),
+            "scoring": (lambda: try_scoring(toy, ["ppl", "kl", "taylor"]), check_scoring),
+            "adapters": (lambda: try_training(toy, lora=LORA, isolate_documents=False), check_adapters),
+            "training": (lambda: try_training(toy, lora=None, isolate_documents=False), check_training),
             "isolation": (lambda: None, check_isolated),
-            "export": (lambda: rehearse_export(toy), check_export),
-            "plan": (lambda: rehearse_plan(toy.config, toy, cut(toy)), check_plan),
+            "export": (lambda: try_export(toy), check_export),
+            "plan": (lambda: try_plan(toy.config, toy, cut(toy)), check_plan),
         }
         for step, (rehearse, check) in steps.items():
             try:

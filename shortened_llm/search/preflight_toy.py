@@ -73,7 +73,7 @@ class Toy:
         return F.cross_entropy(logits.transpose(1, 2), self.tokens[:, 1:], reduction="none").mean(dim=1)
 
 
-def rehearse_scoring(toy: Toy, criteria: Iterable[str]) -> None:
+def try_scoring(toy: Toy, criteria: Iterable[str]) -> None:
     """Walk two sequences through the blocks, and compare the losses; try what criteria measure for themselves.
 
     Raises:
@@ -101,7 +101,7 @@ def rehearse_scoring(toy: Toy, criteria: Iterable[str]) -> None:
                 MEASUREMENTS[row.statistic or name](given)
 
 
-def rehearse_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool) -> None:
+def try_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool) -> None:
     """A forward and a backward pass, adapters where there will be some, documents that stay apart where they must.
 
     Raises:
@@ -121,7 +121,7 @@ def rehearse_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: 
         choose_isolation(config)
 
 
-def rehearse_export(toy: Toy) -> None:
+def try_export(toy: Toy) -> None:
     """Export, reload, compare, generate with the cache.
 
     Raises:
@@ -132,19 +132,19 @@ def rehearse_export(toy: Toy) -> None:
         verify_export(toy.directory / "dense", toy.model(input_ids=tokens, use_cache=False).logits, "float32")
 
 
-def rehearse_plans(
+def try_plans(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, plans: Iterable[Sequence[Transform]]
 ) -> None:
-    """Try the transforms of each plan; raises as `rehearse_plan`, one line for each fault."""
+    """Try the transforms of each plan; raises as `try_plan`, one line for each fault."""
     faults = Faults()
     with Toy(config, tokenizer) as toy:
         for transforms in plans:
             with faults.gather():
-                rehearse_plan(config, toy, transforms)
+                try_plan(config, toy, transforms)
     faults.raise_any()
 
 
-def rehearse_plan(config: PretrainedConfig, toy: Toy, transforms: Sequence[Transform]) -> None:
+def try_plan(config: PretrainedConfig, toy: Toy, transforms: Sequence[Transform]) -> None:
     """Check that the architecture can be changed so. Load the toy's view, compare it with the toy in which removed
     blocks pass on what they get, and generate with the cache.
 
