@@ -11,5 +11,5 @@ echo torch | compile - --output-file cluster/torch-cuda.lock
 # torch and what its CUDA build brings come before the rest, and only in one variant of the image.
 accelerator=$(grep -oE '^(torch|triton|cuda-|nvidia-)[a-z0-9-]*' cluster/torch-cuda.lock | sed 's/^/--no-emit-package=/')
 # shellcheck disable=SC2086
-compile pyproject.toml cluster/requirements.in --extra s3 --extra gcs $accelerator \
+compile pyproject.toml cluster/requirements.in --extra s3 --extra gcs --extra optuna $accelerator \
   --output-file cluster/requirements.lock
