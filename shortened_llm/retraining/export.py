@@ -1,18 +1,22 @@
 """From a sharded model to a plain Hugging Face directory on storage."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.models.build import DTYPES
 from shortened_llm.models.directory import load_tokenizer, model_directory
-from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
+from shortened_llm.models.export import ExportError, check_generation, probe_tokens
 from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.models.view import empty_view
-from shortened_llm.records import ModelRef, RetrainedModel
+from shortened_llm.models.write import WeightWriter, stored_names, write_settings
+from shortened_llm.records import FileEntry, ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import (
     adapted_layers,
     gathered_adapter,
@@ -22,14 +26,17 @@ from shortened_llm.retraining.adapters import (
     verify_adapter,
 )
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.prepare import freeze
 from shortened_llm.retraining.progress import RunProgress
+from shortened_llm.retraining.sharding import make_mesh, open_sharded
 from shortened_llm.storage.layout import RETRAINED
-from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.payload import upload, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 
-# Of two devices' bfloat16 logits, relative to their norm; a wrong or missing tensor is off by far more.
-GATHERED_TOLERANCE = 0.05
+# Of logits after rounding weights to the exported type, or merging adapters in it, relative to their norm; a wrong or
+# missing tensor is off by far more.
+ROUNDING_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,40 +50,97 @@ class Exported:
 
 @torch.no_grad()
 def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, rank: int) -> Exported | None:
-    """Gather, write, verify and upload the model in the type that it is exported in. A collective; returns on rank 0.
+    """Write, upload and verify the model in the type that it is exported in. A collective; returns on rank 0.
+
+    No process ever holds more of it than its shards, one tensor and one file: see `models/write.py`. What was uploaded
+    is read back into shards of the same workers.
 
     Raises:
-        ExportError: the gathered model is not the sharded one, or what was written does not reload as it.
+        ExportError: what was written does not load as the model that was trained.
     """
     model.eval()
-    tokens = probe_tokens(model.config.vocab_size).to(model.device)
-    with torch.compiler.set_stance("force_eager"):  # compiling for one call takes longer than the call
-        sharded_logits = model(input_ids=tokens, use_cache=False).logits.float().cpu()
+    logits = probe_logits(model)
     adapter = gathered_adapter(model) if job.recipe.lora else {}
-    state = gathered_state(model, job.export_dtype, rank)
+    exported = _shared(_write(model, job, store, rank))
+    _verify(exported, logits, job, model.device)
     if rank != 0:
         return None
-    directory = model_directory(job.model)
-    plain = empty_view(job.model)
-    plain.load_state_dict(state, assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    plain.eval()
-    logits = plain(input_ids=tokens.cpu(), use_cache=False).logits
-    # Devices round differently; what was written must reload bit for bit, on one device.
-    difference = (logits.float() - sharded_logits).norm() / sharded_logits.norm()
-    if not difference < GATHERED_TOLERANCE:
-        raise ExportError(f"run {job.fingerprint}: the gathered model's logits are off by {difference:.3g} (relative)")
-    with temporary_directory() as temporary:
-        export_model(plain, load_tokenizer(directory), Path(temporary))
-        verify_export(Path(temporary), logits, job.export_dtype)
-        exported = _upload(Path(temporary), job, store)
     if not adapter or job.recipe.lora is None:
         return Exported(model=exported, adapter=None)
     with temporary_directory() as temporary:
-        save_adapter(adapter, job.recipe.lora, Path(temporary), base=_base_of_adapter(job.model))
-        verify_adapter(empty_view(job.model), adapter, Path(temporary))
-        return Exported(model=exported, adapter=_upload(Path(temporary), job, store))
+        directory = Path(temporary)
+        save_adapter(adapter, job.recipe.lora, directory, base=_base_of_adapter(job.model))
+        verify_adapter(empty_view(job.model), adapter, directory)
+        url = store.attempt_url(RETRAINED, job.fingerprint)
+        files = upload_directory(directory, url)
+        return Exported(model=exported, adapter=_reference(job, url, files))
+
+
+def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) -> ModelRef | None:
+    """Gather tensor by tensor; on rank 0 each file is uploaded while the next is gathered, then deleted here."""
+    plain = empty_view(job.model, job.export_dtype)
+    names = stored_names(plain)
+    if rank != 0:
+        for _ in gathered(model, names):
+            pass
+        return None
+    url = store.attempt_url(RETRAINED, job.fingerprint)
+    with temporary_directory() as temporary, ThreadPoolExecutor(1) as uploads:
+        directory, files = Path(temporary), list[Future[FileEntry]]()
+
+        def hand_on(path: Path) -> None:
+            if files:
+                files[-1].result()  # one file waits at a time
+            files.append(uploads.submit(_move, path, url))
+
+        writer = WeightWriter(plain, directory, hand_on)
+        for name, tensor in gathered(model, names):
+            writer.add(name, tensor)
+        writer.close()
+        plain.generation_config = model.generation_config
+        write_settings(plain, job.export_dtype, directory)
+        load_tokenizer(model_directory(job.model)).save_pretrained(directory)
+        entries = [one.result() for one in files]
+        entries += upload_directory(directory, url)
+    return _reference(job, url, tuple(sorted(entries, key=lambda entry: entry.path)))
+
+
+def _move(path: Path, url: str) -> FileEntry:
+    entry = upload(path, url)
+    path.unlink()
+    return entry
+
+
+def _shared(exported: ModelRef | None) -> ModelRef:
+    """What rank 0 wrote, on every rank."""
+    found = [exported]
+    dist.broadcast_object_list(found, src=0)
+    assert found[0] is not None, "rank 0 writes"
+    return found[0]
+
+
+def _verify(exported: ModelRef, logits: torch.Tensor, job: RetrainingJob, device: torch.device) -> None:
+    """Read the model back into shards: the same logits, bit for bit where its weights were trained in the type that it
+    is computed in; and generation with the KV cache."""
+    mesh = make_mesh(device, dist.get_world_size(), None)
+    placement = job.placement.model_copy(update={"compile": False})
+    reloaded = open_sharded(
+        exported, mesh, job.dtype, placement, device=device, sequence_length=job.recipe.sequence_length,
+        prepare=partial(freeze, dtype=job.dtype),
+    ).eval()  # fmt: skip
+    found = probe_logits(reloaded)
+    is_exact = job.export_dtype == job.dtype and job.recipe.lora is None
+    difference = (found - logits).norm() / logits.norm()
+    if not (torch.equal(found, logits) if is_exact else difference < ROUNDING_TOLERANCE):
+        raise ExportError(f"run {job.fingerprint}: what was written is off by {difference:.3g} (relative, of logits)")
+    check_generation(reloaded)
+
+
+def probe_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a fixed input, float32, on the model's device. A collective where it is sharded."""
+    tokens = probe_tokens(model.config.vocab_size).to(model.device)
+    with torch.compiler.set_stance("force_eager"):  # compiling for one call takes longer than the call
+        return model(input_ids=tokens, use_cache=False).logits.float()
 
 
 def _base_of_adapter(model: ModelRef) -> str:
@@ -101,31 +165,19 @@ def write_run(job: RetrainingJob, exported: Exported, progress: RunProgress, sto
     store.write(RETRAINED, job.fingerprint, record, identity=job.run.identity, parents=job.parents)
 
 
-def _upload(directory: Path, job: RetrainingJob, store: Store) -> ModelRef:
-    url = store.attempt_url(RETRAINED, job.fingerprint)
-    files = upload_directory(directory, url)
+def _reference(job: RetrainingJob, url: str, files: tuple[FileEntry, ...]) -> ModelRef:
     return job.model.exported(url=url, fingerprint=job.fingerprint, files=files)
 
 
 @torch.no_grad()
-def gathered_state(model: nn.Module, dtype: str, rank: int) -> dict[str, torch.Tensor]:
-    """The whole model on the CPU of rank 0, cast to `dtype`, by plain name, adapters merged; empty elsewhere. A
-    collective.
-
-    One tensor is gathered at a time, so rank 0 holds the model once, in `dtype`, and one tensor in its own type.
-    """
-    state: dict[str, torch.Tensor] = {}
-    gathered: dict[int, torch.Tensor] = {}
+def gathered(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each of the named tensors, whole, adapters merged, one after another: (plain name, tensor). A collective, in
+    which every process must take all of them."""
+    tensors = {plain_name(n): (n, t) for n, t in model.state_dict(keep_vars=True).items() if not is_adapter(n)}
     adapted = adapted_layers(model)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if is_adapter(name):
-            continue
-        if id(tensor) not in gathered:  # tied weights have two names
-            whole = whole_tensor(tensor)
-            if name.endswith(".base_layer.weight"):
-                whole = merged(adapted[plain_name(name).removesuffix(".weight")], whole)
-            kept = whole.to("cpu", DTYPES[dtype] if whole.is_floating_point() else whole.dtype)
-            gathered[id(tensor)] = kept if rank == 0 else kept.new_empty(0)
-        assert plain_name(name) not in state, f"two tensors would be exported as {plain_name(name)}"
-        state[plain_name(name)] = gathered[id(tensor)]
-    return state if rank == 0 else {}
+    for wanted in names:
+        name, tensor = tensors[wanted]
+        whole = whole_tensor(tensor)
+        if name.endswith(".base_layer.weight"):
+            whole = merged(adapted[wanted.removesuffix(".weight")], whole)
+        yield wanted, whole

@@ -34,7 +34,7 @@ from shortened_llm.retraining.adapters import (
     save_adapter,
     verify_adapter,
 )
-from shortened_llm.retraining.export import gathered_state
+from shortened_llm.retraining.export import gathered
 from shortened_llm.scoring.measure import MEASUREMENTS, Inputs, walked
 from shortened_llm.scoring.one_pass import walk_statistics
 
@@ -197,7 +197,7 @@ def _try_adapters(toy: Toy, options: LoraOptions) -> None:
             if is_adapter(name):
                 weight.normal_(generator=generator)
         merged = empty_model(toy.config)
-        merged.load_state_dict(gathered_state(adapted, "float32", 0), assign=True)
+        merged.load_state_dict(dict(gathered(adapted, tuple(merged.state_dict()))), assign=True)
         for name, layer in adapted_layers(adapted).items():  # one by one: the others would hide a small one
             inputs = torch.randn((1, 4, int(layer.in_features)), generator=generator)  # type: ignore[arg-type]
             _compare(merged.get_submodule(name)(inputs), layer(inputs), f"the merged {name} differs from its adapter")

@@ -26,6 +26,13 @@ def describe_files(directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> tu
     )
 
 
+def upload(path: Path, url: str) -> FileEntry:
+    """Copy a file into `url`; returns what was copied."""
+    entry = FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
+    upload_file(path, join(url, entry.path))
+    return entry
+
+
 def upload_directory(directory: Path, url: str, patterns: tuple[str, ...] = ALL_FILES) -> tuple[FileEntry, ...]:
     """Copy the matching files of `directory` to `url`; returns what was copied."""
     files = describe_files(directory, patterns)

@@ -22,7 +22,7 @@ from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards, plain_name
 from shortened_llm.models.view import empty_view
 from shortened_llm.records import ModelRef
-from shortened_llm.retraining.export import gathered_state
+from shortened_llm.retraining.export import gathered
 from shortened_llm.retraining.sharding import open_sharded
 from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
@@ -94,12 +94,10 @@ def test_a_sharded_view_is_the_loaded_one(
     tied = ALL[family].tie_word_embeddings
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     assert_same(model, load_model(ref.view(keeping(KEPT)), "float32"))
-    gathered, loaded = (
-        gathered_state(model, "bfloat16", rank=0),
-        load_model(ref.view(keeping(KEPT)), "bfloat16").state_dict(),
-    )
-    assert gathered.keys() == loaded.keys()
-    assert all(torch.equal(gathered[name], tensor.bfloat16()) for name, tensor in loaded.items())
+    loaded = load_model(ref.view(keeping(KEPT)), "float32").state_dict()
+    whole = dict(gathered(model, tuple(loaded)))
+    assert whole.keys() == loaded.keys()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in loaded.items())
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
@@ -173,9 +171,8 @@ def _check_shards(rank: int, rendezvous: str, refs: list[ModelRef]) -> None:
             dist.all_reduce(held)
             assert held * mesh.size(-1) == 4 * sum(parameter.numel() for parameter in expected.parameters())
             assert_same(model, expected)
-            gathered = gathered_state(model, "float32", rank)
-            assert gathered.keys() == (expected.state_dict().keys() if rank == 0 else set())
-            assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in gathered.items())
+            names = tuple(expected.state_dict())
+            assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in gathered(model, names))
     for mesh in (one, two):
         _check_adapters(refs[0], mesh)
     dist.destroy_process_group()

@@ -24,7 +24,7 @@ from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import BlocksTransform, LoraOptions
 from shortened_llm.retraining.adapters import inject_adapters, is_adapter
-from shortened_llm.retraining.export import gathered_state
+from shortened_llm.retraining.export import gathered
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
 from shortened_llm.search.preflight_toy import (
     Toy,
@@ -160,7 +160,7 @@ def check_adapters(toy: Toy) -> None:
         if is_adapter(parameter_name):
             parameter.data.normal_(0, 0.3, generator=generator)
     merged = empty_model(toy.config)
-    merged.load_state_dict(gathered_state(adapted, "float32", 0), assign=True)
+    merged.load_state_dict(dict(gathered(adapted, tuple(merged.state_dict()))), assign=True)
     merged.tie_weights()
     moved = logits_of(adapted, toy.tokens)
     assert (moved - plain).abs().max() > 1e-3 * plain.abs().max()
