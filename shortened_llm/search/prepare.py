@@ -70,7 +70,7 @@ def prepare(
         selection=selection_units(config, facts.roles),
         objective=config.search.metric.record,
         rounds=config.search.rounds,
-        rescoring=rescoring(scores, rankings(jobs), facts.size),
+        rescoring=rescoring(scores, rankings(jobs), facts.size) if max(config.search.rounds) > 1 else None,
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )
