@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from shortened_llm.config import ExperimentConfig, changed_keys, parse_config
+from shortened_llm.config.metric import objective
 from shortened_llm.errors import BadInputError
 
 CONFIGS = Path(__file__).parents[1] / "jobs/configs"
@@ -148,29 +149,33 @@ def test_constraints_are_on_what_is_measured(values: dict) -> None:
 
 def test_the_metric_of_a_search_is_measured_for_every_trial(values: dict) -> None:
     values["evaluation"]["selection"] |= {"tasks": ["piqa"], "metrics": ["own:measure"]}
-    own = {"name": "own:measure", "higher_is_better": True}
-    for metric, title in (
-        ("perplexity", "mean NLL"),
-        ("piqa/bits_per_byte", "bits per byte of piqa"),
-        (own, own["name"]),
-    ):
-        assert parse_config(changed(values, "search.metric", metric)).search.metric.record.title == title
-    for metric, words in (
+
+    def with_metric(metric: str, mode: str | None = None) -> ExperimentConfig:
+        return parse_config(changed(changed(values, "search.metric", metric), "search.metric_mode", mode))
+
+    titles = {"perplexity": "mean NLL", "piqa/bits_per_byte": "bits per byte of piqa", "piqa": "piqa"}
+    for metric, title in titles.items():
+        assert objective(with_metric(metric).search).title == title
+    assert [objective(with_metric("own:measure", mode).search).higher_is_better for mode in ("min", "max")] == [
+        False,
+        True,
+    ]
+    for metric, mode, words in (
         (
             "boolq",
-            r"search\.metric is 'boolq'.*add it to evaluation\.selection\.tasks; measured are perplexity, piqa, ",
+            None,
+            r"search\.metric is 'boolq'.*add it to evaluation\.selection\.tasks; measured are perpl",
         ),
-        ("other:measure", r"add it to evaluation\.selection\.metrics"),
-        ("own:measure", r"say which way is better: \{name: 'own:measure', higher_is_better"),
-        ({"name": "piqa", "higher_is_better": True}, r"higher_is_better is given, but 'piqa' says it itself"),
+        ("other:measure", None, r"add it to evaluation\.selection\.metrics"),
+        ("own:measure", None, r"search\.metric is 'own:measure'; set search\.metric_mode to min or max"),
+        ("piqa", "max", r"search\.metric_mode is given, but 'piqa' says itself"),
+        ("own:measure", "up", r"search\.metric_mode.*'min' or 'max'"),
     ):
         with pytest.raises(BadInputError, match=words):
-            parse_config(changed(values, "search.metric", metric))
+            with_metric(metric, mode)
     values["evaluation"]["selection"]["tasks"] = ["piqa", {"task": "piqa", "num_fewshot": 5}]
-    with pytest.raises(
-        BadInputError, match=r"search\.metric is 'piqa', but evaluation\.selection\.tasks lists this task twice"
-    ):
-        parse_config(changed(values, "search.metric", "piqa"))
+    with pytest.raises(BadInputError, match=r"search\.metric is 'piqa', but .*tasks lists this task twice"):
+        with_metric("piqa")
 
 
 def test_a_budget_is_of_training(values: dict) -> None:

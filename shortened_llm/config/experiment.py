@@ -134,7 +134,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _metric_is_measured(self) -> "ExperimentConfig":
-        check_metric(self.search.metric, self.evaluation.selection)
+        check_metric(self.search, self.evaluation.selection)
         return self
 
     @model_validator(mode="after")

@@ -7,9 +7,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from shortened_llm.config.base import Runtime
 from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.constraints import ConstraintsConfig
-from shortened_llm.config.metric import MetricConfig
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.fields import Range, Section, ValuesOrRange, as_tuple, distinct
+from shortened_llm.records.objective import PERPLEXITY
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -51,9 +51,13 @@ class SearchSection(Section):
     rounds: Annotated[tuple[Rounds, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = (1,)
     """Numbers of rounds in which blocks go; an axis of the search. 1: all at once. 3: a third of them goes, the model
     is trained on a third of its tokens and scored anew, and so on; more accurate where much is removed."""
-    metric: MetricConfig = MetricConfig()
-    """The score by which candidates of one target are compared: perplexity unless given, or a task or a measure of your
-    own that evaluation.selection has, such as piqa/bits_per_byte."""
+    metric: str = Field(PERPLEXITY, min_length=1)
+    """The score by which candidates of one target are compared. perplexity: the mean of the log-perplexities of
+    evaluation.selection.perplexity; a task of evaluation.selection.tasks, by the metric that the report shows, or with
+    /bits_per_byte behind it by that of its gold answers, which moves where accuracy stands still; or one of
+    evaluation.selection.metrics."""
+    metric_mode: Literal["min", "max"] | None = None
+    """Which way a measure of your own is better; needed for that, and for nothing else."""
     rehearsal: Annotated[bool | None, Runtime] = None
     """Before the first trial, three steps of each method on the real machines, once with the workers lost in between:
     load, train, checkpoint, restore, export, reload, evaluate. Where it fails, the search ends. Done where workers have

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shortened_llm.config import ExperimentConfig
+from shortened_llm.config.metric import objective
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.pool import EvaluationPool
@@ -42,11 +43,9 @@ def submit_dense(
             if missing.is_bad_input:
                 raise BadInputError(missing.cause)
             raise ScoresMissingError(f"{missing.name} of the dense model: {missing.cause}")
-        metric = config.search.metric
-        if not math.isfinite(metric.record.loss(scores.selection)):
-            raise BadInputError(
-                f"search.metric: the dense model has no finite {metric.record.title}; give another metric"
-            )
+        chosen_by = objective(config.search)
+        if not math.isfinite(chosen_by.loss(scores.selection)):
+            raise BadInputError(f"search.metric: the dense model has no finite {chosen_by.title}; give another metric")
         return scores
 
     return wait

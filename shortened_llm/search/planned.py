@@ -107,7 +107,7 @@ def _notes(config: ExperimentConfig, roles: TextRoles) -> tuple[str, ...]:
             notes.append(f"{label}: one source serves selection and report, split by document.")
     if roles.report and all("train" in documents.shared_with for documents in roles.report):
         notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
-    chosen_by = config.search.metric.name.removesuffix(BITS_PER_BYTE)
+    chosen_by = config.search.metric.removesuffix(BITS_PER_BYTE)
     if chosen_by in (*(task.task for task in config.evaluation.report.tasks), *config.evaluation.report.metrics):
         notes.append(f"{chosen_by}: the models were chosen by it and are reported by it, which flatters them.")
     if not roles.report:

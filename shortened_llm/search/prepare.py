@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shortened_llm.config import Control, ExperimentConfig
+from shortened_llm.config.metric import objective
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
@@ -68,7 +69,7 @@ def prepare(
         data=data,
         retraining=config.retraining,
         selection=selection_units(config, facts.roles),
-        objective=config.search.metric.record,
+        objective=objective(config.search),
         rounds=config.search.rounds,
         rescoring=rescoring(scores, rankings(jobs), facts.size) if max(config.search.rounds) > 1 else None,
         dtype=config.model.dtype,

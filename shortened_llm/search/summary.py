@@ -1,6 +1,7 @@
 """What a search would do, in words, before it does it."""
 
 from shortened_llm.config import BudgetConfig, ExperimentConfig, RetrainingConfig
+from shortened_llm.config.metric import objective
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
@@ -148,8 +149,8 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
         lines.append(f"GPU memory  {memory}")
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     lines += _texts(facts.roles) if isinstance(facts, SearchFacts) else []
-    if config.search.metric.name != PERPLEXITY:
-        lines.append(f"chooses by  {config.search.metric.record.title}, measured for every trial")
+    if config.search.metric != PERPLEXITY:
+        lines.append(f"chooses by  {objective(config.search).title}, measured for every trial")
     if config.evaluation.report.tasks:
         tasks = ", ".join(task.task for task in config.evaluation.report.tasks)
         lines.append(f"tasks       {tasks} for the dense model, the best of each size and the controls")

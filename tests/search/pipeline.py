@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from shortened_llm.config import ExperimentConfig
+from shortened_llm.config.metric import objective
 from shortened_llm.data.packing import pack_tokens
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.evaluation.evaluate import evaluate
@@ -64,7 +65,7 @@ class Pipeline:
             data=self.data,
             retraining=config.retraining,
             selection=self.units,
-            objective=config.search.metric.record,
+            objective=objective(config.search),
             rounds=config.search.rounds,
             rescoring=rescoring(self.scores, rankings(self.jobs), size),
             dtype=config.model.dtype,
