@@ -56,13 +56,18 @@ class TrialSpec:
         if not self.recipes:
             return f"{self.plan.name} untrained"
         last = self.recipes[-1]
-        rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.recipes)
+        rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.chain)
         on = " on instructions" if last.train_on == "instructions" else ""
         at = f" in {len(self.rounds.gone)} rounds" if self.rounds else ""
         at += " at equal seconds" if self.equal_seconds else ""
         at += "" if self.rung == 1 else f" at {100 * self.rung:g} % of the tokens"
         settings = f" {self.settings}" if self.settings else ""
         return f"{self.plan.name} {self.method}{on}{settings} lr {rates} seed {last.seed}{at}"
+
+    @property
+    def chain(self) -> tuple[Recipe, ...]:
+        """The runs of one round: they are alike in all rounds, but for their steps."""
+        return self.recipes[: len(self.recipes) // (len(self.rounds.gone) if self.rounds else 1)]
 
     @property
     def start(self) -> tuple[Transform, ...]:
@@ -74,8 +79,7 @@ class TrialSpec:
         and within a round."""
         if self.rounds is None:
             return 0
-        each = len(self.recipes) // len(self.rounds.gone)
-        number, place = divmod(run, each)
+        number, place = divmod(run, len(self.chain))
         return self.rounds.gone[number] - self.rounds.gone[number - 1] if number and not place else 0
 
     @property
@@ -84,9 +88,8 @@ class TrialSpec:
         which blocks that shape has."""
         if self.rounds is None:
             return (self.plan.transforms,) * len(self.recipes)
-        each = len(self.recipes) // len(self.rounds.gone)
         kept = (self.plan.dense.blocks - gone for gone in self.rounds.gone)
-        return tuple((BlocksTransform(kept=tuple(range(count))),) for count in kept for _ in range(each))
+        return tuple((BlocksTransform(kept=tuple(range(count))),) for count in kept for _ in self.chain)
 
     @property
     def settings(self) -> str:

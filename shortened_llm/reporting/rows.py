@@ -93,8 +93,8 @@ class TrialRow:
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """At the peak of each run that trains."""
-        return tuple(recipe.learning_rate for recipe in self.trial.spec.recipes)
+        """At the peak of each run that trains, of one round."""
+        return tuple(recipe.learning_rate for recipe in self.trial.spec.chain)
 
     @property
     def seed(self) -> int | None:
