@@ -15,20 +15,21 @@ from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is
 ALL_FILES = ("*",)
 
 
+def describe_file(path: Path) -> FileEntry:
+    """Name, size and SHA-256 of a file."""
+    return FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
 def describe_files(directory: Path, patterns: tuple[str, ...] = ALL_FILES) -> tuple[FileEntry, ...]:
-    """Path, size and SHA-256 of the files directly in `directory` that match a pattern, by name."""
+    """The files directly in `directory` that match a pattern, by name."""
     paths = sorted(path for path in directory.iterdir() if path.is_file() and _matches(path.name, patterns))
     with ThreadPoolExecutor(4) as threads:
-        hashes = list(threads.map(file_sha256, paths))
-    return tuple(
-        FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=digest)
-        for path, digest in zip(paths, hashes, strict=True)
-    )
+        return tuple(threads.map(describe_file, paths))
 
 
 def upload(path: Path, url: str) -> FileEntry:
     """Copy a file into `url`; returns what was copied."""
-    entry = FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=file_sha256(path))
+    entry = describe_file(path)
     upload_file(path, join(url, entry.path))
     return entry
 
