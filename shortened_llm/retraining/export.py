@@ -120,8 +120,8 @@ def _shared(exported: ModelRef | None) -> ModelRef:
 
 
 def _verify(exported: ModelRef, logits: torch.Tensor, job: RetrainingJob, device: torch.device) -> None:
-    """Read the model back into shards: the same logits, bit for bit where its weights were trained in the type that it
-    is computed in; and generation with the KV cache."""
+    """Read the model back into shards: the same logits, on CPU bit for bit where all weights are exported in the type
+    that is computed in; and generation with the KV cache."""
     mesh = make_mesh(device, dist.get_world_size(), None)
     placement = job.placement.model_copy(update={"compile": False})
     reloaded = open_sharded(
@@ -129,7 +129,8 @@ def _verify(exported: ModelRef, logits: torch.Tensor, job: RetrainingJob, device
         prepare=partial(freeze, dtype=job.dtype),
     ).eval()  # fmt: skip
     found = probe_logits(reloaded)
-    is_exact = job.export_dtype == job.dtype and job.recipe.lora is None
+    # An accelerator may choose other kernels for the same product.
+    is_exact = job.export_dtype == job.dtype and job.recipe.lora is None and device.type == "cpu"
     difference = (found - logits).norm() / logits.norm()
     if not (torch.equal(found, logits) if is_exact else difference < ROUNDING_TOLERANCE):
         raise ExportError(f"run {job.fingerprint}: what was written is off by {difference:.3g} (relative, of logits)")
