@@ -20,8 +20,8 @@ class Rounds:
     """Blocks (count) that are gone after each round, ascending."""
     first: tuple[Transform, ...]
     """What the first round does, by the scores of the dense model."""
-    scores: str
-    """Fingerprint of these scores; a retrained model is scored in the same way."""
+    way: str
+    """Fingerprint of how blocks are scored: criterion, settings and text, the same in each round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class TrialSpec:
     def name(self) -> str:
         if not self.recipes:
             return f"{self.plan.name} untrained"
-        last = self.recipes[-1]
+        last = self.chain[-1]
         rates = "+".join(f"{recipe.learning_rate:g}" for recipe in self.chain)
         on = " on instructions" if last.train_on == "instructions" else ""
         at = f" in {len(self.rounds.gone)} rounds" if self.rounds else ""
@@ -94,22 +94,22 @@ class TrialSpec:
     @property
     def settings(self) -> str:
         """What a search may vary of the last run, beside the learning rate and the seed; empty where nothing is."""
-        return self.recipes[-1].settings if self.recipes else ""
+        return self.chain[-1].settings if self.recipes else ""
 
     @property
     def learning_rate(self) -> float | None:
         """At the peak of the last run; None where nothing is trained."""
-        return self.recipes[-1].learning_rate if self.recipes else None
+        return self.chain[-1].learning_rate if self.recipes else None
 
     @property
     def seed(self) -> int | None:
-        """Seed of the last run; None where nothing is trained."""
-        return self.recipes[-1].seed if self.recipes else None
+        """Seed of the last run, in rounds that of the first round; None where nothing is trained."""
+        return self.chain[-1].seed if self.recipes else None
 
     @property
     def train_on(self) -> str | None:
         """Data of the last run, corpus or instructions; None where nothing is trained."""
-        return self.recipes[-1].train_on if self.recipes else None
+        return self.chain[-1].train_on if self.recipes else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -224,5 +224,5 @@ def _tokens(candidates: Sequence[Candidate]) -> tuple[float, int]:
                     first = taken_over(run, seen)
                     share = 1 - first.tokens / run.tokens if first and run.tokens else 1.0
                     paid[run.model.fingerprint] = share * recipe.tokens
-                    seen.update(run.history)
+                seen.update(run.history)
     return sum(paid.values()), sum(whole.values())

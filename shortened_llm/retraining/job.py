@@ -43,16 +43,16 @@ class Run:
         shared = replace(self.recipe, num_steps=0, decay_steps=0, final_learning_rate_ratio=0.0)
         return fingerprint({**self.identity, "recipe": shared, "part": "stable"})
 
-    def after(self, earlier: "Run", removed: int = 0, scores: str | None = None) -> "Run":
+    def after(self, earlier: "Run", removed: int = 0, way: str | None = None) -> "Run":
         """The run that begins with the model that an earlier run makes.
 
         Args:
             removed: blocks (count) that this model loses first.
-            scores: what says how they are chosen.
+            way: what says how they are chosen.
         """
         model: dict[str, object] = {"files": earlier.fingerprint, "transforms": ()}
         if removed:
-            model["removed"] = {"count": removed, "like": scores}
+            model["removed"] = {"count": removed, "way": way}
         return replace(self, identity={**self.identity, "model": model}, num_blocks=earlier.num_blocks - removed)
 
 

@@ -293,9 +293,10 @@ def _memory(
 ) -> WorkerMemory | None:
     """The largest view of each way to train is tried; the one that takes most counts."""
     largest: dict[object, tuple[tuple[Transform, ...], Recipe]] = {}
-    for one in sorted(trained, key=lambda one: -one.of.removed):
-        for transforms, recipe in reversed(one.of.runs):
-            largest[recipe.method, recipe.sequence_length] = transforms, recipe
+    for transforms, recipe in (run for one in trained for run in one.of.runs):
+        known = largest.get(key := (recipe.method, recipe.sequence_length))
+        if known is None or _num_kept(transforms) > _num_kept(known[0]):
+            largest[key] = transforms, recipe
     found = [
         worker_memory(
             shapes.student(transforms, recipe), shapes.teacher() if recipe.distill else None, recipe,
@@ -304,6 +305,11 @@ def _memory(
         for transforms, recipe in largest.values()
     ]  # fmt: skip
     return max(found, key=lambda one: one.peak, default=None)
+
+
+def _num_kept(transforms: tuple[Transform, ...]) -> float:
+    """Blocks (count) of a view; the dense model has more than any other."""
+    return len(transforms[0].kept) if transforms else math.inf
 
 
 def _notes(config: ExperimentConfig) -> tuple[str, ...]:

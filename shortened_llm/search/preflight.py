@@ -115,7 +115,7 @@ def _check(
             _check_models_tasks(config, facts, faults)
     faults.raise_any()
     assert facts is not None, "a fault was told"
-    _rehearse(config, facts, trains=retrains, exports=exports)  # last: it takes seconds, and minutes for many experts
+    _try_on_toy(config, facts, trains=retrains, exports=exports)  # last: it takes seconds, and minutes for many experts
     return facts
 
 
@@ -146,7 +146,7 @@ def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Sc
     return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, size=size, requests=asked)
 
 
-def _rehearse(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, exports: bool) -> None:
+def _try_on_toy(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, exports: bool) -> None:
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:

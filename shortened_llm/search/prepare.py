@@ -19,7 +19,7 @@ from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.preflight_toy import try_plans
-from shortened_llm.search.rounds import rescoring
+from shortened_llm.search.rounds import Rescoring, by_ranking, rescoring, rounds_to
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates
@@ -64,6 +64,7 @@ def prepare(
     if data.corpus and (passes := many_epochs(config.retraining, data.corpus)):
         LOGGER.warning("%s", passes)
     baseline = dense_scores()
+    given = rescoring(scores, rankings(jobs), facts.size) if max(config.search.rounds) > 1 else None
     space = SearchSpace(
         dense=dense,
         data=data,
@@ -71,18 +72,23 @@ def prepare(
         selection=selection_units(config, facts.roles),
         objective=objective(config.search),
         rounds=config.search.rounds,
-        rescoring=rescoring(scores, rankings(jobs), facts.size) if max(config.search.rounds) > 1 else None,
+        rescoring=given,
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )
-    candidates = _candidates(config, facts, scores, jobs[0], store)
+    candidates = _candidates(config, facts, scores, jobs[0], store, given)
     return Prepared(space=space, pool=pool, baseline=baseline, scores=scores, candidates=candidates)
 
 
 def _candidates(
-    config: ExperimentConfig, facts: SearchFacts, scores: Sequence[BlockScores], job: ScoringJob, store: Store
+    config: ExperimentConfig,
+    facts: SearchFacts,
+    scores: Sequence[BlockScores],
+    job: ScoringJob,
+    store: Store,
+    given: Rescoring | None,
 ) -> Candidates:
-    """Every plan of the configuration, tried on a toy of the model."""
+    """Every plan of the configuration, tried on a toy of the model, and the first part of those in rounds."""
     plans = make_plans(config.search, scores, facts.size)
     controls: dict[Control, tuple[PrunePlan, ...]] = {}
     for control in config.search.controls:
@@ -93,6 +99,10 @@ def _candidates(
         else:
             controls[control] = one_of_each_target(plans)
     every = {plan.transforms for of_control in (plans, *controls.values()) for plan in of_control}
+    if given is not None:
+        numbers = [number for number in config.search.rounds if number > 1]
+        parts = [part for plan in plans for part in by_ranking(plan)]
+        every |= {rounds_to(part, number, given).first for part in parts for number in numbers}
     try_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
     return Candidates(plans=plans, controls=controls)

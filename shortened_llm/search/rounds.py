@@ -8,9 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.fingerprint import fingerprint
 from shortened_llm.pruning.plan import plan_of
 from shortened_llm.records import BlockScores, BlocksTransform, ModelRef, ModelSize, PrunePlan, Recipe, Rounds
-from shortened_llm.scoring.job import ScoringJob
+from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob
+
+SEEDS_APART = 10_000
+"""Between the seeds of two rounds; users list seeds that are nearer to one another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +58,22 @@ def by_ranking(plan: PrunePlan) -> Iterator[PrunePlan]:
 
 def rounds_to(plan: PrunePlan, number: int, given: Rescoring) -> Rounds:
     """Reach the plan of one ranking in so many rounds, of as equal steps as blocks allow."""
-    scores = given.scores[plan.labels[0].ranking]
+    ranking = plan.labels[0].ranking
+    scores = given.scores[ranking]
     gone = steps_to(len(plan.removed_blocks), number)
     kept = without(scores.removed(gone[0]), plan.dense.blocks)
-    return Rounds(gone=gone, first=(kept,), scores=scores.fingerprint)
+    return Rounds(gone=gone, first=(kept,), way=_way(given.jobs[ranking]))
+
+
+def _way(job: ScoringJob) -> str:
+    """Fingerprint of all that a ranking depends on but the model and the number of blocks."""
+    (criterion,) = job.criteria
+    reads = CRITERIA[criterion].reads_text
+    text = {"documents": job.documents.identity if job.documents else None, "calibration": job.calibration.model_dump()}
+    settings = job.pruning.settings(criterion)
+    return fingerprint(
+        {"stage": STAGE_VERSION, "criterion": criterion, "settings": settings, "text": text if reads else None}
+    )
 
 
 def steps_to(removed: int, number: int) -> tuple[int, ...]:
@@ -71,10 +88,15 @@ def without(removed: Sequence[int], num_blocks: int) -> BlocksTransform:
 
 def divided(recipes: Sequence[Recipe], number: int) -> tuple[Recipe, ...]:
     """The runs of a chain once for each round, all rounds together with its steps; each warms up and decays anew, in
-    shares of its own steps."""
+    shares of its own steps. Every round draws its data in an order of its own, or it would read the text of the first
+    one again."""
     if number == 1:
         return tuple(recipes)
-    return tuple(_part(recipe, start, stop) for start, stop in _parts(number) for recipe in recipes)
+    return tuple(
+        replace(_part(recipe, start, stop), seed=recipe.seed + index * SEEDS_APART)
+        for index, (start, stop) in enumerate(_parts(number))
+        for recipe in recipes
+    )
 
 
 def _parts(number: int) -> Iterator[tuple[float, float]]:

@@ -1,9 +1,11 @@
 """A whole search, in the order in which data moves."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 from shortened_llm.config import ExperimentConfig
+from shortened_llm.records import TrialSpec
 from shortened_llm.search.budget import Allowance
 from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
@@ -18,6 +20,7 @@ from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.preflight_settings import check_unchanged
 from shortened_llm.search.prepare import Prepared, prepare
 from shortened_llm.search.proposals import Proposals
+from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import own_experiment, publish_report, write_config, write_experiment
 from shortened_llm.search.stored.provenance import provenance, publish_cards
 from shortened_llm.search.strategies import sampler, strategies
@@ -89,11 +92,15 @@ def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: P
     if not config.search.rungs or config.retraining.keep_stable_checkpoint:
         return
     space, search = prepared.space, config.search
-    for spec in left_behind(
-        space, prepared.candidates, proposals.outcomes, rungs=search.rungs, sampler=sampler(search)
-    ):
-        for run in space.runs(spec)[: space.num_kept(spec)]:
-            delete(stable_url(store.url, run.stable_fingerprint))
+    left = left_behind(space, prepared.candidates, proposals.outcomes, rungs=search.rungs, sampler=sampler(search))
+    others = {spec.fingerprint: spec for spec in proposals.specs}.keys() - {spec.fingerprint for spec in left}
+    needed = _kept_states(space, (spec for spec in proposals.specs if spec.fingerprint in others))
+    for state in _kept_states(space, left) - needed:  # candidates whose first runs are alike share one
+        delete(stable_url(store.url, state))
+
+
+def _kept_states(space: SearchSpace, specs: Iterable[TrialSpec]) -> set[str]:
+    return {run.stable_fingerprint for spec in specs for run in space.runs(spec)[: space.num_kept(spec)]}
 
 
 def _context(

@@ -96,11 +96,11 @@ class SearchSpace:
 
     def runs(self, spec: TrialSpec) -> tuple[Run, ...]:
         """The training runs of a trial, each from the model of the one before."""
-        view, scores = self.dense.view(spec.start), spec.rounds.scores if spec.rounds else None
+        view, way = self.dense.view(spec.start), spec.rounds.way if spec.rounds else None
         runs: list[Run] = []
         for index, recipe in enumerate(spec.recipes):
             run = self._job(recipe, view).run
-            runs.append(run.after(runs[-1], spec.removed_before(index), scores) if runs else run)
+            runs.append(run.after(runs[-1], spec.removed_before(index), way) if runs else run)
         return tuple(runs)
 
     def job(self, run: Run, model: ModelRef, *, keeps_stable: bool = False) -> RetrainingJob:

@@ -16,7 +16,7 @@ from shortened_llm.search.rounds import without
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.provenance import publish_trained_card
-from shortened_llm.storage.layout import TRAIN, TRIALS
+from shortened_llm.storage.layout import RETRAINED, TRAIN, TRIALS
 from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
@@ -123,7 +123,8 @@ def train_runs(
     done = [index for index, run in enumerate(planned) if is_retrained(run, context.store)]
     last_done = max(done, default=-1)
     for index, run in enumerate(planned):
-        if index not in done and (count := spec.removed_before(index)):
+        is_made = index < last_done and context.store.read(RETRAINED, run.fingerprint, RetrainedModel) is not None
+        if index not in done and not is_made and (count := spec.removed_before(index)):
             model = _shortened(model, count, spec, context, progress)
         LOGGER.info("starting training workers")
         runs.append(

@@ -43,6 +43,8 @@ def test_a_plan_is_tried_at_once_and_in_rounds_by_each_of_its_rankings(pipeline:
             # Each round has its share, and no token is lost.
             assert sum(recipe.num_steps for recipe in spec.recipes) == 8
             assert [recipe.method for recipe in spec.recipes] == ["cpt", "lora"] * (2 if spec.rounds else 1)
+            assert len({recipe.seed for recipe in spec.recipes}) == (2 if spec.rounds else 1)  # and reads other text
+            assert spec.seed == 0
 
 
 def _one(pipeline: Pipeline) -> TrialSpec:
@@ -87,7 +89,7 @@ def test_what_later_rounds_go_by_is_part_of_a_run(pipeline: Pipeline) -> None:
     spec = _one(pipeline)
     assert spec.rounds is not None
     runs = pipeline.space.runs(spec)
-    other = replace(spec, rounds=replace(spec.rounds, scores="others"))
+    other = replace(spec, rounds=replace(spec.rounds, way="another"))
     assert [a == b for a, b in zip(runs, pipeline.space.runs(other), strict=True)] == [True, True, False, False]
     assert [run.num_blocks for run in runs] == [6, 6, 4, 4]
     assert [len(transforms[0].kept) for transforms in spec.shapes] == [6, 6, 4, 4]

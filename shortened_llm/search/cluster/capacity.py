@@ -109,7 +109,9 @@ def evaluators_may_idle(config: ExperimentConfig, capacity: Capacity) -> bool:
     """Whether evaluators without work leave room for a scoring task, and for all trials at a time."""
     resources, trials = config.resources, config.search.max_concurrent_trials
     workers, driver = trials * resources.max_workers, driver_demand(capacity)
-    cpus = max(workers * resources.cpus_per_worker + trials * driver.get("CPU", 0), resources.cpus_per_scorer)
+    drivers = trials * driver.get("CPU", 0)
+    beside = drivers if max(config.search.rounds) > 1 else 0  # rounds score while their trials run
+    cpus = max(workers * resources.cpus_per_worker + drivers, resources.cpus_per_scorer + beside)
     gpus = max(workers * resources.gpus_per_worker, resources.gpus_per_scorer)
     return (
         cpus + resources.evaluators * resources.cpus_per_evaluator <= capacity.total("CPU") + TOLERANCE

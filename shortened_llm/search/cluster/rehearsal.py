@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from shortened_llm.errors import last_line
-from shortened_llm.evaluation.units import TextUnit, Unit, score_identity
+from shortened_llm.evaluation.units import TaskUnit, TextUnit, Unit, score_identity
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.metrics import TrialState
@@ -21,7 +21,7 @@ from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, join
 
 SEGMENTS = 2
-"""Segments of each selection text that are scored."""
+"""Segments of each selection text, and items of each task, that are scored."""
 
 
 class RehearsalFailedError(RuntimeError):
@@ -64,11 +64,21 @@ def rehearse(prepared: Prepared, context: TrialContext, progress: Progress) -> N
 
 
 def _short(space: SearchSpace, specs: Iterable[TrialSpec]) -> Iterator[TrialSpec]:
-    """The first trial of each method that trains, in a few steps."""
-    firsts = {spec.method: spec for spec in reversed(tuple(specs)) if spec.recipes}
-    for spec in reversed(firsts.values()):
+    """The trial of each method that trains the largest model, in a few steps; where there are some in rounds, one of
+    these."""
+    largest: dict[str, TrialSpec] = {}
+    for spec in (spec for spec in specs if spec.recipes):
+        known = largest.setdefault(spec.method, spec)
+        if _largest_first(spec) > _largest_first(known):
+            largest[spec.method] = spec
+    for spec in largest.values():
         recipes = (replace(recipe, num_steps=STEPS, warmup_steps=0, decay_steps=1) for recipe in spec.recipes)
         yield replace(spec, recipes=tuple(recipes))
+
+
+def _largest_first(spec: TrialSpec) -> tuple[int, bool]:
+    kept = [len(transform.kept) for transform in spec.shapes[0]]
+    return min(kept, default=spec.plan.dense.blocks), spec.rounds is not None
 
 
 def _rehearse(spec: TrialSpec, context: TrialContext, own: Store, progress: Progress) -> None:
@@ -90,7 +100,9 @@ def _rehearse(spec: TrialSpec, context: TrialContext, own: Store, progress: Prog
 
 
 def _beginning(unit: Unit) -> Unit:
-    """A text's first segments; what is no text stays whole."""
+    """A text's first segments, or a task's first items; what is neither stays whole."""
+    if isinstance(unit, TaskUnit):
+        return replace(unit, limit=min(SEGMENTS, unit.limit or SEGMENTS))
     if not isinstance(unit, TextUnit):
         return unit
     most = SEGMENTS * unit.source.segment_length
