@@ -50,6 +50,22 @@ def check_tasks(
             )
 
 
+def check_has_bits_per_byte(name: str, directory: str | None, field: str) -> None:
+    """Check that a task that `check_tasks` passed has gold answers whose bits can be counted.
+
+    Raises:
+        BadInputError: one of its leaves is no multiple-choice task.
+    """
+    leaves = task_settings(name, task_manager(name, directory).task_index)
+    kinds = {"class" if "class" in leaf else leaf.get("output_type", "generate_until") for leaf in leaves}
+    if not kinds <= {"class", "multiple_choice"}:
+        listed = ", ".join(sorted(kinds))
+        raise BadInputError(
+            f"{field}: bits per byte of {name!r} are asked for, but it is no multiple-choice task (output_type "
+            f"{listed}); leave /bits_per_byte out, or name another task"
+        )
+
+
 def load_task(name: str, directory: str | None, field: str = FIELD) -> Any:
     """lm-eval's `TaskDict` of a task or group that `check_tasks` passed, with its data.
 

@@ -6,11 +6,13 @@ from itertools import product
 
 from transformers import PretrainedConfig
 
-from shortened_llm.config import ExperimentConfig, changed_keys, entry_paths
+from shortened_llm.config import ExperimentConfig, TaskConfig, changed_keys, entry_paths
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.own_metric import load_metric
+from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks
 from shortened_llm.pruning.target import Request, requests
 from shortened_llm.records import ModelSize
+from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.scoring.job import protected_blocks
 from shortened_llm.search.cluster.trackers import check_tracking
@@ -59,6 +61,11 @@ def check_settings(
         for method, budget in product(config.retraining.methods, config.retraining.budgets):
             with faults.gather():
                 list(chains(config.retraining, method, budget, num_pairs=None))
+    if searches and config.search.metric.endswith(BITS_PER_BYTE):
+        with faults.gather():
+            task, directory = config.search.metric.removesuffix(BITS_PER_BYTE), config.evaluation.task_directory
+            check_tasks((TaskConfig(task=task),), directory, "search.metric")
+            check_has_bits_per_byte(task, directory, "search.metric")
     for field, metrics in config.evaluation.metrics.items() if evaluates else ():
         for path in metrics:
             with faults.gather():

@@ -16,7 +16,7 @@ from shortened_llm.config import GenerationConfig, TaskConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
-from shortened_llm.evaluation.task_check import check_tasks, load_task
+from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks, load_task
 from shortened_llm.evaluation.tasks import measure_task
 from shortened_llm.evaluation.units import TaskUnit
 from shortened_llm.models.directory import load_tokenizer, model_directory
@@ -220,6 +220,13 @@ def test_tasks_that_cannot_run_are_refused_by_name(
 ) -> None:
     with pytest.raises(BadInputError, match=f"^{FIELD}: .*{message}"):
         check_tasks((TaskConfig(**task),), str(task_directory), FIELD, tokenizer=load_tokenizer(model_directory(model)))
+
+
+def test_bits_per_byte_are_those_of_choices(task_directory: Path) -> None:
+    for name in ("endings_local", "group_local"):
+        check_has_bits_per_byte(name, str(task_directory), FIELD)
+    with pytest.raises(BadInputError, match=f"^{FIELD}: bits per byte of 'words_local'.*generate_until"):
+        check_has_bits_per_byte("words_local", str(task_directory), FIELD)
 
 
 def test_tasks_that_can_run_pass(task_directory: Path) -> None:
