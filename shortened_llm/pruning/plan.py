@@ -56,9 +56,8 @@ def _without_criterion(removed: tuple[int, ...], label: str, size: ModelSize) ->
 
 def plan_of(removed: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
     """The plan that removes these blocks, ascending, and what asked for it."""
-    kept = tuple(block for block in range(len(size.block_parameters)) if block not in removed)
     return PrunePlan(
-        transforms=(BlocksTransform(kept=kept),) if removed else (),
+        transforms=(BlocksTransform.without(removed, len(size.block_parameters)),) if removed else (),
         labels=labels,
         size=size.without(removed),
         dense=size.without(()),

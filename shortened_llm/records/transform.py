@@ -1,5 +1,6 @@
 """What is done to a model's files when they are loaded."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,11 @@ class BlocksTransform:
     kept: tuple[int, ...]
     """Indices of the blocks that stay, ascending."""
     kind: Literal["blocks"] = "blocks"
+
+    @classmethod
+    def without(cls, removed: Collection[int], num_blocks: int) -> "BlocksTransform":
+        """Take blocks away from a model of so many."""
+        return cls(kept=tuple(block for block in range(num_blocks) if block not in removed))
 
     def changes(self, num_blocks: int) -> bool:
         """Whether a model of so many blocks loses any."""

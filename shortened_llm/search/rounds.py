@@ -61,7 +61,7 @@ def rounds_to(plan: PrunePlan, number: int, given: Rescoring) -> Rounds:
     ranking = plan.labels[0].ranking
     scores = given.scores[ranking]
     gone = steps_to(len(plan.removed_blocks), number)
-    kept = without(scores.removed(gone[0]), plan.dense.blocks)
+    kept = BlocksTransform.without(scores.removed(gone[0]), plan.dense.blocks)
     return Rounds(gone=gone, first=(kept,), way=_way(given.jobs[ranking]))
 
 
@@ -79,11 +79,6 @@ def _way(job: ScoringJob) -> str:
 def steps_to(removed: int, number: int) -> tuple[int, ...]:
     """Blocks (count) that are gone after each of so many rounds."""
     return tuple(round(removed * (index + 1) / number) for index in range(number))
-
-
-def without(removed: Sequence[int], num_blocks: int) -> BlocksTransform:
-    """The transform of a model of so many blocks that takes these away."""
-    return BlocksTransform(kept=tuple(block for block in range(num_blocks) if block not in removed))
 
 
 def divided(recipes: Sequence[Recipe], number: int) -> tuple[Recipe, ...]:

@@ -93,8 +93,8 @@ def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: P
         return
     space, search = prepared.space, config.search
     left = left_behind(space, prepared.candidates, proposals.outcomes, rungs=search.rungs, sampler=sampler(search))
-    others = {spec.fingerprint: spec for spec in proposals.specs}.keys() - {spec.fingerprint for spec in left}
-    needed = _kept_states(space, (spec for spec in proposals.specs if spec.fingerprint in others))
+    given_up = {spec.fingerprint for spec in left}
+    needed = _kept_states(space, (spec for spec in proposals.specs if spec.fingerprint not in given_up))
     for state in _kept_states(space, left) - needed:  # candidates whose first runs are alike share one
         delete(stable_url(store.url, state))
 

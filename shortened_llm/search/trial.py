@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.records import ModelRef, Provenance, RetrainedModel, TrialResult, TrialSpec
+from shortened_llm.records import BlocksTransform, ModelRef, Provenance, RetrainedModel, TrialResult, TrialSpec
 from shortened_llm.retraining.launch import is_retrained, retrain
 from shortened_llm.search.cluster.progress import Progress
-from shortened_llm.search.rounds import without
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.provenance import publish_trained_card
@@ -151,4 +150,4 @@ def _shortened(model: ModelRef, count: int, spec: TrialSpec, context: TrainConte
     LOGGER.info("scoring the blocks of the retrained model")
     job = context.space.scoring(spec, model, count)
     (scores,) = score((job,), context.resources, context.store, progress)
-    return model.view((without(scores.removed(count), model.num_blocks),))
+    return model.view((BlocksTransform.without(scores.removed(count), model.num_blocks),))

@@ -14,6 +14,7 @@ from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import (
     BlockScores,
+    BlocksTransform,
     EvalScores,
     ModelRef,
     RetrainedModel,
@@ -30,7 +31,7 @@ from shortened_llm.scoring.score import score_all
 from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.packing import packing_jobs
 from shortened_llm.search.planned import planned_experiment, planned_trials
-from shortened_llm.search.rounds import rescoring, without
+from shortened_llm.search.rounds import rescoring
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import write_experiment
 from shortened_llm.search.stored.provenance import provenance
@@ -112,7 +113,7 @@ class Pipeline:
         for index, planned in enumerate(self.space.runs(spec)):
             if count := spec.removed_before(index):
                 (scores,) = self._measured((self.space.scoring(spec, model, count),))
-                model = model.view((without(scores.removed(count), model.num_blocks),))
+                model = model.view((BlocksTransform.without(scores.removed(count), model.num_blocks),))
             runs.append(self.run(self.space.job(planned, model)))
             model = runs[-1].model
         result = TrialResult(
