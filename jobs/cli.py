@@ -215,9 +215,11 @@ def connect_ray() -> None:
     signal.signal(signal.SIGTERM, _stop)  # Ray installs a handler of its own, which aborts.
 
 
-def check_with_placement(check: Callable[[], F], resources: ResourcesConfig, *, dry_run: bool) -> tuple[F, "Capacity"]:
-    """What `check` finds, and what the cluster can hold. A dry run tells the faults of both at once; anything else
-    joins or starts Ray only once the first has found none."""
+def check_with_placement(
+    check: Callable[[], F], resources: ResourcesConfig, *, dry_run: bool, scores_within_trials: bool = False
+) -> tuple[F, "Capacity"]:
+    """What `check` finds, and what the cluster can hold; see `check_resources`. A dry run tells the faults of both at
+    once; anything else joins or starts Ray only once the first has found none."""
     faults, found = Faults(), []
     with faults.gather():
         found.append(check())
@@ -225,12 +227,12 @@ def check_with_placement(check: Callable[[], F], resources: ResourcesConfig, *, 
         faults.raise_any()
     capacity = []
     with faults.gather():
-        capacity.append(check_placement(resources, dry_run=dry_run))
+        capacity.append(check_placement(resources, dry_run=dry_run, scores_within_trials=scores_within_trials))
     faults.raise_any()
     return found[0], capacity[0]
 
 
-def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":
+def check_placement(resources: ResourcesConfig, *, dry_run: bool, scores_within_trials: bool) -> "Capacity":
     """Join or start Ray, and check that a trial can ever run there; returns what the cluster can hold. A dry run
     starts no Ray.
 
@@ -247,7 +249,7 @@ def check_placement(resources: ResourcesConfig, *, dry_run: bool) -> "Capacity":
         connect_ray()
         check_versions()
         capacity = Capacity.of(running_nodes(), resources.node_groups)
-    check_resources(resources, capacity)
+    check_resources(resources, capacity, scores_within_trials=scores_within_trials)
     return capacity
 
 

@@ -1,6 +1,7 @@
 """Score models beside the dense one; needs no Ray."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"would score {', '.join((config.model.path, *candidates))}")
         return
     prepare_cpu(fair_threads(1))
-    loaded = LoadedModels(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu, wanted = torch.cuda.is_available(), math.ceil(config.resources.gpus_per_evaluator)
+    num_gpus = max(1, min(wanted, torch.cuda.device_count()))
+    loaded = LoadedModels(config.model.dtype, "cuda" if has_gpu else "cpu", num_gpus=num_gpus)
     dense = stage_model(config.model, store)
     selection = selection_units(config, facts.roles)
     report = (*report_units(config, facts.roles), *choice_units(config, facts.roles, dense))

@@ -21,7 +21,10 @@ def main(arguments: Sequence[str]) -> None:
         outline = outline_search(config, store) if flags.dry_run else None
         return outline or check_search(config, store)
 
-    facts, capacity = check_with_placement(check, config.resources, dry_run=flags.dry_run)
+    in_rounds = max(config.search.rounds) > 1
+    facts, capacity = check_with_placement(
+        check, config.resources, dry_run=flags.dry_run, scores_within_trials=in_rounds
+    )
     forecast = forecast_search(config, facts, store, capacity)
     check_forecast(config, forecast)
     print(describe_search(config, facts, store, forecast), flush=True)

@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.generation import synchronise
-from shortened_llm.models.cpu import release_freed_memory
+from shortened_llm.models.cpu import available_memory, release_freed_memory
 
 T = TypeVar("T")
 
@@ -54,19 +54,29 @@ def _cache_bytes(model: PreTrainedModel, length: int) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
+def free_memory(device: str, num_gpus: int = 1) -> int:
+    """Bytes that may still be taken: of the first so many GPUs, or of this machine."""
+    if torch.device(device).type == "cpu":
+        return available_memory()
+    return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(num_gpus))
+
+
 def memory_growth(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `work` held at its peak above what was held before: of the GPU's allocator, or the resident set on
+    """Bytes that `work` held at its peak above what was held before: of the GPUs' allocators, or the resident set on
     CPU.
 
     So what else lies in memory, such as another model, does not count. On CPU the kernel keeps the peak; freed memory
-    is given back to it before, or what is taken from that would not show.
+    is given back to it before, or what is taken from that would not show. A process that keeps freed blocks
+    (`prepare_cpu`) holds them at the peak too.
     """
     if device.type == "cuda":
         synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        gpus = range(torch.cuda.device_count())  # of this process: a model may be spread over all
+        for gpu in gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        before = sum(map(torch.cuda.memory_allocated, gpus))
         work()
-        return torch.cuda.max_memory_allocated(device) - before
+        return sum(map(torch.cuda.max_memory_allocated, gpus)) - before
     release_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     before = _peak_resident_bytes()

@@ -55,10 +55,10 @@ class _Evaluator:
         self._store, self._batch_size = store, batch_size
         self._last_sign = 0.0
         # Ray shows every GPU of the node to an actor that reserved none.
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        if device == "cpu":
+        gpus = ray.get_gpu_ids()
+        if not gpus:
             prepare_cpu(fair_threads(num_evaluators))
-        self._loaded = LoadedModels(dtype, device, self._on_pass)
+        self._loaded = LoadedModels(dtype, "cuda" if gpus else "cpu", self._on_pass, num_gpus=max(1, len(gpus)))
 
     def ready(self) -> None:
         """Returns once the process runs."""

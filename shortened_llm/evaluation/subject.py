@@ -11,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
+from shortened_llm.evaluation.agreement import DenseStates
 from shortened_llm.evaluation.perplexity import Segments, text_segments
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
+from shortened_llm.storage.scratch import scratch_directory
 from shortened_llm.storage.store import Store
 
 TEXTS = 4
@@ -24,15 +26,20 @@ TEXTS = 4
 class LoadedModels:
     """What a process keeps for its next unit: the models of the last one, and the last few texts."""
 
-    def __init__(self, dtype: str, device: str, on_pass: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, dtype: str, device: str, on_pass: Callable[[], None] = lambda: None, *, num_gpus: int = 1
+    ) -> None:
         """
         Args:
             on_pass: called at each forward pass, as a sign of life.
+            num_gpus: over which a model is spread.
         """
-        self.dtype, self.device, self.on_pass = dtype, device, on_pass
+        self.dtype, self.device, self.on_pass, self.num_gpus = dtype, device, on_pass, num_gpus
         self.fitting_sizes: dict[tuple[str, str], int] = {}
         """Batch size by model and unit, where memory held less than was asked for."""
         self.segments = lru_cache(TEXTS)(_segments)
+        self._dense_states: dict[tuple[str, str], DenseStates] = {}
+        """By dense model and text; every candidate is compared with them."""
         self._models: dict[str, PreTrainedModel] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -49,7 +56,7 @@ class LoadedModels:
             clear_device_cache(garbage_collection=True)
         for key, ref in wanted.items():
             if key not in self._models:
-                self._models[key] = load_model(ref, self.dtype, device=self.device)
+                self._models[key] = load_model(ref, self.dtype, device=self.device, num_gpus=self.num_gpus)
         models = tuple(self._models[fingerprint(ref.identity)] for ref in refs)
         while self._hooks:
             self._hooks.pop().remove()
@@ -57,6 +64,20 @@ class LoadedModels:
             # Every forward pass embeds its tokens, whichever part of the model it calls.
             self._hooks += [model.get_input_embeddings().register_forward_pre_hook(self._passed) for model in models]
         return models
+
+    def dense_states(self, ref: ModelRef, text: str, segments: Segments, *, batch_size: int) -> DenseStates:
+        """What the dense model predicts of a text; it is held for the first candidate alone.
+
+        Args:
+            text: fingerprint of the text and its protocol.
+        """
+        key = fingerprint(ref.identity), text
+        if key not in self._dense_states:
+            (dense,) = self.hold(ref)
+            directory = scratch_directory() / "-".join(key)
+            directory.mkdir(exist_ok=True)  # left behind by a batch that did not fit
+            self._dense_states[key] = DenseStates.write(dense, segments, directory, batch_size=batch_size)
+        return self._dense_states[key]
 
     def _passed(self, *_: object) -> None:
         self.on_pass()

@@ -141,7 +141,9 @@ class AgreementUnit:
 
     def measure(self, subject: Subject) -> AgreementScore:
         segments = subject.segments(self.documents, self.source)
-        model, dense = subject.loaded.hold(subject.ref, self.dense)
+        text = fingerprint(_text_identity(self.documents, self.source))
+        dense = subject.loaded.dense_states(self.dense, text, segments, batch_size=subject.batch_size)
+        (model,) = subject.loaded.hold(subject.ref)
         return agreement.measure_agreement(
             model, dense, segments, self.documents, self.source, batch_size=subject.batch_size
         )
@@ -192,7 +194,13 @@ class EfficiencyUnit:
         loaded = subject.loaded
         loaded.hold()  # it loads both models itself
         return efficiency.measure_efficiency(
-            self.dense, subject.ref, self.settings, dtype=loaded.dtype, device=loaded.device, on_run=loaded.on_pass
+            self.dense,
+            subject.ref,
+            self.settings,
+            dtype=loaded.dtype,
+            device=loaded.device,
+            num_gpus=loaded.num_gpus,
+            on_run=loaded.on_pass,
         )
 
 

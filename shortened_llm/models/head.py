@@ -72,6 +72,7 @@ def token_nll(
     """
     hidden = final_hidden(model, input_ids, documents).flatten(0, 1)
     size = chunk_tokens(hidden.device, model.config.vocab_size)
+    labels = labels.to(hidden.device)  # of a model over several GPUs, the last one
     parts = zip(hidden.split(size), labels.flatten().split(size), strict=True)
     return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
 

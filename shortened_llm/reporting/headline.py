@@ -121,7 +121,8 @@ def _perplexity(column: ScoreColumn, best: TrialRow, dense: Measurements) -> Fac
     before, after, whole = best.before.get(column), best.after[column], dense.get(column)
     value = formats.perplexity(after.value)
     also = [f"{value} against {formats.perplexity(whole.value)}"] if whole else []
-    also += [f"{formats.perplexity(before.value)} before retraining"] if before else []
+    at_once = ", without rounds" if best.trial.spec.rounds else ""
+    also += [f"{formats.perplexity(before.value)} before retraining{at_once}"] if before else []
     return Fact(
         about=f"perplexity, {column.title}" + (" (selection)" if column.role == "selection" else ""),
         key=f"{formats.times(after.value / whole.value)} dense" if whole else value,

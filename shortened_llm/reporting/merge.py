@@ -10,6 +10,7 @@ from shortened_llm.records import (
     EvalScores,
     Experiment,
     MetricScore,
+    Objective,
     PerplexityScore,
     PrunePlan,
     ReportedTrial,
@@ -22,8 +23,8 @@ Score = TypeVar("Score", bound=PerplexityScore | TaskScore | AgreementScore | Me
 def merge_experiments(experiments: Sequence[Experiment]) -> Experiment:
     """One experiment with the trials of all, each saying which experiments have it.
 
-    Trials of one fingerprint appear once, and so do scores of one unit. A criterion with other scores carries its
-    experiment's name from the second experiment on.
+    Trials of one fingerprint appear once for each metric that they were chosen by, and scores of one unit once. A
+    criterion with other scores carries its experiment's name from the second experiment on.
 
     Raises:
         BadInputError: the dense models differ in number of blocks, parameters, or fingerprint of their files.
@@ -59,10 +60,10 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
         if known.get(scores.ranking, scores.fingerprint) != scores.fingerprint
     }
     named = _named(other, criteria)
-    trials = {trial.spec.fingerprint: trial for trial in merged.trials}
+    trials = {_row(trial): trial for trial in merged.trials}
     for trial in named.trials:
-        own = trials.get(trial.spec.fingerprint)
-        trials[trial.spec.fingerprint] = trial if own is None else _once(own, trial)
+        own = trials.get(_row(trial))
+        trials[_row(trial)] = trial if own is None else _once(own, trial)
     return replace(
         merged,
         trials=tuple(trials.values()),
@@ -77,6 +78,12 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
             for name in {**merged.versions, **named.versions}
         },
     )
+
+
+def _row(trial: ReportedTrial) -> tuple[str, str | None, Objective]:
+    """What sets a row apart: a control may share its result with a candidate, and a model may be compared by two
+    metrics."""
+    return trial.spec.fingerprint, trial.spec.control, trial.spec.objective
 
 
 def _both(first: str | None, second: str | None, name: str) -> str:

@@ -33,7 +33,8 @@ class Recommendation:
 
 
 def recommend(experiment: Experiment, rows: Sequence[TrialRow]) -> Recommendation | None:
-    """Choose among the best trials of all targets; None where no constraint was given.
+    """Choose among the best trials of all targets; None where no constraint was given, or where losses decide that
+    are not comparable, as those of experiments with other selection texts or metrics.
 
     With a limit of size or latency the one with the lowest loss is chosen, since a smaller model gains nothing
     more; without one the smallest, since quality alone was limited.
@@ -43,6 +44,8 @@ def recommend(experiment: Experiment, rows: Sequence[TrialRow]) -> Recommendatio
         return None
     verdicts = [Verdict(row=row, unmet=_unmet(constraints, experiment, row)) for row in rows if row.is_best]
     limited = constraints.max_bytes is not None or constraints.max_latency_ratio is not None
+    if limited and len({verdict.row.basis for verdict in verdicts}) > 1:
+        return None
     fitting = [verdict.row for verdict in verdicts if not verdict.unmet]
     chosen = min(fitting, key=_loss if limited else _bytes, default=None)
     return Recommendation(

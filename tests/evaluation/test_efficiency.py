@@ -3,8 +3,11 @@
 import json
 import shutil
 import time
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.errors import BadInputError
+from shortened_llm.evaluation import efficiency
 from shortened_llm.evaluation.efficiency import ALIGNMENT, aligned, check_lengths, measure_efficiency
 from shortened_llm.evaluation.footprint import kv_bytes_per_token, memory_growth, weight_bytes
 from shortened_llm.evaluation.generation import (
@@ -26,7 +30,7 @@ from shortened_llm.evaluation.generation import (
 )
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
-from shortened_llm.models.load import load_model
+from shortened_llm.models.load import load_model, loaded_bytes
 from shortened_llm.records import EfficiencyScore, ModelRef, from_json, to_json
 from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
@@ -78,6 +82,39 @@ def test_every_shape_is_measured_for_both_in_turns(tiny_model: ModelRef, generat
     shape = [dense, view, dense, view, view, dense, dense, view, dense, dense, dense, dense, view]
     assert generate_calls == 4 * shape
     assert from_json(EfficiencyScore, to_json(score)) == score
+
+
+def test_one_model_at_a_time_where_memory_holds_no_two(
+    tiny_model: ModelRef, generate_calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dense model's runs are those before and those after the other's."""
+    view = tiny_model.view(keeping(KEPT))
+    in_turns = measure(tiny_model, view)
+    generate_calls.clear()
+    both = loaded_bytes(tiny_model, "float32") + loaded_bytes(view, "float32")
+    monkeypatch.setattr(efficiency, "free_memory", lambda device, num_gpus: both)  # no room for caches
+    alive: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+    counts = []
+
+    def load(*args: object, **options: object) -> PreTrainedModel:
+        model = load_model(*args, **options)
+        alive.add(model)
+        counts.append(len(alive))
+        return model
+
+    monkeypatch.setattr(efficiency, "load_model", load)
+    score = measure(tiny_model, view)
+    shape = [(point.batch_size, point.output_tokens) for point in score.points]
+    assert shape == [(point.batch_size, point.output_tokens) for point in in_turns.points]
+    assert shape == [(point.batch_size, point.output_tokens) for point in score.dense_points]
+    # A warm-up, two of three runs, three under hooks and one for memory; a warm-up and three runs of the other and one
+    # for its memory; a warm-up and the last run.
+    assert generate_calls == 4 * 7 * [8] + 4 * 5 * [5] + 4 * 2 * [8]
+    assert "one model in memory" in score.protocol
+    assert "in turns" in in_turns.protocol
+    assert (score.weight_bytes, score.dense_weight_bytes) == (in_turns.weight_bytes, in_turns.dense_weight_bytes)
+    assert score.flops_per_token < score.dense_flops_per_token
+    assert counts == [1, 1, 1]
 
 
 def test_the_ideal_speed_up_is_one_without_removal(tiny_model: ModelRef) -> None:
@@ -249,13 +286,21 @@ def _slow_down(module: nn.Module, seconds: float) -> None:
 
 
 def test_memory_growth_is_what_the_work_holds_at_its_peak() -> None:
+    # In a process of its own: where another test has called `prepare_cpu`, freed blocks stay resident.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        growth = process.submit(_growth_of_two_blocks_in_turn).result()
+    assert growth == pytest.approx(100 * 2**20, rel=0.1)
+
+
+def _growth_of_two_blocks_in_turn() -> int:
     def work() -> None:
         torch.ones(50 * 2**20, dtype=torch.uint8)
         torch.ones(100 * 2**20, dtype=torch.uint8).add_(1)
 
     held = torch.ones(200 * 2**20, dtype=torch.uint8)
-    assert memory_growth(work, CPU) == pytest.approx(100 * 2**20, rel=0.1)
+    growth = memory_growth(work, CPU)
     assert len(held) == 200 * 2**20
+    return growth
 
 
 def test_weights_are_moved_to_where_a_cpu_reads_them_fast(tiny_model: ModelRef) -> None:

@@ -14,7 +14,7 @@ from shortened_llm.config import PerplexitySource
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation import perplexity
-from shortened_llm.evaluation.agreement import measure_agreement
+from shortened_llm.evaluation.agreement import DenseStates, measure_agreement
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.perplexity import Segments, measure_losses, part_bounds, text_segments
 from shortened_llm.evaluation.subject import LoadedModels
@@ -136,14 +136,15 @@ def test_a_sliding_window_predicts_each_token_once(bos: str, stride: int, unit, 
 
 
 @pytest.mark.parametrize("protocol", [{}, {"stride": 6}])
-def test_agreement_is_that_of_whole_logits(protocol: dict, unit, tiny_model: ModelRef) -> None:
+def test_agreement_is_that_of_whole_logits(protocol: dict, unit, tiny_model: ModelRef, tmp_path: Path) -> None:
     dense, model = (
         load_model(tiny_model, "float32"),
         load_model(tiny_model.view(keeping((0, 1, 2, 5, 6, 7))), "float32"),
     )
     text = unit(bos="none", segment_length=16, **protocol)
     segments = text_segments(text.documents, text.source, load_tokenizer(model_directory(tiny_model)))
-    score = measure_agreement(model, dense, segments, text.documents, text.source, batch_size=2)
+    states = DenseStates.write(dense, segments, tmp_path, batch_size=3)
+    score = measure_agreement(model, states, segments, text.documents, text.source, batch_size=2)
     with torch.inference_mode():
         reference, predicted = (one(input_ids=segments.tokens).logits.double()[:, :-1] for one in (dense, model))
     asked = torch.arange(15) >= torch.tensor(segments.first_new)[:, None] - 1
@@ -154,7 +155,7 @@ def test_agreement_is_that_of_whole_logits(protocol: dict, unit, tiny_model: Mod
     assert score.kl == pytest.approx(kl.mean().item(), rel=1e-5)
     assert score.top1 == pytest.approx(agreed.double().mean().item())
     assert 0 < score.top1 < 1
-    same = measure_agreement(dense, dense, segments, text.documents, text.source, batch_size=2)
+    same = measure_agreement(dense, states, segments, text.documents, text.source, batch_size=3)
     assert (same.kl, same.top1) == (0.0, 1.0)
 
 

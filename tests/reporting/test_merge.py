@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import AgreementScore, EvalScores, Experiment, MissingScore
+from shortened_llm.records import AgreementScore, EvalScores, Experiment, MissingScore, Objective
 from shortened_llm.reporting.merge import merge_experiments
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.write import write_report
@@ -47,6 +47,20 @@ def test_a_trial_of_both_appears_once_and_says_so() -> None:
     }  # fmt: skip
     assert merged.block_scores == FIRST.block_scores
     assert merged.dense_report == FIRST.dense_report
+
+
+def test_one_result_has_a_row_for_each_metric_and_as_a_control() -> None:
+    first, *others = FIRST.trials
+    control = replace(first, spec=replace(first.spec, control="dense"))
+    by_task = replace(first, spec=replace(first.spec, objective=Objective(metric="piqa")))
+    one, two = (
+        replace(FIRST, name=name, trials=(first, other, *others))
+        for name, other in (("one", control), ("two", by_task))
+    )
+    found = [(one.spec.control, one.spec.objective.metric) for one in merge_experiments([one, two]).trials]
+    assert found[0] == (None, "perplexity")
+    assert sorted(found[1:], key=str).count(("dense", "perplexity")) == found.count((None, "piqa")) == 1
+    assert len(found) == len(FIRST.trials) + 2
 
 
 def test_a_result_that_one_of_them_has_is_shown() -> None:

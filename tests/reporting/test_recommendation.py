@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import Constraints, Experiment
+from shortened_llm.records import Constraints, Experiment, Objective
 from shortened_llm.reporting.merge import merge_experiments
 from shortened_llm.reporting.recommendation import Recommendation, recommend
 from shortened_llm.reporting.rows import trial_rows
@@ -51,6 +51,18 @@ def test_a_limit_of_size_leaves_the_best() -> None:
     _, found = under(replace(NO_LIMIT, max_bytes=sizes[0]))
     assert name(found) == SMALL
     assert "GB, more than" in found.others[0].unmet[0]
+
+
+def test_losses_by_other_metrics_recommend_nothing() -> None:
+    full = experiment()
+    small = next(row.trial for row in trial_rows(full) if row.trial.spec.name == SMALL)
+    by_task = replace(small, spec=replace(small.spec, objective=Objective(metric="piqa")))
+    own_tasks = replace(by_task.result, after=replace(by_task.result.after, tasks=by_task.after.tasks))
+    trials = tuple(replace(by_task, result=own_tasks) if one is small else one for one in full.trials)
+    mixed = replace(full, trials=trials, constraints=replace(NO_LIMIT, max_bytes=10**12))
+    assert recommend(mixed, trial_rows(mixed)) is None
+    _, found = under(replace(NO_LIMIT, max_drop=(("piqa", 15.0),)), mixed)
+    assert name(found) == SMALL
 
 
 def test_latency_is_the_worst_of_all_shapes() -> None:

@@ -49,6 +49,15 @@ def test_a_range_of_workers_needs_room_for_the_fewest(tiny_values: dict) -> None
         check_resources(resources, one_node(CPU=2.0))
 
 
+def test_a_scoring_task_of_a_round_needs_room_beside_its_driver(tiny_values: dict) -> None:
+    resources = parse_config(tiny_values | {"resources": {"cpus_per_scorer": 2}}).resources
+    check_resources(resources, one_node(CPU=2.1))
+    check_resources(resources, one_node(CPU=2.1), scores_within_trials=True)
+    check_resources(resources, one_node(CPU=2.0))
+    with pytest.raises(BadInputError, match=r"cpus_per_scorer: with search.rounds, .* driver need 2\.1 CPUs"):
+        check_resources(resources, one_node(CPU=2.0), scores_within_trials=True)
+
+
 def test_nodes_that_the_cluster_starts_itself_count(tiny_values: dict) -> None:
     """A cluster at zero: only its head runs."""
     values = {"workers": 32, "gpus_per_worker": 1, "node_groups": [BIG]}

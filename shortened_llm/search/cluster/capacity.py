@@ -75,8 +75,11 @@ def driver_demand(capacity: Capacity) -> dict[str, float]:
     return {DRIVER_RESOURCE: 1.0} if capacity.total(DRIVER_RESOURCE) else {"CPU": TRIAL_DRIVER_CPUS}
 
 
-def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
+def check_resources(resources: ResourcesConfig, capacity: Capacity, *, scores_within_trials: bool = False) -> None:
     """Check that a trial, an evaluator and a scoring task can ever run.
+
+    Args:
+        scores_within_trials: whether a scoring task runs beside the driver of its trial, as with rounds.
 
     Raises:
         BadInputError: one needs more than the cluster can hold, now or when it has grown.
@@ -84,11 +87,16 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
     workers = resources.min_workers
     worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     driver = driver_demand(capacity)
-    whole = {kind: workers * worker.get(kind, 0) + driver.get(kind, 0) for kind in {*worker, *driver}}
-    trial = f"resources.workers: {workers} workers and the trial's driver"
-    for kind, needed in sorted(whole.items(), reverse=True):  # GPUs first: who lacks them asks in vain for CPUs too
-        if needed > capacity.total(kind) + TOLERANCE:
-            _refuse(trial, f"need {needed:g} {kind}s, but it can hold {capacity.total(kind):g}", capacity)
+    scorer = {"CPU": resources.cpus_per_scorer, "GPU": resources.gpus_per_scorer}
+    beside_driver = [(f"resources.workers: {workers} workers", worker, workers)]
+    if scores_within_trials:
+        beside_driver.append(("resources.cpus_per_scorer: with search.rounds, a scoring task", scorer, 1))
+    for what, demand, count in beside_driver:
+        whole = {kind: count * demand.get(kind, 0) + driver.get(kind, 0) for kind in {*demand, *driver}}
+        for kind, needed in sorted(whole.items(), reverse=True):  # GPUs first: who lacks them asks in vain for CPUs too
+            if needed > capacity.total(kind) + TOLERANCE:
+                why = f"need {needed:g} {kind}s, but it can hold {capacity.total(kind):g}"
+                _refuse(f"{what} and the trial's driver", why, capacity)
     for what, demand, count, labels in (
         ("resources.workers: training workers", worker, workers, resources.worker_labels),
         (
@@ -97,7 +105,7 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity) -> None:
             1,
             resources.evaluator_labels,
         ),
-        ("resources: a scoring task", {"CPU": resources.cpus_per_scorer, "GPU": resources.gpus_per_scorer}, 1, {}),
+        ("resources: a scoring task", scorer, 1, {}),
     ):
         if (room := capacity.hold(demand, labels)) < count:
             needs = " and ".join(f"{needed:g} {kind}" for kind, needed in demand.items() if needed)
