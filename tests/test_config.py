@@ -63,6 +63,11 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("experiment", "..", ["experiment"]),
         ("retraining.tokens", 1000, ["retraining", "1,000", "1,024"]),
         ("retraining.cpt.learning_rate", [-1e-4], ["retraining.cpt.learning_rate"]),
+        (
+            "resources.gpus_per_evaluator",
+            1.5,
+            ["resources.gpus_per_evaluator", "a whole number of GPUs, or a fraction"],
+        ),
         ("resources.workers", 3, ["global_batch_size", "3"]),
         ("resources.workers", [4, 2], ["resources.workers", "[fewest, most]"]),
         ("resources.workers", [0, 2], ["resources.workers.0", "greater than or equal to 1"]),

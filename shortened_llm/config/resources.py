@@ -19,6 +19,15 @@ def _ascending(bounds: tuple[int, int]) -> tuple[int, int]:
     return bounds
 
 
+def _whole(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("give a whole number of GPUs, or a fraction of one")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole)]
+
+
 class NodeGroup(Section):
     """Equal nodes that an autoscaling cluster starts when they are needed."""
 
@@ -50,22 +59,22 @@ class ResourcesConfig(Section):
     divide the number of workers."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: Gpus = 0
     """GPUs of each training process: 0 trains on CPU."""
     accelerator_flops: float | None = Field(None, gt=0)
     """Peak FLOP/s of each GPU of training (of each worker on CPU) in model.dtype, such as 3.12e14 of an A100, for what
     a search will cost; read from the names of common GPUs unless given."""
     accelerator_memory_gib: float | None = Field(None, gt=0)
-    """Memory of each of these GPUs (GiB): what cannot fit is refused at the start. Read from this machine's GPUs where
-    these train, unless given."""
+    """Memory of each GPU (GiB): what cannot fit is refused at the start. Read from this machine's GPUs where these do
+    the work, unless given."""
     worker_labels: dict[str, str] = Field({})
     """Labels of the nodes that training processes run on, such as {pool: training}; any node unless given."""
     evaluators: int = Field(1, ge=1)
     """Evaluation processes, at most; started on demand, ended when idle."""
     cpus_per_evaluator: float = Field(0.5, gt=0)
     """CPUs that Ray reserves for each evaluation process."""
-    gpus_per_evaluator: float = Field(0, ge=0)
-    """GPUs (or a fraction) of each evaluation process."""
+    gpus_per_evaluator: Gpus = 0
+    """GPUs (or a fraction of one) of each evaluation process: a model is spread over several."""
     evaluator_labels: dict[str, str] = Field({})
     """Labels of the nodes that evaluation processes run on, such as {pool: evaluation}; any node unless given."""
     evaluation_timeout_seconds: float = Field(7200, gt=0)
@@ -73,7 +82,7 @@ class ResourcesConfig(Section):
     again."""
     cpus_per_scorer: float = Field(1, gt=0)
     """CPUs that Ray reserves for each scoring task."""
-    gpus_per_scorer: float = Field(0, ge=0)
+    gpus_per_scorer: Gpus = 0
     """GPUs (or a fraction) of each scoring task."""
     scoring_shards: int = Field(1, ge=1)
     """Tasks among which the calibration sequences of forward-only criteria are cut (count)."""

@@ -8,6 +8,7 @@ ended yet, the FLOP/s are a share of the declared or known peak.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -47,6 +48,11 @@ class Shapes:
         model = empty_model(transformed_config(self._config, transforms))
         prepare_method(model, recipe, self._dtype)
         return model
+
+    @cached_property
+    def dense(self) -> PreTrainedModel:
+        """The dense model, without weights."""
+        return empty_model(self._config)
 
     def teacher(self) -> PreTrainedModel:
         """The dense model as a distillation follows it, without weights."""

@@ -25,7 +25,7 @@ from shortened_llm.search.estimate import (
     measured_speeds,
     run_work,
 )
-from shortened_llm.search.memory import GIB, WorkerMemory, worker_memory
+from shortened_llm.search.memory import GIB, ProcessMemory, evaluator_memory, scorer_memory, worker_memory
 from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.search.rounds import divided, steps_to
 from shortened_llm.search.space import shortened
@@ -77,8 +77,10 @@ class Forecast:
     """Exported models; they stay."""
     checkpoint_bytes: float
     """Checkpoints that lie in the storage at a time, at most."""
-    memory: WorkerMemory | None
+    memory: ProcessMemory | None
     """A worker of the method that takes most; None where nothing is trained."""
+    evaluator: ProcessMemory
+    scorer: ProcessMemory
     speeds: Speeds
     notes: tuple[str, ...]
     """What is not counted."""
@@ -125,6 +127,7 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
     seconds = sum(one.number * (one.cost.seconds or 0.0) for one in trained)
     longest = max((sum(o.cost.seconds or 0.0 for o in trained if o.of is one.of) for one in trained), default=0.0)
     is_known = all(one.cost.seconds is not None for one in trained)
+    memory = accelerator_memory(config.resources)
     return Forecast(
         rungs=tuple(_rung(share, [one for one in expected if one.share == share]) for share in rungs),
         accelerator_hours=seconds * config.resources.accelerators / 3600 if is_known else None,
@@ -132,7 +135,9 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
         cheapest=min((one.cost for one in trained), key=lambda cost: cost.seconds or 0.0, default=NOTHING),
         model_bytes=sum(one.number * facts.size.without(range(one.of.removed)).num_bytes for one in trained),
         checkpoint_bytes=_checkpoint_bytes(config, trained, shapes),
-        memory=_memory(config, trained, shapes, accelerator_memory(config.resources)),
+        memory=_memory(config, trained, shapes, memory),
+        evaluator=evaluator_memory(shapes.dense, config, memory=memory),
+        scorer=scorer_memory(shapes.dense, config, memory=memory),
         speeds=speeds,
         notes=_notes(config),
     )
@@ -160,10 +165,10 @@ def known_speeds(config: ExperimentConfig, shapes: Shapes, store: Store, capacit
 
 
 def accelerator_memory(resources: ResourcesConfig) -> float | None:
-    """Bytes of each GPU that trains, as declared, or of this machine's where it trains; None where not known."""
+    """Bytes of each GPU, as declared, or of this machine's where it does the work; None where not known."""
     if resources.accelerator_memory_gib is not None:
         return resources.accelerator_memory_gib * GIB
-    is_here = resources.gpus_per_worker and not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available()
+    is_here = not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available()
     return float(torch.cuda.get_device_properties(0).total_memory) if is_here else None
 
 
@@ -171,8 +176,8 @@ def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
     """Refuse what can never run.
 
     Raises:
-        BadInputError: the budget is smaller than the cheapest trial, and no trial has ended that it was spent on; or a
-            worker's shard is larger than its GPU.
+        BadInputError: the budget is smaller than the cheapest trial, and no trial has ended that it was spent on; or
+            what a process holds all the time is more than its GPU has.
     """
     faults, cheapest = Faults(), forecast.cheapest
     budget = None if forecast.speeds.is_measured else config.search.budget
@@ -197,7 +202,30 @@ def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
                 f"optimiser and gradients each, more than the {memory / GIB:.3g} GiB of a GPU; give more workers or "
                 "retraining.cpu_offload"
             )
+    with faults.gather():
+        _check_evaluator(config.resources, forecast.evaluator)
+    with faults.gather():
+        _check_scorer(config.resources, forecast.scorer)
     faults.raise_any()
+
+
+def _check_evaluator(resources: ResourcesConfig, needs: ProcessMemory) -> None:
+    memory, gpus = accelerator_memory(resources), resources.gpus_per_evaluator
+    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
+        least = math.ceil(needs.lasting * max(1.0, gpus) / memory)
+        raise BadInputError(
+            f"resources.gpus_per_evaluator: {gpus:g} would hold {needs.lasting / GIB:.3g} GiB of the dense model's "
+            f"weights each, more than the {has / GIB:.3g} GiB that there are; give at least {least}"
+        )
+
+
+def _check_scorer(resources: ResourcesConfig, needs: ProcessMemory) -> None:
+    memory, gpus = accelerator_memory(resources), resources.gpus_per_scorer
+    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
+        raise BadInputError(
+            f"resources.gpus_per_scorer: {gpus:g} would hold blocks of {needs.lasting / GIB:.3g} GiB at a time, more "
+            f"than the {has / GIB:.3g} GiB that there are; score on CPU (0)"
+        )
 
 
 def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike]]:
@@ -290,7 +318,7 @@ def _checkpoint_bytes(config: ExperimentConfig, trained: Sequence[_Expected], sh
 
 def _memory(
     config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes, memory: float | None
-) -> WorkerMemory | None:
+) -> ProcessMemory | None:
     """The largest view of each way to train is tried; the one that takes most counts."""
     largest: dict[object, tuple[tuple[Transform, ...], Recipe]] = {}
     for transforms, recipe in (run for one in trained for run in one.of.runs):

@@ -1,6 +1,6 @@
-"""Peak GPU memory of a training worker, estimated from shapes before any model is loaded.
+"""Peak GPU memory of each kind of process, estimated from shapes before any model is loaded.
 
-With P weights, T of them trained, c bytes of the compute type, s workers that share a copy of the model:
+Training, with P weights, T of them trained, c bytes of the compute type, s workers that share a copy of the model:
 
 - weights and AdamW: 12 T / s (float32 and two moments) + c (P - T) / s; none with `cpu_offload`;
 - gradients: 4 T / s, or 4 T where a step has several micro-batches, since FSDP2 keeps them whole between these;
@@ -12,31 +12,44 @@ With P weights, T of them trained, c bytes of the compute type, s workers that s
 
 Beside the figures of retraining/README.md (one H200, 1.5 B parameters, all trained): 39.4 against 40.0 GiB measured,
 48.7 against 49.4, 29.3 against 28.9 with activations recomputed.
+
+Evaluation: c P / GPUs, one block's activations, three chunks of logits in float32, and the dense model's head where
+agreement is measured. Caches of generation and the logits of tasks come on top, and batches give way to them.
+
+Scoring (scoring/README.md): two blocks, one gradient of a block for Taylor, hidden states of the calibration before and
+behind each block, and tiles of logits. On one H200, 8 B parameters in 32 blocks, 10 x 128 tokens: 2.4 against 2.4 GiB
+measured for perplexity, 1.7 against 1.8 for Taylor.
 """
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.config import ResourcesConfig, RetrainingConfig
+from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig
+from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.criterion import Criterion
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.flops import active_share
 from shortened_llm.models.head import CHUNK_TOKENS, MOST_LOGIT_BYTES
+from shortened_llm.models.vocabulary import TILE_TOKENS, TILE_VOCABULARY
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.sharding import RESIDENT_SHARE
 
 GIB = 2**30
-STUDENT_CHUNKS, TEACHER_CHUNKS = 4, 2
+STUDENT_CHUNKS, TEACHER_CHUNKS, EVALUATION_CHUNKS = 4, 2, 3
 """Chunks of logits in float32 that are alive at a time."""
+TILES = 2.5
+"""Tiles of logits in float32 that are alive while the vocabulary is walked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerMemory:
-    """What one worker holds at a time, in bytes."""
+class ProcessMemory:
+    """What one process holds at a time on each of its GPUs, in bytes."""
 
     lasting: float
-    """Shards of weights, optimiser state and gradients: no setting but more workers or `cpu_offload` makes it less."""
+    """Weights, or shards of weights, optimiser state and gradients: only more GPUs or `cpu_offload` make it less."""
     passing: float
     """Gathered weights, activations, logits."""
 
@@ -54,7 +67,7 @@ def worker_memory(
     *,
     dtype: str,
     memory: float | None,
-) -> WorkerMemory:
+) -> ProcessMemory:
     """The memory of a worker where a trial has the fewest.
 
     Args:
@@ -65,7 +78,7 @@ def worker_memory(
     width, tokens = DTYPES[dtype].itemsize, placement.micro_batch_size * recipe.sequence_length
     several = recipe.global_batch_size > placement.micro_batch_size * resources.min_workers
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
-    frozen = sum(weight.numel() for weight in student.parameters()) - trained
+    frozen = _num_parameters(student) - trained
     state = 0.0 if placement.cpu_offload else (12 * trained + width * frozen) / shards
     gradients = 0.0 if placement.cpu_offload else 4 * trained / shards
     head = student.get_output_embeddings().weight
@@ -75,9 +88,59 @@ def worker_memory(
     passing += 4.0 * head.numel() * head.requires_grad
     passing += _activations(student, width * tokens, recomputed=placement.activation_checkpointing)
     if teacher is not None:
-        state += width * sum(weight.numel() for weight in teacher.parameters()) / shards
+        state += width * _num_parameters(teacher) / shards
         passing += _gathered(teacher, width, resources.min_workers, memory) + TEACHER_CHUNKS * chunk
-    return WorkerMemory(lasting=state + gradients, passing=passing)
+    return ProcessMemory(lasting=state + gradients, passing=passing)
+
+
+def evaluator_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: float | None) -> ProcessMemory:
+    """The memory of an evaluator on each of its GPUs, with the dense model, the largest that it loads.
+
+    Args:
+        dense: without weights.
+        memory: of a GPU, in bytes, where it is known.
+    """
+    width, evaluation = DTYPES[config.model.dtype].itemsize, config.evaluation
+    texts = (*evaluation.selection.perplexity, *evaluation.report.perplexity, *evaluation.report.agreement)
+    tokens = evaluation.batch_size * max((text.segment_length for text in texts), default=0)
+    head = dense.get_output_embeddings().weight
+    passing = EVALUATION_CHUNKS * 4.0 * min(tokens, _chunk_tokens(len(head), memory)) * len(head)
+    passing += _activations(dense, width * tokens, recomputed=True)
+    passing += width * head.numel() if evaluation.report.agreement else 0.0
+    gpus = max(1.0, config.resources.gpus_per_evaluator)
+    return ProcessMemory(lasting=width * _num_parameters(dense) / gpus, passing=passing)
+
+
+def scorer_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: float | None) -> ProcessMemory:
+    """The memory of a scoring task, by the criterion that takes most.
+
+    Args:
+        dense: without weights.
+        memory: of a GPU, in bytes, where it is known.
+    """
+    found = [_of_criterion(dense, CRITERIA[criterion], config, memory) for criterion in config.criteria]
+    return max(found, key=lambda one: one.peak)
+
+
+def _of_criterion(
+    dense: PreTrainedModel, criterion: Criterion, config: ExperimentConfig, memory: float | None
+) -> ProcessMemory:
+    width, blocks = DTYPES[config.model.dtype].itemsize, [_num_parameters(block) for block in find_blocks(dense)]
+    takes_gradients = criterion.measured == "taylor"
+    weights = width * max(blocks) * (3.0 if takes_gradients else 2.0)
+    if not criterion.reads_text:
+        return ProcessMemory(lasting=weights, passing=0.0)
+    tokens = max(text.num_sequences * text.sequence_length for text in config.calibrations)
+    states = (len(blocks) + 2.0) * tokens * dense.config.hidden_size * width
+    limit, free = config.resources.scoring_memory_gib, memory - weights if memory else None
+    allowed = limit * GIB if limit is not None else free / 2 if free is not None else states
+    predicted = tokens if takes_gradients else tokens * len(blocks)  # by the head: with each block left out
+    tile = 4.0 * TILE_VOCABULARY["cuda"] * min(predicted, TILE_TOKENS["cuda"])
+    return ProcessMemory(lasting=weights, passing=min(states, allowed) + TILES * tile)
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _chunk_tokens(vocabulary: int, memory: float | None) -> int:
@@ -88,8 +151,8 @@ def _chunk_tokens(vocabulary: int, memory: float | None) -> int:
 
 def _gathered(model: PreTrainedModel, width: int, workers: int, memory: float | None) -> float:
     """Whole weights at a time, in bytes."""
-    blocks = [sum(weight.numel() for weight in block.parameters()) for block in find_blocks(model)]
-    parameters = sum(weight.numel() for weight in model.parameters())
+    blocks = [_num_parameters(block) for block in find_blocks(model)]
+    parameters = _num_parameters(model)
     if workers == 1 or (memory and width * parameters < RESIDENT_SHARE * memory):
         return float(width * parameters)
     return float(width * (parameters - sum(blocks) + 2 * max(blocks)))

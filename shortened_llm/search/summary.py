@@ -82,17 +82,27 @@ def _budget(budget: BudgetConfig, forecast: Forecast) -> str:
     return listed + (f"; trials that would pass {' and '.join(short)} will be left out" if short else "")
 
 
-def _memory(config: ExperimentConfig, forecast: Forecast) -> str | None:
-    """The estimated peak of a worker beside what its GPU has."""
-    needs, has = forecast.memory, accelerator_memory(config.resources)
-    if needs is None or not config.resources.gpus_per_worker:
-        return None
-    lasting = f"{_size(needs.lasting)} of it weights, gradients and optimiser state"
-    line = f"about {_size(needs.peak)} at the peak of each worker, {lasting}"
-    if has is None:
-        return f"{line}; resources.accelerator_memory_gib is not given"
-    may_fail = "; it may not fit: set a smaller retraining.micro_batch_size or activation_checkpointing"
-    return f"{line}, of {_size(has)}" + (may_fail if needs.peak > has else "")
+def _memory(config: ExperimentConfig, forecast: Forecast) -> list[str]:
+    """The estimated peak of each kind of process that has a GPU, beside what the GPU has."""
+    resources, has = config.resources, accelerator_memory(config.resources)
+    kinds = (
+        (
+            "worker", resources.gpus_per_worker, forecast.memory, "weights, gradients and optimiser state",
+            "a smaller retraining.micro_batch_size or activation_checkpointing",
+        ),
+        ("evaluator", resources.gpus_per_evaluator, forecast.evaluator, "weights", "a smaller evaluation.batch_size"),
+        ("scoring task", resources.gpus_per_scorer, forecast.scorer, "weights", "a smaller scoring_memory_gib"),
+    )  # fmt: skip
+    lines = []
+    for name, gpus, needs, lasting, help in kinds:
+        if gpus and needs is not None:
+            line = f"about {_size(needs.peak)} at the peak of each {name}, {_size(needs.lasting)} of it {lasting}"
+            if has is not None:
+                room = min(1.0, gpus) * has
+                line += f", of {_size(room)}"
+                line += f"; it may not fit: set {help}" if needs.peak > room else ""
+            lines.append(f"GPU memory  {line}")
+    return [*lines, *["GPU memory  resources.accelerator_memory_gib is not given"][: bool(lines) and has is None]]
 
 
 def _size(number: float) -> str:
@@ -145,8 +155,7 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
     if config.search.rungs:
         lines.append(f"rungs       {_rungs(forecast)}")
     lines += _costs(config, forecast) if retraining.runs else []
-    if memory := _memory(config, forecast):
-        lines.append(f"GPU memory  {memory}")
+    lines += _memory(config, forecast)
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
     lines += _texts(facts.roles) if isinstance(facts, SearchFacts) else []
     if config.search.metric != PERPLEXITY:

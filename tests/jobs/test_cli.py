@@ -233,7 +233,8 @@ def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, t
     hours = float(re.search(r"cost +about ([\d.]+) accelerator-hours", out)[1])  # type: ignore[index]
     assert pytest.approx(hours, rel=0.15) == 6 * 5e9 * 3.6e9 / (0.4 * 3.12e14) / 3600
     assert re.search(r"they cost [\d,]+ at 2 an hour", out)
-    assert re.search(r"GPU memory +about [\d.]+ GiB at the peak of each worker.*of 80.0 GiB", out)
+    for process in ("worker", "evaluator", "scoring task"):
+        assert re.search(rf"GPU memory +about [\d.]+ GiB at the peak of each {process}.*of 80.0 GiB", out)
     unchecked = [line for line in out.splitlines() if line.startswith("unchecked")]
     for word in ("the weights and the tokenizer", "toy of the model", "retraining.data.0.path", "calibration.path"):
         assert any(word in line for line in unchecked)
@@ -241,6 +242,8 @@ def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, t
 
     code, _, err = command(search.main, *flags, "--dry-run", "--resources.accelerator_memory_gib", "8", values=values)
     assert (code, "resources.workers: 8 hold 10.3 GiB" in err) == (2, True)
+    assert "resources.gpus_per_evaluator: 1 would hold 12.6 GiB" in err
+    assert "more than the 8 GiB that there are; give at least 2" in err
     code, _, err = command(search.main, *flags, "--search.ratios", "[0.99]", "--dry-run", values=values)
     assert (code, "search.ratios: 0.99" in err) == (2, True)
     code, out, err = command(search.main, *flags, values=values)

@@ -25,7 +25,7 @@ from shortened_llm.search.budget import Allowance, over_budget
 from shortened_llm.search.cluster.capacity import ACCELERATOR_TYPE, Capacity, Nodes
 from shortened_llm.search.estimate import ANY, Estimate, Shapes, estimate, measured_speeds, trial_work
 from shortened_llm.search.forecast import Speeds, forecast_search, known_speeds
-from shortened_llm.search.memory import GIB, worker_memory
+from shortened_llm.search.memory import GIB, ProcessMemory, evaluator_memory, scorer_memory, worker_memory
 from shortened_llm.search.planned import planned_trials
 from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.search.proposals import Proposals
@@ -124,12 +124,50 @@ def test_memory_is_near_what_was_measured_on_an_h200(
         methods=method, data={"path": "t.jsonl"}, tokens=10 * sequences * 2048, global_batch_size=sequences, **options
     )
     ((recipe,),) = chains(config, method, 10 * sequences * 2048, None)
-    shapes = Shapes(LlamaConfig(**SHAPES[shape], tie_word_embeddings=False), "bfloat16")
+    shapes = shapes_of(shape)
     found = worker_memory(
         shapes.student((), recipe), None, recipe, config, ResourcesConfig(gpus_per_worker=1), dtype="bfloat16",
         memory=memory * GIB,
     )  # fmt: skip
     assert found.peak / GIB == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(("criterion", "measured"), [("ppl", 2.4), ("taylor", 1.8)])
+def test_memory_of_scoring_is_near_what_was_measured_on_an_h200(
+    criterion: str, measured: float, tiny_values: dict
+) -> None:
+    """The figures of shortened_llm/scoring/README.md, of 10 x 128 tokens: see tests/gpu/test_scoring.py."""
+    config = of_a_gpu(tiny_values, criterion)
+    found = scorer_memory(shapes_of("8b").dense, config, memory=139 * GIB)
+    assert found.peak / GIB == pytest.approx(measured, rel=0.15)
+    tight = scorer_memory(shapes_of("8b").dense, config, memory=2 * GIB)
+    assert tight.lasting == found.lasting
+    assert tight.peak <= found.peak
+
+
+def test_an_evaluator_holds_the_dense_model_over_its_gpus(tiny_values: dict) -> None:
+    dense, config = shapes_of("8b").dense, of_a_gpu(tiny_values, "ppl")
+    weights = 2 * sum(weight.numel() for weight in dense.parameters())
+
+    def memory(**resources: float) -> ProcessMemory:
+        return evaluator_memory(
+            dense, config.model_copy(update={"resources": ResourcesConfig(**resources)}), memory=80 * GIB
+        )
+
+    assert memory(gpus_per_evaluator=1).lasting == weights
+    assert memory(gpus_per_evaluator=4).lasting == weights / 4
+    assert memory(gpus_per_evaluator=4).passing == memory(gpus_per_evaluator=1).passing > 0
+
+
+def of_a_gpu(tiny_values: dict, criterion: str) -> ExperimentConfig:
+    tiny_values["pruning"]["criteria"] = [criterion]
+    tiny_values["calibration"] |= {"num_sequences": 10, "sequence_length": 128}
+    tiny_values["model"]["dtype"] = "bfloat16"
+    return parse_config(tiny_values)
+
+
+def shapes_of(name: str) -> Shapes:
+    return Shapes(LlamaConfig(**SHAPES[name], tie_word_embeddings=False), "bfloat16")
 
 
 def test_more_workers_hold_less_and_a_teacher_more(make_job: MakeJob, tiny_model: ModelRef) -> None:
