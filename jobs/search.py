@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from jobs.cli import check_with_placement, make_parser, open_store, parse_command, run
-from shortened_llm.search.forecast import check_forecast, forecast_search
+from shortened_llm.search.affordable import check_forecast
+from shortened_llm.search.forecast import forecast_search
 from shortened_llm.search.outline import Outline, outline_search
 from shortened_llm.search.preflight import SearchFacts, check_search
 from shortened_llm.search.run import run_search

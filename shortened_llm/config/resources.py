@@ -65,8 +65,8 @@ class ResourcesConfig(Section):
     """Peak FLOP/s of each GPU of training (of each worker on CPU) in model.dtype, such as 3.12e14 of an A100, for what
     a search will cost; read from the names of common GPUs unless given."""
     accelerator_memory_gib: float | None = Field(None, gt=0)
-    """Memory of each GPU (GiB): what cannot fit is refused at the start. Read from this machine's GPUs where these do
-    the work, unless given."""
+    """Memory of each GPU (GiB): what cannot fit is refused at the start. Unless given, that of this machine's GPUs
+    where they do the work, or read from the names of common GPUs."""
     worker_labels: dict[str, str] = Field({})
     """Labels of the nodes that training processes run on, such as {pool: training}; any node unless given."""
     evaluators: int = Field(1, ge=1)

@@ -5,35 +5,15 @@ from transformers import PreTrainedModel
 
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.flops import active_share
-
-# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets; the first whose words the device's name holds counts.
-PEAKS = {
-    "B200": 2.25e15,
-    "GH200": 9.89e14,
-    "H200 NVL": 8.35e14,
-    "H200": 9.89e14,
-    "H100 PCIe": 7.56e14,
-    "H100 NVL": 8.35e14,
-    "H100": 9.89e14,
-    "A100": 3.12e14,
-    "L40S": 3.62e14,
-    "A10G": 7.0e13,
-    "L4": 1.21e14,
-    "MI300X": 1.307e15,
-}
+from shortened_llm.models.gpus import gpu_of
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
     """FLOP/s of the device in bfloat16; None where it is not known, as on CPU and in other types."""
     if device.type != "cuda" or dtype != "bfloat16":
         return None
-    return peak_of(torch.cuda.get_device_name(device))
-
-
-def peak_of(name: str) -> float | None:
-    """FLOP/s in bfloat16 of a GPU with this name; None where it is not known."""
-    words = name.replace("-", " ").split()
-    return next((peak for name, peak in PEAKS.items() if set(name.split()) <= set(words)), None)
+    gpu = gpu_of(torch.cuda.get_device_name(device))
+    return gpu.peak_flops if gpu else None
 
 
 def training_flops(model: PreTrainedModel, sequence_length: int) -> float:

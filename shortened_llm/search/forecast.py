@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from shortened_llm.config import ExperimentConfig, ResourcesConfig
-from shortened_llm.errors import BadInputError, Faults
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.gpus import Gpu, gpu_of
 from shortened_llm.records import BlocksTransform, Recipe, Transform
-from shortened_llm.retraining.flops import peak_of
 from shortened_llm.retraining.launch import CHECKPOINTS_KEPT
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.retraining.schedule import stable_end
@@ -81,6 +81,8 @@ class Forecast:
     """A worker of the method that takes most; None where nothing is trained."""
     evaluator: ProcessMemory
     scorer: ProcessMemory
+    gpu_memory: float | None
+    """Bytes of each GPU."""
     speeds: Speeds
     notes: tuple[str, ...]
     """What is not counted."""
@@ -127,7 +129,7 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
     seconds = sum(one.number * (one.cost.seconds or 0.0) for one in trained)
     longest = max((sum(o.cost.seconds or 0.0 for o in trained if o.of is one.of) for one in trained), default=0.0)
     is_known = all(one.cost.seconds is not None for one in trained)
-    memory = accelerator_memory(config.resources)
+    memory = accelerator_memory(config.resources, capacity)
     return Forecast(
         rungs=tuple(_rung(share, [one for one in expected if one.share == share]) for share in rungs),
         accelerator_hours=seconds * config.resources.accelerators / 3600 if is_known else None,
@@ -138,6 +140,7 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
         memory=_memory(config, trained, shapes, memory),
         evaluator=evaluator_memory(shapes.dense, config, memory=memory),
         scorer=scorer_memory(shapes.dense, config, memory=memory),
+        gpu_memory=memory,
         speeds=speeds,
         notes=_notes(config),
     )
@@ -156,76 +159,28 @@ def known_speeds(config: ExperimentConfig, shapes: Shapes, store: Store, capacit
         )
     peak, named = resources.accelerator_flops, "resources.accelerator_flops"
     if peak is None and resources.gpus_per_worker and config.model.dtype == "bfloat16":
-        names = sorted({node.labels[ACCELERATOR_TYPE] for node in capacity.nodes if ACCELERATOR_TYPE in node.labels})
-        peaks = {name: peak_of(name) for name in names}
-        peak, named = min(filter(None, peaks.values()), default=None), f"the peak of {', '.join(names)}"
+        gpus = _gpus_of(capacity)
+        peak = min((gpu.peak_flops for gpu in gpus.values() if gpu), default=None)
+        named = f"the peak of {', '.join(gpus)}"
     if peak is None:
         return Speeds(of={}, source="not known before the first trial has ended; give resources.accelerator_flops")
     return Speeds(of={ANY: ASSUMED_UTILISATION * peak}, source=f"{assumed} {named}, {peak:.3g} FLOP/s")
 
 
-def accelerator_memory(resources: ResourcesConfig) -> float | None:
-    """Bytes of each GPU, as declared, or of this machine's where it does the work; None where not known."""
+def accelerator_memory(resources: ResourcesConfig, capacity: Capacity) -> float | None:
+    """Bytes of each GPU: as declared, of this machine's where it does the work, or by the names of the cluster's; None
+    where not known."""
     if resources.accelerator_memory_gib is not None:
         return resources.accelerator_memory_gib * GIB
-    is_here = not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available()
-    return float(torch.cuda.get_device_properties(0).total_memory) if is_here else None
+    if not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return min((gpu.memory_gib * GIB for gpu in _gpus_of(capacity).values() if gpu), default=None)
 
 
-def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
-    """Refuse what can never run.
-
-    Raises:
-        BadInputError: the budget is smaller than the cheapest trial, and no trial has ended that it was spent on; or
-            what a process holds all the time is more than its GPU has.
-    """
-    faults, cheapest = Faults(), forecast.cheapest
-    budget = None if forecast.speeds.is_measured else config.search.budget
-    with faults.gather():
-        most = budget.most_accelerator_hours if budget else None
-        if most is not None and (needed := cheapest.accelerator_hours or 0.0) > most:
-            raise BadInputError(
-                f"search.budget: allows {most:.3g} accelerator-hours, but the cheapest trial takes about {needed:.3g}; "
-                "raise it, or set fewer retraining.tokens or a lower first rung"
-            )
-    with faults.gather():
-        if budget and budget.hours is not None and (cheapest.seconds or 0.0) / 3600 > budget.hours:
-            raise BadInputError(
-                f"search.budget.hours: is {budget.hours:g}, but the cheapest trial trains for about "
-                f"{(cheapest.seconds or 0.0) / 3600:.3g}; raise it, or set fewer retraining.tokens or more workers"
-            )
-    with faults.gather():
-        memory, needs = accelerator_memory(config.resources), forecast.memory
-        if memory is not None and config.resources.gpus_per_worker and needs is not None and needs.lasting > memory:
-            raise BadInputError(
-                f"resources.workers: {config.resources.min_workers} hold {needs.lasting / GIB:.3g} GiB of weights, "
-                f"optimiser and gradients each, more than the {memory / GIB:.3g} GiB of a GPU; give more workers or "
-                "retraining.cpu_offload"
-            )
-    with faults.gather():
-        _check_evaluator(config.resources, forecast.evaluator)
-    with faults.gather():
-        _check_scorer(config.resources, forecast.scorer)
-    faults.raise_any()
-
-
-def _check_evaluator(resources: ResourcesConfig, needs: ProcessMemory) -> None:
-    memory, gpus = accelerator_memory(resources), resources.gpus_per_evaluator
-    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
-        least = math.ceil(needs.lasting * max(1.0, gpus) / memory)
-        raise BadInputError(
-            f"resources.gpus_per_evaluator: {gpus:g} would hold {needs.lasting / GIB:.3g} GiB of the dense model's "
-            f"weights each, more than the {has / GIB:.3g} GiB that there are; give at least {least}"
-        )
-
-
-def _check_scorer(resources: ResourcesConfig, needs: ProcessMemory) -> None:
-    memory, gpus = accelerator_memory(resources), resources.gpus_per_scorer
-    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
-        raise BadInputError(
-            f"resources.gpus_per_scorer: {gpus:g} would hold blocks of {needs.lasting / GIB:.3g} GiB at a time, more "
-            f"than the {has / GIB:.3g} GiB that there are; score on CPU (0)"
-        )
+def _gpus_of(capacity: Capacity) -> dict[str, Gpu | None]:
+    """The kinds of GPUs of a cluster, by the names that Ray gives them."""
+    names = {node.labels[ACCELERATOR_TYPE] for node in capacity.nodes if ACCELERATOR_TYPE in node.labels}
+    return {name: gpu_of(name) for name in sorted(names)}
 
 
 def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike]]:

@@ -8,7 +8,7 @@ from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.records import LoraOptions
 from shortened_llm.records.objective import PERPLEXITY
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
-from shortened_llm.search.forecast import Forecast, accelerator_memory
+from shortened_llm.search.forecast import Forecast
 from shortened_llm.search.memory import GIB
 from shortened_llm.search.outline import Outline
 from shortened_llm.search.preflight import SearchFacts
@@ -84,7 +84,7 @@ def _budget(budget: BudgetConfig, forecast: Forecast) -> str:
 
 def _memory(config: ExperimentConfig, forecast: Forecast) -> list[str]:
     """The estimated peak of each kind of process that has a GPU, beside what the GPU has."""
-    resources, has = config.resources, accelerator_memory(config.resources)
+    resources, has = config.resources, forecast.gpu_memory
     kinds = (
         (
             "worker", resources.gpus_per_worker, forecast.memory, "weights, gradients and optimiser state",

@@ -25,7 +25,7 @@ from shortened_llm.retraining.recipe import chains
 from shortened_llm.search.budget import Allowance, over_budget
 from shortened_llm.search.cluster.capacity import ACCELERATOR_TYPE, Capacity, Nodes
 from shortened_llm.search.estimate import ANY, Estimate, Shapes, estimate, measured_speeds, trial_work
-from shortened_llm.search.forecast import Speeds, forecast_search, known_speeds
+from shortened_llm.search.forecast import Speeds, accelerator_memory, forecast_search, known_speeds
 from shortened_llm.search.memory import GIB, ProcessMemory, evaluator_memory, scorer_memory, worker_memory
 from shortened_llm.search.planned import planned_trials
 from shortened_llm.search.preflight_settings import ModelFacts
@@ -329,19 +329,26 @@ def test_the_speed_is_that_of_runs_that_have_ended(four: Pipeline) -> None:
     assert search.spent == 0  # another experiment began the one that has ended
 
 
-def test_the_speed_of_a_gpu_follows_from_its_name(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:
+def test_speed_and_memory_of_a_gpu_follow_from_its_name(
+    tiny_values: dict, tiny_model: ModelRef, local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_values["model"]["dtype"] = "bfloat16"
     tiny_values["resources"]["gpus_per_worker"] = 1
     config = parse_config(tiny_values)
     shapes = Shapes(load_config(Path(tiny_model.url)), "bfloat16")
 
+    def cluster(name: str) -> Capacity:
+        return Capacity(nodes=(Nodes(resources={"CPU": 8, "GPU": 8}, labels={ACCELERATOR_TYPE: name}),))
+
     def speeds(name: str) -> Speeds:
-        node = Nodes(resources={"CPU": 8, "GPU": 8}, labels={ACCELERATOR_TYPE: name})
-        return known_speeds(config, shapes, local_store, Capacity(nodes=(node,)))
+        return known_speeds(config, shapes, local_store, cluster(name))
 
     assert speeds("A100-80G").of == {ANY: pytest.approx(0.4 * 3.12e14)}
     assert "40% of the peak of A100-80G" in speeds("A100-80G").source
     assert speeds("Unheard-Of").of == {}
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    memory = [accelerator_memory(config.resources, cluster(name)) for name in ("A100-80G", "A100-40G", "Unheard-Of")]
+    assert memory == [79 * GIB, 39 * GIB, None]
 
 
 def test_nothing_begins_that_would_end_too_late(four: Pipeline) -> None:
