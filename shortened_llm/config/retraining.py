@@ -68,8 +68,8 @@ class _Retraining(Section):
     run with more tokens continues from there."""
     max_skipped_steps: Annotated[int, Runtime] = Field(10, ge=1)
     """A step whose loss or gradient is not finite is skipped; after this many in a row the trial fails (count)."""
-    activation_checkpointing: Annotated[bool, Runtime] = False
-    """Recompute activations in the backward pass to save memory."""
+    activation_checkpointing: Annotated[bool | Annotated[float, Field(gt=0, lt=1)], Runtime] = False
+    """Recompute activations in the backward pass to save memory: of all blocks, or of a share of them, such as 0.5."""
     compile: Annotated[bool | None, Runtime] = None
     """Compile each block with torch.compile; on GPUs alone unless given, where it trained 1.2 times as fast."""
     cpu_offload: Annotated[bool, Runtime] = False

@@ -92,8 +92,9 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
     """
     blocks = find_blocks(model)
     trained = any(parameter.requires_grad for parameter in model.parameters())
-    if placement.activation_checkpointing and trained:
-        for index, block in enumerate(blocks):
+    share = float(placement.activation_checkpointing) if trained else 0.0
+    for index, block in enumerate(blocks):
+        if int((index + 1) * share) > int(index * share):  # spread evenly
             blocks[index] = checkpoint_wrapper(block)
     if mesh.device_type == "cuda" if placement.compile is None else placement.compile:
         for block in blocks:

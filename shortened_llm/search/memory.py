@@ -86,7 +86,7 @@ def worker_memory(
     passing = _gathered(student, width, resources.min_workers, memory) + STUDENT_CHUNKS * chunk
     passing += max(0.0, 4 * trained - gradients) if several else 0.0
     passing += 4.0 * head.numel() * head.requires_grad
-    passing += _activations(student, width * tokens, recomputed=placement.activation_checkpointing)
+    passing += _activations(student, width * tokens, recomputed=float(placement.activation_checkpointing))
     if teacher is not None:
         state += width * _num_parameters(teacher) / shards
         passing += _gathered(teacher, width, resources.min_workers, memory) + TEACHER_CHUNKS * chunk
@@ -105,7 +105,7 @@ def evaluator_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory
     tokens = evaluation.batch_size * max((text.segment_length for text in texts), default=0)
     head = dense.get_output_embeddings().weight
     passing = EVALUATION_CHUNKS * 4.0 * min(tokens, _chunk_tokens(len(head), memory)) * len(head)
-    passing += _activations(dense, width * tokens, recomputed=True)
+    passing += _activations(dense, width * tokens, recomputed=1.0)
     passing += width * head.numel() if evaluation.report.agreement else 0.0
     gpus = max(1.0, config.resources.gpus_per_evaluator)
     return ProcessMemory(lasting=width * _num_parameters(dense) / gpus, passing=passing)
@@ -158,11 +158,12 @@ def _gathered(model: PreTrainedModel, width: int, workers: int, memory: float | 
     return float(width * (parameters - sum(blocks) + 2 * max(blocks)))
 
 
-def _activations(model: PreTrainedModel, bytes_of_each: int, *, recomputed: bool) -> float:
+def _activations(model: PreTrainedModel, bytes_of_each: int, *, recomputed: float) -> float:
     """What the backward pass reads, in bytes.
 
     Args:
         bytes_of_each: of one number for each token of a micro-batch.
+        recomputed: share of the blocks that keep their input alone.
     """
     hidden = model.config.hidden_size
     of_blocks = []
@@ -170,6 +171,5 @@ def _activations(model: PreTrainedModel, bytes_of_each: int, *, recomputed: bool
         matrices = (weight for weight in block.parameters() if weight.dim() >= 2)
         multiplied = sum(weight.numel() * active_share(model.config, weight) for weight in matrices)
         of_blocks.append(bytes_of_each * (multiplied / hidden + 4 * hidden))
-    if recomputed:
-        return max(of_blocks) + len(of_blocks) * bytes_of_each * hidden
-    return sum(of_blocks)
+    inputs = len(of_blocks) * bytes_of_each * hidden
+    return (1 - recomputed) * sum(of_blocks) + recomputed * inputs + max(of_blocks) * (recomputed > 0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from shortened_llm import metrics
 from shortened_llm.data.batches import TokenSequences, TrainingStream
 from shortened_llm.errors import NonFiniteLossError
+from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.load import load_model
 from shortened_llm.records import RetrainedModel, from_json, to_json
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError
@@ -78,11 +79,17 @@ def test_the_loop_is_plain_adamw_on_the_mean_loss(job: RetrainingJob) -> None:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_micro_batches_and_activation_checkpointing_change_nothing(make_job: MakeJob) -> None:
+@pytest.mark.parametrize(("share", "recomputed"), [(True, [0, 1, 2, 3, 4]), (0.4, [2, 4])])
+def test_micro_batches_and_activation_checkpointing_change_nothing(
+    make_job: MakeJob, share: bool | float, recomputed: list[int]
+) -> None:
     job, whole, parts = make_job(), Recorder(), Recorder()
     run(job, whole)
-    other = make_job(micro_batch_size=1, activation_checkpointing=True)
-    run(other, parts)
+    other = make_job(micro_batch_size=1, activation_checkpointing=share)
+    model, _ = run(other, parts)
+    assert [
+        index for index, block in enumerate(find_blocks(model)) if "Checkpoint" in type(block).__name__
+    ] == recomputed
     assert other.fingerprint == job.fingerprint
     assert [p.loss for p in parts.points] == pytest.approx([p.loss for p in whole.points], rel=1e-5)
 
