@@ -257,7 +257,7 @@ class TestStaging:
             time.sleep(0.3)
             (directory / "file").touch()
 
-        monkeypatch.setattr(assets, "stages", lambda directory: {"demo": {"texts": slow}})
+        monkeypatch.setattr(assets, "stages", lambda directory, shape: {"demo": {"texts": slow}})
         threads = [threading.Thread(target=assets.stage_assets, args=(["demo"], tmp_path)) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -271,7 +271,7 @@ class TestStaging:
             "import sys, time; from jobs import assets\n"
             "def slow(directory, downloads):\n"
             "    (directory / 'half').touch(); print('building', flush=True); time.sleep(60)\n"
-            "assets.stages = lambda directory: {'demo': {'texts': slow}}\n"
+            "assets.stages = lambda directory, shape: {'demo': {'texts': slow}}\n"
             f"sys.exit(assets.main(['demo', '--directory', {str(tmp_path)!r}]))"
         )
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -294,7 +294,9 @@ class TestCommand:
             return lambda directory, downloads: names.append(name)
 
         monkeypatch.setattr(
-            assets, "stages", lambda directory: {"demo": {"texts": stage("texts")}, "tiny": {"tiny": stage("tiny")}}
+            assets,
+            "stages",
+            lambda directory, shape: {"demo": {"texts": stage("texts")}, "tiny": {"tiny": stage("tiny")}},
         )
         return names
 
@@ -316,7 +318,7 @@ class TestCommand:
 
     def test_an_unknown_asset_lists_the_known_ones(self, tmp_path, capsys):
         assert assets.main(["demo", "large", "--directory", str(tmp_path / "new")]) == 2
-        assert capsys.readouterr().err == "unknown asset 'large'; known: demo, tiny\n"
+        assert capsys.readouterr().err == "unknown asset 'large'; known: demo, tiny, random\n"
         assert not (tmp_path / "new").exists()
 
     def test_a_directory_that_cannot_be_written_is_named(self, tmp_path, capsys):
@@ -335,3 +337,26 @@ def test_a_present_asset_is_found_without_heavy_imports(tmp_path):
         "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_random_model_has_its_shape_and_text_to_train_on(tmp_path: Path) -> None:
+    arguments = ["random", "--shape", "toy", "--directory", str(tmp_path)]
+    assert assets.main(arguments) == 0
+    made = tmp_path / "random-toy"
+    model = AutoModelForCausalLM.from_pretrained(made / "model")
+    assert (model.config.num_hidden_layers, model.config.vocab_size, model.dtype) == (8, 1000, torch.bfloat16)
+    text, unseen = (rows(made / f"texts/{name}.jsonl") for name in ("text", "unseen"))
+    assert (len(text), len(unseen)) == (4000, 200)
+    tokens = len(AutoTokenizer.from_pretrained(made / "model")(text[0]["text"])["input_ids"])
+    assert 1000 < tokens == len(text[0]["text"])
+    assert not {row["text"] for row in text} & {row["text"] for row in unseen}
+    written = (made / "model/model.safetensors").stat().st_mtime_ns
+    assert assets.main(arguments) == 0
+    assert (made / "model/model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_shape_that_is_not_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        assets.main(["random", "--shape", "9t", "--directory", str(tmp_path)])
+    assert leaving.value.code == 2
+    assert "'1b'" in capsys.readouterr().err
