@@ -19,7 +19,7 @@ SHAPES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128_256},
 }  # fmt: skip
-"""Of Llama 3.2 1B with a head of its own, and of Llama 3.1 8B."""
+"""Llama 3.2 1B with a head of its own, and Llama 3.1 8B."""
 DEVIATION = 0.02
 WORDS = 2000
 """Different ones; frequent words are as much more frequent than rare ones as in a language (Zipf)."""
