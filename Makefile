@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit test test-unit test-faults test-gpu lint format type fields clean
+.PHONY: help setup demo submit test test-unit test-faults test-gpu verify-published lint format type fields clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make .venv with the tested versions of everything
 
@@ -44,6 +44,9 @@ FIGURES ?= gpu.json
 GPU_TESTS := $(addprefix tests/gpu/test_,parity.py training.py scoring.py generation.py several_gpus.py)
 test-gpu: setup  ## Tests on a GPU, 8 minutes; figures go to FIGURES=gpu.json; skipped without CUDA
 	$(BIN)/pytest $(GPU_TESTS) -s -rs -p no:logging --figures $(FIGURES) $(FLAGS)
+
+verify-published: setup  ## Compare models of the hub with the paper's figures: network, GPU; FLAGS="--model llama-7b"
+	@$(BIN)/python -m tests.benchmarks.published $(FLAGS)
 
 lint: setup  ## Check style
 	$(BIN)/ruff check .

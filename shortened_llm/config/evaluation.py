@@ -10,7 +10,7 @@ from shortened_llm.config.text import TextSource
 from shortened_llm.fields import Section, as_tuple, distinct
 
 # Texts that papers quote, at pinned revisions. `refs/convert/parquet` is the hub's own copy of a data set that only a
-# script describes; its commit is recorded with the scores.
+# script describes, all of it one configuration without a name; its commit is recorded with the scores.
 NAMED_TEXTS: dict[str, dict[str, object]] = {
     "wikitext2": {
         "path": "Salesforce/wikitext",
@@ -21,7 +21,6 @@ NAMED_TEXTS: dict[str, dict[str, object]] = {
     },
     "ptb": {
         "path": "ptb-text-only/ptb_text_only",
-        "name": "penn_treebank",
         "revision": "refs/convert/parquet",
         "split": "validation",
         "field": "sentence",

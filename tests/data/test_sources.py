@@ -5,10 +5,14 @@ import json
 from itertools import chain
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
 from shortened_llm.config import ExperimentConfig, TextSource, parse_config
+from shortened_llm.config.evaluation import NAMED_TEXTS
 from shortened_llm.data.rows import find_files
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
@@ -219,3 +223,12 @@ def test_identity_is_content_not_place(tmp_path: Path) -> None:
 
 def test_one_source_may_stand_for_a_list(tiny_values: dict) -> None:
     assert len(parse_config(tiny_values).retraining.data) == 1
+
+
+def test_a_named_text_is_found_in_the_hubs_own_copy_of_it(tmp_path: Path) -> None:
+    """The copy has a directory for the configuration, and no card that names it."""
+    named = NAMED_TEXTS["ptb"]
+    (tmp_path / "penn_treebank/validation").mkdir(parents=True)
+    pq.write_table(pa.table({"sentence": ["no it was n't"]}), tmp_path / "penn_treebank/validation/0000.parquet")
+    found = datasets.load_dataset(str(tmp_path), named.get("name"), split=named["split"], streaming=True)
+    assert list(found) == [{named["field"]: "no it was n't"}]
