@@ -1,6 +1,7 @@
 """How far a model predicts what the dense model predicts, without both in memory at a time."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,13 @@ class DenseStates:
 
 
 def _mapped(path: Path, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that lies in a new file."""
+    """A tensor that lies in a new file.
+
+    Raises:
+        OSError: the disk has no room for it. Found out later, while it is filled, that would end the process.
+    """
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shape.numel() * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=shape.numel(), dtype=dtype).view(shape)
 
 
