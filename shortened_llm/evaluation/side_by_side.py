@@ -76,7 +76,7 @@ class Bench:
     on_run: Callable[[], None]
 
     def timings(self, models: Sequence[PreTrainedModel], shape: Shape, runs: int) -> list[list[Timing]]:
-        """Of each model, in turns, after the warm-ups."""
+        """The runs of each model, in turns, after the warm-ups."""
         if self.settings.compile:
             torch.compiler.reset()  # or after some shapes their graphs are too many, and the rest runs uncompiled
         generations = [self._generation(model, shape) for model in models]
@@ -103,7 +103,7 @@ class Bench:
 
 
 Found = tuple[Sequence[Measured], Sequence[Shape], Costs, Costs]
-"""Of every shape that fits; those that do not; what the dense model and the other cost."""
+"""What was measured of every shape that fits; those that do not; what the dense model and the other cost."""
 
 
 def both_in_turns(dense: PreTrainedModel, model: PreTrainedModel, bench: Bench) -> Found:
