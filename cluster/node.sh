@@ -12,11 +12,10 @@ fail() {
 }
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
-[[ -s $RAY_AUTH_TOKEN_PATH ]] || fail "$RAY_AUTH_TOKEN_PATH: no token; \`ray get-auth-token --generate\` makes it once, \
-and every node needs the same"
+[[ -s $RAY_AUTH_TOKEN_PATH ]] || fail "$RAY_AUTH_TOKEN_PATH: no token; README.md says how to make the one of all nodes"
 [[ $(stat -Lc %a "$RAY_AUTH_TOKEN_PATH") == ?00 ]] || fail "$RAY_AUTH_TOKEN_PATH: others can read it; chmod 600"
 
-# A name for each port that Ray would draw by chance; README.md lists them for the firewall.
+# Fixed ports, some of which Ray would draw by chance; README.md lists them for the firewall.
 export AUTOSCALER_METRIC_PORT=6387 DASHBOARD_METRIC_PORT=6388
 options=(
     --node-manager-port 6380 --object-manager-port 6381 --runtime-env-agent-port 6382
@@ -24,6 +23,7 @@ options=(
     --min-worker-port 10002 --max-worker-port 19999
 )
 if [[ " $(hostname -I) " == *" $head "* ]]; then
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # with the head all ends, so nobody need hear of it 30 s before
     options+=(
         --head --node-ip-address "$head" --port 6379 --ray-client-server-port 6386
         --dashboard-host 127.0.0.1 --resources '{"trial_driver": 16}'

@@ -1,4 +1,4 @@
-"""The batch script for Slurm decides when its job is queued again.
+"""The batch script for Slurm decides when its job is queued again, and a node what token it takes.
 
 This machine has no Slurm: `srun`, `scontrol` and `python` are stand-ins here that record how they are called, so these
 tests are of the script's logic alone. tests/ray/test_own_machines.py runs the script with real nodes and a real search.
@@ -82,3 +82,16 @@ def test_the_end_of_the_time_is_announced_to_the_script_alone() -> None:
     assert options["signal"] == "B:USR1@120"
     assert options["open-mode"] == "append"
     assert {"requeue", "exclusive"} <= options.keys()
+
+
+@pytest.mark.parametrize(("mode", "said"), [(None, "no token"), (0o644, "others can read it"), (0o640, "others can")])
+def test_a_node_starts_with_a_token_that_nobody_else_can_read(mode: int | None, said: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    if mode is not None:
+        token.write_text("0123456789abcdef" * 4)
+        token.chmod(mode)
+    command = ["bash", CLUSTER / "node.sh", "10.0.0.1"]
+    environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(token)}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert refused.returncode == 2
+    assert f"{token}: {said}" in refused.stderr
