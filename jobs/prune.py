@@ -16,6 +16,7 @@ from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.search.preflight import ScoringFacts, check_pruning
 from shortened_llm.search.stored.provenance import provenance
+from shortened_llm.storage.placement import placed
 from shortened_llm.storage.store import Store
 
 LONGEST_NAME = 200
@@ -39,11 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     origin = provenance(config)
     LOGGER.info("writing weights in %s", config.model.exported_dtype)
     for name, plan in _plans(config, facts, dense, store, removed):
-        directory = flags.output / name
-        export_view(dense.view(plan.transforms), directory, config.model.exported_dtype)
-        for file, text in plan_card(plan, origin).items():
-            (directory / file).write_text(text)
-        print(directory, flush=True)
+        with placed(str(flags.output / name)) as directory:
+            export_view(dense.view(plan.transforms), directory, config.model.exported_dtype)
+            for file, text in plan_card(plan, origin).items():
+                (directory / file).write_text(text)
+        print(flags.output / name, flush=True)
 
 
 def _file_name(label: PlanLabel) -> str:

@@ -1,13 +1,23 @@
-"""Write a plain Hugging Face directory, and prove that it is one."""
+"""Write a view as a plain Hugging Face directory, and prove that it is one; the model is never whole in memory."""
 
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
-from shortened_llm.models.directory import load_tokenizer, model_directory
-from shortened_llm.models.load import load_model
+from shortened_llm.models.directory import load_tokenizer, model_directory, set_generation_config
+from shortened_llm.models.files import TensorFiles, read_headers
+from shortened_llm.models.sources import check_ties, find_sources
+from shortened_llm.models.view import empty_view, view_config, view_files
+from shortened_llm.models.write import Layout, WeightWriter, stored_names, write_settings
 from shortened_llm.records import ModelRef
 
 PROBE_LENGTH = 16
@@ -18,23 +28,101 @@ class ExportError(RuntimeError):
     """The written directory does not load as the model that was written."""
 
 
-def export_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-) -> None:
-    """Save weights (safetensors), configuration and tokenizer."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
 def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
-    """Write a view as a directory of its own, and prove that it reloads; raises as `verify_export`."""
-    view = load_model(ref, dtype)
-    with torch.inference_mode():
-        logits = view(input_ids=probe_tokens(view.config.vocab_size), use_cache=False).logits
-    export_model(view, load_tokenizer(model_directory(ref)), directory)
-    verify_export(directory, logits, dtype)
+    """Write a view in a directory of its own, one stored tensor after another, and prove that it reloads.
+
+    Raises:
+        BadInputError: the disk has no room for it.
+        ExportError: as `verify_export`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    plain, files = empty_view(ref, dtype), view_files(ref)
+    set_generation_config(plain, model_directory(ref))
+    with files.mapped() as stored_tensor:
+        layout = _layout(plain, files, stored_tensor)
+        needed, free = sum(tensor.nbytes for tensor in layout.values()), shutil.disk_usage(directory).free
+        if needed > free:
+            raise BadInputError(f"{directory}: {needed:,} bytes are to be written, and its disk has {free:,} left")
+        writer = WeightWriter(layout, directory, on_file=lambda _: None)
+        for name in layout:
+            writer.add(name, stored_tensor(name))
+        writer.close()
+    write_settings(plain, dtype, directory)
+    load_tokenizer(model_directory(ref)).save_pretrained(directory)
+    verify_export(ref, directory, dtype)
+
+
+def _layout(plain: PreTrainedModel, files: TensorFiles, stored_tensor: Callable[[str], torch.Tensor]) -> Layout:
+    """The stored tensors that make up the model, each in the type of the tensor that it becomes.
+
+    Of tied weights that are stored twice, the one stays that loading expects.
+    """
+    state, expected = plain.state_dict(), set(stored_names(plain))
+    sources = sorted(find_sources(plain, files), key=lambda source: source.target not in expected)
+    return {
+        name: torch.empty(files.of[name].shape, dtype=state[source.target].dtype, device="meta")
+        for source in check_ties(sources, plain, files, stored_tensor)
+        for names in source.names.values()
+        for name in names
+    }
+
+
+@torch.no_grad()
+def verify_export(ref: ModelRef, directory: Path, dtype: str) -> None:
+    """Compare a directory with the view that was written into it.
+
+    Every stored tensor is equal, bit for bit. By plain transformers, the directory has the logits that its weights give
+    under the view's own configuration, and generates with the KV cache.
+
+    Raises:
+        ExportError: naming what differs.
+    """
+    plain, files = empty_view(ref, dtype), view_files(ref)
+    written = TensorFiles(str(directory), read_headers(str(directory)).of)
+    with files.mapped() as stored_tensor, written.mapped() as written_tensor:
+        layout = _layout(plain, files, stored_tensor)
+        if found := written.of.keys() ^ layout.keys():
+            raise ExportError(f"{directory} lacks tensors of the view, or has others: {', '.join(sorted(found)[:3])}")
+        for name, planned in layout.items():
+            if not torch.equal(written_tensor(name), stored_tensor(name).to(planned.dtype)):
+                raise ExportError(f"{directory} has another value of {name} than the view")
+    AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    stacked = any(source.converter is not None for source in find_sources(plain, written))
+    device_map = _with_blocks_on_disk(plain, set(find_blocks(plain))) if stacked else None
+    with _reloaded(directory, dtype, view_config(ref), device_map) as model:
+        expected = _probe(model)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with _reloaded(directory, dtype, config, device_map) as model:
+        if not torch.equal(logits := _probe(model), expected):
+            difference = (logits.float() - expected.float()).abs().max().item()
+            raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
+        check_generation(model)
+
+
+@contextmanager
+def _reloaded(
+    directory: Path, dtype: str, config: PretrainedConfig, device_map: Mapping[str, str] | None
+) -> Iterator[PreTrainedModel]:
+    """A model by plain transformers. Its weights lie where they are, mapped from the files; what `device_map` places on
+    disk, and loading changes, is copied to a directory beside them meanwhile."""
+    with tempfile.TemporaryDirectory(dir=directory) as copies:
+        yield AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=DTYPES[dtype], trust_remote_code=False, device_map=device_map,
+            offload_folder=copies,
+        ).eval()  # fmt: skip
+
+
+def _with_blocks_on_disk(module: nn.Module, blocks: set[nn.Module], name: str = "") -> dict[str, str]:
+    """A `device_map` for a model whose experts are stacked when it is loaded, which takes copies: the modules that are
+    blocks, and those that hold none."""
+    if module in blocks:
+        return {name: "disk"}
+    if not blocks.intersection(module.modules()):
+        return {name: "cpu"}
+    found: dict[str, str] = {}
+    for child, submodule in module.named_children():
+        found |= _with_blocks_on_disk(submodule, blocks, f"{name}.{child}".removeprefix("."))
+    return found
 
 
 def probe_tokens(vocab_size: int) -> torch.Tensor:
@@ -42,24 +130,9 @@ def probe_tokens(vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (1, PROBE_LENGTH), generator=torch.Generator().manual_seed(0))
 
 
-def verify_export(directory: Path, reference_logits: torch.Tensor, dtype: str) -> None:
-    """Reload `directory` in plain transformers: the same logits, and generation with the KV cache.
-
-    Args:
-        reference_logits: of `probe_tokens`, from the model that was written, computed in `dtype`; [1, 16, vocab].
-
-    Raises:
-        ExportError: the logits differ, or generation stops short.
-    """
-    reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=False).eval()
-    AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    tokens = probe_tokens(reloaded.config.vocab_size)
-    with torch.inference_mode():
-        logits = reloaded(input_ids=tokens, use_cache=False).logits
-    if not torch.equal(logits, reference_logits):
-        difference = (logits.float() - reference_logits.float()).abs().max().item()
-        raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
-    check_generation(reloaded)
+def _probe(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of `probe_tokens`, [1, 16, vocab]."""
+    return model(input_ids=probe_tokens(model.config.vocab_size), use_cache=False).logits
 
 
 def check_generation(model: PreTrainedModel) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, check_generation, probe_tokens
 from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.models.view import empty_view
-from shortened_llm.models.write import WeightWriter, stored_names, write_settings
+from shortened_llm.models.write import WeightWriter, stored_form, stored_layout, stored_names, write_settings
 from shortened_llm.records import FileEntry, ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -52,14 +53,13 @@ class Exported:
 def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, rank: int) -> Exported | None:
     """Write, upload and verify the model in the type that it is exported in. A collective; returns on rank 0.
 
-    No process ever holds more of it than its shards, one tensor and one file: see `models/write.py`. What was uploaded
+    No process ever holds more of it than its shards and one tensor: see `models/write.py`. What was uploaded
     is read back into shards of the same workers.
 
     Raises:
         ExportError: what was written does not load as the model that was trained.
     """
-    model.eval()
-    logits = probe_logits(model)
+    logits = probe_logits(_frugal(model))
     adapter = gathered_adapter(model) if job.recipe.lora else {}
     exported = _shared(_write(model, job, store, rank))
     _verify(exported, logits, job, model.device)
@@ -85,6 +85,7 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
             pass
         return None
     url = store.attempt_url(RETRAINED, job.fingerprint)
+    dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
     with temporary_directory() as temporary, ThreadPoolExecutor(1) as uploads:
         directory, files = Path(temporary), list[Future[FileEntry]]()
 
@@ -93,9 +94,10 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
                 files[-1].result()  # one file waits at a time
             files.append(uploads.submit(_move, path, url))
 
-        writer = WeightWriter(plain, directory, hand_on)
+        writer = WeightWriter(stored_layout(plain), directory, hand_on)
         for name, tensor in gathered(model, names):
-            writer.add(name, tensor)
+            for stored, value in stored_form(plain, name, tensor.to("cpu", dtypes[name])).items():
+                writer.add(stored, value)
         writer.close()
         plain.generation_config = model.generation_config
         write_settings(plain, job.export_dtype, directory)
@@ -127,14 +129,22 @@ def _verify(exported: ModelRef, logits: torch.Tensor, job: RetrainingJob, device
     reloaded = open_sharded(
         exported, mesh, job.dtype, placement, device=device, sequence_length=job.recipe.sequence_length,
         prepare=partial(freeze, dtype=job.dtype),
-    ).eval()  # fmt: skip
-    found = probe_logits(reloaded)
+    )  # fmt: skip
+    found = probe_logits(_frugal(reloaded))
     # An accelerator may choose other kernels for the same product.
     is_exact = job.export_dtype == job.dtype and job.recipe.lora is None and device.type == "cpu"
     difference = (found - logits).norm() / logits.norm()
     if not (torch.equal(found, logits) if is_exact else difference < ROUNDING_TOLERANCE):
         raise ExportError(f"run {job.fingerprint}: what was written is off by {difference:.3g} (relative, of logits)")
     check_generation(reloaded)
+
+
+def _frugal(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, of which no more than a block is ever gathered: no backward pass will need it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(True, recurse=False)
+    return model.eval()
 
 
 def probe_logits(model: PreTrainedModel) -> torch.Tensor:

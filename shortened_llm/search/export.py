@@ -1,21 +1,20 @@
 """From a trial of an experiment to a plain Hugging Face directory; needs no Ray."""
 
 from collections import Counter
-from pathlib import Path
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import model_directory
 from shortened_llm.models.export import export_view
-from shortened_llm.records import Experiment, ModelRef, PlanLabel, TrialResult
+from shortened_llm.records import Experiment, ModelRef, PlanLabel
 from shortened_llm.reporting.card import trial_card
 from shortened_llm.reporting.recommendation import recommend
 from shortened_llm.reporting.rows import TrialRow, best_of_each_target, trial_rows
-from shortened_llm.storage.payload import download_directory, download_files, has_files, upload_directory
-from shortened_llm.storage.scratch import temporary_directory
+from shortened_llm.storage.payload import download_directory, download_files, has_files
+from shortened_llm.storage.placement import PARTIAL, placed
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, file_sizes, find_files, is_local, join, list_names, normalise
+from shortened_llm.storage.urls import find_files, is_local, list_names, normalise
 
 LICENSE_FILES = ("LICENSE*",)
 
@@ -81,7 +80,8 @@ def check_destination(place: str) -> str:
         Store(url).probe()
     except BadInputError as error:
         raise BadInputError(str(error).replace("storage.url", "--to", 1)) from None
-    if list_names(url) or find_files(url):  # the second finds hidden ones too
+    found = [file.path for file in find_files(url)]  # hidden ones too
+    if list_names(url) or not all(path.startswith(f"{PARTIAL}/") for path in found):
         raise BadInputError(f"--to: {place!r} is not empty; give a directory or URL that is empty or not there yet")
     return url
 
@@ -90,30 +90,28 @@ def export_trial(experiment: Experiment, row: TrialRow, url: str) -> None:
     """Write the model of a trial that is done, with its card and the licence of the dense model.
 
     A view is written from the dense files and proven by reloading; the files of a retrained model, which were proven
-    when it was exported, are copied and compared with their hashes. Nothing is left of an attempt that fails.
+    when it was exported, are copied and compared with their hashes. Nothing is left of an attempt that fails, and the
+    same command begins again where one was killed; see `placed`.
 
     Args:
         url: from `check_destination`.
 
     Raises:
-        BadInputError: the model's files are gone, or are others by now.
+        BadInputError: the model's files are gone, or are others by now; a disk has no room for a view.
         OSError: a copy does not have the hash of its record.
     """
     result = row.trial.result
     assert result is not None, "a row of choose_trial"
     _check_files(result.model, is_view=not result.runs)
     LOGGER.info("writing trial %d, %s, in %s", row.number, row.trial.spec.name, experiment.provenance.dtype)
-    try:
-        if is_local(url):
-            _fill(Path(url), experiment, row, result)
+    with placed(url) as directory:
+        if result.runs:
+            download_files(result.model.url, result.model.files, directory)
         else:
-            with temporary_directory() as temporary:
-                _fill(Path(temporary), experiment, row, result)
-                upload_directory(Path(temporary), url)
-    except BaseException:
-        for name in file_sizes(url):
-            delete(join(url, name))
-        raise
+            export_view(result.model, directory, experiment.provenance.dtype)
+        download_directory(experiment.dense_url, directory, LICENSE_FILES)
+        for name, text in trial_card(experiment, row).items():
+            (directory / name).write_text(text, encoding="utf-8")
 
 
 def _check_files(model: ModelRef, *, is_view: bool) -> None:
@@ -130,13 +128,3 @@ def _check_files(model: ModelRef, *, is_view: bool) -> None:
                 raise BadInputError(
                     f"EXPERIMENT: {directory / entry.path} has changed since the search read it; put the file back"
                 )
-
-
-def _fill(directory: Path, experiment: Experiment, row: TrialRow, result: TrialResult) -> None:
-    if result.runs:
-        download_files(result.model.url, result.model.files, directory)
-    else:
-        export_view(result.model, directory, experiment.provenance.dtype)
-    download_directory(experiment.dense_url, directory, LICENSE_FILES)
-    for name, text in trial_card(experiment, row).items():
-        (directory / name).write_text(text, encoding="utf-8")

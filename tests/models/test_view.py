@@ -1,31 +1,35 @@
 """A view is the dense model with blocks missing, and what leaves the system loads in plain transformers."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from jobs.assets.tiny import byte_tokenizer
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.directory import load_config
-from shortened_llm.models.export import ExportError, export_model, probe_tokens, verify_export
+from shortened_llm.models.export import ExportError, export_view, probe_tokens, verify_export
 from shortened_llm.models.load import load_model
 from shortened_llm.models.view import size_of
-from shortened_llm.records import Size
+from shortened_llm.records import ModelRef, Size
 from tests.conftest import SaveModel, keeping
 from tests.models.families import FAMILIES, INDEXED
 
 KEPT = (0, 2, 3, 5)
 ALL = FAMILIES | INDEXED
+EMBEDDINGS = "model.embed_tokens.weight"
 
 
 class Passing(nn.Module):
@@ -62,11 +66,11 @@ def test_a_view_has_the_logits_of_the_dense_model_without_the_blocks(
     assert len(find_blocks(view)) == len(kept)
 
 
-class AnyTokenizer:
-    """Stands for a tokenizer where only the model matters."""
-
-    def save_pretrained(self, directory: Path) -> None:
-        pass
+def exported(ref: ModelRef, directory: Path) -> PreTrainedModel:
+    """Export a view in float32; returns it as `load_model` gives it."""
+    byte_tokenizer().save_pretrained(ref.url)
+    export_view(ref, directory, "float32")
+    return load_model(ref, "float32")
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -74,8 +78,7 @@ def test_an_exported_view_reloads_bit_for_bit_and_generates(
     family: str, save_random_model: SaveModel, tmp_path: Path
 ) -> None:
     _, ref = save_random_model(ALL[family])
-    view = load_model(ref.view(keeping(KEPT)), "float32")
-    export_model(view, AnyTokenizer(), tmp_path / "out")  # type: ignore[arg-type]
+    view = exported(ref.view(keeping(KEPT)), tmp_path / "out")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = probe_tokens(97)
     with torch.inference_mode():
@@ -106,8 +109,7 @@ def test_another_process_reloads_views_without_this_package(save_random_model: S
     tokens = probe_tokens(97)
     for family in families:
         _, ref = save_random_model(ALL[family])
-        view = load_model(ref.view(keeping(KEPT)), "float32")
-        export_model(view, AnyTokenizer(), tmp_path / family / "model")  # type: ignore[arg-type]
+        view = exported(ref.view(keeping(KEPT)), tmp_path / family / "model")
         with torch.inference_mode():
             expected = {"tokens": tokens, "logits": view(input_ids=tokens).logits}
         save_file(expected, tmp_path / family / "expected.safetensors")
@@ -119,16 +121,45 @@ def test_another_process_reloads_views_without_this_package(save_random_model: S
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_proof_of_an_export_can_fail(tiny_model, tmp_path: Path) -> None:
-    from shortened_llm.models.directory import load_tokenizer, model_directory
+@pytest.mark.parametrize("family", ["llama_tied", "mixtral"])
+def test_the_proof_of_an_export_can_fail(family: str, save_random_model: SaveModel, tmp_path: Path) -> None:
+    _, ref = save_random_model(FAMILIES[family])
+    view, out = ref.view(keeping(KEPT)), tmp_path / "out"
+    exported(view, out)
+    weights, settings = (out / "model.safetensors").read_bytes(), (out / "config.json").read_text()
+    (out / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ExportError, match="another value of "):
+        verify_export(view, out, "float32")
+    (out / "model.safetensors").write_bytes(weights)
+    (out / "config.json").write_text(settings.replace('"rms_norm_eps": 1e-0', '"rms_norm_eps": 1e-1'))
+    assert (out / "config.json").read_text() != settings
+    with pytest.raises(ExportError, match="logits that differ by up to"):
+        verify_export(view, out, "float32")
+    (out / "config.json").write_text(settings)
+    verify_export(view, out, "float32")
+    save_file({"other": torch.zeros(1)}, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match="lacks tensors of the view, or has others: "):
+        verify_export(view, out, "float32")
 
-    view = load_model(tiny_model.view(keeping((0, 3, 7))), "float32")
-    export_model(view, load_tokenizer(model_directory(tiny_model)), tmp_path)
-    with torch.inference_mode():
-        logits = view(input_ids=probe_tokens(view.config.vocab_size)).logits
-    verify_export(tmp_path, logits, "float32")
-    with pytest.raises(ExportError, match="differ"):
-        verify_export(tmp_path, logits + 1e-4, "float32")
+
+def test_a_view_is_cast_and_tied_weights_are_written_once(change: Callable[..., ModelRef], tmp_path: Path) -> None:
+    twice = change("llama_tied", lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDINGS].clone()}))
+    byte_tokenizer().save_pretrained(twice.url)
+    export_view(twice.view(keeping(KEPT)), tmp_path, "bfloat16")
+    written = load_file(tmp_path / "model.safetensors")
+    assert (EMBEDDINGS in written, "lm_head.weight" in written) == (True, False)
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    assert load_config(tmp_path).dtype == torch.bfloat16
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    save_random_model: SaveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(BadInputError, match=r"bytes are to be written, and its disk has 1,000 left"):
+        export_view(ref, tmp_path / "out", "float32")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
