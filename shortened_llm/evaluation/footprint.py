@@ -91,7 +91,8 @@ def _peak_resident_bytes() -> int:
 
 
 def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float | None:
-    """Share of time in which a kernel runs, 0 to 1, while `work` is repeated; None on CPU and without NVML."""
+    """Share of time in which a kernel runs, 0 to 1, while `work` is repeated, of all GPUs of this process; None on CPU
+    and without NVML."""
     if device.type != "cuda":
         return None
     try:
@@ -104,7 +105,7 @@ def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float |
         found = []
         for _ in range(SAMPLES):
             time.sleep(UTILISATION_INTERVAL)
-            found.append(torch.cuda.utilization(device))
+            found += [torch.cuda.utilization(gpu) for gpu in range(torch.cuda.device_count())]
         return found
 
     with ThreadPoolExecutor(1) as sampler:

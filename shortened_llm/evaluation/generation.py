@@ -182,12 +182,14 @@ def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: in
     """Median over `runs` generations by `model`, with a hook before and behind each part, which slows them.
 
     On a GPU the hooks record events on its stream and wait for nothing: a part's time is that between its events, also
-    where the GPU waits for the launch of its kernels.
+    where the GPU waits for the launch of its kernels. Where a model lies on several GPUs, which wait for one another,
+    they wait for the part instead.
     """
+    is_spread = len({weight.device for weight in model.parameters()}) > 1
     parts: list[nn.Module] = [*find_blocks(model), model.get_output_embeddings()]
     found = []
     with ExitStack() as hooks:
-        watches = [_Watch(part, model.device, hooks) for part in parts]
+        watches = [_Watch(part, model.device, hooks, waits=is_spread) for part in parts]
         for _ in range(runs):
             latency = generate().latency
             found.append([watch.take_seconds() / latency for watch in watches])
@@ -204,15 +206,17 @@ def synchronise(device: torch.device) -> None:
 class _Watch:
     """Notes when a module begins and ends, each time it runs."""
 
-    def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack) -> None:
-        self._device = device
+    def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack, *, waits: bool) -> None:
+        self._device, self._has_events = device, device.type == "cuda" and not waits
         self._moments: list[Any] = []
         """Beginnings and ends by turns: seconds, or events on the GPU's stream."""
         hooks.callback(module.register_forward_pre_hook(self._note).remove)
         hooks.callback(module.register_forward_hook(self._note).remove)
 
     def _note(self, *_: object) -> None:
-        if self._device.type != "cuda":
+        if not self._has_events:
+            for gpu in range(torch.cuda.device_count() if self._device.type == "cuda" else 0):
+                torch.cuda.synchronize(gpu)
             self._moments.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)
@@ -224,7 +228,7 @@ class _Watch:
         moments, self._moments = self._moments, []
         synchronise(self._device)
         runs = zip(moments[::2], moments[1::2], strict=True)
-        if self._device.type != "cuda":
+        if not self._has_events:
             return sum(end - start for start, end in runs)
         return sum(start.elapsed_time(end) for start, end in runs) / 1000
 

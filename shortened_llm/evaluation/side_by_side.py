@@ -130,6 +130,8 @@ def one_by_one(load: Callable[[ModelRef], PreTrainedModel], dense: ModelRef, mod
         found, _ = _each_that_fits(fitting, partial(measure, loaded))
         costs = Costs.of(loaded)
         del loaded
+        if bench.settings.compile:
+            torch.compiler.reset()  # its graphs hold memory
         clear_device_cache(garbage_collection=True)
         return found, costs
 

@@ -17,7 +17,7 @@ from shortened_llm.models.directory import load_tokenizer, model_directory, set_
 from shortened_llm.models.files import TensorFiles, read_headers
 from shortened_llm.models.sources import check_ties, find_sources
 from shortened_llm.models.view import empty_view, view_config, view_files
-from shortened_llm.models.write import Layout, WeightWriter, stored_names, write_settings
+from shortened_llm.models.write import Layout, WeightWriter, stored_names, stored_types, write_settings
 from shortened_llm.records import ModelRef
 
 PROBE_LENGTH = 16
@@ -41,6 +41,8 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
     with files.mapped() as stored_tensor:
         layout = _layout(plain, files, stored_tensor)
         needed, free = sum(tensor.nbytes for tensor in layout.values()), shutil.disk_usage(directory).free
+        if any(source.converter is not None for source in find_sources(plain, files)):
+            needed *= 2  # stacked experts lie there once more while the export is proven
         if needed > free:
             raise BadInputError(f"{directory}: {needed:,} bytes are to be written, and its disk has {free:,} left")
         writer = WeightWriter(layout, directory, on_file=lambda _: None)
@@ -57,10 +59,10 @@ def _layout(plain: PreTrainedModel, files: TensorFiles, stored_tensor: Callable[
 
     Of tied weights that are stored twice, the one stays that loading expects.
     """
-    state, expected = plain.state_dict(), set(stored_names(plain))
+    types, expected = stored_types(plain), set(stored_names(plain))
     sources = sorted(find_sources(plain, files), key=lambda source: source.target not in expected)
     return {
-        name: torch.empty(files.of[name].shape, dtype=state[source.target].dtype, device="meta")
+        name: torch.empty(files.of[name].shape, dtype=types[source.target], device="meta")
         for source in check_ties(sources, plain, files, stored_tensor)
         for names in source.names.values()
         for name in names

@@ -9,8 +9,9 @@ class Gpu:
 
     peak_flops: float
     """Dense bfloat16 FLOP/s, from the vendor's data sheet."""
-    memory_gib: float
-    """What programs may use of its memory (GiB), about 2 % less than the data sheet says."""
+    memory_gib: float | None
+    """What programs may use of its memory (GiB), about 2 % less than the data sheet says; None where the name stands
+    for GPUs of several sizes."""
 
 
 GPUS = {
@@ -23,7 +24,7 @@ GPUS = {
     "H100": Gpu(9.89e14, 79),
     "A100 80G": Gpu(3.12e14, 79),
     "A100 80GB": Gpu(3.12e14, 79),
-    "A100": Gpu(3.12e14, 39),
+    "A100": Gpu(3.12e14, None),
     "L40S": Gpu(3.62e14, 44),
     "A10G": Gpu(7.0e13, 22),
     "L4": Gpu(1.21e14, 22),

@@ -72,9 +72,12 @@ def token_nll(
     """
     hidden = final_hidden(model, input_ids, documents).flatten(0, 1)
     size = chunk_tokens(hidden.device, model.config.vocab_size)
-    labels = labels.to(hidden.device)  # of a model over several GPUs, the last one
     parts = zip(hidden.split(size), labels.flatten().split(size), strict=True)
-    return torch.cat([nll(head_logits(model, part), asked) for part, asked in parts]).view(labels.shape)
+    losses = []
+    for part, asked in parts:
+        logits = head_logits(model, part)
+        losses.append(nll(logits, asked.to(logits.device)))  # of a model over several GPUs, that of its head
+    return torch.cat(losses).view(labels.shape)
 
 
 def nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

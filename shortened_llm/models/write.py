@@ -38,12 +38,22 @@ def stored_form(plain: PreTrainedModel, name: str, tensor: torch.Tensor) -> dict
     return form
 
 
+def stored_types(plain: PreTrainedModel) -> dict[str, torch.dtype]:
+    """The type of each of a model's tensors in files: the model's own, but float32 where transformers always loads
+    that, such as the biases that choose experts."""
+    exact = plain._keep_in_fp32_modules_strict or ()
+    return {
+        name: torch.float32 if tensor.is_floating_point() and any(part in name for part in exact) else tensor.dtype
+        for name, tensor in plain.state_dict().items()
+    }
+
+
 def stored_layout(plain: PreTrainedModel) -> Layout:
     """The layout of the files that transformers writes of a model, which needs no weights."""
-    state = plain.state_dict()
+    state, types = plain.state_dict(), stored_types(plain)
     layout: dict[str, torch.Tensor] = {}
     for name in stored_names(plain):
-        layout |= stored_form(plain, name, torch.empty_like(state[name], device="meta"))
+        layout |= stored_form(plain, name, torch.empty_like(state[name], dtype=types[name], device="meta"))
     return layout
 
 

@@ -16,7 +16,14 @@ from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, check_generation, probe_tokens
 from shortened_llm.models.shards import plain_name, whole_tensor
 from shortened_llm.models.view import empty_view
-from shortened_llm.models.write import WeightWriter, stored_form, stored_layout, stored_names, write_settings
+from shortened_llm.models.write import (
+    WeightWriter,
+    stored_form,
+    stored_layout,
+    stored_names,
+    stored_types,
+    write_settings,
+)
 from shortened_llm.records import FileEntry, ModelRef, RetrainedModel
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -85,7 +92,7 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
             pass
         return None
     url = store.attempt_url(RETRAINED, job.fingerprint)
-    dtypes = {name: tensor.dtype for name, tensor in plain.state_dict().items()}
+    types = stored_types(plain)
     with temporary_directory() as temporary, ThreadPoolExecutor(1) as uploads:
         directory, files = Path(temporary), list[Future[FileEntry]]()
 
@@ -96,7 +103,7 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
 
         writer = WeightWriter(stored_layout(plain), directory, hand_on)
         for name, tensor in gathered(model, names):
-            for stored, value in stored_form(plain, name, tensor.to("cpu", dtypes[name])).items():
+            for stored, value in stored_form(plain, name, tensor.to("cpu", types[name])).items():
                 writer.add(stored, value)
         writer.close()
         plain.generation_config = model.generation_config

@@ -47,18 +47,18 @@ def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
 
 def _check_evaluator(resources: ResourcesConfig, forecast: Forecast) -> None:
     needs, memory, gpus = forecast.evaluator, forecast.gpu_memory, resources.gpus_per_evaluator
-    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
+    if memory is not None and gpus and needs.lasting > memory:
         least = math.ceil(needs.lasting * max(1.0, gpus) / memory)
         raise BadInputError(
             f"resources.gpus_per_evaluator: {gpus:g} would hold {needs.lasting / GIB:.3g} GiB of the dense model's "
-            f"weights each, more than the {has / GIB:.3g} GiB that there are; give at least {least}"
+            f"weights each, more than the {memory / GIB:.3g} GiB of a GPU; give at least {least}"
         )
 
 
 def _check_scorer(resources: ResourcesConfig, forecast: Forecast) -> None:
     needs, memory, gpus = forecast.scorer, forecast.gpu_memory, resources.gpus_per_scorer
-    if memory is not None and gpus > 0 and needs.lasting > (has := min(1.0, gpus) * memory):
+    if memory is not None and gpus and needs.lasting > memory:
         raise BadInputError(
             f"resources.gpus_per_scorer: {gpus:g} would hold blocks of {needs.lasting / GIB:.3g} GiB at a time, more "
-            f"than the {has / GIB:.3g} GiB that there are; score on CPU (0)"
+            f"than the {memory / GIB:.3g} GiB of a GPU; score on CPU (0)"
         )

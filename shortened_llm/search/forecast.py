@@ -168,13 +168,16 @@ def known_speeds(config: ExperimentConfig, shapes: Shapes, store: Store, capacit
 
 
 def accelerator_memory(resources: ResourcesConfig, capacity: Capacity) -> float | None:
-    """Bytes of each GPU: as declared, of this machine's where it does the work, or by the names of the cluster's; None
-    where not known."""
+    """Bytes of a GPU: as declared, of this machine's where it does the work, or by the names of the cluster's the most
+    that one has; None where not known, as of nodes that are yet to start."""
     if resources.accelerator_memory_gib is not None:
         return resources.accelerator_memory_gib * GIB
     if not os.environ.get("RAY_ADDRESS") and torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return min((gpu.memory_gib * GIB for gpu in _gpus_of(capacity).values() if gpu), default=None)
+    sizes = [gpu.memory_gib if gpu else None for gpu in _gpus_of(capacity).values()]
+    if resources.node_groups or not sizes or None in sizes:
+        return None
+    return max(size for size in sizes if size is not None) * GIB
 
 
 def _gpus_of(capacity: Capacity) -> dict[str, Gpu | None]:

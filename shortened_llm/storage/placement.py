@@ -1,5 +1,6 @@
 """The files of a model that come to a place together: an attempt that is cut off leaves nothing that looks whole."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def placed(url: str) -> Iterator[Path]:
                 (place / name).parent.mkdir(exist_ok=True)
                 (place / PARTIAL / name).replace(place / name)
         finally:
-            shutil.rmtree(place / PARTIAL)
+            shutil.rmtree(place / PARTIAL, ignore_errors=True)  # what is left does not hide what went wrong
         return
     with temporary_directory() as temporary:
         directory = Path(temporary)
@@ -46,8 +47,9 @@ def placed(url: str) -> Iterator[Path]:
                 upload_file(directory / name, join(url, name))
                 (directory / name).unlink()
         except BaseException:
-            for name in names:
-                delete(join(url, name))
+            with contextlib.suppress(Exception):  # which would hide what went wrong
+                for name in names:
+                    delete(join(url, name))
             raise
 
 

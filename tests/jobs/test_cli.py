@@ -243,7 +243,7 @@ def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, t
     code, _, err = command(search.main, *flags, "--dry-run", "--resources.accelerator_memory_gib", "8", values=values)
     assert (code, "resources.workers: 8 hold 10.3 GiB" in err) == (2, True)
     assert "resources.gpus_per_evaluator: 1 would hold 12.6 GiB" in err
-    assert "more than the 8 GiB that there are; give at least 2" in err
+    assert "more than the 8 GiB of a GPU; give at least 2" in err
     code, _, err = command(search.main, *flags, "--search.ratios", "[0.99]", "--dry-run", values=values)
     assert (code, "search.ratios: 0.99" in err) == (2, True)
     code, out, err = command(search.main, *flags, values=values)

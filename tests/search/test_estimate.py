@@ -347,8 +347,10 @@ def test_speed_and_memory_of_a_gpu_follow_from_its_name(
     assert "40% of the peak of A100-80G" in speeds("A100-80G").source
     assert speeds("Unheard-Of").of == {}
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    memory = [accelerator_memory(config.resources, cluster(name)) for name in ("A100-80G", "A100-40G", "Unheard-Of")]
-    assert memory == [79 * GIB, 39 * GIB, None]
+    memory = [accelerator_memory(config.resources, cluster(name)) for name in ("H100", "A100", "Unheard-Of")]
+    assert memory == [79 * GIB, None, None]  # Ray calls two sizes A100
+    two = Capacity(nodes=(*cluster("L4").nodes, *cluster("H200").nodes))
+    assert accelerator_memory(config.resources, two) == 139 * GIB
 
 
 def test_nothing_begins_that_would_end_too_late(four: Pipeline) -> None:
