@@ -152,6 +152,18 @@ def test_a_view_is_cast_and_tied_weights_are_written_once(change: Callable[..., 
     assert load_config(tmp_path).dtype == torch.bfloat16
 
 
+def test_what_transformers_keeps_in_float32_is_exported_so(save_random_model: SaveModel, tmp_path: Path) -> None:
+    """The biases by which DeepSeek's router chooses experts; rounding them would choose others."""
+    _, ref = save_random_model(ALL["deepseek_v3"])
+    byte_tokenizer().save_pretrained(ref.url)
+    export_view(ref.view(keeping(KEPT)), tmp_path / "out", "bfloat16")
+    load_model(ref.view(keeping(KEPT)), "bfloat16").save_pretrained(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {name: t.dtype for name, t in theirs.items()}
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16, torch.float32}
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_a_disk_without_room_is_told_before_anything_is_written(
     save_random_model: SaveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
