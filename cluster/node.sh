@@ -38,8 +38,10 @@ fi
 
 # Ray opens its directory to every user of the machine, so it lies in one that is closed, with a path that is short
 # enough for sockets. What workers keep on disk goes at the end, even if they were killed.
+work=${TMPDIR:-/tmp}
+((${#work} <= 50)) || fail "TMPDIR is $work: sockets lie below it, so it may have 50 characters at most"
 directory=$(mktemp -d /tmp/ray.XXXXXX)
-TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/ray-work.XXXXXX")
+TMPDIR=$(mktemp -d "$work/ray-work.XXXXXX")
 export TMPDIR
 setsid ray start --block --disable-usage-stats --temp-dir "$directory/ray" "${options[@]}" "$@" &
 ray=$!
