@@ -41,8 +41,8 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
     with files.mapped() as stored_tensor:
         layout = _layout(plain, files, stored_tensor)
         needed, free = sum(tensor.nbytes for tensor in layout.values()), shutil.disk_usage(directory).free
-        if any(source.converter is not None for source in find_sources(plain, files)):
-            needed *= 2  # stacked experts lie there once more while the export is proven
+        if _stacks_experts(plain, files):
+            needed *= 2  # they lie there once more while the export is proven
         if needed > free:
             raise BadInputError(f"{directory}: {needed:,} bytes are to be written, and its disk has {free:,} left")
         writer = WeightWriter(layout, directory, on_file=lambda _: None)
@@ -73,8 +73,8 @@ def _layout(plain: PreTrainedModel, files: TensorFiles, stored_tensor: Callable[
 def verify_export(ref: ModelRef, directory: Path, dtype: str) -> None:
     """Compare a directory with the view that was written into it.
 
-    Every stored tensor is equal, bit for bit. By plain transformers, the directory has the logits that its weights give
-    under the view's own configuration, and generates with the KV cache.
+    Every stored tensor equals the view's, bit for bit, in the type that it is written in. By plain transformers, the
+    directory has the logits that its weights give under the view's own configuration, and generates with the KV cache.
 
     Raises:
         ExportError: naming what differs.
@@ -89,8 +89,7 @@ def verify_export(ref: ModelRef, directory: Path, dtype: str) -> None:
             if not torch.equal(written_tensor(name), stored_tensor(name).to(planned.dtype)):
                 raise ExportError(f"{directory} has another value of {name} than the view")
     AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    stacked = any(source.converter is not None for source in find_sources(plain, written))
-    device_map = _with_blocks_on_disk(plain, set(find_blocks(plain))) if stacked else None
+    device_map = _with_blocks_on_disk(plain, set(find_blocks(plain))) if _stacks_experts(plain, written) else None
     with _reloaded(directory, dtype, view_config(ref), device_map) as model:
         expected = _probe(model)
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -99,6 +98,11 @@ def verify_export(ref: ModelRef, directory: Path, dtype: str) -> None:
             difference = (logits.float() - expected.float()).abs().max().item()
             raise ExportError(f"{directory} reloads with logits that differ by up to {difference}")
         check_generation(model)
+
+
+def _stacks_experts(plain: PreTrainedModel, files: TensorFiles) -> bool:
+    """Whether loading joins tensors of the files, which takes copies."""
+    return any(source.converter is not None for source in find_sources(plain, files))
 
 
 @contextmanager
