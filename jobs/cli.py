@@ -18,8 +18,8 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 
 from jobs.config_file import read_config_file
 from shortened_llm.config import (
-    BlockPruning,
     CalibrationConfig,
+    DepthPruning,
     EvaluationConfig,
     ExperimentConfig,
     ResourcesConfig,
@@ -52,7 +52,7 @@ class _Flags(ExperimentConfig, BaseSettings):
 
     calibration: CalibrationConfig
     """Text that blocks are scored on; a list is an axis of the search."""
-    pruning: BlockPruning = BlockPruning()
+    pruning: DepthPruning = DepthPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     search: SearchSection
     retraining: RetrainingConfig

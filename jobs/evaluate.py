@@ -26,7 +26,7 @@ from shortened_llm.logs import LOGGER, about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.directory import model_directory
 from shortened_llm.models.stage import inspect_model, stage_model
-from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, Transform, to_json
+from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, Transform, kept_blocks, to_json
 from shortened_llm.reporting.card import PRUNING
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
 from shortened_llm.search.units import choice_units, report_units, selection_units
@@ -131,12 +131,12 @@ def check_model(path: str, dense: ScoringFacts) -> None:
             f"--candidate: {path!r} has a vocabulary of {config.vocab_size} that is not the dense model's of "
             f"{dense.vocab_size}; scores of different tokenizers cannot be compared"
         )
-    for transform in origin_of(path) or ():
-        if len(transform.kept) != config.num_hidden_layers or not set(transform.kept) <= set(range(dense.num_blocks)):
-            raise BadInputError(
-                f"--candidate: {join(path, PRUNING)} says that blocks {list(transform.kept)} were kept, but the model "
-                f"has {config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
-            )
+    kept = kept_blocks(origin_of(path) or (), config.num_hidden_layers)
+    if len(kept) != config.num_hidden_layers or not set(kept) <= set(range(dense.num_blocks)):
+        raise BadInputError(
+            f"--candidate: {join(path, PRUNING)} says that blocks {list(kept)} were kept, but the model has "
+            f"{config.num_hidden_layers} blocks and the dense one {dense.num_blocks}"
+        )
 
 
 def _candidate(path: str, dense: ModelRef, store: Store) -> ModelRef:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     facts = check_pruning(config, store)
     removed = None if flags.remove is None else removed_blocks(flags.remove, facts)
     if flags.dry_run:
-        number = 1 if removed else config.num_rankings * len(facts.counts)
+        number = 1 if removed else sum(config.num_rankings(request.unit) for request in facts.requests)
         print(f"would write at most {number} models to {flags.output}")
         return
     dense = stage_model(config.model, store)
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    return "-".join([label.criterion, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
+    of_unit = ["sublayers"] if label.unit == "sublayer" else []
+    return "-".join([label.criterion, *of_unit, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
 
 
 def _directory_name(plan: PrunePlan) -> str:

@@ -12,7 +12,7 @@ from shortened_llm.criteria import CRITERIA
 from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
-from shortened_llm.records import BlockScores, ModelRef, to_json
+from shortened_llm.records import ModelRef, UnitScores, to_json
 from shortened_llm.reporting.score_plot import save_score_plot
 from shortened_llm.scoring.job import scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
@@ -22,7 +22,7 @@ from shortened_llm.search.preflight import ScoringFacts, check_scoring
 from shortened_llm.storage.store import Store
 
 
-def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[BlockScores, ...]:
+def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[UnitScores, ...]:
     """The scores by every criterion of the configuration, measured in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prepare_cpu(fair_threads(1))
@@ -33,7 +33,7 @@ def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, s
     return score_all(jobs, store)
 
 
-def file_names(scores: Sequence[BlockScores]) -> list[str]:
+def file_names(scores: Sequence[UnitScores]) -> list[str]:
     """`<criterion>.json`, or `<criterion>-<number>.json` where there are several rankings by a criterion."""
     criteria = [one.criterion for one in scores]
     return [

@@ -10,7 +10,7 @@ from shortened_llm.config.base import OneOrSeveral, Runtime, alone
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
 from shortened_llm.config.metric import check_metric
 from shortened_llm.config.model import ModelConfig, StorageConfig
-from shortened_llm.config.pruning import BlockPruning
+from shortened_llm.config.pruning import DepthPruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
 from shortened_llm.config.rounds import check_rounds
@@ -34,8 +34,7 @@ class ExperimentConfig(Section):
     model: ModelConfig
     calibration: OneOrSeveral[CalibrationConfig]
     """Text that blocks are scored on; a list is an axis of the search."""
-    # Other units will stand beside it in a union that `unit` discriminates.
-    pruning: OneOrSeveral[BlockPruning] = BlockPruning()
+    pruning: OneOrSeveral[DepthPruning] = DepthPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     search: SearchSection = NO_SEARCH
     """What Ray Tune tries. jobs.score needs it only for criteria that search, such as greedy_ppl, and jobs.evaluate not
@@ -58,7 +57,7 @@ class ExperimentConfig(Section):
         return any(map(reads_text, self.criteria))
 
     @property
-    def prunings(self) -> tuple[BlockPruning, ...]:
+    def prunings(self) -> tuple[DepthPruning, ...]:
         """Every entry of `pruning`."""
         return self.pruning if isinstance(self.pruning, tuple) else (self.pruning,)
 
@@ -67,10 +66,9 @@ class ExperimentConfig(Section):
         """Every entry of `calibration`."""
         return self.calibration if isinstance(self.calibration, tuple) else (self.calibration,)
 
-    @property
-    def num_rankings(self) -> int:
-        """Rankings of the blocks: criteria, those that read text once for each calibration."""
-        criteria = [criterion for entry in self.prunings for criterion in entry.criteria]
+    def num_rankings(self, unit: str) -> int:
+        """Rankings of such units: criteria, those that read text once for each calibration."""
+        criteria = [criterion for entry in self.prunings if entry.unit == unit for criterion in entry.criteria]
         return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
 
     @property
@@ -101,6 +99,31 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"retraining.tokens is given for ratios {sorted(tokens)}, but the search has ratios {sorted(ratios)} "
                 f"and removed_blocks {list(self.search.removed_blocks)}; give one budget, or one for each ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_fit_units(self) -> "ExperimentConfig":
+        units, of = dict.fromkeys(entry.unit for entry in self.prunings), self.search.of
+        if len(units) > 1 and of == "blocks":
+            raise ValueError(
+                f"search.of is 'blocks', but pruning has the units {', '.join(units)}, of which equal shares are of "
+                "different sizes; set search.of to parameters"
+            )
+        if len(units) > 1 and isinstance(self.search.ratios, Range):
+            raise ValueError(
+                f"search.ratios is a range, of numbers of {' and '.join(units)}s, which have no ratios in common; list "
+                "ratios, such as [0.2, 0.4]"
+            )
+        if "sublayer" in units and of == "bytes":
+            raise ValueError(
+                "search.of is 'bytes', but plain exports hold zeros in the place of sub-layers and save none; set "
+                "search.of to parameters"
+            )
+        if "sublayer" in units and self.search.removed_blocks:
+            raise ValueError(
+                f"search.removed_blocks is {list(self.search.removed_blocks)}, but pruning removes sub-layers; give "
+                "search.ratios"
             )
         return self
 

@@ -27,11 +27,11 @@ def _listed_criteria() -> str:
     )
 
 
-class _BlockEntry(Section):
-    """Whole blocks, ranked by criteria. Each criterion's options stand under its name."""
+class _DepthEntry(Section):
+    """Whole blocks or sub-layers, ranked by criteria. Each criterion's options stand under its name."""
 
-    unit: Literal["block"] = "block"
-    """What is removed."""
+    unit: Literal["block", "sublayer"] = "block"
+    """What is removed. block: a decoder layer; sublayer: its attention or its MLP, each by itself."""
     criteria: Annotated[
         tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
         BeforeValidator(as_tuple),
@@ -39,12 +39,13 @@ class _BlockEntry(Section):
     ] = Field(
         ("ppl", "taylor", "magnitude"),
         min_length=1,
-        description=f"Criteria to rank by; an axis of the search. {_listed_criteria()}",
+        description=f"Criteria to rank by; an axis of the search. {_listed_criteria()} Unless given, ppl alone ranks "
+        "sub-layers.",
     )
     protect_first: int = Field(4, ge=0)
-    """Leading blocks that are never removed (count)."""
+    """Leading blocks that are never removed, nor any part of them (count)."""
     protect_last: int = Field(2, ge=0)
-    """Trailing blocks that are never removed (count)."""
+    """Trailing blocks that are never removed, nor any part of them (count)."""
     dtype: Dtype = "float32"
     """Compute type of scoring. Scores at the cut often differ by less than a bfloat16 rounding."""
 
@@ -55,11 +56,25 @@ class _BlockEntry(Section):
 
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
-        own = ("protect_first", "protect_last", "dtype")
+        own = ("unit", "protect_first", "protect_last", "dtype")
         return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_criteria(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("unit") == "sublayer" and "criteria" not in values:
+            return {**values, "criteria": ("ppl",)}
+        return values
+
     @model_validator(mode="after")
-    def _options_apply(self) -> "_BlockEntry":
+    def _criteria_rank_units(self) -> "_DepthEntry":
+        if unfit := [name for name in self.criteria if self.unit not in CRITERIA[name].units]:
+            able = [name for name, row in CRITERIA.items() if self.unit in row.units]
+            raise ValueError(f"{unfit[0]} cannot rank units of {self.unit!r}; allowed are {', '.join(able)}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "_DepthEntry":
         for name in CRITERIA:
             # A search may have the control `random` without the criterion: see `ExperimentConfig`.
             if name in self.model_fields_set and name not in self.criteria and name != "random":
@@ -70,12 +85,12 @@ class _BlockEntry(Section):
 
 
 if TYPE_CHECKING:
-    BlockPruning = _BlockEntry
+    DepthPruning = _DepthEntry
 else:
-    BlockPruning = create_model(
-        "BlockPruning",
-        __base__=_BlockEntry,
-        __doc__=_BlockEntry.__doc__,
+    DepthPruning = create_model(
+        "DepthPruning",
+        __base__=_DepthEntry,
+        __doc__=_DepthEntry.__doc__,
         **{
             name: (row.options, Field(row.options(), description=" ".join(row.options.__doc__.split())))
             for name, row in CRITERIA.items()

@@ -13,7 +13,8 @@ from shortened_llm.criteria.criterion import (
 
 
 class BlockInfluenceOptions(CriterionOptions):
-    """1 - mean over tokens of cos(input, output) of the block. Source: ShortGPT, arXiv 2403.03853, section 2.2."""
+    """1 - mean over tokens of the cosine between the hidden states before and after the block, or the sub-layer, whose
+    attention comes first. Source: ShortGPT, arXiv 2403.03853, section 2.2."""
 
 
 def block_influence_scores(cosines: np.ndarray) -> CriterionScores:
@@ -31,5 +32,6 @@ CRITERION = Criterion(
     options=BlockInfluenceOptions,
     measured=COSINE,
     reads_text=True,
+    units=("block", "sublayer"),
     reduce=lambda measured: block_influence_scores(measured.values),
 )

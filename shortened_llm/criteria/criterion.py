@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 # Statistics of the walk over the blocks that several criteria share; [sequences, ...], fp64.
 NLL = "nll"
-"""Mean loss in nats per prediction, [sequences, 1 + blocks]: of the dense model, then without each block."""
+"""Mean loss in nats per prediction, [sequences, 1 + units]: of the dense model, then without each unit."""
 KL = "kl"
-"""Mean over predictions of KL(dense || without the block) in nats, [sequences, blocks]."""
+"""Mean over predictions of KL(dense || without the unit) in nats, [sequences, units]."""
 COSINE = "cosine"
-"""Mean over tokens of the cosine between a block's input and output, [sequences, blocks]."""
+"""Mean over tokens of the cosine between the hidden states before and after each unit, [sequences, units]."""
 ANGLE = "angle"
 """Angle / pi between the last token's hidden states before block m and before block n, [sequences, blocks + 1,
 blocks + 1]; the last index is the last block's output."""
@@ -28,11 +28,12 @@ class CriterionOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockStatistic:
-    """A statistic that a criterion adds to the walk: one number per sequence, from a block's input and output."""
+    """A statistic that a criterion adds to the walk: one number per sequence and unit, from the hidden states before
+    and after it."""
 
     name: str
     function: Callable[[Any, Any], Any]
-    """From the dense model's hidden states before and after the block, tensors [sequences, length, hidden], to a tensor
+    """From the dense model's hidden states before and after the unit, tensors [sequences, length, hidden], to a tensor
     [sequences]."""
 
 
@@ -41,33 +42,33 @@ class Measured:
     """What a criterion's scores are reduced from."""
 
     values: np.ndarray
-    """What was measured; the indices of the blocks where nothing is."""
+    """What was measured; the numbers of the units where nothing is."""
     protected: tuple[int, ...]
-    """Blocks that a plan never removes."""
+    """Units that a plan never removes."""
     options: Any
     """The criterion's own `CriterionOptions`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriterionScores:
-    """One score per block, in model order; the lowest is removed first."""
+    """One score per unit, a block or a sub-layer, in model order; the lowest is removed first."""
 
     scores: tuple[float | None, ...]
-    """None for a block that is never scored: it comes last."""
+    """None for a unit that is never scored: it comes last."""
     standard_errors: tuple[float, ...] | None = None
     dense_perplexity: float | None = None
     sets: tuple[tuple[int, ...], ...] | None = None
-    """Blocks to remove, ascending, per count, where they are chosen anew for each."""
+    """Units to remove, ascending, per count, where they are chosen anew for each."""
     removal_order: tuple[int, ...] | None = None
-    """Blocks, first removed first, where that is not the order of the scores."""
+    """Units, first removed first, where that is not the order of the scores."""
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Blocks, least important first; of equal scores, the earlier block first."""
+        """Units, least important first; of equal scores, the earlier one first."""
         if self.removal_order is not None:
             return self.removal_order
         scores = [float("inf") if score is None else score for score in self.scores]
-        return tuple(sorted(range(len(scores)), key=lambda block: (scores[block], block)))
+        return tuple(sorted(range(len(scores)), key=lambda unit: (scores[unit], unit)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +81,10 @@ class Criterion:
     where nothing is measured."""
     reads_text: bool
     """Whether the measurement depends on calibration text."""
+    units: tuple[str, ...] = ("block",)
+    """What the criterion can rank."""
     searches: bool = False
-    """Whether the measurement depends on the protected blocks, and on how many blocks go."""
+    """Whether the measurement depends on the protected units, and on how many go."""
     reduce: Callable[[Measured], CriterionScores]
 
     @property
@@ -96,7 +99,7 @@ class Criterion:
 
 
 def mean_scores(per_sequence: np.ndarray) -> CriterionScores:
-    """Scores that are means over calibration sequences, of values [sequences, blocks]."""
+    """Scores that are means over calibration sequences, of values [sequences, units]."""
     return CriterionScores(
         scores=tuple(per_sequence.mean(axis=0).tolist()), standard_errors=floats(standard_errors(per_sequence))
     )
@@ -113,5 +116,5 @@ def standard_errors(per_sequence: np.ndarray) -> np.ndarray | None:
 
 
 def floats(values: np.ndarray | None) -> tuple[float, ...] | None:
-    """An array [blocks] as it stands in a record."""
+    """An array [units] as it stands in a record."""
     return None if values is None else tuple(values.tolist())

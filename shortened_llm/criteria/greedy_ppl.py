@@ -6,8 +6,8 @@ from shortened_llm.criteria.criterion import Criterion, CriterionOptions, Criter
 
 
 class GreedyPplOptions(CriterionOptions):
-    """Perplexity as in `ppl`, of the model that all earlier removals have shortened; one block goes at a time. Source:
-    SLEB, arXiv 2402.09025, section 4."""
+    """Perplexity as in `ppl`, of the model that all earlier removals have shortened; one unit goes at a time.
+    Sources: SLEB, arXiv 2402.09025, section 4; for sub-layers BlockPruner, arXiv 2406.10594."""
 
 
 def cheapest(losses: np.ndarray) -> int:
@@ -44,6 +44,7 @@ CRITERION = Criterion(
     options=GreedyPplOptions,
     measured="greedy_ppl",
     reads_text=True,
+    units=("block", "sublayer"),
     searches=True,
     reduce=lambda measured: greedy_ppl_scores(measured.values),
 )

@@ -9,5 +9,9 @@ class KlOptions(CriterionOptions):
 
 
 CRITERION = Criterion(
-    options=KlOptions, measured=KL, reads_text=True, reduce=lambda measured: mean_scores(measured.values)
+    options=KlOptions,
+    measured=KL,
+    reads_text=True,
+    units=("block", "sublayer"),
+    reduce=lambda measured: mean_scores(measured.values),
 )

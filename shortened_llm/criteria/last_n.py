@@ -17,5 +17,6 @@ CRITERION = Criterion(
     options=LastNOptions,
     measured=None,
     reads_text=False,
+    units=("block", "sublayer"),
     reduce=lambda measured: last_n_scores(len(measured.values)),
 )

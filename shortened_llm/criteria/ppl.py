@@ -13,8 +13,9 @@ from shortened_llm.criteria.criterion import (
 
 
 class PplOptions(CriterionOptions):
-    """Perplexity without the block: PPL_m = exp(mean token negative log-likelihood of the network without block m),
-    one-shot. Source: Shortened LLaMA, arXiv 2402.02834, section 2.2."""
+    """Perplexity without the block, or sub-layer: PPL_m = exp(mean token negative log-likelihood of the network without
+    unit m), one-shot. Sources: Shortened LLaMA, arXiv 2402.02834, section 2.2; for sub-layers BlockPruner, arXiv
+    2406.10594, which chooses them one by one as greedy_ppl does."""
 
 
 def ppl_scores(nll: np.ndarray) -> CriterionScores:
@@ -36,5 +37,9 @@ def ppl_scores(nll: np.ndarray) -> CriterionScores:
 
 
 CRITERION = Criterion(
-    options=PplOptions, measured=NLL, reads_text=True, reduce=lambda measured: ppl_scores(measured.values)
+    options=PplOptions,
+    measured=NLL,
+    reads_text=True,
+    units=("block", "sublayer"),
+    reduce=lambda measured: ppl_scores(measured.values),
 )

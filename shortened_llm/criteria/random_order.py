@@ -23,5 +23,6 @@ CRITERION = Criterion(
     options=RandomOptions,
     measured=None,
     reads_text=False,
+    units=("block", "sublayer"),
     reduce=lambda measured: random_scores(len(measured.values), measured.options.seed),
 )

@@ -16,7 +16,7 @@ from shortened_llm.models.build import DTYPES
 from shortened_llm.models.directory import load_tokenizer, model_directory, set_generation_config
 from shortened_llm.models.files import TensorFiles, read_headers
 from shortened_llm.models.sources import check_ties, find_sources
-from shortened_llm.models.view import empty_view, view_config, view_files
+from shortened_llm.models.view import plain_files, plain_model, view_config, view_files
 from shortened_llm.models.write import Layout, WeightWriter, stored_names, stored_types, write_settings
 from shortened_llm.records import ModelRef
 
@@ -36,9 +36,9 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
         ExportError: as `verify_export`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    plain, files = empty_view(ref, dtype), view_files(ref)
+    plain, files = plain_model(ref, dtype), plain_files(ref)
     set_generation_config(plain, model_directory(ref))
-    with files.mapped() as stored_tensor:
+    with _exported_tensors(ref) as stored_tensor:
         layout = _layout(plain, files, stored_tensor)
         needed, free = sum(tensor.nbytes for tensor in layout.values()), shutil.disk_usage(directory).free
         if _stacks_experts(plain, files):
@@ -52,6 +52,14 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
     write_settings(plain, dtype, directory)
     load_tokenizer(model_directory(ref)).save_pretrained(directory)
     verify_export(ref, directory, dtype)
+
+
+@contextmanager
+def _exported_tensors(ref: ModelRef) -> Iterator[Callable[[str], torch.Tensor]]:
+    """A function from a tensor's name in the files of an export to its value."""
+    loaded = view_files(ref).of
+    with plain_files(ref).mapped() as stored:
+        yield lambda name: stored(name) if name in loaded else torch.zeros_like(stored(name))
 
 
 def _layout(plain: PreTrainedModel, files: TensorFiles, stored_tensor: Callable[[str], torch.Tensor]) -> Layout:
@@ -73,15 +81,16 @@ def _layout(plain: PreTrainedModel, files: TensorFiles, stored_tensor: Callable[
 def verify_export(ref: ModelRef, directory: Path, dtype: str) -> None:
     """Compare a directory with the view that was written into it.
 
-    Every stored tensor equals the view's, bit for bit, in the type that it is written in. By plain transformers, the
+    Every stored tensor equals the view's, bit for bit, in the type that it is written in; what the view removes without
+    a trace in the configuration is zero. By plain transformers, the
     directory has the logits that its weights give under the view's own configuration, and generates with the KV cache.
 
     Raises:
         ExportError: naming what differs.
     """
-    plain, files = empty_view(ref, dtype), view_files(ref)
+    plain, files = plain_model(ref, dtype), plain_files(ref)
     written = TensorFiles(str(directory), read_headers(str(directory)).of)
-    with files.mapped() as stored_tensor, written.mapped() as written_tensor:
+    with _exported_tensors(ref) as stored_tensor, written.mapped() as written_tensor:
         layout = _layout(plain, files, stored_tensor)
         if found := written.of.keys() ^ layout.keys():
             raise ExportError(f"{directory} lacks tensors of the view, or has others: {', '.join(sorted(found)[:3])}")

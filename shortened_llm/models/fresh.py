@@ -11,8 +11,8 @@ from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 
 
-def fresh_weights(config: PretrainedConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each parameter's name and whole float32 value, one block of the model in memory at a time.
+def fresh_weights(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each parameter's name and whole float32 value, one block of a model of `empty_model` in memory at a time.
 
     The values follow from the shape of the model and the seed alone, so that all processes of a run draw alike. Tied
     parameters come once for each of their names.
@@ -20,7 +20,6 @@ def fresh_weights(config: PretrainedConfig, seed: int) -> Iterator[tuple[str, to
     Raises:
         BadInputError: the architecture's code leaves a parameter as it is.
     """
-    model = empty_model(config)
     blocks = set(find_blocks(model))
     inside = {module for block in blocks for module in block.modules()}
     named = list(model.named_modules())
@@ -35,8 +34,8 @@ def fresh_weights(config: PretrainedConfig, seed: int) -> Iterator[tuple[str, to
         for own, parameter in part.named_parameters(recurse=part in blocks):
             if parameter.isnan().any():
                 raise BadInputError(
-                    f"retraining: scratch draws random weights, but the code of {config.model_type} models draws none "
-                    f"for {name}.{own}; drop scratch"
+                    "retraining: scratch draws random weights, but the code of "
+                    f"{model.config.model_type} models draws none for {name}.{own}; drop scratch"
                 )
             yield f"{name}.{own}", parameter.detach()
         part.to_empty(device="meta", recurse=part in blocks)
@@ -44,7 +43,7 @@ def fresh_weights(config: PretrainedConfig, seed: int) -> Iterator[tuple[str, to
 
 def check_drawn(config: PretrainedConfig) -> None:
     """Check that the architecture's code draws every parameter; raises as `fresh_weights`."""
-    for _ in fresh_weights(config, 0):
+    for _ in fresh_weights(empty_model(config), 0):
         pass
 
 

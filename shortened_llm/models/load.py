@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.directory import model_directory, set_generation_config
 from shortened_llm.models.files import refuse_mismatched, refuse_missing, unjoinable_experts
-from shortened_llm.models.view import view_config, view_files
+from shortened_llm.models.view import change_modules, view_config, view_files
 from shortened_llm.records import ModelRef
 
 
@@ -30,7 +30,7 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu",
         RuntimeError: the weights do not fit on the GPUs.
     """
     config, files = view_config(ref), view_files(ref)
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class = _changed(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], ref)
     try:
         model, report = model_class.from_pretrained(
             None,
@@ -54,6 +54,16 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu",
     refuse_mismatched(files, report["mismatched_keys"])
     set_generation_config(model, model_directory(ref))
     return model.eval()
+
+
+def _changed(model_class: type[PreTrainedModel], ref: ModelRef) -> type[PreTrainedModel]:
+    """A class whose models come with the modules of the view, for transformers builds the model that it fills."""
+
+    def build(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        change_modules(self, ref.transforms, ref.num_blocks)
+
+    return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
 
 
 def loaded_bytes(ref: ModelRef, dtype: str) -> int:

@@ -1,6 +1,5 @@
 """Weights from safetensors straight into a model that has none yet: each process reads its own part of each tensor."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -11,13 +10,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from shortened_llm.models.build import empty_model
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.directory import model_directory, set_generation_config
 from shortened_llm.models.files import refuse_missing
 from shortened_llm.models.fresh import fresh_weights
 from shortened_llm.models.sources import EVERYTHING, check_files, check_ties, find_sources
-from shortened_llm.models.view import view_files
+from shortened_llm.models.view import empty_view, view_files
 from shortened_llm.records import ModelRef
 
 T = TypeVar("T")
@@ -52,7 +50,7 @@ def fill_shards(
             filled.
     """
     files = view_files(ref)
-    plain = empty_model(copy.deepcopy(model.config))
+    plain = empty_view(ref)
     with files.mapped() as stored_tensor:
         check_files(plain, files)
         sources = check_ties(find_sources(plain, files), plain, files, stored_tensor)
@@ -78,11 +76,12 @@ def fill_shards(
 
 
 @torch.no_grad()
-def draw_weights(model: PreTrainedModel, seed: int) -> None:
-    """Replace all weights of a model that `fill_shards` has filled by those of `fresh_weights`. No collective."""
+def draw_weights(model: PreTrainedModel, ref: ModelRef, seed: int) -> None:
+    """Replace all weights of a model that `fill_shards` has filled from `ref` by those of `fresh_weights`. No
+    collective."""
     tensors = _tensors(model)
     drawn = set()
-    for name, value in fresh_weights(copy.deepcopy(model.config), seed):
+    for name, value in fresh_weights(empty_view(ref), seed):
         if id(tensors[name]) not in drawn:  # what is tied keeps the first
             _copy_own_part(tensors[name], value, cut=False)
             drawn.add(id(tensors[name]))

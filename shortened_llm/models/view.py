@@ -15,8 +15,10 @@ from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.families import EXTRA_BLOCK_COUNTERS
 from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, open_tensor_files
+from shortened_llm.models.parts import part_sizes
 from shortened_llm.models.transforms import KINDS
-from shortened_llm.records import ModelRef, ModelSize, Transform
+from shortened_llm.models.transforms.kind import TransformKind
+from shortened_llm.records import BlocksTransform, ModelRef, ModelSize, Transform, kept_blocks
 
 Headers = TypeVar("Headers", bound=TensorHeaders)
 
@@ -28,8 +30,8 @@ def transformed_config(config: PretrainedConfig, transforms: Sequence[Transform]
     for name in EXTRA_BLOCK_COUNTERS:
         if getattr(changed, name, None):
             setattr(changed, name, 0)
-    for transform in transforms:
-        changed = KINDS[transform.kind].config(changed, transform)
+    for kind, transform in _in_turn(transforms, config.num_hidden_layers):
+        changed = kind.config(changed, transform)
     return changed
 
 
@@ -41,9 +43,40 @@ def transformed_headers(headers: Headers, num_blocks: int, transforms: Sequence[
     """
     prefix = block_prefix(headers.of, num_blocks)
     tensors = {name: header for name, header in headers.of.items() if (block_of(name, prefix) or 0) < num_blocks}
-    for transform in transforms:
-        tensors = KINDS[transform.kind].files(tensors, prefix, transform)
+    for kind, transform in _in_turn(transforms, num_blocks):
+        tensors = kind.files(tensors, prefix, transform)
     return replace(headers, of=tensors)
+
+
+def transformed_model(
+    config: PretrainedConfig, transforms: Sequence[Transform], dtype: str = "float32"
+) -> PreTrainedModel:
+    """The model of a configuration under transforms, without weights; see `empty_model`."""
+    model = empty_model(transformed_config(config, transforms), dtype)
+    change_modules(model, transforms, config.num_hidden_layers)
+    return model
+
+
+def change_modules(model: PreTrainedModel, transforms: Sequence[Transform], num_blocks: int) -> None:
+    """Change the modules of a model of the transformed configuration, before it has weights.
+
+    Args:
+        num_blocks: of the files.
+    """
+    for kind, transform in _in_turn(transforms, num_blocks):
+        if kind.change is not None:
+            kind.change(model, transform)
+
+
+def _in_turn(transforms: Sequence[Transform], num_blocks: int) -> list[tuple[TransformKind, Transform]]:
+    """Each transform with its kind, in the order in which they are done, in the indices of the blocks by then."""
+    places = {block: place for place, block in enumerate(kept_blocks(transforms, num_blocks))}
+    return [
+        (kind, one if isinstance(one, BlocksTransform) else one.renumbered(places))
+        for name, kind in KINDS.items()
+        for one in transforms
+        if one.kind == name
+    ]
 
 
 def view_config(ref: ModelRef) -> PretrainedConfig:
@@ -58,7 +91,18 @@ def view_files(ref: ModelRef) -> TensorFiles:
 
 def empty_view(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
     """The model that loading yields, without weights; see `empty_model`."""
+    return transformed_model(load_config(model_directory(ref)), ref.transforms, dtype)
+
+
+def plain_model(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
+    """The model that plain transformers makes of an export of the view, without weights."""
     return empty_model(view_config(ref), dtype)
+
+
+def plain_files(ref: ModelRef) -> TensorFiles:
+    """The stored tensors behind an export of the view; those that `view_files` lacks are zeros there."""
+    compact = [transform for transform in ref.transforms if transform.is_compact]
+    return transformed_headers(open_tensor_files(model_directory(ref)), ref.num_blocks, compact)
 
 
 def check_transforms(config: PretrainedConfig, transforms: Sequence[Transform]) -> None:
@@ -77,6 +121,7 @@ def size_of(config: PretrainedConfig, dtype: str) -> ModelSize:
     blocks = tuple(sum(weight.numel() for weight in block.parameters()) for block in find_blocks(model))
     return ModelSize(
         block_parameters=blocks,
+        part_parameters=part_sizes(find_blocks(model)),
         other_parameters=sum(weight.numel() for weight in model.parameters()) - sum(blocks),
         bytes_per_parameter=DTYPES[dtype].itemsize,
     )

@@ -4,30 +4,32 @@ from collections.abc import Iterable
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.target import count_of, requests
-from shortened_llm.records import Bin, BlockScores, BlocksTransform, ModelSize, PlanLabel, PrunePlan, Target
+from shortened_llm.records import Bin, ModelSize, PlanLabel, PrunePlan, Target, Transform, UnitScores, removal
 
 
-def make_plans(search: SearchSection, scores: Iterable[BlockScores], size: ModelSize) -> tuple[PrunePlan, ...]:
-    """One plan per distinct set of removed blocks, with the labels of every (criterion, target) that leads to it.
+def make_plans(search: SearchSection, scores: Iterable[UnitScores], size: ModelSize) -> tuple[PrunePlan, ...]:
+    """One plan per distinct set of transforms, with the labels of every (criterion, target) that leads to it.
 
-    The shortest models come last; of equal size, in the order of the criteria.
+    The smallest models come last; of equal size, in the order of the criteria.
 
     Raises:
         BadInputError: see `target.requests`.
     """
-    labels: dict[tuple[int, ...], list[PlanLabel]] = {}
+    labels: dict[tuple[Transform, ...], list[PlanLabel]] = {}
+    num_blocks = len(size.block_parameters)
     for criterion in scores:
-        for request in requests(search, size, criterion.protected):
+        for request in requests(search, size, criterion.protected, criterion.unit):
             label = PlanLabel(
                 criterion=criterion.criterion,
                 target=request.target,
+                unit=criterion.unit,
                 calibration=criterion.calibration,
                 settings=criterion.settings,
             )
             removed = criterion.removed(count_of(request, criterion, size))
-            labels.setdefault(removed, []).append(label)
-    by_size = sorted(labels.items(), key=lambda item: len(item[0]))
-    return tuple(plan_of(removed, tuple(its_labels), size) for removed, its_labels in by_size)
+            labels.setdefault(removal(criterion.unit, removed, num_blocks), []).append(label)
+    plans = [plan_of(transforms, tuple(its_labels), size) for transforms, its_labels in labels.items()]
+    return tuple(sorted(plans, key=lambda plan: -plan.size.parameters))
 
 
 def one_of_each_target(plans: Iterable[PrunePlan]) -> tuple[PrunePlan, ...]:
@@ -51,14 +53,10 @@ def chosen_plan(removed: tuple[int, ...], size: ModelSize) -> PrunePlan:
 
 def _without_criterion(removed: tuple[int, ...], label: str, size: ModelSize) -> PrunePlan:
     target = Target(of="blocks", ratio=len(removed) / len(size.block_parameters))
-    return plan_of(removed, (PlanLabel(criterion=label, target=target),), size)
+    transforms = removal("block", removed, len(size.block_parameters))
+    return plan_of(transforms, (PlanLabel(criterion=label, target=target),), size)
 
 
-def plan_of(removed: tuple[int, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
-    """The plan that removes these blocks, ascending, and what asked for it."""
-    return PrunePlan(
-        transforms=(BlocksTransform.without(removed, len(size.block_parameters)),) if removed else (),
-        labels=labels,
-        size=size.without(removed),
-        dense=size.without(()),
-    )
+def plan_of(transforms: tuple[Transform, ...], labels: tuple[PlanLabel, ...], size: ModelSize) -> PrunePlan:
+    """The plan of these transforms of the dense model, and what asked for it."""
+    return PrunePlan(transforms=transforms, labels=labels, size=size.after(transforms), dense=size.without(()))

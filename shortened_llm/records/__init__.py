@@ -20,7 +20,7 @@ from shortened_llm.records.evaluation import (
 from shortened_llm.records.model import FileEntry, ModelRef, ModelSize, Size
 from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import Bin, PlanLabel, PrunePlan, Target
-from shortened_llm.records.scores import RESAMPLES, UNDECIDED, BlockScores, Cut, removed_blocks
+from shortened_llm.records.scores import RESAMPLES, UNDECIDED, Cut, UnitScores, removed_units
 from shortened_llm.records.training import (
     DistillOptions,
     LoraOptions,
@@ -30,7 +30,16 @@ from shortened_llm.records.training import (
     accelerator_seconds,
     taken_over,
 )
-from shortened_llm.records.transform import BlocksTransform, Transform, composed
+from shortened_llm.records.transform import (
+    PARTS,
+    BlocksTransform,
+    Part,
+    SublayersTransform,
+    Transform,
+    composed,
+    kept_blocks,
+    of_kind,
+)
 from shortened_llm.records.trial import (
     Constraints,
     EvaluatedModel,
@@ -42,4 +51,14 @@ from shortened_llm.records.trial import (
     TrialFailure,
     TrialResult,
     TrialSpec,
+)
+from shortened_llm.records.units import (
+    UNIT_TITLES,
+    PruneUnit,
+    num_units,
+    parts_of,
+    removal,
+    unit_name,
+    units_gone,
+    units_of,
 )

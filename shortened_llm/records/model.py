@@ -3,7 +3,18 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from shortened_llm.records.transform import Transform, composed
+from shortened_llm.records.transform import (
+    PARTS,
+    BlocksTransform,
+    SublayersTransform,
+    Transform,
+    after_export,
+    composed,
+    in_order,
+    kept_blocks,
+    of_kind,
+)
+from shortened_llm.records.units import PruneUnit, removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +45,34 @@ class ModelRef:
 
     def view(self, transforms: Sequence[Transform]) -> "ModelRef":
         """These files, loaded under `transforms`."""
-        changing = [transform for transform in transforms if transform.changes(self.num_blocks)]
-        return replace(self, transforms=tuple(sorted(changing, key=lambda transform: transform.kind)))
+        return replace(self, transforms=in_order(transforms, self.num_blocks))
+
+    def without(self, unit: PruneUnit, removed: Collection[int]) -> "ModelRef":
+        """What is loaded, without some of its units as well; their numbers are those of the blocks of the files, which
+        loading leaves as many."""
+        lost = removal(unit, removed, self.num_blocks)
+        return self.view(composed(self.transforms, lost, self.num_blocks))
 
     def exported(self, *, url: str, fingerprint: str, files: tuple[FileEntry, ...]) -> "ModelRef":
         """The model of files that were written from what loads here."""
         return ModelRef(
-            url=url, fingerprint=fingerprint, files=files, num_blocks=self.num_loaded_blocks, origin=self.shortening
+            url=url,
+            fingerprint=fingerprint,
+            files=files,
+            num_blocks=self.num_loaded_blocks,
+            transforms=after_export(self.transforms, self.num_blocks),
+            origin=self.shortening,
         )
 
     @property
     def num_loaded_blocks(self) -> int:
         """Number of blocks that loading yields."""
-        return next((len(t.kept) for t in self.transforms if t.kind == "blocks"), self.num_blocks)
+        return len(kept_blocks(self.transforms, self.num_blocks))
 
     @property
     def shortening(self) -> tuple[Transform, ...] | None:
         """What makes the loaded model from the dense one, in the dense model's indices; None where it is not known."""
-        return None if self.origin is None else composed(self.origin, self.transforms)
+        return None if self.origin is None else composed(self.origin, self.transforms, self.num_blocks)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -77,18 +98,35 @@ class ModelSize:
 
     block_parameters: tuple[int, ...]
     """Number of parameters of each block."""
+    part_parameters: tuple[tuple[int, ...], ...] | None = None
+    """Number of parameters of each block's attention and MLP; None where blocks do not have one of each."""
     other_parameters: int
     """Number of parameters outside the blocks: embeddings, final norm, an untied head."""
     bytes_per_parameter: int
     """Bytes of each weight as it is exported."""
 
+    def of_units(self, unit: PruneUnit) -> tuple[int, ...]:
+        """Number of parameters of each unit, in model order."""
+        if unit == "block":
+            return self.block_parameters
+        assert self.part_parameters is not None, "asked of blocks that have one of each"
+        return tuple(number for parts in self.part_parameters for number in parts)
+
     def without(self, removed: Collection[int]) -> Size:
         """The size of the model without the blocks `removed`."""
-        kept = [number for block, number in enumerate(self.block_parameters) if block not in removed]
-        parameters = self.other_parameters + sum(kept)
+        return self.after((BlocksTransform.without(removed, len(self.block_parameters)),))
+
+    def after(self, transforms: Sequence[Transform]) -> Size:
+        """The size of the model under transforms."""
+        kept = kept_blocks(transforms, len(self.block_parameters))
+        exported = self.other_parameters + sum(self.block_parameters[block] for block in kept)
+        zeros = 0
+        if sublayers := of_kind(transforms, SublayersTransform):
+            assert self.part_parameters is not None, "the check of the transform finds the parts"
+            zeros = sum(self.part_parameters[block][PARTS.index(part)] for block, part in sublayers.removed)
         return Size(
             blocks=len(kept),
-            parameters=parameters,
-            nonzero_parameters=parameters,
-            num_bytes=parameters * self.bytes_per_parameter,
+            parameters=exported - zeros,
+            nonzero_parameters=exported - zeros,
+            num_bytes=exported * self.bytes_per_parameter,
         )

@@ -5,22 +5,23 @@ from typing import Literal
 
 from shortened_llm.records.model import Size
 from shortened_llm.records.scores import ranking_name
-from shortened_llm.records.transform import Transform
+from shortened_llm.records.transform import BlocksTransform, Transform, of_kind
+from shortened_llm.records.units import PruneUnit, num_units, units_gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """How small a model shall become."""
 
-    of: Literal["blocks", "parameters", "bytes"]
+    of: Literal["blocks", "sublayers", "parameters", "bytes"]
     """What the ratio is a fraction of."""
     ratio: float
     """Fraction to remove; `removed_blocks / num_blocks` where a count was asked for."""
 
     @property
     def name(self) -> str:
-        """`20%`, or `20% of parameters`."""
-        return f"{100 * self.ratio:.3g}%" + ("" if self.of == "blocks" else f" of {self.of}")
+        """`20%`, of blocks or sub-layers, or `20% of parameters`."""
+        return f"{100 * self.ratio:.3g}%" + ("" if self.of in ("blocks", "sublayers") else f" of {self.of}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +30,22 @@ class PlanLabel:
 
     criterion: str
     target: Target
+    unit: PruneUnit = "block"
+    """What the criterion ranks."""
     calibration: str | None = None
-    """See `BlockScores`."""
+    """See `UnitScores`."""
     settings: str | None = None
-    """See `BlockScores`."""
+    """See `UnitScores`."""
 
     @property
     def ranking(self) -> str:
-        """`BlockScores.ranking` of the scores that led to the plan."""
-        return ranking_name(self.criterion, self.calibration, self.settings)
+        """`UnitScores.ranking` of the scores that led to the plan."""
+        return ranking_name(self.criterion, self.unit, self.calibration, self.settings)
 
 
 Bin = tuple[str, float]
-"""`("blocks", number that stays)`, since ratios that remove as many blocks are one target, or (unit, ratio)."""
+"""`("blocks", number that stays)`, or of sub-layers, since ratios that remove as many are one target; or (what a ratio
+is a fraction of, ratio)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +63,21 @@ class PrunePlan:
     def targets(self) -> tuple[Bin, ...]:
         """What the plan competes in, each once: plans of one target are candidates for the same place."""
         asked = (label.target for label in self.labels)
-        bins = (("blocks", self.size.blocks) if one.of == "blocks" else (one.of, one.ratio) for one in asked)
-        return tuple(dict.fromkeys(bins))
+        return tuple(dict.fromkeys(map(self._bin, asked)))
+
+    def _bin(self, asked: Target) -> Bin:
+        if asked.of == "blocks":
+            return "blocks", self.size.blocks
+        if asked.of == "sublayers":
+            gone = units_gone("sublayer", self.transforms, self.dense.blocks)
+            return "sublayers", num_units("sublayer", self.dense.blocks) - len(gone)
+        return asked.of, asked.ratio
 
     @property
     def removed_blocks(self) -> tuple[int, ...]:
         """Indices of the blocks that go, ascending."""
-        return next((t.removed(self.dense.blocks) for t in self.transforms if t.kind == "blocks"), ())
+        blocks = of_kind(self.transforms, BlocksTransform)
+        return blocks.removed(self.dense.blocks) if blocks else ()
 
     @property
     def facts(self) -> dict[str, str]:

@@ -1,21 +1,23 @@
-"""How much each block matters."""
+"""How much each block, or sub-layer, matters."""
 
 from dataclasses import dataclass
+
+from shortened_llm.records.units import PruneUnit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """How sure it is which blocks go when `count` of them are removed."""
+    """How sure it is which units go when `count` of them are removed."""
 
     count: int
     removed: tuple[int, ...]
-    """The blocks that go, ascending."""
+    """The units that go, ascending."""
     probabilities: tuple[float, ...]
-    """For each block, in model order, the share of resampled calibration sets by which it would go."""
+    """For each unit, in model order, the share of resampled calibration sets by which it would go."""
 
     @property
     def undecided(self) -> tuple[int, ...]:
-        """Blocks whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
+        """Units whose side of the cut depends on the calibration text: they go in 5 % to 95 % of the resamples."""
         low, high = UNDECIDED
         return tuple(b for b, p in enumerate(self.probabilities) if low <= p <= high)
 
@@ -26,22 +28,24 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockScores:
-    """How much each block matters by one criterion."""
+class UnitScores:
+    """How much each unit, a block or a sub-layer, matters by one criterion."""
 
     criterion: str
+    unit: PruneUnit = "block"
+    """What has a score; its numbers stand for units in all that follows."""
     scores: tuple[float | None, ...]
-    """One per block, in model order; the lowest is removed first. None where the criterion never scores the block."""
+    """One per unit, in model order; the lowest is removed first. None where the criterion never scores the unit."""
     order: tuple[int, ...]
-    """All blocks, least important first, before protection."""
+    """All units, least important first, before protection."""
     sets: tuple[tuple[int, ...], ...] | None = None
-    """Blocks to remove, ascending, for each count where the criterion chooses them anew; they then win over `order`."""
+    """Units to remove, ascending, for each count where the criterion chooses them anew; they then win over `order`."""
     standard_errors: tuple[float | None, ...] | None
     """One for each score, where the criterion has any."""
     cuts: tuple[Cut, ...] | None = None
     """For each requested count, where the criterion has resamples to tell it from."""
     protected: tuple[int, ...]
-    """Blocks that a plan never removes."""
+    """Units that a plan never removes."""
     dense_perplexity: float | None
     """Perplexity of the dense model on the calibration set, where the criterion measures it."""
     tokens: int = 0
@@ -56,27 +60,27 @@ class BlockScores:
 
     @property
     def ranking(self) -> str:
-        """The criterion, and what tells this ranking from others by it, such as `ppl (seed 5)`."""
-        return ranking_name(self.criterion, self.calibration, self.settings)
+        """The criterion, and what tells this ranking from others by it, such as `ppl (sub-layers, seed 5)`."""
+        return ranking_name(self.criterion, self.unit, self.calibration, self.settings)
 
     def removed(self, count: int) -> tuple[int, ...]:
-        """The `count` blocks that go, ascending."""
-        return removed_blocks(self.order, self.sets, self.protected, count)
+        """The `count` units that go, ascending."""
+        return removed_units(self.order, self.sets, self.protected, count)
 
 
-def removed_blocks(
+def removed_units(
     order: tuple[int, ...], sets: tuple[tuple[int, ...], ...] | None, protected: tuple[int, ...], count: int
 ) -> tuple[int, ...]:
-    """The `count` blocks that go, ascending: the set of that size, else the first unprotected ones of the order.
+    """The `count` units that go, ascending: the set of that size, else the first unprotected ones of the order.
 
-    Protection wins: a protected block is passed over in an order, and criteria choose their sets around it.
+    Protection wins: a protected unit is passed over in an order, and criteria choose their sets around it.
     """
     for chosen in sets or ():
         if len(chosen) == count:
             return chosen
-    return tuple(sorted([block for block in order if block not in protected][:count]))
+    return tuple(sorted([unit for unit in order if unit not in protected][:count]))
 
 
-def ranking_name(criterion: str, calibration: str | None, settings: str | None) -> str:
-    told_apart = ", ".join(part for part in (calibration, settings) if part)
+def ranking_name(criterion: str, unit: PruneUnit, calibration: str | None, settings: str | None) -> str:
+    told_apart = ", ".join(part for part in ("sub-layers" if unit == "sublayer" else "", calibration, settings) if part)
     return f"{criterion} ({told_apart})" if told_apart else criterion

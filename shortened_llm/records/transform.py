@@ -1,8 +1,12 @@
 """What is done to a model's files when they are loaded."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+Part = Literal["attention", "mlp"]
+PARTS: tuple[Part, ...] = ("attention", "mlp")
+"""The sub-layers of a block, in the order in which most architectures add them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +16,10 @@ class BlocksTransform:
     kept: tuple[int, ...]
     """Indices of the blocks that stay, ascending."""
     kind: Literal["blocks"] = "blocks"
+
+    is_compact: ClassVar[bool] = True
+    """Whether a plain export holds only what the transform leaves. Else it holds zeros in the place of the rest, and
+    the exported files are loaded under the transform again."""
 
     @classmethod
     def without(cls, removed: Collection[int], num_blocks: int) -> "BlocksTransform":
@@ -38,18 +46,102 @@ class BlocksTransform:
         }
 
     def then(self, later: "BlocksTransform") -> "BlocksTransform":
-        """Both as one, in this one's indices; `later` has those of the model that this one leaves."""
-        return BlocksTransform(kept=tuple(self.kept[block] for block in later.kept))
+        """Both as one, where `later` has this one's indices."""
+        return later
+
+    def renumbered(self, new: Mapping[int, int]) -> "BlocksTransform":
+        """With each block's index replaced; those of blocks that have none are left out."""
+        return BlocksTransform(kept=tuple(new[block] for block in self.kept if block in new))
 
 
-Transform = BlocksTransform
-"""What is done to a model's files when they are loaded. A further kind makes this a union, told apart by `kind`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SublayersTransform:
+    """Remove the attention of some blocks, and the MLP of some."""
+
+    removed: tuple[tuple[int, Part], ...]
+    """(block, part), ascending, the attention of a block first. Of a block that loses both, `BlocksTransform` knows."""
+    kind: Literal["sublayers"] = "sublayers"
+
+    is_compact: ClassVar[bool] = False
+
+    @classmethod
+    def without(cls, removed: Iterable[tuple[int, Part]]) -> "SublayersTransform":
+        """Take sub-layers away, given in any order."""
+        return cls(removed=tuple(sorted(set(removed), key=lambda one: (one[0], PARTS.index(one[1])))))
+
+    def changes(self, num_blocks: int) -> bool:
+        """Whether anything is removed."""
+        return bool(self.removed)
+
+    def parts_of(self, block: int) -> tuple[Part, ...]:
+        """What the block loses."""
+        return tuple(part for other, part in self.removed if other == block)
+
+    def describe(self, num_blocks: int) -> str:
+        """What was done, in words that follow the name of a model."""
+        return "without " + " and ".join(
+            f"the {title} of blocks {', '.join(map(str, blocks))}"
+            for part, title in (("attention", "attention"), ("mlp", "MLP"))
+            if (blocks := [block for block, other in self.removed if other == part])
+        )
+
+    def facts(self, num_blocks: int) -> dict[str, str]:
+        """Columns of a table that say what was done, by name."""
+        return {
+            f"removed_{part}": " ".join(str(block) for block, other in self.removed if other == part) for part in PARTS
+        }
+
+    def then(self, later: "SublayersTransform") -> "SublayersTransform":
+        """Both as one, where `later` has this one's indices."""
+        return SublayersTransform.without((*self.removed, *later.removed))
+
+    def renumbered(self, new: Mapping[int, int]) -> "SublayersTransform":
+        """With each block's index replaced; those of blocks that have none are left out."""
+        return SublayersTransform.without((new[block], part) for block, part in self.removed if block in new)
 
 
-def composed(first: tuple[Transform, ...], later: tuple[Transform, ...]) -> tuple[Transform, ...]:
-    """Two lists of transforms as one, in the indices of the first; `later` has those of the model that it leaves."""
-    by_kind = {transform.kind: transform for transform in first}
+Transform = BlocksTransform | SublayersTransform
+"""What is done to a model's files when they are loaded, told apart by `kind`."""
+
+Kind = TypeVar("Kind", BlocksTransform, SublayersTransform)
+
+
+def of_kind(transforms: Iterable[Transform], kind: type[Kind]) -> Kind | None:
+    """The transform of a kind, where there is one."""
+    return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+def kept_blocks(transforms: Iterable[Transform], num_blocks: int) -> tuple[int, ...]:
+    """Indices of the blocks that stay of so many, ascending."""
+    blocks = of_kind(transforms, BlocksTransform)
+    return tuple(range(num_blocks)) if blocks is None else blocks.kept
+
+
+def in_order(transforms: Iterable[Transform], num_blocks: int) -> tuple[Transform, ...]:
+    """The transforms that change anything, by kind, and nothing of blocks that go: each set of them in one way."""
+    found = tuple(transforms)
+    left = {block: block for block in kept_blocks(found, num_blocks)}
+    changing = (one for one in (transform.renumbered(left) for transform in found) if one.changes(num_blocks))
+    return tuple(sorted(changing, key=lambda transform: transform.kind))
+
+
+def composed(first: Sequence[Transform], later: Sequence[Transform], num_blocks: int) -> tuple[Transform, ...]:
+    """Two lists of transforms as one, in the indices of the first; `later` has those of the model that it leaves.
+
+    Args:
+        num_blocks: of the model that `first` leaves.
+    """
+    originals = dict(enumerate(kept_blocks(first, num_blocks)))
+    by_kind: dict[str, Any] = {transform.kind: transform for transform in first}
     for transform in later:
-        before = by_kind.get(transform.kind)
-        by_kind[transform.kind] = before.then(transform) if before else transform
-    return tuple(by_kind[kind] for kind in sorted(by_kind))
+        original, before = transform.renumbered(originals), by_kind.get(transform.kind)
+        by_kind[transform.kind] = before.then(original) if before else original
+    left = {block: block for block in kept_blocks(by_kind.values(), num_blocks)}
+    changing = (by_kind[kind].renumbered(left) for kind in sorted(by_kind))
+    return tuple(transform for transform in changing if isinstance(transform, BlocksTransform) or transform.removed)
+
+
+def after_export(transforms: Sequence[Transform], num_blocks: int) -> tuple[Transform, ...]:
+    """Under which transforms a plain export is loaded, in its own indices: those that left zeros in it."""
+    new = {block: index for index, block in enumerate(kept_blocks(transforms, num_blocks))}
+    return tuple(transform.renumbered(new) for transform in transforms if not transform.is_compact)

@@ -7,9 +7,10 @@ from shortened_llm.records.evaluation import EvalScores, ServingScore
 from shortened_llm.records.model import ModelRef, Size
 from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import PrunePlan
-from shortened_llm.records.scores import BlockScores
+from shortened_llm.records.scores import UnitScores
 from shortened_llm.records.training import Recipe, RetrainedModel
-from shortened_llm.records.transform import BlocksTransform, Transform
+from shortened_llm.records.transform import Transform
+from shortened_llm.records.units import PruneUnit, num_units, removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +18,12 @@ class Rounds:
     """How a plan's size is reached step by step, each step but the first by the scores of the retrained model."""
 
     gone: tuple[int, ...]
-    """Blocks (count) that are gone after each round, ascending."""
+    """Units (count) that are gone after each round, ascending."""
+    unit: PruneUnit = "block"
     first: tuple[Transform, ...]
     """What the first round does, by the scores of the dense model."""
     way: str
-    """Fingerprint of how blocks are scored: criterion, settings and text, the same in each round."""
+    """Fingerprint of how units are scored: criterion, settings and text, the same in each round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class TrialSpec:
         return self.rounds.first if self.rounds else self.plan.transforms
 
     def removed_before(self, run: int) -> int:
-        """Blocks (count) that a round takes from the model of the run before, by the index of a run; 0 for the first,
+        """Units (count) that a round takes from the model of the run before, by the index of a run; 0 for the first,
         and within a round."""
         if self.rounds is None:
             return 0
@@ -85,11 +87,13 @@ class TrialSpec:
     @property
     def shapes(self) -> tuple[tuple[Transform, ...], ...]:
         """For each run, transforms of the dense model to the shape that it trains; with rounds it is not known before
-        which blocks that shape has."""
+        which units that shape has."""
         if self.rounds is None:
             return (self.plan.transforms,) * len(self.recipes)
-        kept = (self.plan.dense.blocks - gone for gone in self.rounds.gone)
-        return tuple((BlocksTransform(kept=tuple(range(count))),) for count in kept for _ in self.chain)
+        unit, num_blocks = self.rounds.unit, self.plan.dense.blocks
+        units = num_units(unit, num_blocks)
+        shapes = [removal(unit, range(units - gone, units), num_blocks) for gone in self.rounds.gone]
+        return tuple(shape for shape in shapes for _ in self.chain)
 
     @property
     def settings(self) -> str:
@@ -243,7 +247,7 @@ class Experiment:
     dense_url: str
     dense_selection: EvalScores
     dense_report: EvalScores
-    block_scores: tuple[BlockScores, ...]
+    unit_scores: tuple[UnitScores, ...]
     trials: tuple[ReportedTrial, ...]
     notes: tuple[str, ...]
     """Facts about the protocol that a reader must know, such as a text used for both selection and report."""

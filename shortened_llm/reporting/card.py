@@ -82,6 +82,11 @@ def _lost(earlier: ModelRef, plan: PrunePlan) -> tuple[int, ...]:
     return tuple(index for index, block in enumerate(left) if block in plan.removed_blocks)
 
 
+def _has_zeros(plan: PrunePlan) -> bool:
+    """Whether a plain export holds zeros in the place of what was removed."""
+    return any(not transform.is_compact for transform in plan.transforms)
+
+
 def _adapter_card(
     plan: PrunePlan,
     recipe: Recipe,
@@ -103,6 +108,7 @@ def _adapter_card(
             sources=sources,
             begins_with=earlier.url if earlier else None,
             lost=lost,
+            has_zeros=_has_zeros(plan),
             merged_url=merged_url,
             non_commercial=any(map(is_non_commercial, [provenance.base_license, *(s.license for s in sources)])),
             is_non_commercial=is_non_commercial,
@@ -178,6 +184,7 @@ def _card(
             non_commercial=any(map(is_non_commercial, [provenance.base_license, *(one.license for one in used)])),
             is_non_commercial=is_non_commercial,
             no_criteria=NO_CRITERIA,
+            has_zeros=_has_zeros(plan),
         )
     )
     return {"README.md": readme, PRUNING: _pruning_json(plan, provenance, trial)}

@@ -112,7 +112,7 @@ def _budgets(plan: PrunePlan, trained: Sequence[TrialRow]) -> list[int]:
 
 
 def _title(plan: PrunePlan, experiment: Experiment, budget: int) -> str:
-    removed = f"{plan.name}: {len(plan.removed_blocks)} of {experiment.dense_size.blocks} blocks removed"
+    removed = f"{plan.name}: {formats.removed_count(plan)} removed"
     return f"{removed}, {formats.compact(budget)} tokens" if budget else removed
 
 
@@ -166,9 +166,9 @@ def _comparable(trained: Sequence[Entrant]) -> bool:
 
 
 def _controls(row: TrialRow, plan: PrunePlan, budget: int) -> bool:
-    """Whether a control is one for this plan and budget: the dense model, or other blocks of the same number."""
+    """Whether a control is one for this plan and budget: the dense model, or another one of the same target."""
     control = row.trial.spec.control
-    same_size = control == "dense" or row.plan.size.blocks == plan.size.blocks
+    same_size = control == "dense" or bool(set(row.plan.targets) & set(plan.targets))
     return control is not None and same_size and corpus_budget(row.trial.spec) == budget
 
 

@@ -70,7 +70,7 @@ def _pareto_svg(panel: ParetoPanel, view: ReportView, salt: str) -> str:
 def score_svgs(view: ReportView) -> list[str]:
     """One `<svg>` per criterion: its scores by block."""
     svgs = []
-    for index, scores in enumerate(view.experiment.block_scores):
+    for index, scores in enumerate(view.experiment.unit_scores):
         colour = view.styles[(scores.ranking,)].colour
         with drawing(f"scores{index}"):
             figure = new_figure(figure_width(len(scores.scores)), 2.2)

@@ -3,12 +3,29 @@
 import math
 from collections.abc import Sequence
 
-from shortened_llm.records import Bin, Target
+from shortened_llm.records import (
+    PARTS,
+    UNIT_TITLES,
+    Bin,
+    BlocksTransform,
+    PrunePlan,
+    PruneUnit,
+    SublayersTransform,
+    Target,
+    Transform,
+    UnitScores,
+    num_units,
+    of_kind,
+    units_gone,
+    units_of,
+)
 
 MISSING = "—"
 """Stands for a number that was not measured."""
+TITLES = {"sublayers": "sub-layers"}
+"""What ratios are fractions of, where it is called otherwise."""
 UNDECIDED = "◉"
-"""Marks a block that the calibration text does not decide; plots draw it as a dot in a ring."""
+"""Marks a unit that the calibration text does not decide; plots draw it as a dot in a ring."""
 
 
 def perplexity(value: float | None) -> str:
@@ -92,13 +109,17 @@ def ratio(value: float) -> str:
 
 def target(asked: Target) -> str:
     """`20 %`, or `20 % of parameters`."""
-    return ratio(asked.ratio) + ("" if asked.of == "blocks" else f" of {asked.of}")
+    return ratio(asked.ratio) + ("" if asked.of == "blocks" else f" of {TITLES.get(asked.of, asked.of)}")
 
 
 def bin_name(asked: Bin, num_blocks: int) -> str:
-    """`24 of 30 blocks`, or `20 % of parameters removed`."""
+    """`24 of 30 blocks`, `48 of 60 sub-layers`, or `20 % of parameters removed`."""
     of, value = asked
-    return f"{value} of {num_blocks} blocks" if of == "blocks" else f"{ratio(value)} of {of} removed"
+    if of == "blocks":
+        return f"{value} of {num_blocks} blocks"
+    if of == "sublayers":
+        return f"{value} of {num_units('sublayer', num_blocks)} sub-layers"
+    return f"{ratio(value)} of {of} removed"
 
 
 def seconds(value: float | None) -> str:
@@ -141,6 +162,44 @@ def block_ranges(blocks: Sequence[int]) -> str:
         else:
             runs.append([block])
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or MISSING
+
+
+def removed(plan: PrunePlan) -> str:
+    """`4–7`, the dense model's blocks, or `4–7, attention 3, MLP 12–14`."""
+    return removed_by(plan.transforms, plan.dense.blocks)
+
+
+def removed_by(transforms: Sequence[Transform], num_blocks: int) -> str:
+    """What transforms remove of a model of so many blocks: see `removed`."""
+    blocks, sublayers = of_kind(transforms, BlocksTransform), of_kind(transforms, SublayersTransform)
+    parts = [block_ranges(blocks.removed(num_blocks))] if blocks else []
+    for part, title in zip(PARTS, UNIT_TITLES["sublayer"], strict=True):
+        if lost := [block for block, other in (sublayers.removed if sublayers else ()) if other == part]:
+            parts.append(f"{title} {block_ranges(lost)}")
+    return ", ".join(parts) or MISSING
+
+
+def removed_count(plan: PrunePlan) -> str:
+    """`6 of 30 blocks`, or `12 of 60 sub-layers`."""
+    unit: PruneUnit = "sublayer" if of_kind(plan.transforms, SublayersTransform) else "block"
+    title = "sub-layers" if unit == "sublayer" else "blocks"
+    return (
+        f"{len(units_gone(unit, plan.transforms, plan.dense.blocks))} of {num_units(unit, plan.dense.blocks)} {title}"
+    )
+
+
+def size_name(plan: PrunePlan) -> str:
+    """`24 blocks`, or `25 blocks less 2 sub-layers`."""
+    sublayers = of_kind(plan.transforms, SublayersTransform)
+    return f"{plan.size.blocks} blocks" + (f" less {len(sublayers.removed)} sub-layers" if sublayers else "")
+
+
+def protected(scores: UnitScores) -> str:
+    """`0–3, 28–29`: blocks of which nothing is removed."""
+    num_blocks = len(scores.scores) // num_units(scores.unit, 1)
+    return block_ranges(
+        [block for block in range(num_blocks) if set(units_of(scores.unit, [block])) <= set(scores.protected)]
+    )
 
 
 def first_line(text: str, limit: int = 100) -> str:

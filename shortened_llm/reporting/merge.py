@@ -53,10 +53,10 @@ def _check_same_dense(first: Experiment, other: Experiment) -> None:
 
 
 def _add(merged: Experiment, other: Experiment) -> Experiment:
-    known = {scores.ranking: scores.fingerprint for scores in merged.block_scores}
+    known = {scores.ranking: scores.fingerprint for scores in merged.unit_scores}
     criteria = {
         scores.ranking: f"{scores.criterion} ({other.name})"
-        for scores in other.block_scores
+        for scores in other.unit_scores
         if known.get(scores.ranking, scores.fingerprint) != scores.fingerprint
     }
     named = _named(other, criteria)
@@ -67,7 +67,7 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
     return replace(
         merged,
         trials=tuple(trials.values()),
-        block_scores=(*merged.block_scores, *(one for one in named.block_scores if one.ranking not in known)),
+        unit_scores=(*merged.unit_scores, *(one for one in named.unit_scores if one.ranking not in known)),
         dense_selection=_union(merged.dense_selection, named.dense_selection),
         dense_report=_union(merged.dense_report, named.dense_report),
         unseen_units=tuple(dict.fromkeys((*merged.unseen_units, *named.unseen_units))),
@@ -96,9 +96,9 @@ def _named(experiment: Experiment, criteria: Mapping[str, str]) -> Experiment:
     """With the new names of criteria everywhere, and every trial saying which experiment has it."""
     return replace(
         experiment,
-        block_scores=tuple(
+        unit_scores=tuple(
             replace(scores, criterion=criteria.get(scores.ranking, scores.criterion))
-            for scores in experiment.block_scores
+            for scores in experiment.unit_scores
         ),
         trials=tuple(
             replace(

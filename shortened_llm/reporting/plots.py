@@ -141,9 +141,9 @@ def curve_names(rows: Sequence[TrialRow], styles: Styles) -> dict[int, tuple[str
     return names
 
 
-def line_styles(rows: Sequence[TrialRow]) -> dict[int, int]:
-    """Number of kept blocks -> index of its line style, largest model first."""
-    sizes = sorted({row.plan.size.blocks for row in rows}, reverse=True)
+def line_styles(rows: Sequence[TrialRow]) -> dict[str, int]:
+    """Name of each size -> index of its line style, largest model first."""
+    sizes = dict.fromkeys(row.size_name for row in sorted(rows, key=lambda row: -row.plan.size.parameters))
     return {size: index % len(LINE_STYLES) for index, size in enumerate(sizes)}
 
 
@@ -164,7 +164,7 @@ def draw_losses(axes: "Axes", rows: Sequence[TrialRow], styles: Styles, value: V
                 *zip(*curve, strict=True),
                 color=names[row.number][1],
                 linewidth=1.2,
-                linestyle=LINE_STYLES[dashes[row.plan.size.blocks]],
+                linestyle=LINE_STYLES[dashes[row.size_name]],
                 marker="o" if len(curve) < FEW_POINTS else None,
                 markersize=3,
                 gid=f"loss-{row.number}",

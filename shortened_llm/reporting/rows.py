@@ -52,12 +52,11 @@ class TrialRow:
         return self.trial.spec.plan
 
     @property
-    def gone(self) -> tuple[tuple[int, ...], ...]:
-        """The dense model's blocks that are gone after each run of a trial in rounds."""
+    def gone(self) -> tuple[str, ...]:
+        """What of the dense model is gone after each run of a trial in rounds, in words."""
         if not self.trial.spec.rounds:
             return ()
-        origins = (t for run in self.runs for t in run.model.origin or () if t.kind == "blocks")
-        return tuple(origin.removed(self.plan.dense.blocks) for origin in origins)
+        return tuple(formats.removed_by(run.model.origin or (), self.plan.dense.blocks) for run in self.runs)
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -163,7 +162,7 @@ class TrialRow:
     @property
     def size_name(self) -> str:
         """`24 blocks`, for tables that name models by size."""
-        return f"{self.plan.size.blocks} blocks"
+        return formats.size_name(self.plan)
 
     @property
     def checkpoint_url(self) -> str | None:
@@ -268,7 +267,7 @@ def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:
     trials = sorted(
         enumerate(experiment.trials, start=1),
         key=lambda numbered: (
-            -numbered[1].plan.size.blocks,
+            -numbered[1].plan.size.parameters,
             numbered[1].spec.control is not None,
             STATUSES.index(trial_status(numbered[1])),
             -numbered[1].spec.rung,
@@ -293,7 +292,7 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
     Those of controls, which are drawn in a style of their own, are left out.
     """
-    scored = tuple((scores.ranking,) for scores in experiment.block_scores)
+    scored = tuple((scores.ranking,) for scores in experiment.unit_scores)
     found = sorted(
         {plan_criteria(trial.spec.plan) for trial in experiment.trials if trial.spec.control is None},
         key=lambda names: (len(names), names),
@@ -302,9 +301,9 @@ def criteria_sets(experiment: Experiment) -> tuple[tuple[str, ...], ...]:
 
 
 def plans_of_criterion(rows: Sequence[TrialRow], criterion: str) -> list[PrunePlan]:
-    """Each distinct plan that a criterion led to, the fewest removed blocks first."""
+    """Each distinct plan that a criterion led to, the largest model first."""
     plans = {row.asked.transforms: row.asked for row in rows if criterion in row.criteria and not row.is_control}
-    return sorted(plans.values(), key=lambda plan: (len(plan.removed_blocks), plan.removed_blocks))
+    return sorted(plans.values(), key=lambda plan: (-plan.size.parameters, str(plan.transforms)))
 
 
 def asked_ratios(plan: PrunePlan, criterion: str) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortened_llm.records import BlockScores
+from shortened_llm.records import UnitScores, unit_name
 from shortened_llm.reporting import formats
-from shortened_llm.reporting.certainty import chances, undecided_blocks
+from shortened_llm.reporting.certainty import chances, undecided_units
 from shortened_llm.reporting.plots import needs_log
 from shortened_llm.reporting.style import INK, drawing, new_figure, plain_ticks, save_png, series_styles
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MANY_BLOCKS = 48
 """Number of blocks above which a plot takes the width of two."""
+AXIS_TITLES = {"block": "block", "sublayer": "attention of block 0, its MLP, attention of block 1, ..."}
 CRITERIA_PER_LINE = 3
 """Criteria side by side in the PNG."""
 
@@ -41,7 +42,7 @@ class ScoreAxis:
     log: bool
 
 
-def score_axis(scores: BlockScores) -> ScoreAxis:
+def score_axis(scores: UnitScores) -> ScoreAxis:
     """The blocks that may be removed, with their standard errors, and what lies close by.
 
     A protected block far outside would flatten the differences that decide.
@@ -69,12 +70,12 @@ def score_axis(scores: BlockScores) -> ScoreAxis:
     return ScoreAxis(low=min(near) - 0.08 * width, high=max(near) + 0.08 * width, log=False)
 
 
-def _errors(scores: BlockScores) -> Sequence[float | None]:
+def _errors(scores: UnitScores) -> Sequence[float | None]:
     return scores.standard_errors or (None,) * len(scores.scores)
 
 
 def draw_criterion(
-    figure: "Figure | SubFigure", scores: BlockScores, lines: Sequence[CutLine], colour: str
+    figure: "Figure | SubFigure", scores: UnitScores, lines: Sequence[CutLine], colour: str
 ) -> dict[str, str]:
     """Score by block, and under it one line per cut; returns what each point is, by gid."""
     from matplotlib.ticker import MaxNLocator
@@ -85,7 +86,7 @@ def draw_criterion(
     for axes in lower:
         draw_cuts(axes, lines, len(scores.scores), scores.protected, colour)
     upper.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    (lower or [upper])[-1].set_xlabel("block")
+    (lower or [upper])[-1].set_xlabel(AXIS_TITLES[scores.unit])
     return tips
 
 
@@ -99,20 +100,20 @@ def figure_width(num_blocks: int) -> float:
     return 4.9 if num_blocks <= MANY_BLOCKS else 9.8
 
 
-def draw_scores(axes: "Axes", scores: BlockScores, colour: str) -> dict[str, str]:
+def draw_scores(axes: "Axes", scores: UnitScores, colour: str) -> dict[str, str]:
     """Score by block: hollow where protected, ringed where undecided, nothing where the block has no score.
 
     A score outside the axis is an arrow with its value at the edge.
     """
     axis = score_axis(scores)
-    undecided = undecided_blocks(scores)
+    undecided = undecided_units(scores)
     tips: dict[str, str] = {}
     for block, (score, error) in enumerate(zip(scores.scores, _errors(scores), strict=True)):
         if score is None or not math.isfinite(score):
             continue
         face = "none" if block in scores.protected else colour
         gid = f"block-{block}"
-        tips[gid] = block_tip(scores, block)
+        tips[gid] = unit_tip(scores, block)
         if axis.low <= score <= axis.high:
             place = score
             dot = {"marker": "o", "markersize": 4.5, "zorder": 3}
@@ -159,10 +160,10 @@ RING = {"linestyle": "none", "marker": "o", "markersize": 9, "mfc": "none", "mec
 """Around an undecided block."""
 
 
-def block_tip(scores: BlockScores, block: int) -> str:
-    """What the pointer shows over a block that has a score."""
+def unit_tip(scores: UnitScores, block: int) -> str:
+    """What the pointer shows over a unit that has a score."""
     error = _errors(scores)[block]
-    tip = f"block {block}: {formats.significant(scores.scores[block])}"
+    tip = f"{unit_name(scores.unit, block)}: {formats.significant(scores.scores[block])}"
     if error is not None:
         tip += f" ± {formats.significant(error, 2)}"
     return "; ".join(part for part in (tip, chances(scores, block)) if part)
@@ -184,33 +185,33 @@ def draw_cuts(axes: "Axes", lines: Sequence[CutLine], num_blocks: int, protected
     axes.spines[["left"]].set_visible(False)
 
 
-def save_score_plot(block_scores: Sequence[BlockScores], path: Path) -> None:
+def save_score_plot(unit_scores: Sequence[UnitScores], path: Path) -> None:
     """All criteria side by side in one PNG.
 
     Args:
-        block_scores: at least one.
+        unit_scores: at least one.
 
     Raises:
         OSError: where the file cannot be written.
     """
     with drawing("png"):
-        save_png(score_figure(block_scores), path)
+        save_png(score_figure(unit_scores), path)
 
 
-def score_figure(block_scores: Sequence[BlockScores]) -> "Figure":
+def score_figure(unit_scores: Sequence[UnitScores]) -> "Figure":
     """One part per criterion, headed with its name."""
     # Cuts are requested of all criteria alike, also of those without resamples.
-    counts = sorted({cut.count for scores in block_scores for cut in scores.cuts or ()})
-    columns = min(CRITERIA_PER_LINE, len(block_scores))
-    lines = -(-len(block_scores) // columns)
-    legend = _legend(block_scores)
+    counts = sorted({cut.count for scores in unit_scores for cut in scores.cuts or ()})
+    columns = min(CRITERIA_PER_LINE, len(unit_scores))
+    lines = -(-len(unit_scores) // columns)
+    legend = _legend(unit_scores)
     entries_per_line = 2 * columns
-    width = figure_width(max(len(scores.scores) for scores in block_scores))
+    width = figure_width(max(len(scores.scores) for scores in unit_scores))
     height = (2.4 + 0.2 * len(counts)) * lines + 0.2 * (1 - (-len(legend) // entries_per_line))
     figure = new_figure(width * columns, height)
     grid = figure.add_gridspec(lines, columns)
-    styles = series_styles([(scores.ranking,) for scores in block_scores])
-    for index, scores in enumerate(block_scores):
+    styles = series_styles([(scores.ranking,) for scores in unit_scores])
+    for index, scores in enumerate(unit_scores):
         part = figure.add_subfigure(grid[index])
         part.suptitle(formats.first_line(scores.ranking, 60), fontsize=10)
         draw_criterion(part, scores, _requested(scores, counts), styles[(scores.ranking,)].colour)
@@ -218,7 +219,7 @@ def score_figure(block_scores: Sequence[BlockScores]) -> "Figure":
     return figure
 
 
-def _requested(scores: BlockScores, counts: Sequence[int]) -> list[CutLine]:
+def _requested(scores: UnitScores, counts: Sequence[int]) -> list[CutLine]:
     undecided = {cut.count: cut.undecided for cut in scores.cuts or ()}
     return [
         CutLine(name=f"{count} removed", removed=scores.removed(count), undecided=undecided.get(count, ()))
@@ -226,7 +227,7 @@ def _requested(scores: BlockScores, counts: Sequence[int]) -> list[CutLine]:
     ]
 
 
-def _legend(block_scores: Sequence[BlockScores]) -> dict[str, "Line2D"]:
+def _legend(unit_scores: Sequence[UnitScores]) -> dict[str, "Line2D"]:
     from matplotlib.lines import Line2D
 
     legend = {
@@ -234,7 +235,7 @@ def _legend(block_scores: Sequence[BlockScores]) -> dict[str, "Line2D"]:
         "protected": Line2D([], [], linestyle="none", marker="o", markersize=4.5, mfc="none", color=INK),
         "± one standard error": Line2D([], [], linewidth=0.9, color=INK),
     }
-    if any(scores.cuts for scores in block_scores):
+    if any(scores.cuts for scores in unit_scores):
         legend["undecided: within the calibration noise"] = Line2D([], [], **RING)  # type: ignore[arg-type]
         legend["removed"] = Line2D([], [], linestyle="none", marker="s", markersize=5.5, color=INK)
     return legend

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from shortened_llm.records import RESAMPLES, UNDECIDED
+from shortened_llm.records import RESAMPLES, UNDECIDED, unit_name
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import protocol_notes
 from shortened_llm.reporting.figures import curve_legend, curves_svg, pareto_svgs, recovery_svgs, score_svgs
@@ -78,12 +78,14 @@ def environment() -> Environment:
     )
     for written in (
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
-        formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates, formats.block_ranges,
+        formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates,
+        formats.removed, formats.removed_count, formats.size_name, formats.protected,
         formats.difference, formats.times, formats.p_value, formats.gib, formats.learning_rate,
         formats.ratio, formats.share, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip
         templates.filters[written.__name__] = written
     templates.filters["json"] = json.dumps
+    templates.filters["unit_name"] = lambda number, unit: unit_name(unit, number)
     templates.globals |= {
         "MISSING": formats.MISSING,
         "MARK": formats.UNDECIDED,

@@ -136,7 +136,7 @@ def report_view(experiment: Experiment) -> ReportView:
         panel_groups=panel_groups(experiment, rows, dense, texts, tasks.sets if tasks else ()),
         tasks=tasks,
         efficiency=efficiency_tables(rows),
-        heat=heat_rows(experiment.block_scores, rows),
+        heat=heat_rows(experiment.unit_scores, rows),
         styles=series_styles(criteria_sets(experiment)),
         protocols=tuple(
             ProtocolLine(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, check_generation, probe_tokens
 from shortened_llm.models.shards import plain_name, whole_tensor
-from shortened_llm.models.view import empty_view
+from shortened_llm.models.view import empty_view, plain_model
 from shortened_llm.models.write import (
     WeightWriter,
     stored_form,
@@ -85,10 +85,11 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
 
 def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) -> ModelRef | None:
     """Gather tensor by tensor; on rank 0 each file is uploaded while the next is gathered, then deleted here."""
-    plain = empty_view(job.model, job.export_dtype)
+    plain, held = plain_model(job.model, job.export_dtype), empty_view(job.model).state_dict().keys()
     names = stored_names(plain)
+    tensors = gathered(model, [name for name in names if name in held])
     if rank != 0:
-        for _ in gathered(model, names):
+        for _ in tensors:
             pass
         return None
     url = store.attempt_url(RETRAINED, job.fingerprint)
@@ -102,7 +103,9 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
             files.append(uploads.submit(_move, path, url))
 
         writer = WeightWriter(stored_layout(plain), directory, hand_on)
-        for name, tensor in gathered(model, names):
+        shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
+        for name in names:
+            tensor = next(tensors)[1] if name in held else torch.zeros(shapes[name])
             for stored, value in stored_form(plain, name, tensor.to("cpu", types[name])).items():
                 writer.add(stored, value)
         writer.close()

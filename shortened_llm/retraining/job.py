@@ -17,8 +17,6 @@ class Run:
     identity: dict[str, object]
     """Everything that changes the retrained weights, and nothing else."""
     recipe: Recipe
-    num_blocks: int
-    """Number of blocks of the model."""
 
     @property
     def fingerprint(self) -> str:
@@ -33,9 +31,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the Train run, whenever it goes on: `cpt-24-blocks-lr-0.0003-seed-0-<fingerprint>`."""
-        recipe, blocks = self.recipe, self.num_blocks
-        return f"{recipe.method}-{blocks}-blocks-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
+        """The name of the Train run, whenever it goes on: `cpt-lr-0.0003-seed-0-<fingerprint>`."""
+        recipe = self.recipe
+        return f"{recipe.method}-lr-{recipe.learning_rate:g}-seed-{recipe.seed}-{self.fingerprint}"
 
     @property
     def stable_fingerprint(self) -> str:
@@ -47,13 +45,13 @@ class Run:
         """The run that begins with the model that an earlier run makes.
 
         Args:
-            removed: blocks (count) that this model loses first.
+            removed: units (count) that this model loses first.
             way: what says how they are chosen.
         """
         model: dict[str, object] = {"files": earlier.fingerprint, "transforms": ()}
         if removed:
             model["removed"] = {"count": removed, "way": way}
-        return replace(self, identity={**self.identity, "model": model}, num_blocks=earlier.num_blocks - removed)
+        return replace(self, identity={**self.identity, "model": model})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +89,7 @@ class RetrainingJob:
             "dtype": self.dtype,
             "export_dtype": self.export_dtype,
         }
-        return Run(identity=identity, recipe=self.recipe, num_blocks=self.model.num_loaded_blocks)
+        return Run(identity=identity, recipe=self.recipe)
 
     @property
     def fingerprint(self) -> str:

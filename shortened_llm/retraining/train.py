@@ -105,7 +105,7 @@ def _open_student(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) ->
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
     if METHODS[recipe.method].from_random:
-        draw_weights(model, recipe.seed)
+        draw_weights(model, job.model, recipe.seed)
     return model
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shortened_llm.criteria.criterion import CriterionScores
-from shortened_llm.records import RESAMPLES, Cut, removed_blocks
+from shortened_llm.records import RESAMPLES, Cut, removed_units
 
 
 def resampled_cuts(
@@ -31,11 +31,11 @@ def resampled_cuts(
     for _ in range(RESAMPLES):
         resampled = score(values[generator.integers(len(values), size=len(values))])
         for row, count in zip(gone, counts, strict=True):
-            row[list(removed_blocks(resampled.order, resampled.sets, protected, count))] += 1
+            row[list(removed_units(resampled.order, resampled.sets, protected, count))] += 1
     return tuple(
         Cut(
             count=count,
-            removed=removed_blocks(chosen.order, chosen.sets, protected, count),
+            removed=removed_units(chosen.order, chosen.sets, protected, count),
             probabilities=tuple((row / RESAMPLES).tolist()),
         )
         for count, row in zip(counts, gone, strict=True)

@@ -1,13 +1,17 @@
-"""Greedy PPL: remove the block whose absence costs least, score the shorter model, repeat."""
+"""Greedy PPL: remove the block, or sub-layer, whose absence costs least, score what is left, repeat."""
+
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
 from shortened_llm.criteria.greedy_ppl import cheapest
 from shortened_llm.logs import StepLog
+from shortened_llm.models.parts import without_parts
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
 from shortened_llm.models.walk import BlockWalk
+from shortened_llm.records import PARTS, Part, PruneUnit, num_units, parts_of, unit_name
 from shortened_llm.scoring.one_pass import advance, check_finite, sequences_in_memory
 
 
@@ -17,15 +21,16 @@ def measure_greedy_ppl(
     protected: tuple[int, ...],
     num_removed: int,
     *,
+    unit: PruneUnit = "block",
     memory_gib: float | None,
 ) -> np.ndarray:
-    """Mean loss in nats per prediction at each step, [num_removed, 1 + blocks].
+    """Mean loss in nats per prediction at each step, [num_removed, 1 + units].
 
-    Row k belongs to the model that k removals have shortened: first its own loss, then the loss without each block too.
-    NaN for blocks that are gone or protected: protection holds during the search.
+    Row k belongs to the model that k removals have shortened: first its own loss, then the loss without each unit too.
+    NaN for units that are gone or protected: protection holds during the search.
 
-    What a removal does not change is not computed again: the states before the removed block are those of the step
-    before. They are kept before as many blocks as memory allows, and a step begins at the last of these.
+    What a removal does not change is not computed again: the states before the block that changed are those of the
+    step before. They are kept before as many blocks as memory allows, and a step begins at the last of these.
 
     Cost: at most `num_removed` times that of `ppl`.
 
@@ -33,11 +38,11 @@ def measure_greedy_ppl(
         tokens: calibration sequences, [sequences, length], in CPU memory.
         memory_gib: for hidden states; half of the free memory unless given.
     """
-    num_blocks = streamed.num_blocks
+    number = num_units(unit, streamed.num_blocks)
     walk = BlockWalk.of(streamed, tokens.shape[1])
     removed: list[int] = []
-    losses = np.full((num_removed, 1 + num_blocks), np.nan)
-    most_states = 1 + num_blocks - len(protected)
+    losses = np.full((num_removed, 1 + number), np.nan)
+    most_states = 1 + number - len(protected)
     room = sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib)  # for one state each
     batches = tokens.split(max(1, room // most_states))
     # Prefixes are kept where the whole calibration set is walked at once.
@@ -45,20 +50,24 @@ def measure_greedy_ppl(
     saved: dict[int, torch.Tensor] = {}
     steps = StepLog(num_removed)
     for step in range(num_removed):
-        kept = [block for block in range(num_blocks) if block not in removed]
-        candidates = [block for block in kept if block not in protected]
-        where = _places_to_save(kept, candidates, spare)
+        lost = _lost(unit, removed)
+        kept = [block for block in range(streamed.num_blocks) if lost.get(block, ()) != PARTS]
+        candidates = [one for one in range(number) if one not in removed and one not in protected]
+        by_block = _by_block(unit, candidates)
+        where = _places_to_save(kept, [parts_of(unit, one)[0] for one in candidates], spare)
         sums = np.zeros((len(tokens), 1 + len(candidates)))
         first = 0
         for batch in batches:
-            sums[first : first + len(batch)] = _walk_step(walk, batch, kept, candidates, saved, where)
+            sums[first : first + len(batch)] = _walk_step(walk, batch, kept, lost, by_block, saved, where)
             first += len(batch)
-        base = f"without blocks {sorted(removed)}" if removed else "as it is"
-        columns = [f"the model {base}", *(f"the model {base} and without block {block}" for block in candidates)]
+        gone = ", ".join(unit_name(unit, one) for one in sorted(removed))
+        base = f"without {gone}" if removed else "as it is"
+        columns = [f"the model {base}", *(f"the model {base} and without {unit_name(unit, one)}" for one in candidates)]
         check_finite(sums, [f"{column} has loss" for column in columns], 0)
-        losses[step, [0, *(1 + block for block in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
+        losses[step, [0, *(1 + one for one in candidates)]] = sums.mean(axis=0) / (tokens.shape[1] - 1)
         removed.append(cheapest(losses[step]))
-        saved = {place: states for place, states in saved.items() if place <= removed[-1]}
+        changed, _ = parts_of(unit, removed[-1])
+        saved = {place: states for place, states in saved.items() if place <= changed}
         steps.add()
     return losses
 
@@ -68,22 +77,40 @@ def _walk_step(
     walk: BlockWalk,
     tokens: torch.Tensor,
     kept: list[int],
-    candidates: list[int],
+    lost: Mapping[int, tuple[Part, ...]],
+    candidates: Mapping[int, list[tuple[Part, ...]]],
     saved: dict[int, torch.Tensor],
     where: frozenset[int],
 ) -> np.ndarray:
     """Summed losses, [sequences, 1 + candidates]; adds to `saved` the live states before the blocks `where`."""
     start = max(saved, default=kept[0])
     prefix = saved[start] if saved else walk.new_states(1, tokens)
-    states = prefix.new_empty((1 + len(candidates), *prefix.shape[1:]))
+    states = prefix.new_empty((1 + sum(map(len, candidates.values())), *prefix.shape[1:]))
     live = len(prefix)
     states[:live] = prefix
     for index, block in walk.streamed.read_blocks([block for block in kept if block >= start]):
         if index in where:
             saved.setdefault(index, states[:live].clone())
-        live = advance(walk, index, block, states, live, index in candidates)
+        with without_parts(block, lost.get(index, ())):
+            live = advance(walk, index, block, states, live, candidates.get(index, []))
     walk.finish_in_place(states.flatten(0, 1))
     return vocabulary_losses(walk.streamed, states, tokens, with_kl=False).nll.T.numpy()
+
+
+def _lost(unit: PruneUnit, removed: Iterable[int]) -> dict[int, tuple[Part, ...]]:
+    """The sub-layers that blocks have lost, in the order of `PARTS`."""
+    lost: dict[int, set[Part]] = {}
+    for block, parts in (parts_of(unit, one) for one in removed):
+        lost.setdefault(block, set()).update(parts)
+    return {block: tuple(part for part in PARTS if part in parts) for block, parts in lost.items()}
+
+
+def _by_block(unit: PruneUnit, candidates: Iterable[int]) -> dict[int, list[tuple[Part, ...]]]:
+    """What each block loses in each candidate that concerns it."""
+    found: dict[int, list[tuple[Part, ...]]] = {}
+    for block, parts in (parts_of(unit, one) for one in candidates):
+        found.setdefault(block, []).append(parts)
+    return found
 
 
 def _places_to_save(kept: list[int], candidates: list[int], spare_states: int) -> frozenset[int]:

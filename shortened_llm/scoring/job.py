@@ -1,17 +1,18 @@
 """What is to be scored, and the units of work that measure it."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from shortened_llm.config import BlockPruning, CalibrationConfig, ExperimentConfig
+from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig
 from shortened_llm.criteria import CRITERIA, reads_text
 from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
 from shortened_llm.data.sources import Documents
-from shortened_llm.records import ModelRef
+from shortened_llm.records import ModelRef, PruneUnit, num_units, units_gone, units_of
+from shortened_llm.records.transform import after_export
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,35 +20,43 @@ class ScoringJob:
     """A model, the criteria of one entry of `pruning`, one text, and the cuts that the scores are for."""
 
     model: ModelRef
-    pruning: BlockPruning
+    pruning: DepthPruning
     criteria: tuple[str, ...]
     """Those of the entry that this text is read for."""
     documents: Documents | None
     """Where a criterion reads text."""
     calibration: CalibrationConfig
     counts: tuple[int, ...]
-    """Numbers of blocks that plans will remove, ascending. Scores depend on them only where a criterion searches."""
+    """Numbers of units that plans will remove, ascending. Scores depend on them only where a criterion searches."""
     calibration_label: str | None = None
     """What tells this text from those of other jobs."""
     settings_labels: dict[str, str | None] = field(default_factory=dict)
     """What tells a criterion's settings from those of other jobs."""
 
     @property
-    def num_blocks(self) -> int:
-        return self.model.num_loaded_blocks
+    def unit(self) -> PruneUnit:
+        return self.pruning.unit
+
+    @property
+    def num_units(self) -> int:
+        return num_units(self.unit, self.model.num_loaded_blocks)
 
     @property
     def protected(self) -> tuple[int, ...]:
-        return protected_blocks(self.pruning, self.num_blocks)
+        """Units that do not go, or are gone."""
+        left = after_export(self.model.transforms, self.model.num_blocks)
+        gone = units_gone(self.unit, left, self.model.num_loaded_blocks)
+        return tuple(sorted({*protected_units(self.pruning, self.model.num_loaded_blocks), *gone}))
 
 
 def scoring_jobs(
-    config: ExperimentConfig, model: ModelRef, texts: Sequence[Documents], counts: tuple[int, ...]
+    config: ExperimentConfig, model: ModelRef, texts: Sequence[Documents], counts: Mapping[PruneUnit, tuple[int, ...]]
 ) -> tuple[ScoringJob, ...]:
     """What a configuration asks for: every entry of `pruning` with every calibration.
 
     Args:
         texts: of each calibration; none where no criterion reads text.
+        counts: numbers of units that plans will remove, ascending.
     """
     jobs = []
     labels = calibration_labels(config.calibrations)
@@ -61,7 +70,7 @@ def scoring_jobs(
                 criteria=criteria,
                 documents=texts[index] if texts else None,
                 calibration=calibration,
-                counts=counts,
+                counts=counts.get(entry.unit, ()),
                 calibration_label=label,
                 settings_labels={name: settings_label(config.prunings, entry, name) for name in criteria},
             )
@@ -84,10 +93,11 @@ def calibration_labels(calibrations: Sequence[CalibrationConfig]) -> tuple[str |
     return tuple(labels)
 
 
-def settings_label(entries: Sequence[BlockPruning], entry: BlockPruning, criterion: str) -> str | None:
+def settings_label(entries: Sequence[DepthPruning], entry: DepthPruning, criterion: str) -> str | None:
     """What tells one entry's removal by a criterion from that of the others, such as `protect_first=0`; None where no
     other has the criterion."""
-    every = [other.settings(criterion) for other in entries if criterion in other.criteria]
+    alike = [other for other in entries if other.unit == entry.unit and criterion in other.criteria]
+    every = [other.settings(criterion) for other in alike]
     own = entry.settings(criterion)
     differing = [name for name, value in own.items() if any(other[name] != value for other in every)]
     return ", ".join(f"{name}={own[name]}" for name in differing) or None
@@ -129,10 +139,10 @@ def work_name(unit: Unit, job: ScoringJob) -> str:
     return f"{unit.name} ({told_apart})" if told_apart else unit.name
 
 
-def protected_blocks(pruning: BlockPruning, num_blocks: int) -> tuple[int, ...]:
-    """Blocks that no plan removes: the first and the last ones, as configured."""
+def protected_units(pruning: DepthPruning, num_blocks: int) -> tuple[int, ...]:
+    """Units that no plan removes: those of the first and the last blocks, as configured."""
     last = range(max(0, num_blocks - pruning.protect_last), num_blocks)
-    return tuple(sorted({*range(min(pruning.protect_first, num_blocks)), *last}))
+    return units_of(pruning.unit, {*range(min(pruning.protect_first, num_blocks)), *last})
 
 
 def unit_of(criterion: str, job: ScoringJob) -> Unit | None:
@@ -174,6 +184,7 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     return {
         "stage": STAGE_VERSION,
         "statistic": statistic,
+        "unit": job.unit,
         "options": job.pruning.options(unit.criterion).model_dump() if unit.criterion else None,
         "model": job.model.identity,
         "dtype": job.pruning.dtype,

@@ -16,7 +16,7 @@ from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.records import FileEntry
+from shortened_llm.records import FileEntry, PruneUnit
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
 from shortened_llm.scoring.job import ScoringJob, Unit, identity, shards, unit_of
 from shortened_llm.scoring.magnitude import measure_magnitude
@@ -47,9 +47,11 @@ class Inputs:
     """Calibration sequences, [sequences, length]; none for a criterion that reads no text."""
     options: Any
     """The criterion's own."""
+    unit: PruneUnit
+    """What is to be scored."""
     protected: tuple[int, ...]
     num_removed: int
-    """Blocks that go at the largest cut."""
+    """Units that go at the largest cut."""
     memory_gib: float | None
 
 
@@ -61,6 +63,7 @@ MEASUREMENTS: dict[str, Callable[[Inputs], np.ndarray]] = {
         given.tokens,
         given.protected,
         given.num_removed,
+        unit=given.unit,
         memory_gib=given.memory_gib,
     ),
 }
@@ -129,12 +132,13 @@ def _values(unit: Unit, job: ScoringJob, device: str, memory_gib: float | None) 
     tokens = _tokens(unit, job, streamed) if unit.stop else torch.empty((0, 0), dtype=torch.int64)
     if unit.criterion is None:
         names = walked(unit.statistics)
-        return walk_statistics(streamed, tokens, names, memory_gib=memory_gib)
+        return walk_statistics(streamed, tokens, names, unit=job.unit, memory_gib=memory_gib)
     (statistic,) = unit.statistics
     given = Inputs(
         streamed=streamed,
         tokens=tokens,
         options=job.pruning.options(unit.criterion),
+        unit=job.unit,
         protected=job.protected,
         num_removed=max(job.counts, default=0),
         memory_gib=memory_gib,
@@ -155,7 +159,7 @@ def _tokens(unit: Unit, job: ScoringJob, streamed: StreamedModel) -> torch.Tenso
 
 
 def measured(criterion: str, job: ScoringJob, store: Store, *, num_shards: int) -> np.ndarray:
-    """What a criterion is reduced from, merged from its shards where it was cut; the indices of the blocks where
+    """What a criterion is reduced from, merged from its shards where it was cut; the numbers of the units where
     nothing is measured.
 
     Statistics are kept per sequence, so the merge is exact: the sequences in their order.
@@ -165,7 +169,7 @@ def measured(criterion: str, job: ScoringJob, store: Store, *, num_shards: int) 
     """
     whole = unit_of(criterion, job)
     if whole is None:
-        return np.arange(job.num_blocks)
+        return np.arange(job.num_units)
     if (values := _read(whole, job, store)) is not None:
         return values
     parts = [_read(shard, job, store) for shard in shards(whole, num_shards)]

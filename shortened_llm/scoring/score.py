@@ -1,4 +1,4 @@
-"""Scores of every block by one criterion, reduced from what was measured."""
+"""Scores of every unit by one criterion, reduced from what was measured."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import CriterionScores, Measured
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import BlockScores
+from shortened_llm.records import UnitScores
 from shortened_llm.scoring.confidence import resampled_cuts
 from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob, identity, rankings, unit_of
 from shortened_llm.scoring.measure import measured
@@ -16,12 +16,12 @@ from shortened_llm.storage.layout import SCORES
 from shortened_llm.storage.store import Store
 
 
-def score_all(jobs: Sequence[ScoringJob], store: Store, *, num_shards: int = 1) -> tuple[BlockScores, ...]:
+def score_all(jobs: Sequence[ScoringJob], store: Store, *, num_shards: int = 1) -> tuple[UnitScores, ...]:
     """The scores that the jobs ask for, once their units of work are done."""
-    return tuple(score_blocks(criterion, job, store, num_shards=num_shards) for criterion, job in rankings(jobs))
+    return tuple(score_units(criterion, job, store, num_shards=num_shards) for criterion, job in rankings(jobs))
 
 
-def score_blocks(criterion: str, job: ScoringJob, store: Store, *, num_shards: int = 1) -> BlockScores:
+def score_units(criterion: str, job: ScoringJob, store: Store, *, num_shards: int = 1) -> UnitScores:
     """The scores of a criterion whose units of work are done; stored and returned.
 
     Raises:
@@ -29,7 +29,7 @@ def score_blocks(criterion: str, job: ScoringJob, store: Store, *, num_shards: i
     """
     its_identity = _identity(criterion, job)
     key = fingerprint(its_identity)
-    record = store.read(SCORES, key, BlockScores)
+    record = store.read(SCORES, key, UnitScores)
     if record is None:
         record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
         store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
@@ -38,7 +38,7 @@ def score_blocks(criterion: str, job: ScoringJob, store: Store, *, num_shards: i
     return replace(record, calibration=text, settings=job.settings_labels.get(criterion))
 
 
-def _reduce(criterion: str, job: ScoringJob, store: Store, num_shards: int) -> BlockScores:
+def _reduce(criterion: str, job: ScoringJob, store: Store, num_shards: int) -> UnitScores:
     row, options = CRITERIA[criterion], job.pruning.options(criterion)
 
     def reduce(values: np.ndarray) -> CriterionScores:
@@ -47,8 +47,9 @@ def _reduce(criterion: str, job: ScoringJob, store: Store, num_shards: int) -> B
     values = measured(criterion, job, store, num_shards=num_shards)
     scores = reduce(values)
     tokens = job.calibration.num_sequences * job.calibration.sequence_length if row.reads_text else 0
-    return BlockScores(
+    return UnitScores(
         criterion=criterion,
+        unit=job.unit,
         scores=scores.scores,
         order=scores.order,
         sets=scores.sets,
@@ -69,7 +70,8 @@ def _identity(criterion: str, job: ScoringJob) -> dict[str, object]:
         "criterion": criterion,
         "options": job.pruning.options(criterion).model_dump(),
         "measurement": None if unit is None else identity(unit, job),
-        "num_blocks": job.num_blocks,
+        "unit": job.unit,
+        "num_units": job.num_units,
         "protected": job.protected,
         "cuts": job.counts,
     }

@@ -13,7 +13,7 @@ from functools import cached_property
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.models.build import empty_model
-from shortened_llm.models.view import transformed_config
+from shortened_llm.models.view import transformed_model
 from shortened_llm.records import Recipe, Transform, TrialResult, TrialSpec
 from shortened_llm.retraining.flops import training_flops
 from shortened_llm.retraining.job import Run
@@ -45,7 +45,7 @@ class Shapes:
 
     def student(self, transforms: Sequence[Transform], recipe: Recipe) -> PreTrainedModel:
         """A view as the recipe trains it, without weights: what is frozen lies in the compute type."""
-        model = empty_model(transformed_config(self._config, transforms))
+        model = transformed_model(self._config, transforms)
         prepare_method(model, recipe, self._dtype)
         return model
 

@@ -10,7 +10,8 @@ import torch
 from shortened_llm.config import ExperimentConfig, ResourcesConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.gpus import Gpu, gpu_of
-from shortened_llm.records import BlocksTransform, Recipe, Transform
+from shortened_llm.pruning.target import Request
+from shortened_llm.records import ModelSize, Recipe, Target, Transform, num_units, removal
 from shortened_llm.retraining.launch import CHECKPOINTS_KEPT
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.retraining.schedule import stable_end
@@ -97,10 +98,10 @@ class _Alike:
     """Candidates, or controls, that cost the same."""
 
     count: int
-    removed: int
-    """Blocks, in the end."""
+    shape: tuple[Transform, ...]
+    """The model that comes out in the end."""
     runs: tuple[tuple[tuple[Transform, ...], Recipe], ...]
-    """Those on the corpus, each with the shape that it trains; which blocks are left makes no difference here."""
+    """Those on the corpus, each with the shape that it trains; which units are left makes no difference here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +136,9 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
         accelerator_hours=seconds * config.resources.accelerators / 3600 if is_known else None,
         hours=max(seconds / config.search.max_concurrent_trials, longest) / 3600 if is_known else None,
         cheapest=min((one.cost for one in trained), key=lambda cost: cost.seconds or 0.0, default=NOTHING),
-        model_bytes=sum(one.number * facts.size.without(range(one.of.removed)).num_bytes for one in trained),
+        model_bytes=sum(one.number * facts.size.after(one.of.shape).num_bytes for one in trained),
         checkpoint_bytes=_checkpoint_bytes(config, trained, shapes),
-        memory=_memory(config, trained, shapes, memory),
+        memory=_memory(config, trained, shapes, memory, facts.size),
         evaluator=evaluator_memory(shapes.dense, config, memory=memory),
         scorer=scorer_memory(shapes.dense, config, memory=memory),
         gpu_memory=memory,
@@ -188,36 +189,49 @@ def _gpus_of(capacity: Capacity) -> dict[str, Gpu | None]:
 
 def _candidates(config: ExperimentConfig, facts: ModelFacts) -> list[list[_Alike]]:
     """Those of each target."""
+    by_target: dict[Target, list[Request]] = {}
+    for request in facts.requests:
+        by_target.setdefault(request.target, []).append(request)
     return [
         [
-            _alike(config, facts, min(request.counts), chain, config.num_rankings, rounds)
+            _alike(config, facts, request, chain, config.num_rankings(request.unit), rounds)
+            for request in of_target
             for method in config.retraining.methods
             for chain in chains(config.retraining, method, config.retraining.budget(request.target.ratio), None)
             for rounds in config.retraining.rounds(method, config.search.rounds)
         ]
-        for request in facts.requests
+        for of_target in by_target.values()
     ]
 
 
 def _controls(config: ExperimentConfig, facts: ModelFacts) -> list[_Alike]:
     retraining = config.retraining
-    of_targets = [(min(one.counts), retraining.budget(one.target.ratio)) for one in facts.requests]
+    of_targets = [(one, retraining.budget(one.target.ratio)) for one in facts.requests]
     found = []
     for control in config.search.controls:
         method = "scratch" if control == "scratch" else "cpt"
-        for removed, budget in [(0, budget) for budget in retraining.budgets] if control == "dense" else of_targets:
-            found += [_alike(config, facts, removed, chain, 1) for chain in chains(retraining, method, budget, None)]
+        for asked, budget in [(None, budget) for budget in retraining.budgets] if control == "dense" else of_targets:
+            found += [_alike(config, facts, asked, chain, 1) for chain in chains(retraining, method, budget, None)]
     return found
 
 
 def _alike(
-    config: ExperimentConfig, facts: ModelFacts, removed: int, chain: Sequence[Recipe], count: int, rounds: int = 1
+    config: ExperimentConfig,
+    facts: ModelFacts,
+    request: Request | None,
+    chain: Sequence[Recipe],
+    count: int,
+    rounds: int = 1,
 ) -> _Alike:
-    gone = steps_to(removed, rounds)
-    shapes = [(BlocksTransform(kept=tuple(range(facts.num_blocks - each))),) if each else () for each in gone]
+    """Candidates of a request, or dense models where there is none."""
+    shapes: list[tuple[Transform, ...]] = [()]
+    if request is not None:
+        units = num_units(request.unit, facts.num_blocks)
+        gone = steps_to(min(request.counts), rounds)
+        shapes = [removal(request.unit, range(units - each, units), facts.num_blocks) for each in gone]
     recipes = divided(chain, rounds)
     every = [(shapes[index // len(chain)], recipe) for index, recipe in enumerate(recipes)]
-    return _Alike(count=count, removed=removed, runs=tuple(run for run in every if run[1].train_on == "corpus"))
+    return _Alike(count=count, shape=shapes[-1], runs=tuple(run for run in every if run[1].train_on == "corpus"))
 
 
 def _climb(
@@ -275,13 +289,13 @@ def _checkpoint_bytes(config: ExperimentConfig, trained: Sequence[_Expected], sh
 
 
 def _memory(
-    config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes, memory: float | None
+    config: ExperimentConfig, trained: Sequence[_Expected], shapes: Shapes, memory: float | None, size: ModelSize
 ) -> ProcessMemory | None:
     """The largest view of each way to train is tried; the one that takes most counts."""
     largest: dict[object, tuple[tuple[Transform, ...], Recipe]] = {}
     for transforms, recipe in (run for one in trained for run in one.of.runs):
         known = largest.get(key := (recipe.method, recipe.sequence_length))
-        if known is None or _num_kept(transforms) > _num_kept(known[0]):
+        if known is None or size.after(transforms).parameters > size.after(known[0]).parameters:
             largest[key] = transforms, recipe
     found = [
         worker_memory(
@@ -291,11 +305,6 @@ def _memory(
         for transforms, recipe in largest.values()
     ]  # fmt: skip
     return max(found, key=lambda one: one.peak, default=None)
-
-
-def _num_kept(transforms: tuple[Transform, ...]) -> float:
-    """Blocks (count) of a view; the dense model has more than any other."""
-    return len(transforms[0].kept) if transforms else math.inf
 
 
 def _notes(config: ExperimentConfig) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.evaluation.units import unit_fingerprint
 from shortened_llm.records import (
-    BlockScores,
     EvalScores,
     Experiment,
     Provenance,
@@ -16,6 +15,7 @@ from shortened_llm.records import (
     Size,
     TrainingData,
     TrialSpec,
+    UnitScores,
 )
 from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.search.baseline import DenseScores
@@ -31,7 +31,7 @@ def planned_experiment(
     roles: TextRoles,
     space: SearchSpace,
     baseline: DenseScores,
-    scores: Sequence[BlockScores],
+    scores: Sequence[UnitScores],
     origin: Provenance,
     size: Size,
 ) -> Experiment:
@@ -48,7 +48,7 @@ def planned_experiment(
         dense_fingerprint=space.dense.fingerprint,
         dense_selection=baseline.selection,
         dense_report=baseline.report,
-        block_scores=tuple(scores),
+        unit_scores=tuple(scores),
         trials=(),
         unseen_units=tuple(
             unit_fingerprint(unit, config.model.dtype)

@@ -19,7 +19,7 @@ from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
 from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
-from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_training
+from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_sublayers, try_training
 from shortened_llm.storage.store import Store
 
 
@@ -151,6 +151,8 @@ def _try_on_toy(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, 
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
         try_scoring(toy, config.criteria)
+        if any(entry.unit == "sublayer" for entry in config.prunings):
+            try_sublayers(toy)
         if trains and retraining.runs:
             for lora in retraining.adapters or (None,):
                 try_training(toy, lora=lora, isolate_documents=retraining.isolate_documents)

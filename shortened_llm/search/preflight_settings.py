@@ -11,10 +11,10 @@ from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks
 from shortened_llm.pruning.target import Request, requests
-from shortened_llm.records import ModelSize
+from shortened_llm.records import ModelSize, PruneUnit, removal
 from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.retraining.recipe import chains
-from shortened_llm.scoring.job import protected_blocks
+from shortened_llm.scoring.job import protected_units
 from shortened_llm.search.cluster.trackers import check_tracking
 from shortened_llm.search.stored.experiment import read_config
 from shortened_llm.search.strategies.sampled import check_optuna
@@ -40,9 +40,12 @@ class ModelFacts:
         return int(self.model_config.vocab_size)
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Numbers of blocks that may be removed, ascending."""
-        return tuple(sorted({count for request in self.requests for count in request.counts}))
+    def counts(self) -> dict[PruneUnit, tuple[int, ...]]:
+        """Numbers of units that may be removed, ascending."""
+        found: dict[PruneUnit, set[int]] = {}
+        for request in self.requests:
+            found.setdefault(request.unit, set()).update(request.counts)
+        return {unit: tuple(sorted(counts)) for unit, counts in found.items()}
 
 
 def check_settings(
@@ -86,18 +89,29 @@ def check_unchanged(config: ExperimentConfig, store: Store) -> None:
 
 
 def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...]:
-    asked: tuple[Request, ...] = ()
+    """What the search asks for, of each unit that is removed.
+
+    Raises:
+        BadInputError: naming the field.
+    """
+    asked: dict[PruneUnit, tuple[Request, ...]] = {}
     num_blocks = len(size.block_parameters)
     for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
-        protected = protected_blocks(entry, num_blocks)
-        if len(protected) >= num_blocks:
+        if entry.unit == "sublayer" and size.part_parameters is None:
+            raise BadInputError(
+                f"{path}.unit: is 'sublayer', but the blocks of this architecture do not have one attention and one "
+                "MLP each; use block"
+            )
+        protected = protected_units(entry, num_blocks)
+        if len(protected) >= len(size.of_units(entry.unit)):
             raise BadInputError(
                 f"{path}.protect_first {entry.protect_first} and protect_last {entry.protect_last} "
                 f"protect all {num_blocks} blocks"
             )
-        asked = requests(config.search, size, protected)  # of all entries alike
-    _check_sizes(config, size, asked)
-    return asked
+        asked[entry.unit] = requests(config.search, size, protected, entry.unit)  # of all such entries alike
+    found = tuple(request for of_unit in asked.values() for request in of_unit)
+    _check_sizes(config, size, found)
+    return found
 
 
 def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
@@ -105,22 +119,29 @@ def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Requ
     blocks it loses."""
     if not asked:
         return
-    fewest, rounds = min((min(request.counts), request.target.name) for request in asked), max(config.search.rounds)
-    if rounds > fewest[0]:
+    fewest, rounds = min(asked, key=lambda request: request.counts[0]), max(config.search.rounds)
+    if rounds > fewest.counts[0]:
         raise BadInputError(
-            f"search.rounds: has {rounds}, but {fewest[1]} removes {fewest[0]} blocks; in each round at least one goes"
+            f"search.rounds: has {rounds}, but {fewest.target.name} removes {fewest.counts[0]} {fewest.unit}s; in each "
+            "round at least one goes"
         )
     most = config.search.constraints.max_bytes if config.search.constraints else None
     if most is None:
         return
-    largest_first = sorted(range(len(size.block_parameters)), key=lambda block: -size.block_parameters[block])
-    count = max(request.counts[-1] for request in asked)
-    smallest = size.without(largest_first[:count]).num_bytes
+    smallest, request = min(((_smallest(one, size), one) for one in asked), key=lambda found: found[0])
     if smallest > most:
         raise BadInputError(
-            f"search.constraints.max_bytes: is {most:,}, but the smallest candidate, without {count} blocks, has "
-            f"{smallest:,}; raise it, or give larger search.ratios"
+            f"search.constraints.max_bytes: is {most:,}, but the smallest candidate, without {request.counts[-1]} "
+            f"{request.unit}s, has {smallest:,}; raise it, or give larger search.ratios"
         )
+
+
+def _smallest(request: Request, size: ModelSize) -> int:
+    """Bytes of the smallest model that a request may lead to."""
+    sizes = size.of_units(request.unit)
+    largest_first = sorted(range(len(sizes)), key=lambda unit: -sizes[unit])
+    removed = largest_first[: request.counts[-1]]
+    return size.after(removal(request.unit, removed, len(size.block_parameters))).num_bytes
 
 
 def check_context(config: ExperimentConfig, model_config: PretrainedConfig, faults: Faults) -> None:
@@ -149,7 +170,10 @@ def count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
 
     retraining, search = config.retraining, config.search
     budgets = [retraining.budget(request.target.ratio) for request in asked]
-    count = sum(config.num_rankings * of_methods(retraining.methods, budget, in_rounds=True) for budget in budgets)
+    count = sum(
+        config.num_rankings(request.unit) * of_methods(retraining.methods, budget, in_rounds=True)
+        for request, budget in zip(asked, budgets, strict=True)
+    )
     if search.trials is not None:
         count = search.trials if config.ranges else min(search.trials, count)
     if "random" in search.controls:

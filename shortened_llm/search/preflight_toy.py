@@ -3,18 +3,18 @@
 import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
 from shortened_llm.models.build import empty_model
-from shortened_llm.models.bypass import bypassing
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import check_generation, export_view, probe_tokens
 from shortened_llm.models.head import IGNORE, check_head, next_token_labels, training_loss
@@ -23,8 +23,9 @@ from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.toy import build_toy
+from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
-from shortened_llm.records import LoraOptions, ModelRef, Transform
+from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
     check_neutral,
@@ -96,6 +97,7 @@ def try_scoring(toy: Toy, criteria: Iterable[str]) -> None:
                     streamed=StreamedModel.open(toy.ref, "float32"),
                     tokens=toy.tokens,
                     options=row.options(),
+                    unit="block",
                     protected=tuple(range(1, toy.ref.num_blocks)),
                     num_removed=1,
                     memory_gib=None,
@@ -121,6 +123,20 @@ def try_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool)
             _try_adapters(toy, lora)
     if isolate_documents:
         choose_isolation(config)
+
+
+def try_sublayers(toy: Toy) -> None:
+    """Score one sub-layer of each kind, and try a plan without them.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    last = toy.ref.num_blocks - 1
+    removed = SublayersTransform.without([(0, "attention"), (last, "mlp")])
+    try_plan(toy.config, toy, (removed,), field="pruning.unit", advice="use unit: block")
+    with _trying(toy.config, "scored by sub-layers", field="pruning.unit", advice="use unit: block"):
+        streamed = StreamedModel.open(toy.ref, "float32")
+        walk_statistics(streamed, toy.tokens, [NLL], unit="sublayer", memory_gib=None, candidates=(0, 2 * last + 1))
 
 
 def try_export(toy: Toy) -> None:
@@ -151,25 +167,46 @@ def try_plans(
     faults.raise_any()
 
 
-def try_plan(config: PretrainedConfig, toy: Toy, transforms: Sequence[Transform]) -> None:
-    """Check that the architecture can be changed so. Load the toy's view, compare it with the toy in which removed
-    blocks pass on what they get, and generate with the cache.
+def try_plan(
+    config: PretrainedConfig,
+    toy: Toy,
+    transforms: Sequence[Transform],
+    *,
+    field: str = "model.path",
+    advice: str = "choose another ratio or criterion",
+) -> None:
+    """Check that the architecture can be changed so. Load the toy's view, compare it with the toy that does the same in
+    another way, and generate with the cache.
 
     Raises:
         BadInputError: naming the family.
     """
     num_blocks = toy.ref.num_blocks
-    removed = [block for transform in transforms for block in transform.removed(num_blocks)]
     what = " ".join(("used", *(transform.describe(num_blocks) for transform in transforms)))
-    with _trying(toy.config, what, advice="choose another ratio or criterion"):
+    with _trying(toy.config, what, field=field, advice=advice):
         check_transforms(config, transforms)
         view = load_model(toy.ref.view(transforms), "float32")
         check_head(view)
-        with torch.no_grad(), bypassing(toy.model, removed, toy.tokens):
-            bypassed = toy.model(input_ids=toy.tokens, use_cache=False).logits
-        found = view(input_ids=toy.tokens, use_cache=False).logits
-        _compare(found, bypassed, "the other blocks compute something else without them")
+        with torch.no_grad(), ExitStack() as imitations:
+            for transform in transforms:
+                imitations.enter_context(KINDS[transform.kind].imitate(toy.model, transform, toy.tokens))
+            imitated = toy.model(input_ids=toy.tokens, use_cache=False).logits
+        with torch.no_grad():
+            found = view(input_ids=toy.tokens, use_cache=False).logits
+            _compare(found, imitated, "what is left computes something else without it")
+            if any(KINDS[transform.kind].change for transform in transforms):
+                _compare(_with_cache(view, toy.tokens), found, "the KV cache changes it")
         check_generation(view)
+
+
+def _with_cache(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of `tokens`, [batch, seq], of which the second half comes one by one behind a KV cache."""
+    start = tokens.shape[1] // 2
+    outputs = [model(input_ids=tokens[:, :start], use_cache=True)]
+    for place in range(start, tokens.shape[1]):
+        cache = outputs[-1].past_key_values
+        outputs.append(model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True))
+    return torch.cat([output.logits for output in outputs], dim=1)
 
 
 @contextlib.contextmanager

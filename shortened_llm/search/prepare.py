@@ -9,9 +9,9 @@ from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
-from shortened_llm.records import BlockScores, PrunePlan
+from shortened_llm.records import PrunePlan, UnitScores
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
-from shortened_llm.scoring.score import score_blocks
+from shortened_llm.scoring.score import score_units
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import ProgressLog
@@ -34,7 +34,7 @@ class Prepared:
     space: SearchSpace
     pool: EvaluationPool
     baseline: DenseScores
-    scores: tuple[BlockScores, ...]
+    scores: tuple[UnitScores, ...]
     candidates: Candidates
 
 
@@ -76,15 +76,15 @@ def prepare(
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )
-    candidates = _candidates(config, facts, scores, jobs[0], store, given)
+    candidates = _candidates(config, facts, scores, jobs, store, given)
     return Prepared(space=space, pool=pool, baseline=baseline, scores=scores, candidates=candidates)
 
 
 def _candidates(
     config: ExperimentConfig,
     facts: SearchFacts,
-    scores: Sequence[BlockScores],
-    job: ScoringJob,
+    scores: Sequence[UnitScores],
+    jobs: Sequence[ScoringJob],
     store: Store,
     given: Rescoring | None,
 ) -> Candidates:
@@ -95,7 +95,8 @@ def _candidates(
         if control == "dense":
             controls[control] = (dense_plan(facts.size),)
         elif control == "random":
-            controls[control] = make_plans(config.search, [score_blocks("random", job, store)], facts.size)
+            drawn = [score_units("random", job, store) for job in {job.unit: job for job in jobs[::-1]}.values()]
+            controls[control] = make_plans(config.search, drawn, facts.size)
         else:
             controls[control] = one_of_each_target(plans)
     every = {plan.transforms for of_control in (plans, *controls.values()) for plan in of_control}

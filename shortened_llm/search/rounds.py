@@ -11,7 +11,16 @@ from itertools import pairwise
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.pruning.plan import plan_of
-from shortened_llm.records import BlockScores, BlocksTransform, ModelRef, ModelSize, PrunePlan, Recipe, Rounds
+from shortened_llm.records import (
+    ModelRef,
+    ModelSize,
+    PrunePlan,
+    Recipe,
+    Rounds,
+    UnitScores,
+    removal,
+    units_gone,
+)
 from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob
 
 SEEDS_APART = 10_000
@@ -20,9 +29,9 @@ SEEDS_APART = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescoring:
-    """How blocks are chosen, of whichever model."""
+    """How units are chosen, of whichever model."""
 
-    scores: Mapping[str, BlockScores]
+    scores: Mapping[str, UnitScores]
     """Those of the dense model, by ranking."""
     jobs: Mapping[str, ScoringJob]
     """What each ranking is scored by, its criterion alone."""
@@ -30,16 +39,15 @@ class Rescoring:
     """That of the dense model."""
 
     def again(self, ranking: str, model: ModelRef, count: int) -> ScoringJob:
-        """The scoring by which `count` blocks of another model are chosen."""
+        """The scoring by which `count` units of another model are chosen."""
         return replace(self.jobs[ranking], model=model, counts=(count,))
 
     def plan(self, plan: PrunePlan, model: ModelRef) -> PrunePlan:
         """What was done to the dense model in the end, where `plan` is what its own scores chose at once."""
-        removed = [t.removed(plan.dense.blocks) for t in model.origin or () if t.kind == "blocks"]
-        return plan_of(removed[0], plan.labels, self.size) if removed else plan
+        return plan_of(model.shortening, plan.labels, self.size) if model.shortening else plan
 
 
-def rescoring(scores: Sequence[BlockScores], rankings: Sequence[tuple[str, ScoringJob]], size: ModelSize) -> Rescoring:
+def rescoring(scores: Sequence[UnitScores], rankings: Sequence[tuple[str, ScoringJob]], size: ModelSize) -> Rescoring:
     """Put together what rounds need.
 
     Args:
@@ -57,12 +65,12 @@ def by_ranking(plan: PrunePlan) -> Iterator[PrunePlan]:
 
 
 def rounds_to(plan: PrunePlan, number: int, given: Rescoring) -> Rounds:
-    """Reach the plan of one ranking in so many rounds, of as equal steps as blocks allow."""
+    """Reach the plan of one ranking in so many rounds, of as equal steps as its units allow."""
     ranking = plan.labels[0].ranking
     scores = given.scores[ranking]
-    gone = steps_to(len(plan.removed_blocks), number)
-    kept = BlocksTransform.without(scores.removed(gone[0]), plan.dense.blocks)
-    return Rounds(gone=gone, first=(kept,), way=_way(given.jobs[ranking]))
+    gone = steps_to(len(units_gone(scores.unit, plan.transforms, plan.dense.blocks)), number)
+    first = removal(scores.unit, scores.removed(gone[0]), plan.dense.blocks)
+    return Rounds(gone=gone, unit=scores.unit, first=first, way=_way(given.jobs[ranking]))
 
 
 def _way(job: ScoringJob) -> str:
@@ -77,7 +85,7 @@ def _way(job: ScoringJob) -> str:
 
 
 def steps_to(removed: int, number: int) -> tuple[int, ...]:
-    """Blocks (count) that are gone after each of so many rounds."""
+    """Units (count) that are gone after each of so many rounds."""
     return tuple(round(removed * (index + 1) / number) for index in range(number))
 
 

@@ -5,7 +5,7 @@ from shortened_llm.config.metric import objective
 from shortened_llm.data.sources import TextRoles
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
-from shortened_llm.records import LoraOptions
+from shortened_llm.records import LoraOptions, PruneUnit, num_units
 from shortened_llm.records.objective import PERPLEXITY
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast
@@ -131,10 +131,18 @@ def _texts(roles: TextRoles) -> list[str]:
     return lines
 
 
+def _removed(unit: PruneUnit, facts: ModelFacts) -> str:
+    counts = [
+        f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests if one.unit == unit
+    ]
+    title = {"block": "blocks", "sublayer": "sub-layers"}[unit]
+    return f"{', '.join(counts)} of {num_units(unit, facts.num_blocks)} {title}"
+
+
 def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, store: Store, forecast: Forecast) -> str:
     """Plain text: trials, tokens, costs, texts and where results go."""
     retraining, resources = config.retraining, config.resources
-    counts = ", ".join(f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests)
+    counts = "; ".join(_removed(unit, facts) for unit in facts.counts)
     texts = ", ".join(
         f"{one.num_sequences} x {one.sequence_length} tokens of {one.label}"
         for one in (config.calibrations if config.reads_calibration else ())
@@ -143,7 +151,7 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
         f"experiment  {config.experiment} in {store.experiment_url(config.experiment)}",
         f"model       {config.model.path}: {facts.num_blocks} blocks",
         f"scoring     {', '.join(config.criteria)}{' on ' if texts else ''}{texts}",
-        f"removes     {counts} of {facts.num_blocks} blocks",
+        f"removes     {counts}",
         f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]

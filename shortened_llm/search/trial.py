@@ -9,7 +9,13 @@ from pydantic import ValidationError
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
-from shortened_llm.records import BlocksTransform, ModelRef, Provenance, RetrainedModel, TrialResult, TrialSpec
+from shortened_llm.records import (
+    ModelRef,
+    Provenance,
+    RetrainedModel,
+    TrialResult,
+    TrialSpec,
+)
 from shortened_llm.retraining.launch import is_retrained, retrain
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.scoring import score
@@ -146,8 +152,8 @@ def train_runs(
 
 
 def _shortened(model: ModelRef, count: int, spec: TrialSpec, context: TrainContext, progress: Progress) -> ModelRef:
-    """The model without the `count` blocks that its own scores choose."""
-    LOGGER.info("scoring the blocks of the retrained model")
+    """The model without the `count` units that its own scores choose."""
+    LOGGER.info("scoring the retrained model")
     job = context.space.scoring(spec, model, count)
     (scores,) = score((job,), context.resources, context.store, progress)
-    return model.view((BlocksTransform.without(scores.removed(count), model.num_blocks),))
+    return model.without(scores.unit, scores.removed(count))

@@ -25,7 +25,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.models.stage import inspect_model, stage_model
-from shortened_llm.records import BlockScores
+from shortened_llm.records import UnitScores
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs
 from shortened_llm.scoring.measure import measured
 from shortened_llm.search.preflight import ScoringFacts, check_evaluation
@@ -117,7 +117,7 @@ def configuration(model: Published, calibration: Mapping[str, object], storage: 
     )
 
 
-def compare_order(scores: BlockScores, published: Sequence[int], job: ScoringJob, store: Store) -> Iterator[Compared]:
+def compare_order(scores: UnitScores, published: Sequence[int], job: ScoringJob, store: Store) -> Iterator[Compared]:
     """Each published place beside that of our order; protected blocks are in neither."""
     ours = [block for block in scores.order if block not in scores.protected]
     # Of the paper's criteria only PPL has a value for each sequence.

@@ -88,7 +88,7 @@ def test_other_blocks_and_another_perplexity_drift(measured: Published, verdicts
 def test_blocks_that_are_not_told_apart_may_change_places(config: ExperimentConfig) -> None:
     """Blocks 5 and 6, where none is protected, differ by less than two standard errors."""
     store = Store.at(config.storage.url)
-    (job,) = scoring_jobs(config, stage_model(config.model, store), text_roles(config).calibration, ())
+    (job,) = scoring_jobs(config, stage_model(config.model, store), text_roles(config).calibration, {})
     ppl, _ = score_all([job], store)
     order = list(ppl.order)
     place = order.index(6)

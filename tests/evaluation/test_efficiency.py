@@ -133,7 +133,7 @@ def test_the_speed_up_is_the_median_over_the_turns(tiny_model: ModelRef, monkeyp
 
     def generate(self: PreTrainedModel, *args: object, **kwargs: object) -> object:
         # The view waits for twice as long as the whole model, but for the disturbed call, the fourth one.
-        time.sleep(3.0 if next(calls) == 3 else {8: 0.1, 5: 0.2}[self.config.num_hidden_layers])
+        time.sleep(3.0 if next(calls) == 3 else {8: 0.3, 5: 0.6}[self.config.num_hidden_layers])
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(GenerationMixin, "generate", generate)

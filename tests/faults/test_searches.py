@@ -90,7 +90,7 @@ def test_nodes_that_never_come_fail_the_trial_and_impossible_ones_are_refused(
         refused.end(code=2)
         assert "GPU" in refused.said
         assert not refused.storage.exists(), "something was written"
-    search = make_search(barren.environment, resources=resources, search={"ratios": [0.25]}).start()
+    search = make_search(barren.environment, resources=resources, search={"ratios": [0.25], "rehearsal": False}).start()
     search.wait_for(lambda: "starting training workers" in search.said, "trial")
     waits = time.monotonic()
     search.end(code=1)

@@ -17,7 +17,7 @@ from jobs import prune, retrain, score, search
 from jobs.cli import make_parser, parse_command, run
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import BlockScores, from_json
+from shortened_llm.records import UnitScores, from_json
 
 ROOT = Path(__file__).parents[2]
 Main = Callable[[list[str]], None]
@@ -377,10 +377,10 @@ def test_help_documents_every_field(command) -> None:
 def test_score_prints_and_writes_json(command, tmp_path: Path) -> None:
     code, out, err = command(score.main, "--output", str(tmp_path / "out"))
     assert code == 0
-    printed = [from_json(BlockScores, line) for line in out.splitlines()]
+    printed = [from_json(UnitScores, line) for line in out.splitlines()]
     assert [scores.criterion for scores in printed] == ["ppl", "magnitude"]
     for scores in printed:
-        assert from_json(BlockScores, (tmp_path / "out" / f"{scores.criterion}.json").read_text()) == scores
+        assert from_json(UnitScores, (tmp_path / "out" / f"{scores.criterion}.json").read_text()) == scores
         assert scores.protected == (0, 7)
     assert "dense perplexity" in err
 
@@ -395,7 +395,7 @@ def test_score_numbers_several_rankings_by_a_criterion(command, tmp_path: Path, 
         "ppl-1.json",
         "ppl-2.json",
     ]
-    found = [from_json(BlockScores, (tmp_path / "out" / f"ppl-{number}.json").read_text()) for number in (1, 2)]
+    found = [from_json(UnitScores, (tmp_path / "out" / f"ppl-{number}.json").read_text()) for number in (1, 2)]
     assert [scores.calibration for scores in found] == ["seed 1234", "seed 5"]
     assert "ppl (seed 5): " in err
 

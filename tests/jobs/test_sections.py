@@ -7,7 +7,7 @@ import yaml
 
 from jobs import evaluate, prune, retrain, score, search, submit
 from jobs.cli import run
-from shortened_llm.records import BlockScores, from_json
+from shortened_llm.records import UnitScores, from_json
 from tests.jobs.test_cli import Main, command
 
 __all__ = ["command"]
@@ -32,7 +32,7 @@ def test_scoring_needs_neither_training_data_nor_evaluation(command, tiny_values
     assert (code, out) == (0, "would score 8 blocks by ppl, magnitude\n"), err
     code, out, err = command(score.main, values=values)
     assert code == 0, err
-    alone = [from_json(BlockScores, line) for line in out.splitlines()]
+    alone = [from_json(UnitScores, line) for line in out.splitlines()]
     assert [(scores.criterion, len(scores.order)) for scores in alone] == [("ppl", 8), ("magnitude", 8)]
     assert "(all documents)" in alone[0].protocol
 

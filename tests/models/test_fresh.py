@@ -17,14 +17,14 @@ from tests.models.families import COMMON, FAMILIES
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_drawn(family: str) -> None:
-    drawn = dict(fresh_weights(FAMILIES[family], seed=0))
+    drawn = dict(fresh_weights(empty_model(FAMILIES[family]), seed=0))
     named = dict(empty_model(FAMILIES[family]).named_parameters(remove_duplicate=False))
     assert {name: value.shape for name, value in drawn.items()} == {name: p.shape for name, p in named.items()}
     assert all(value.isfinite().all() for value in drawn.values())
 
 
 def test_the_seed_decides_and_no_two_blocks_are_alike() -> None:
-    first, again, other = (dict(fresh_weights(FAMILIES["llama"], seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (dict(fresh_weights(empty_model(FAMILIES["llama"]), seed=seed)) for seed in (0, 0, 1))
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     name = "model.layers.{}.mlp.up_proj.weight"
     assert not torch.equal(first[name.format(0)], other[name.format(0)])
@@ -37,8 +37,8 @@ def test_the_seed_decides_and_no_two_blocks_are_alike() -> None:
 def test_a_view_gets_them_all(family: str, save_random_model: SaveModel) -> None:
     _, ref = save_random_model(FAMILIES[family])
     view = load_model(ref.view(keeping((0, 2, 5))), "float32")
-    draw_weights(view, seed=3)
-    drawn = dict(fresh_weights(view.config, seed=3))
+    draw_weights(view, ref.view(keeping((0, 2, 5))), seed=3)
+    drawn = dict(fresh_weights(empty_model(view.config), seed=3))
     for name, parameter in view.named_parameters():
         assert torch.equal(parameter, drawn[name]), name
     assert view.lm_head.weight is view.model.embed_tokens.weight

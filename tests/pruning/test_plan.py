@@ -4,15 +4,15 @@ import pytest
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.plan import make_plans
-from shortened_llm.records import BlockScores, ModelSize
+from shortened_llm.records import ModelSize, UnitScores
 from tests.conftest import keeping
 
 
-def scores(criterion: str, order: list[int], protected: tuple[int, ...] = (0, 7)) -> BlockScores:
+def scores(criterion: str, order: list[int], protected: tuple[int, ...] = (0, 7)) -> UnitScores:
     values = [0.0] * len(order)
     for rank, block in enumerate(order):
         values[block] = float(rank)
-    return BlockScores(
+    return UnitScores(
         criterion=criterion, scores=tuple(values), order=tuple(order), standard_errors=None, protected=protected,
         dense_perplexity=None, protocol="", fingerprint="",
     )  # fmt: skip

@@ -21,24 +21,24 @@ def test_ratios_are_rounded_half_up(ratio: float, blocks: int, count: int) -> No
 
 
 def test_a_count_and_its_ratio_are_one_request() -> None:
-    found = requests(SearchSection(ratios=(0.25,), removed_blocks=(2, 3)), EVEN, ())
+    found = requests(SearchSection(ratios=(0.25,), removed_blocks=(2, 3)), EVEN, (), "block")
     assert found == (
-        Request(target=Target(of="blocks", ratio=0.25), counts=(2,)),
-        Request(target=Target(of="blocks", ratio=3 / 8), counts=(3,)),
+        Request(target=Target(of="blocks", ratio=0.25), unit="block", counts=(2,)),
+        Request(target=Target(of="blocks", ratio=3 / 8), unit="block", counts=(3,)),
     )
 
 
 def test_blocks_of_one_size_leave_no_choice_of_their_number() -> None:
     """Of 100 parameters 80 lie in the blocks; halves are rounded up."""
     ratios = {0.14: 1, 0.15: 2, 0.24: 2, 0.25: 3, 0.3: 3}
-    found = requests(SearchSection(ratios=tuple(ratios), of="parameters"), EVEN, ())
+    found = requests(SearchSection(ratios=tuple(ratios), of="parameters"), EVEN, (), "block")
     assert {one.target.ratio: one.counts for one in found} == {ratio: (count,) for ratio, count in ratios.items()}
 
 
 def test_blocks_of_several_sizes_leave_a_range() -> None:
     """A quarter of 500: between the two largest blocks and the five smallest."""
-    (found,) = requests(SearchSection(ratios=(0.25,), of="parameters"), UNEVEN, ())
-    assert found == Request(target=Target(of="parameters", ratio=0.25), counts=(2, 3, 4, 5))
+    (found,) = requests(SearchSection(ratios=(0.25,), of="parameters"), UNEVEN, (), "block")
+    assert found == Request(target=Target(of="parameters", ratio=0.25), unit="block", counts=(2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_blocks_of_several_sizes_leave_a_range() -> None:
 )
 def test_a_range_holds_every_number_of_blocks(of: str, low: float, high: float, counts: tuple[int, ...]) -> None:
     section = SearchSection(ratios={"low": low, "high": high}, of=of, sampler="optuna", trials=9)
-    found = requests(section, EVEN, ())
+    found = requests(section, EVEN, (), "block")
     assert [one.counts for one in found] == [(count,) for count in counts]
     assert all(low <= one.target.ratio <= high and one.target.of == of for one in found)
 
@@ -56,7 +56,7 @@ def test_a_range_holds_every_number_of_blocks(of: str, low: float, high: float, 
 def test_a_range_without_possible_targets_is_refused(low: float, high: float, said: str) -> None:
     section = SearchSection(ratios={"low": low, "high": high}, sampler="optuna", trials=9)
     with pytest.raises(BadInputError, match=said):
-        requests(section, EVEN, (0, 7))
+        requests(section, EVEN, (0, 7), "block")
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_a_range_without_possible_targets_is_refused(low: float, high: float, sa
 )
 def test_impossible_targets_are_refused(section: SearchSection, word: str) -> None:
     with pytest.raises(BadInputError, match=word):
-        requests(section, EVEN, (0, 7))
+        requests(section, EVEN, (0, 7), "block")

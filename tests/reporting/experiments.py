@@ -9,7 +9,6 @@ import numpy as np
 
 from shortened_llm.records import (
     AgreementScore,
-    BlockScores,
     Cut,
     EfficiencyScore,
     EvalScores,
@@ -31,6 +30,7 @@ from shortened_llm.records import (
     TrainingPoint,
     TrialResult,
     TrialSpec,
+    UnitScores,
 )
 from shortened_llm.reporting.rows import best_of_each_target
 from tests.conftest import keeping
@@ -183,7 +183,7 @@ def trial(
     )
 
 
-def block_scores(criterion: str) -> BlockScores:
+def unit_scores(criterion: str) -> UnitScores:
     if criterion == "ppl":
         scores = tuple(
             25_310.4 if block == 0 else 612.7 if block == 1 else 27.1 + 9 * abs(math.sin(1.7 * block)) + 0.3 * block
@@ -193,7 +193,7 @@ def block_scores(criterion: str) -> BlockScores:
         scores = tuple(
             0.9 if block == 0 else 3.1 + 0.8 * math.cos(0.9 * block) + 0.05 * block for block in range(NUM_BLOCKS)
         )
-    return BlockScores(
+    return UnitScores(
         criterion=criterion,
         scores=scores,
         order=tuple(sorted(range(NUM_BLOCKS), key=lambda block: scores[block])),
@@ -206,7 +206,7 @@ def block_scores(criterion: str) -> BlockScores:
     )
 
 
-def with_cuts(scores: BlockScores, probabilities: dict[int, dict[int, float]]) -> BlockScores:
+def with_cuts(scores: UnitScores, probabilities: dict[int, dict[int, float]]) -> UnitScores:
     """The same scores after resampling.
 
     Args:
@@ -220,9 +220,9 @@ def with_cuts(scores: BlockScores, probabilities: dict[int, dict[int, float]]) -
     return replace(scores, cuts=tuple(cuts))
 
 
-def partly_scored(criterion: str) -> BlockScores:
+def partly_scored(criterion: str) -> UnitScores:
     """By a criterion that never scores protected blocks."""
-    scores = block_scores(criterion)
+    scores = unit_scores(criterion)
     return replace(
         scores,
         scores=tuple(None if block in PROTECTED else score for block, score in enumerate(scores.scores)),
@@ -230,38 +230,38 @@ def partly_scored(criterion: str) -> BlockScores:
     )
 
 
-def nine_criteria() -> tuple[BlockScores, ...]:
+def nine_criteria() -> tuple[UnitScores, ...]:
     """Every kind of score: noisy, partly None, with sets, places of a ranking, equal, zero, negative."""
-    ppl = with_cuts(block_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}})
-    taylor = with_cuts(block_scores("taylor"), {6: {}, 12: {14: 0.0004}})
+    ppl = with_cuts(unit_scores("ppl"), {6: {9: 0.453, 24: 0.611}, 12: {}})
+    taylor = with_cuts(unit_scores("taylor"), {6: {}, 12: {14: 0.0004}})
     kl = replace(
-        with_cuts(block_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}}),
+        with_cuts(unit_scores("kl"), {6: {9: 0.5}, 12: {22: 0.07, 26: 0.93, 8: 0.4}}),
         scores=(9.5, 3.25, *(1e-4 * 1.4**block for block in range(28))),
         standard_errors=(0.5, None, *(2e-4 for _ in range(28))),
         tokens=96_000,
     )
     backwards = tuple(reversed(range(NUM_BLOCKS)))
     last_n = replace(
-        block_scores("last_n"), scores=tuple(float(block + 1) for block in backwards), order=backwards, tokens=0
+        unit_scores("last_n"), scores=tuple(float(block + 1) for block in backwards), order=backwards, tokens=0
     )
     shuffled = tuple(sorted(range(NUM_BLOCKS), key=lambda block: (7 * block) % 31))
     places = tuple(float(shuffled.index(block)) for block in range(NUM_BLOCKS))
-    random = replace(block_scores("random"), scores=places, order=shuffled, tokens=0)
-    equal = replace(block_scores("magnitude"), scores=(0.0,) * NUM_BLOCKS, tokens=0)
+    random = replace(unit_scores("random"), scores=places, order=shuffled, tokens=0)
+    equal = replace(unit_scores("magnitude"), scores=(0.0,) * NUM_BLOCKS, tokens=0)
     influence = replace(
-        block_scores("block_influence"), scores=tuple(0.01 * (block - 12) for block in range(NUM_BLOCKS))
+        unit_scores("block_influence"), scores=tuple(0.01 * (block - 12) for block in range(NUM_BLOCKS))
     )
     chances = tuple(0.5 if block in (10, 16) else float(10 < block < 16) for block in range(NUM_BLOCKS))
     spans = replace(
-        block_scores("angular_span"),
+        unit_scores("angular_span"),
         sets=(tuple(range(11, 17)), tuple(range(12, 24))),
         cuts=(Cut(count=6, removed=tuple(range(11, 17)), probabilities=chances),),
     )
     return (ppl, taylor, equal, influence, spans, kl, partly_scored("greedy_ppl"), last_n, random)
 
 
-def unscored() -> BlockScores:
-    return replace(block_scores("greedy_ppl"), scores=(None,) * NUM_BLOCKS, standard_errors=(None,) * NUM_BLOCKS)
+def unscored() -> UnitScores:
+    return replace(unit_scores("greedy_ppl"), scores=(None,) * NUM_BLOCKS, standard_errors=(None,) * NUM_BLOCKS)
 
 
 SMALL_CUT = (9, 11, 13, 17, 20, 24)
@@ -312,7 +312,7 @@ def experiment() -> Experiment:
         dense_url="s3://bucket/team/models/dense/a0",
         dense_selection=texts(HELD_OUT, wiki=24.09, c4=33.5),
         dense_report=with_task(texts(wikitext2=25.31, austen=36.02), 0.689),
-        block_scores=(block_scores("ppl"), block_scores("taylor")),
+        unit_scores=(unit_scores("ppl"), unit_scores("taylor")),
         trials=trials,
         notes=("c4 serves selection and training; it is split by document.",),
         unseen_units=(),
@@ -605,7 +605,7 @@ MISSING_TASK = MissingScore(
 
 def everything() -> Experiment:
     """Methods, seeds and controls with every kind of score, while some trials run, wait or have failed."""
-    full = replace(compared(), block_scores=nine_criteria()[:5])
+    full = replace(compared(), unit_scores=nine_criteria()[:5])
     rich = []
     best = {id(trial) for trial in best_of_each_target(full.trials).values()}
     for number, trial in enumerate(full.trials):

@@ -14,7 +14,6 @@ from tests.reporting.experiments import (
     BOS_FIRST,
     HELD_OUT,
     SIZE,
-    block_scores,
     compared,
     efficiency,
     experiment,
@@ -24,6 +23,7 @@ from tests.reporting.experiments import (
     text,
     texts,
     trial,
+    unit_scores,
 )
 from tests.reporting.page import Page
 
@@ -45,7 +45,7 @@ def test_a_trial_of_both_appears_once_and_says_so() -> None:
         "f1": ("one", "two"), "f2": ("one", "two"), "f3": ("one",), "f4": ("one",), "f5": ("one",), "f6": ("one",),
         "g1": ("two",),
     }  # fmt: skip
-    assert merged.block_scores == FIRST.block_scores
+    assert merged.unit_scores == FIRST.unit_scores
     assert merged.dense_report == FIRST.dense_report
 
 
@@ -178,9 +178,9 @@ def test_means_over_other_selection_texts_have_columns_and_bests_of_their_own() 
 
 
 def test_a_criterion_with_other_scores_gets_its_experiments_name_in_plans_too() -> None:
-    other = second(block_scores=(replace(block_scores("ppl"), fingerprint="other text"),))
+    other = second(unit_scores=(replace(unit_scores("ppl"), fingerprint="other text"),))
     merged = merge_experiments([FIRST, other])
-    assert [scores.criterion for scores in merged.block_scores] == ["ppl", "taylor", "ppl (two)"]
+    assert [scores.criterion for scores in merged.unit_scores] == ["ppl", "taylor", "ppl (two)"]
     (own,) = (one for one in merged.trials if one.spec.fingerprint == "g1")
     assert [label.criterion for label in own.spec.plan.labels] == ["ppl (two)"]
 

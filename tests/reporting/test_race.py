@@ -90,7 +90,7 @@ def run(nine: SearchSpace, candidates: Candidates) -> Run:
             )
             for one in planned_trials(tuple(specs.values()))
         )
-        return replace(experiment(), trials=trials, block_scores=(), dense_selection=EvalScores())
+        return replace(experiment(), trials=trials, unit_scores=(), dense_selection=EvalScores())
 
     return search
 

@@ -17,7 +17,6 @@ from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import (
     NUM_BLOCKS,
     TASKS,
-    block_scores,
     efficiency,
     everything,
     experiment,
@@ -26,6 +25,7 @@ from tests.reporting.experiments import (
     task_score,
     texts,
     trial,
+    unit_scores,
 )
 from tests.reporting.page import Page
 
@@ -245,9 +245,9 @@ def test_every_table_states_the_protocols_of_its_columns_in_text(written: Path) 
 
 
 def test_heat_ranks_within_a_criterion_and_shows_what_each_plan_removes() -> None:
-    ppl, greedy = block_scores("ppl"), partly_scored("greedy_ppl")
+    ppl, greedy = unit_scores("ppl"), partly_scored("greedy_ppl")
     made = plan(ppl.removed(6), ("ppl", 0.2))
-    view = report_view(replace(experiment(), trials=(trial("a", made),), block_scores=(ppl, greedy)))
+    view = report_view(replace(experiment(), trials=(trial("a", made),), unit_scores=(ppl, greedy)))
     first, second = view.heat
     assert len(first.cells) == len(second.cells) == NUM_BLOCKS
     shades = [first.cells[block].shade for block in ppl.order]

@@ -123,7 +123,7 @@ def test_protocol_of_every_number_is_stated(page: Page) -> None:
     scores = [full.dense_selection, full.dense_report]
     for stated in (
         *(x.protocol for group in scores for x in (*group.perplexity, *group.tasks)),
-        *(x.protocol for x in full.block_scores),
+        *(x.protocol for x in full.unit_scores),
         *full.notes,
         "AutoModelForCausalLM.from_pretrained(<dir>)",
         "transformers 5.23.0",
@@ -182,7 +182,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         dense_url="javascript:alert(1)//" + HOSTILE,
         dense_selection=dense,
         dense_report=dense,
-        block_scores=(replace(full.block_scores[0], criterion=HOSTILE, protocol=HOSTILE),),
+        unit_scores=(replace(full.unit_scores[0], criterion=HOSTILE, protocol=HOSTILE),),
         trials=(bad, failed),
         notes=(HOSTILE,),
         versions={HOSTILE: HOSTILE},
@@ -213,7 +213,7 @@ def empty() -> Experiment:
     return replace(
         experiment(),
         trials=(),
-        block_scores=(),
+        unit_scores=(),
         dense_selection=EvalScores(),
         dense_report=EvalScores(),
         notes=(),
@@ -256,9 +256,9 @@ def test_survives_scores_that_are_not_finite(tmp_path: Path) -> None:
     """A cut of 80 % may overflow; the report must still come."""
     full = experiment()
     lost = trial("l", plan((9, 10), ("ppl", 0.07)), after=texts(wiki=math.inf), report_after=texts(wikitext2=math.inf))
-    scores = replace(full.block_scores[0], scores=(math.inf, *full.block_scores[0].scores[1:]))
+    scores = replace(full.unit_scores[0], scores=(math.inf, *full.unit_scores[0].scores[1:]))
     page = Page(
-        write_report(replace(full, trials=(*full.trials, lost), block_scores=(scores,)), tmp_path).read_text("utf-8")
+        write_report(replace(full, trials=(*full.trials, lost), unit_scores=(scores,)), tmp_path).read_text("utf-8")
     )
     assert "inf" in page.rows["trial-7"]
     assert "No result to choose from" in page.text

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortened_llm.config import BlockPruning, CalibrationConfig, ExperimentConfig, parse_config
+from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig, parse_config
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
-from shortened_llm.records import BlockScores, ModelRef, from_json, to_json
+from shortened_llm.records import ModelRef, UnitScores, from_json, to_json
 from shortened_llm.scoring.job import ScoringJob, Unit, calibration_labels, scoring_jobs, work_name
 from shortened_llm.scoring.measure import MEASUREMENTS, measure, pending_units, pending_work
-from shortened_llm.scoring.score import score_all, score_blocks
+from shortened_llm.scoring.score import score_all, score_units
 from shortened_llm.scoring.table import score_table
 from shortened_llm.storage.store import Store
 
@@ -38,7 +38,7 @@ def job(tiny_model: ModelRef, tmp_path: Path) -> ScoringJob:
         model=tiny_model,
         documents=documents,
         calibration=calibration,
-        pruning=BlockPruning(criteria=EVERY, protect_first=1, protect_last=1),
+        pruning=DepthPruning(criteria=EVERY, protect_first=1, protect_last=1),
         criteria=EVERY,
         counts=(2, 4),
     )
@@ -55,9 +55,9 @@ def test_every_criterion_scores_and_is_read_back(job: ScoringJob, local_store: S
     run(units, job, local_store)
     assert pending_units(EVERY, job, local_store, num_shards=1) == ()
     for criterion in EVERY:
-        scores = score_blocks(criterion, job, local_store)
-        assert scores == score_blocks(criterion, job, local_store)
-        assert from_json(BlockScores, to_json(scores)) == scores
+        scores = score_units(criterion, job, local_store)
+        assert scores == score_units(criterion, job, local_store)
+        assert from_json(UnitScores, to_json(scores)) == scores
         assert len(scores.scores) == 8
         assert sorted(scores.order) == list(range(8))
         for count in job.counts:
@@ -72,8 +72,8 @@ def test_every_criterion_scores_and_is_read_back(job: ScoringJob, local_store: S
         assert (scores.tokens == 0) == (criterion in ("magnitude", "last_n", "random"))
         table = score_table(scores).splitlines()
         assert len([line for line in table if line.strip()[:1].isdigit()]) == 8
-    assert score_blocks("last_n", job, local_store).removed(2) == (5, 6)
-    greedy = score_blocks("greedy_ppl", job, local_store)
+    assert score_units("last_n", job, local_store).removed(2) == (5, 6)
+    greedy = score_units("greedy_ppl", job, local_store)
     assert greedy.scores[0] is greedy.scores[7] is None
 
 
@@ -86,10 +86,10 @@ def test_shards_merge_into_the_whole(job: ScoringJob, local_store: Store, tmp_pa
     run(units[1:], job, other)
     assert pending_units(walked, job, other, num_shards=4) == units[:1], "done shards are not repeated"
     with pytest.raises(LookupError, match="1 of 4 parts of ppl"):
-        score_blocks("ppl", job, other, num_shards=4)
+        score_units("ppl", job, other, num_shards=4)
     run(units[:1], job, other)
     for criterion in walked:
-        whole, merged = score_blocks(criterion, job, local_store), score_blocks(criterion, job, other, num_shards=4)
+        whole, merged = score_units(criterion, job, local_store), score_units(criterion, job, other, num_shards=4)
         assert merged.scores == pytest.approx(whole.scores, rel=1e-6)
         assert merged.standard_errors == pytest.approx(whole.standard_errors, rel=1e-3)
         assert (merged.order, merged.sets, merged.fingerprint) == (whole.order, whole.sets, whole.fingerprint)
@@ -100,7 +100,7 @@ def test_what_changes_no_number_is_not_measured_again(job: ScoringJob, local_sto
     run(pending_units(EVERY, job, local_store, num_shards=1), job, local_store)
     protected = replace(job, pruning=job.pruning.model_copy(update={"protect_first": 2}))
     assert [u.name for u in pending_units(EVERY, protected, local_store, num_shards=1)] == ["greedy_ppl"]
-    assert not {0, 1, 7} & set(score_blocks("angular_span", protected, local_store).removed(4))
+    assert not {0, 1, 7} & set(score_units("angular_span", protected, local_store).removed(4))
     assert pending_units(("ppl",), replace(job, counts=(3,)), local_store, num_shards=1) == ()
     seed = replace(job, calibration=job.calibration.model_copy(update={"seed": 5}))
     assert [u.name for u in pending_units(("ppl", "magnitude"), seed, local_store, num_shards=1)] == ["nll"]
@@ -117,9 +117,9 @@ def searched(tiny_values: dict, **sections: object) -> ExperimentConfig:
     return parse_config(tiny_values | sections)
 
 
-def scored(config: ExperimentConfig, model: ModelRef, store: Store) -> tuple[list[str], tuple[BlockScores, ...]]:
+def scored(config: ExperimentConfig, model: ModelRef, store: Store) -> tuple[list[str], tuple[UnitScores, ...]]:
     """The work that was done, and the scores."""
-    jobs = scoring_jobs(config, model, text_roles(config).calibration, (2,))
+    jobs = scoring_jobs(config, model, text_roles(config).calibration, {"block": (2,)})
     work = pending_work(jobs, store, num_shards=1)
     for unit, job in work:
         run((unit,), job, store)
@@ -154,7 +154,7 @@ def test_calibrations_stand_side_by_side(tiny_values: dict, tiny_model: ModelRef
         "ppl (seed 1234)", "ppl (seed 5)", "taylor (seed 1234)", "taylor (seed 5)", "magnitude",
     ]  # fmt: skip
     assert scores[0].scores != scores[1].scores
-    assert both.num_rankings == len(scores)
+    assert both.num_rankings("block") == len(scores)
     alone = searched(tiny_values, calibration={**text, "seed": 5}, pruning=criteria)
     work, (ppl, taylor, magnitude) = scored(alone, tiny_model, local_store)
     assert work == [], "each is what it is alone"

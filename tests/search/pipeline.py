@@ -13,8 +13,6 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import (
-    BlockScores,
-    BlocksTransform,
     EvalScores,
     ModelRef,
     RetrainedModel,
@@ -22,6 +20,7 @@ from shortened_llm.records import (
     TrainingData,
     TrialResult,
     TrialSpec,
+    UnitScores,
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.job import RetrainingJob
@@ -80,11 +79,11 @@ class Pipeline:
         )
         write_experiment(store, replace(experiment, trials=planned_trials(self.specs)))
 
-    def _score(self, roles: TextRoles) -> tuple[BlockScores, ...]:
-        self.jobs = scoring_jobs(self.config, self.dense, roles.calibration, (2,))
+    def _score(self, roles: TextRoles) -> tuple[UnitScores, ...]:
+        self.jobs = scoring_jobs(self.config, self.dense, roles.calibration, {"block": (2,)})
         return self._measured(self.jobs)
 
-    def _measured(self, jobs: tuple[ScoringJob, ...]) -> tuple[BlockScores, ...]:
+    def _measured(self, jobs: tuple[ScoringJob, ...]) -> tuple[UnitScores, ...]:
         for unit, job in pending_work(jobs, self.store, 1):
             measure(unit, job, self.store, device="cpu", memory_gib=None)
         return score_all(jobs, self.store)
@@ -113,7 +112,7 @@ class Pipeline:
         for index, planned in enumerate(self.space.runs(spec)):
             if count := spec.removed_before(index):
                 (scores,) = self._measured((self.space.scoring(spec, model, count),))
-                model = model.view((BlocksTransform.without(scores.removed(count), model.num_blocks),))
+                model = model.without(scores.unit, scores.removed(count))
             runs.append(self.run(self.space.job(planned, model)))
             model = runs[-1].model
         result = TrialResult(

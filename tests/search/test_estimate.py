@@ -188,7 +188,7 @@ def test_more_workers_hold_less_and_a_teacher_more(make_job: MakeJob, tiny_model
 def model_facts(config: ExperimentConfig, model: ModelRef) -> ModelFacts:
     model_config = load_config(Path(model.url))
     size = size_of(model_config, config.model.exported_dtype)
-    return ModelFacts(model_config=model_config, size=size, requests=requests(config.search, size, (0, 7)))
+    return ModelFacts(model_config=model_config, size=size, requests=requests(config.search, size, (0, 7), "block"))
 
 
 def test_the_forecast_of_rungs_adds_up(tiny_values: dict, tiny_model: ModelRef, local_store: Store) -> None:

@@ -15,14 +15,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from jobs.assets.tiny import byte_tokenizer
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.bypass import bypassing
 from shortened_llm.models.head import final_hidden, next_token_labels, token_nll, training_loss
 from shortened_llm.models.isolation import choose_isolation, document_inputs
 from shortened_llm.models.load import load_model
+from shortened_llm.models.parts import part_name
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.records import BlocksTransform, LoraOptions
+from shortened_llm.records import BlocksTransform, LoraOptions, SublayersTransform
 from shortened_llm.retraining.adapters import inject_adapters, is_adapter
 from shortened_llm.retraining.export import gathered
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
@@ -31,6 +33,7 @@ from shortened_llm.search.preflight_toy import (
     try_export,
     try_plan,
     try_scoring,
+    try_sublayers,
     try_training,
 )
 from tests.conftest import keeping
@@ -47,8 +50,11 @@ RIGHT = (
     "starcoder2", "stablelm", "glm4_moe", "deepseek_v3", "gpt_oss", "nemotron", "ernie4_5", "exaone4",
     "hunyuan_v1_dense",
 )  # fmt: skip
-REFUSED = {"falcon_h1": {"isolation"}, "bloom": {"scoring", "isolation"}}
-EXPECTED: dict[str, set[str]] = {name: set() for name in RIGHT} | REFUSED
+REFUSED = {
+    "falcon_h1": {"isolation", "sublayers"}, "bloom": {"scoring", "isolation", "sublayers"}, "opt": {"sublayers"},
+    "gpt_oss": {"sublayers"},
+}  # fmt: skip
+EXPECTED: dict[str, set[str]] = {name: set[str]() for name in RIGHT} | REFUSED
 
 
 NO_PLAIN_DECODERS = ("phi4_multimodal", "blt", "git", "xlnet", "xlm")
@@ -91,6 +97,7 @@ def test_each_step_is_right_or_refused(name: str) -> None:
             "isolation": (lambda: None, check_isolated),
             "export": (lambda: try_export(toy), check_export),
             "plan": (lambda: try_plan(toy.config, toy, cut(toy)), check_plan),
+            "sublayers": (lambda: try_sublayers(toy), check_sublayers),
         }
         for step, (rehearse, check) in steps.items():
             try:
@@ -188,6 +195,25 @@ def check_export(toy: Toy) -> None:
 def check_plan(toy: Toy) -> None:
     """The model of a plan computes what the dense one does where the other blocks pass on what they get."""
     close(logits_of(load_model(toy.ref.view(cut(toy)), "float32"), toy.tokens), bypassed(toy), 1e-5)
+
+
+def check_sublayers(toy: Toy) -> None:
+    """The model without an attention and an MLP computes what the dense one does where hooks make both zero."""
+    blocks, middle = find_blocks(toy.model), toy.ref.num_blocks // 2
+    removed = SublayersTransform.without([(0, "attention"), (middle, "mlp")])
+
+    def nothing(_: object, __: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        is_tuple = isinstance(output, tuple)
+        return (torch.zeros_like(output[0]), *output[1:]) if is_tuple else torch.zeros_like(output)
+
+    hooks = [
+        blocks[block].get_submodule(part_name(blocks[block], part)).register_forward_hook(nothing)
+        for block, part in removed.removed
+    ]
+    wanted = logits_of(toy.model, toy.tokens)
+    for hook in hooks:
+        hook.remove()
+    close(logits_of(load_model(toy.ref.view((removed,)), "float32"), toy.tokens), wanted, 1e-5)
 
 
 def bypassed(toy: Toy) -> torch.Tensor:

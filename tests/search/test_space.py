@@ -9,7 +9,6 @@ from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import last_line
 from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import (
-    BlockScores,
     EvalScores,
     ModelRef,
     ModelSize,
@@ -19,6 +18,7 @@ from shortened_llm.records import (
     TokenMixture,
     TrainingData,
     TrialResult,
+    UnitScores,
 )
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.equal_seconds import propose_equal_seconds
@@ -48,7 +48,7 @@ def space(tiny_config: ExperimentConfig, tiny_model: ModelRef) -> SearchSpace:
 
 def plans(config: ExperimentConfig, *orders: tuple[int, ...]):
     scores = [
-        BlockScores(
+        UnitScores(
             criterion=f"criterion{index}", scores=(0.0,) * 8, order=order, standard_errors=None, protected=(0, 7),
             dense_perplexity=None, protocol="", fingerprint="",
         )

@@ -2,5 +2,7 @@
 
 from shortened_llm.models.transforms.blocks import BLOCKS
 from shortened_llm.models.transforms.kind import TransformKind
+from shortened_llm.models.transforms.sublayers import SUBLAYERS
 
-KINDS: dict[str, TransformKind] = {"blocks": BLOCKS}
+KINDS: dict[str, TransformKind] = {"blocks": BLOCKS, "sublayers": SUBLAYERS}
+"""In the order in which they are done: what renumbers the blocks comes first."""

@@ -2,16 +2,18 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.bypass import bypassing
 from shortened_llm.models.families import (
     FIXED_RULES,
     INDEX_LISTS,
@@ -141,4 +143,11 @@ def time_left(block_shares: Sequence[float], transform: BlocksTransform) -> floa
     return 1 - sum(block_shares[block] for block in transform.removed(len(block_shares)))
 
 
-BLOCKS = TransformKind(check=check_blocks, config=cut_config, files=cut_files, time_left=time_left)
+def pass_over(model: PreTrainedModel, transform: BlocksTransform, tokens: torch.Tensor) -> AbstractContextManager[None]:
+    """Let the removed blocks pass on what they get."""
+    return bypassing(model, transform.removed(len(find_blocks(model))), tokens)
+
+
+BLOCKS = TransformKind(
+    check=check_blocks, config=cut_config, files=cut_files, change=None, imitate=pass_over, time_left=time_left
+)

@@ -1,17 +1,20 @@
 """What a kind of transform has to say."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.models.files import TensorHeader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformKind:
-    """One row of `KINDS`. The last argument of each function is the transform's record."""
+    """One row of `KINDS`. `Any` is the record of the transform, in the indices of the unchanged model; in `config`,
+    `files` and `change` in those of the blocks that are left."""
 
     check: Callable[[PretrainedConfig, Any], None]
     """Raises `BadInputError` where the architecture cannot be changed so. Called once, when planning."""
@@ -20,6 +23,12 @@ class TransformKind:
     files: Callable[[Mapping[str, TensorHeader], str, Any], dict[str, TensorHeader]]
     """Takes the tensors by name, and the name before a block's index; returns those of the changed model by their names
     there."""
+    change: Callable[[PreTrainedModel, Any], None] | None
+    """Changes the modules of a model of that configuration, which has no weights yet. None where the configuration
+    tells all."""
+    imitate: Callable[[PreTrainedModel, Any, torch.Tensor], AbstractContextManager[None]]
+    """Lets the unchanged model compute in another way, while the context lasts, what the changed one must. The last
+    argument holds token ids, [batch, seq], that it may try."""
     time_left: Callable[[Sequence[float], Any], float | None]
     """Takes the share of each block in the dense model's time; returns the share of the time that is left, or None
     where it cannot be told."""

@@ -77,8 +77,7 @@ def _short(space: SearchSpace, specs: Iterable[TrialSpec]) -> Iterator[TrialSpec
 
 
 def _largest_first(spec: TrialSpec) -> tuple[int, bool]:
-    kept = [len(transform.kept) for transform in spec.shapes[0]]
-    return min(kept, default=spec.plan.dense.blocks), spec.rounds is not None
+    return spec.plan.size.parameters, spec.rounds is not None
 
 
 def _rehearse(spec: TrialSpec, context: TrialContext, own: Store, progress: Progress) -> None:

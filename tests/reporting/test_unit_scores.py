@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shortened_llm.records import BlockScores, Experiment, from_json
-from shortened_llm.reporting.certainty import chances, undecided_blocks
+from shortened_llm.records import Experiment, UnitScores, from_json
+from shortened_llm.reporting.certainty import chances, undecided_units
 from shortened_llm.reporting.formats import UNDECIDED
 from shortened_llm.reporting.heat import heat_rows
 from shortened_llm.reporting.score_plot import RING, save_score_plot, score_axis, score_figure
@@ -19,20 +19,20 @@ from tests.reporting.experiments import (
     HELD_OUT,
     NUM_BLOCKS,
     PROTECTED,
-    block_scores,
     experiment,
     nine_criteria,
     partly_scored,
     plan,
     texts,
     trial,
+    unit_scores,
     unscored,
     with_cuts,
 )
 from tests.reporting.page import Page
 
 SIX_OF_PPL = (4, 7, 9, 11, 13, 24)
-UNDECIDED_PPL = with_cuts(block_scores("ppl"), {6: {9: 0.453, 15: 0.611}, 12: {}})
+UNDECIDED_PPL = with_cuts(unit_scores("ppl"), {6: {9: 0.453, 15: 0.611}, 12: {}})
 
 
 def plain(text: str) -> str:
@@ -45,17 +45,17 @@ def mapped(page: Page, name: str) -> list[str]:
     return cells
 
 
-def tips(scores: BlockScores) -> list[str]:
+def tips(scores: UnitScores) -> list[str]:
     """What the pointer shows over each block of the map."""
     (row,) = heat_rows([scores], [])
     return [plain(cell.tip) for cell in row.cells]
 
 
-def report(directory: Path, *scores: BlockScores) -> Page:
+def report(directory: Path, *scores: UnitScores) -> Page:
     return Page(write_report(searched(*scores), directory).read_text(encoding="utf-8"))
 
 
-def searched(*scores: BlockScores) -> Experiment:
+def searched(*scores: UnitScores) -> Experiment:
     """A search that pruned 6 and 12 blocks by each criterion."""
     trials = [
         trial(
@@ -66,7 +66,7 @@ def searched(*scores: BlockScores) -> Experiment:
         for x in scores
         for count in (6, 12)
     ]
-    return replace(experiment(), trials=tuple(trials), block_scores=scores)
+    return replace(experiment(), trials=tuple(trials), unit_scores=scores)
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +88,20 @@ def test_the_fixture_removes_what_the_tests_expect() -> None:
 
 
 def test_a_block_is_marked_if_any_cut_leaves_it_undecided() -> None:
-    scores = with_cuts(block_scores("ppl"), {6: {9: 0.453}, 12: {8: 0.06, 26: 0.96}})
-    assert undecided_blocks(scores) == (8, 9)
-    assert undecided_blocks(block_scores("ppl")) == ()
+    scores = with_cuts(unit_scores("ppl"), {6: {9: 0.453}, 12: {8: 0.06, 26: 0.96}})
+    assert undecided_units(scores) == (8, 9)
+    assert undecided_units(unit_scores("ppl")) == ()
 
 
 def test_chances_of_a_block_at_every_cut() -> None:
-    scores = with_cuts(block_scores("ppl"), {6: {9: 0.453, 8: 0.0004}, 12: {}})
+    scores = with_cuts(unit_scores("ppl"), {6: {9: 0.453, 8: 0.0004}, 12: {}})
     assert plain(chances(scores, 9)) == "goes in 45 % of resamples at 6 removed, in 100 % at 12"
     assert plain(chances(scores, 8)) == "goes in <1 % of resamples at 6 removed, in 100 % at 12"
-    assert chances(scores, PROTECTED[0]) == chances(block_scores("ppl"), 9) == ""
+    assert chances(scores, PROTECTED[0]) == chances(unit_scores("ppl"), 9) == ""
 
 
-def test_page_marks_undecided_blocks_in_map_plot_and_words(tmp_path: Path) -> None:
-    page = report(tmp_path, UNDECIDED_PPL, block_scores("magnitude"), replace(block_scores("kl"), cuts=()))
+def test_page_marks_undecided_units_in_map_plot_and_words(tmp_path: Path) -> None:
+    page = report(tmp_path, UNDECIDED_PPL, unit_scores("magnitude"), replace(unit_scores("kl"), cuts=()))
     assert {block for block, cell in enumerate(mapped(page, "ppl")) if cell == UNDECIDED} == {9, 15}
     text = plain(page.text)
     assert "6 removed: undecided: 9 (goes in 45 %), 15 (goes in 61 %)" in text
@@ -117,7 +117,7 @@ def test_page_marks_undecided_blocks_in_map_plot_and_words(tmp_path: Path) -> No
 
 
 def test_page_without_resamples_has_neither_mark_nor_its_legend(tmp_path: Path) -> None:
-    page = report(tmp_path, block_scores("magnitude"))
+    page = report(tmp_path, unit_scores("magnitude"))
     assert UNDECIDED not in page.text
     assert "bootstrap" not in page.text
 
@@ -138,7 +138,7 @@ def test_a_score_that_is_missing_has_no_rank(tmp_path: Path) -> None:
 
 def test_a_missing_standard_error_leaves_the_score() -> None:
     errors = tuple(None if block % 2 else 0.25 for block in range(NUM_BLOCKS))
-    found = tips(replace(block_scores("kl"), standard_errors=errors))
+    found = tips(replace(unit_scores("kl"), standard_errors=errors))
     assert "block 10: 2.8711 ± 0.25;" in found[10]
     assert "block 11: 2.9386;" in found[11]
 
@@ -160,7 +160,7 @@ def test_a_missing_standard_error_leaves_the_score() -> None:
 def test_any_scores_are_drawn_without_a_warning(
     scores: tuple[float | None, ...], error: float | None, tmp_path: Path
 ) -> None:
-    odd = replace(block_scores("kl"), scores=scores, standard_errors=(error,) * NUM_BLOCKS)
+    odd = replace(unit_scores("kl"), scores=scores, standard_errors=(error,) * NUM_BLOCKS)
     axis = score_axis(odd)
     assert math.isfinite(axis.low)
     assert axis.low < axis.high < math.inf
@@ -181,7 +181,7 @@ def test_places_of_a_ranking_are_linear_and_scores_that_span_far_are_not() -> No
 
 
 def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> None:
-    scores = block_scores("ppl")
+    scores = unit_scores("ppl")
     axis = score_axis(scores)
     compared = [
         score for block, score in enumerate(scores.scores) if score is not None and block not in scores.protected
@@ -191,7 +191,7 @@ def test_a_protected_outlier_does_not_flatten_the_blocks_that_are_compared() -> 
 
 
 def test_calibrations_stand_side_by_side(tmp_path: Path) -> None:
-    first = replace(with_cuts(block_scores("ppl"), {6: {}, 12: {}}), calibration="seed 1234")
+    first = replace(with_cuts(unit_scores("ppl"), {6: {}, 12: {}}), calibration="seed 1234")
     second = replace(first, calibration="seed 5", order=first.order[::-1], fingerprint="other")
     page = Page(write_report(searched(first, second), tmp_path).read_text(encoding="utf-8"))
     labels = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
@@ -205,7 +205,7 @@ def test_calibrations_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_page_says_how_much_text_was_read(tmp_path: Path) -> None:
-    assert "96,000" in report(tmp_path, replace(block_scores("kl"), tokens=96_000)).text
+    assert "96,000" in report(tmp_path, replace(unit_scores("kl"), tokens=96_000)).text
 
 
 def test_every_criterion_has_a_line_of_the_map_and_a_plot(nine_page: Page) -> None:
@@ -218,11 +218,11 @@ def test_every_criterion_has_a_line_of_the_map_and_a_plot(nine_page: Page) -> No
 
 
 def test_json_carries_the_records(nine: Path) -> None:
-    assert from_json(Experiment, (nine / "trials.json").read_bytes()).block_scores == nine_criteria()
+    assert from_json(Experiment, (nine / "trials.json").read_bytes()).unit_scores == nine_criteria()
 
 
 @pytest.mark.parametrize("criteria", [nine_criteria(), nine_criteria()[:4], nine_criteria()[:1], (unscored(),)])
-def test_png_shows_every_criterion_once(criteria: Sequence[BlockScores], tmp_path: Path) -> None:
+def test_png_shows_every_criterion_once(criteria: Sequence[UnitScores], tmp_path: Path) -> None:
     parts = score_figure(criteria).subfigs
     assert [part.get_suptitle() for part in parts] == [scores.criterion for scores in criteria]
     assert [sum(axes.get_ylabel() == "score" for axes in part.axes) for part in parts] == [1] * len(criteria)
@@ -249,7 +249,7 @@ def drawn(part, **wanted: object) -> list[list[float]]:
     ]
 
 
-def test_plot_rings_undecided_blocks_and_leaves_protected_ones_hollow() -> None:
+def test_plot_rings_undecided_units_and_leaves_protected_ones_hollow() -> None:
     (part,) = score_figure([UNDECIDED_PPL]).subfigs
     by_score, by_cut = drawn(part, markersize=RING["markersize"])
     assert by_score == [9, 15]
@@ -265,7 +265,7 @@ def test_plot_has_no_point_where_there_is_no_score() -> None:
 
 
 def test_cuts_are_drawn_for_criteria_without_resamples_too() -> None:
-    ranked = block_scores("magnitude")
+    ranked = unit_scores("magnitude")
     _, part = score_figure([UNDECIDED_PPL, ranked]).subfigs
     assert drawn(part, markersize=5.5)[1] == sorted([*ranked.removed(6), *ranked.removed(12)])
     assert [label.get_text() for label in part.axes[1].get_yticklabels()] == ["6 removed", "12 removed"]

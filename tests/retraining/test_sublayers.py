@@ -1,0 +1,53 @@
+"""Models without some sub-layers are trained, stopped, gone on with and exported as others are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shortened_llm.models.load import load_model
+from shortened_llm.models.parts import NoPart
+from shortened_llm.records import BlocksTransform, SublayersTransform
+from shortened_llm.retraining.export import export_sharded
+from shortened_llm.retraining.train import train
+from shortened_llm.storage.store import Store
+from tests.conftest import MakeJob
+from tests.retraining.conftest import Recorder
+
+CPU = torch.device("cpu")
+TRANSFORMS = (
+    BlocksTransform(kept=(0, 1, 2, 4, 6, 7)),
+    SublayersTransform.without([(0, "attention"), (2, "mlp"), (6, "attention")]),
+)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("method", ["cpt", "lora", "distill", "scratch"])
+def test_training_resumes_and_exports_zeros(make_job: MakeJob, local_store: Store, method: str) -> None:
+    job = make_job(method, lora={"learning_rate": 3e-3})
+    job = replace(job, model=job.model.view(TRANSFORMS))
+    straight, resumed = Recorder(), Recorder()
+    model, _ = train(job, device=CPU, resume_from=None, host=straight)
+    again, _ = train(job, device=CPU, resume_from=straight.checkpoints[0].directory, host=resumed)
+    assert sum(isinstance(module, NoPart) for module in model.modules()) == 3
+    assert 0 < len(resumed.points) < len(straight.points)
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs.full_tensor(), rtol=0, atol=1e-7)
+
+    exported = export_sharded(model, job, local_store, rank=0)
+    assert exported is not None
+    left = SublayersTransform.without([(0, "attention"), (2, "mlp"), (4, "attention")])
+    assert (exported.model.num_blocks, exported.model.transforms) == (6, (left,))
+    assert exported.model.origin == TRANSFORMS
+    loaded = load_model(exported.model, "float32")
+    plain = AutoModelForCausalLM.from_pretrained(Path(exported.model.url), dtype=torch.float32).eval()
+    tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded(input_ids=tokens).logits, plain(input_ids=tokens).logits)
+    kept = dict(loaded.named_parameters())
+    removed = [weight for name, weight in plain.named_parameters() if name not in kept]
+    assert removed
+    assert not any(weight.any() for weight in removed)
+    assert all(torch.equal(weight, kept[name]) for name, weight in plain.named_parameters() if name in kept)
