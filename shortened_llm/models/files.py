@@ -23,6 +23,10 @@ MOST_HEADER_BYTES = 100_000_000
 """The most that the format allows."""
 
 
+Selection = tuple[tuple[int, tuple[int, ...]], ...]
+"""What of a stored tensor a view has: (dimension, positions along it in the files); zeros where a position is -1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHeader:
     """What a file says of one tensor."""
@@ -34,6 +38,17 @@ class TensorHeader:
     shape: tuple[int, ...]
     dtype: str
     """The name that safetensors gives it, such as BF16."""
+    selection: Selection = ()
+    """Where a view has a part of it; `shape` is that of the part."""
+
+    def part(self, stored: torch.Tensor) -> torch.Tensor:
+        """What a view has of the stored tensor, which is the tensor itself or a copy."""
+        for dim, positions in self.selection:
+            index = torch.tensor(positions)
+            stored = stored.index_select(dim, index.clamp(min=0))
+            if (index < 0).any():
+                stored.index_fill_(dim, (index < 0).nonzero().flatten(), 0)
+        return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +90,12 @@ class TensorFiles(TensorHeaders):
         for file in sorted(by_file):
             with safe_open(self.directory / file, framework="pt") as tensors:
                 for name in by_file[file]:
-                    yield name, tensors.get_tensor(self.of[name].name)
+                    yield name, self.of[name].part(tensors.get_tensor(self.of[name].name))
 
     @contextmanager
     def mapped(self) -> Iterator[Callable[[str], torch.Tensor]]:
-        """A function from a tensor's name to the tensor where it lies in its file: memory is taken by copies alone."""
+        """A function from a tensor's name to the tensor where it lies in its file: copies alone take memory, such as
+        what a view selects of it."""
         with ExitStack() as opened:
             handles: dict[str, Any] = {}
 
@@ -87,7 +103,7 @@ class TensorFiles(TensorHeaders):
                 header = self.of[name]
                 if header.file not in handles:
                     handles[header.file] = opened.enter_context(safe_open(self.directory / header.file, framework="pt"))
-                return handles[header.file].get_tensor(header.name)
+                return header.part(handles[header.file].get_tensor(header.name))
 
             yield tensor_of
 

@@ -21,7 +21,7 @@ def check_headers(config: PretrainedConfig, headers: TensorHeaders) -> None:
     Raises:
         BadInputError: as `sources.check_files`.
     """
-    plain, whole = empty_model(config), transformed_headers(headers, config.num_hidden_layers)
+    plain, whole = empty_model(config), transformed_headers(headers, config)
     if left_out := sorted({*check_files(plain, whole), *(headers.of.keys() - whole.of.keys())}):
         some = ", ".join(left_out[:SHOWN_NAMES]) + (", ..." if len(left_out) > SHOWN_NAMES else "")
         LOGGER.warning(
@@ -38,7 +38,7 @@ def check_directory(directory: Path) -> None:
     """
     config, files = load_config(directory), open_tensor_files(directory)
     check_headers(config, files)
-    plain, whole = empty_model(config), transformed_headers(files, config.num_hidden_layers)
+    plain, whole = empty_model(config), transformed_headers(files, config)
     with whole.mapped() as stored:
         check_ties(find_sources(plain, whole), plain, whole, stored)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from shortened_llm.models.axes import unit_sizes
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.models.directory import load_config, model_directory
@@ -35,16 +36,17 @@ def transformed_config(config: PretrainedConfig, transforms: Sequence[Transform]
     return changed
 
 
-def transformed_headers(headers: Headers, num_blocks: int, transforms: Sequence[Transform] = ()) -> Headers:
-    """The tensors of files with `num_blocks` blocks under each transform, by their names in the model.
+def transformed_headers(headers: Headers, config: PretrainedConfig, transforms: Sequence[Transform] = ()) -> Headers:
+    """The tensors of files that hold a model of this configuration, under each transform, by their names in the model.
 
     Raises:
         BadInputError: the names do not tell the blocks.
     """
+    num_blocks = config.num_hidden_layers
     prefix = block_prefix(headers.of, num_blocks)
     tensors = {name: header for name, header in headers.of.items() if (block_of(name, prefix) or 0) < num_blocks}
     for kind, transform in _in_turn(transforms, num_blocks):
-        tensors = kind.files(tensors, prefix, transform)
+        tensors = kind.files(tensors, prefix, config, transform)
     return replace(headers, of=tensors)
 
 
@@ -86,7 +88,7 @@ def view_config(ref: ModelRef) -> PretrainedConfig:
 
 def view_files(ref: ModelRef) -> TensorFiles:
     """The tensors of the model that loading yields, to be read by their names there; raises as `read_headers`."""
-    return transformed_headers(open_tensor_files(model_directory(ref)), ref.num_blocks, ref.transforms)
+    return _transformed_files(ref, ref.transforms)
 
 
 def empty_view(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
@@ -101,8 +103,12 @@ def plain_model(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
 
 def plain_files(ref: ModelRef) -> TensorFiles:
     """The stored tensors behind an export of the view; those that `view_files` lacks are zeros there."""
-    compact = [transform for transform in ref.transforms if transform.is_compact]
-    return transformed_headers(open_tensor_files(model_directory(ref)), ref.num_blocks, compact)
+    return _transformed_files(ref, [transform for transform in ref.transforms if transform.is_compact])
+
+
+def _transformed_files(ref: ModelRef, transforms: Sequence[Transform]) -> TensorFiles:
+    directory = model_directory(ref)
+    return transformed_headers(open_tensor_files(directory), load_config(directory), transforms)
 
 
 def check_transforms(config: PretrainedConfig, transforms: Sequence[Transform]) -> None:
@@ -122,6 +128,7 @@ def size_of(config: PretrainedConfig, dtype: str) -> ModelSize:
     return ModelSize(
         block_parameters=blocks,
         part_parameters=part_sizes(find_blocks(model)),
+        width_parameters=unit_sizes(config, find_blocks(model)[0]),
         other_parameters=sum(weight.numel() for weight in model.parameters()) - sum(blocks),
         bytes_per_parameter=DTYPES[dtype].itemsize,
     )

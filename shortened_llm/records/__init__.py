@@ -36,6 +36,7 @@ from shortened_llm.records.transform import (
     Part,
     SublayersTransform,
     Transform,
+    WidthsTransform,
     composed,
     kept_blocks,
     of_kind,

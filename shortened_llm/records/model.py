@@ -8,6 +8,7 @@ from shortened_llm.records.transform import (
     BlocksTransform,
     SublayersTransform,
     Transform,
+    WidthsTransform,
     after_export,
     composed,
     in_order,
@@ -100,6 +101,9 @@ class ModelSize:
     """Number of parameters of each block."""
     part_parameters: tuple[tuple[int, ...], ...] | None = None
     """Number of parameters of each block's attention and MLP; None where blocks do not have one of each."""
+    width_parameters: tuple[int, int] | None = None
+    """Number of parameters of one key-value head with its query heads, and of one MLP channel; None where it is not
+    known where they lie."""
     other_parameters: int
     """Number of parameters outside the blocks: embeddings, final norm, an untied head."""
     bytes_per_parameter: int
@@ -121,9 +125,18 @@ class ModelSize:
         kept = kept_blocks(transforms, len(self.block_parameters))
         exported = self.other_parameters + sum(self.block_parameters[block] for block in kept)
         zeros = 0
+        if widths := of_kind(transforms, WidthsTransform):
+            assert self.width_parameters is not None, "the check of the transform finds the axes"
+            group, channel = self.width_parameters
+            groups = {block: len(widths.kept_groups(block)) for block in kept}
+            channels = {block: len(widths.kept_channels(block)) for block in kept}
+            wide_groups, wide_channels = max(groups.values()), max(channels.values())
+            for block in kept:
+                exported -= group * (widths.num_groups - wide_groups) + channel * (widths.num_channels - wide_channels)
+                zeros += group * (wide_groups - groups[block]) + channel * (wide_channels - channels[block])
         if sublayers := of_kind(transforms, SublayersTransform):
             assert self.part_parameters is not None, "the check of the transform finds the parts"
-            zeros = sum(self.part_parameters[block][PARTS.index(part)] for block, part in sublayers.removed)
+            zeros += sum(self.part_parameters[block][PARTS.index(part)] for block, part in sublayers.removed)
         return Size(
             blocks=len(kept),
             parameters=exported - zeros,

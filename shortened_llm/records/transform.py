@@ -1,7 +1,7 @@
 """What is done to a model's files when they are loaded."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 Part = Literal["attention", "mlp"]
@@ -100,10 +100,112 @@ class SublayersTransform:
         return SublayersTransform.without((new[block], part) for block, part in self.removed if block in new)
 
 
-Transform = BlocksTransform | SublayersTransform
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthsTransform:
+    """Keep some heads and MLP channels of each block: see `models/axes.py` for what a group and a channel are."""
+
+    num_groups: int
+    """Key-value heads of each block in the files, each with its query heads."""
+    num_channels: int
+    """MLP channels of each block in the files."""
+    groups: tuple[tuple[int, str], ...] = ()
+    """(block, packed bits of the groups that stay), ascending; all stay in a block that is not named."""
+    channels: tuple[tuple[int, str], ...] = ()
+    """(block, packed bits of the channels that stay), likewise."""
+    kind: Literal["widths"] = "widths"
+
+    is_compact: ClassVar[bool] = True
+
+    @classmethod
+    def keeping(
+        cls,
+        *,
+        num_groups: int,
+        num_channels: int,
+        groups: Mapping[int, Collection[int]] | None = None,
+        channels: Mapping[int, Collection[int]] | None = None,
+    ) -> "WidthsTransform":
+        """Keep what is listed for each block, and all of the others."""
+        return cls(
+            num_groups=num_groups,
+            num_channels=num_channels,
+            groups=_packed(groups or {}, num_groups),
+            channels=_packed(channels or {}, num_channels),
+        )
+
+    def kept_groups(self, block: int) -> tuple[int, ...]:
+        """The groups of a block that stay, ascending."""
+        return _unpacked(self.groups, block, self.num_groups)
+
+    def kept_channels(self, block: int) -> tuple[int, ...]:
+        """The channels of a block that stay, ascending."""
+        return _unpacked(self.channels, block, self.num_channels)
+
+    def changes(self, num_blocks: int) -> bool:
+        """Whether anything is removed."""
+        return bool(self.groups or self.channels)
+
+    def describe(self, num_blocks: int) -> str:
+        """What was done, in words that follow the name of a model."""
+        parts = [f"{title} {text}" for title, text in self._kept(num_blocks)]
+        return f"with {' and '.join(parts)} in each block"
+
+    def facts(self, num_blocks: int) -> dict[str, str]:
+        """Columns of a table that say what was done, by name."""
+        return {f"kept_{title}": text for title, text in self._kept(num_blocks)}
+
+    def _kept(self, num_blocks: int) -> tuple[tuple[str, str], ...]:
+        found = []
+        for title, kept, total in (
+            ("kv_heads", self.kept_groups, self.num_groups), ("channels", self.kept_channels, self.num_channels)
+        ):  # fmt: skip
+            numbers = [len(kept(block)) for block in range(num_blocks)]
+            low, high = min(numbers), max(numbers)
+            found.append((title, f"{low} of {total}" if low == high else f"{low} to {high} of {total}"))
+        return tuple(found)
+
+    def then(self, later: "WidthsTransform") -> "WidthsTransform":
+        """Both as one, where `later` has this one's blocks, and the units that this one leaves of each."""
+        blocks = {block for block, _ in (*self.groups, *self.channels, *later.groups, *later.channels)}
+        return WidthsTransform.keeping(
+            num_groups=self.num_groups,
+            num_channels=self.num_channels,
+            groups={block: _of_these(self.kept_groups(block), later.kept_groups(block)) for block in blocks},
+            channels={block: _of_these(self.kept_channels(block), later.kept_channels(block)) for block in blocks},
+        )
+
+    def renumbered(self, new: Mapping[int, int]) -> "WidthsTransform":
+        """With each block's index replaced; those of blocks that have none are left out."""
+        return replace(
+            self,
+            groups=tuple(sorted((new[block], bits) for block, bits in self.groups if block in new)),
+            channels=tuple(sorted((new[block], bits) for block, bits in self.channels if block in new)),
+        )
+
+
+def _packed(kept: Mapping[int, Collection[int]], number: int) -> tuple[tuple[int, str], ...]:
+    """Hexadecimal digits, the bit of unit i being worth 2^i; blocks that keep everything are left out."""
+    bits = {block: sum(1 << unit for unit in set(units)) for block, units in kept.items()}
+    return tuple((block, f"{value:x}") for block, value in sorted(bits.items()) if value != (1 << number) - 1)
+
+
+def _unpacked(packed: tuple[tuple[int, str], ...], block: int, number: int) -> tuple[int, ...]:
+    for other, bits in packed:
+        if other == block:
+            value = int(bits, 16)
+            return tuple(unit for unit in range(number) if value >> unit & 1)
+    return tuple(range(number))
+
+
+def _of_these(kept: Sequence[int], later: Sequence[int]) -> tuple[int, ...]:
+    """Those that `later` keeps of the kept ones; behind these, a padded export holds zeros."""
+    return tuple(kept[index] for index in later if index < len(kept))
+
+
+Transform = BlocksTransform | SublayersTransform | WidthsTransform
 """What is done to a model's files when they are loaded, told apart by `kind`."""
 
-Kind = TypeVar("Kind", BlocksTransform, SublayersTransform)
+Kind = TypeVar("Kind", BlocksTransform, SublayersTransform, WidthsTransform)
 
 
 def of_kind(transforms: Iterable[Transform], kind: type[Kind]) -> Kind | None:
@@ -138,7 +240,7 @@ def composed(first: Sequence[Transform], later: Sequence[Transform], num_blocks:
         by_kind[transform.kind] = before.then(original) if before else original
     left = {block: block for block in kept_blocks(by_kind.values(), num_blocks)}
     changing = (by_kind[kind].renumbered(left) for kind in sorted(by_kind))
-    return tuple(transform for transform in changing if isinstance(transform, BlocksTransform) or transform.removed)
+    return tuple(one for one in changing if isinstance(one, BlocksTransform) or one.changes(num_blocks))
 
 
 def after_export(transforms: Sequence[Transform], num_blocks: int) -> tuple[Transform, ...]:

@@ -56,7 +56,9 @@ def cut_config(dense: PretrainedConfig, transform: BlocksTransform) -> Pretraine
     return config
 
 
-def cut_files(tensors: Mapping[str, TensorHeader], prefix: str, transform: BlocksTransform) -> dict[str, TensorHeader]:
+def cut_files(
+    tensors: Mapping[str, TensorHeader], prefix: str, config: PretrainedConfig, transform: BlocksTransform
+) -> dict[str, TensorHeader]:
     """The tensors of the blocks that stay, renumbered, and all that lie outside the blocks."""
     position = {block: index for index, block in enumerate(transform.kept)}
     found = {}

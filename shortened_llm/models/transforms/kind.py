@@ -20,9 +20,9 @@ class TransformKind:
     """Raises `BadInputError` where the architecture cannot be changed so. Called once, when planning."""
     config: Callable[[PretrainedConfig, Any], PretrainedConfig]
     """Returns the configuration of the changed model, as a copy."""
-    files: Callable[[Mapping[str, TensorHeader], str, Any], dict[str, TensorHeader]]
-    """Takes the tensors by name, and the name before a block's index; returns those of the changed model by their names
-    there."""
+    files: Callable[[Mapping[str, TensorHeader], str, PretrainedConfig, Any], dict[str, TensorHeader]]
+    """Takes the tensors by name, the name before a block's index, and the configuration of the files; returns those of
+    the changed model by their names there."""
     change: Callable[[PreTrainedModel, Any], None] | None
     """Changes the modules of a model of that configuration, which has no weights yet. None where the configuration
     tells all."""

@@ -18,7 +18,7 @@ from shortened_llm.records import PARTS, SublayersTransform
 
 
 def leave_out(
-    tensors: Mapping[str, TensorHeader], prefix: str, transform: SublayersTransform
+    tensors: Mapping[str, TensorHeader], prefix: str, config: PretrainedConfig, transform: SublayersTransform
 ) -> dict[str, TensorHeader]:
     """The tensors without those of the removed sub-layers."""
     return {name: header for name, header in tensors.items() if not _is_removed(name, prefix, transform)}
