@@ -48,13 +48,16 @@ class _Reference:
         lines = []
         for field, schema in section["properties"].items():
             path = f"{place}.{field}".lstrip(".")
-            name = _section_name(schema)
+            name, *others = _section_names(schema) or [""]
             if name and "log" in self._definitions[name]["properties"]:
                 name = ""  # a range is a value
             fields = self._definitions[name]["properties"] if name else {}
             if fields and name not in self._places:
                 self._places[name] = path
                 inner.append((path, name))
+                for other in others:  # entries of another kind
+                    unit = self._definitions[other]["properties"]["unit"]["const"]
+                    inner.append((f"{path} of unit {unit}", other))
             values = _link(self._places[name], schema) if fields else self._values(schema)
             default = "*required*" if field in section.get("required", ()) else "" if name else _default(schema)
             meaning = schema.get("description") or (self._definitions[name]["description"] if name else "")
@@ -89,16 +92,21 @@ class _Reference:
 
 
 def _section_name(schema: Schema) -> str:
-    """The definition of the section that a field holds; empty where it holds none."""
+    """The definition of the section that a field holds, of several the first; empty where it holds none."""
+    return next(iter(_section_names(schema)), "")
+
+
+def _section_names(schema: Schema) -> list[str]:
+    """The definitions of the sections that a field may hold."""
     if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
+        return [str(schema["$ref"]).rpartition("/")[2]]
     forms = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *([schema["items"]] if "items" in schema else [])]
-    return next((name for form in forms if (name := _section_name(form))), "")
+    return list(dict.fromkeys(name for form in forms for name in _section_names(form)))
 
 
 def _link(place: str, schema: Schema) -> str:
     several = schema.get("type") == "array" or "oneOf" in schema
-    return f"{'one or a list of ' if several else ''}[{place}](#{place.replace('.', '')})"
+    return f"{'one or a list of ' if several else ''}[{place}](#{place.replace('.', '').replace(' ', '-')})"
 
 
 def _default(schema: Schema) -> str:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    of_unit = ["sublayers"] if label.unit == "sublayer" else []
+    of_unit = {"block": [], "sublayer": ["sublayers"], "width": ["width"]}[label.unit]
     return "-".join([label.criterion, *of_unit, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
 
 

@@ -8,21 +8,20 @@ import torch
 
 from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import ExperimentConfig, require_sections
-from shortened_llm.criteria import CRITERIA
 from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
-from shortened_llm.records import ModelRef, UnitScores, to_json
+from shortened_llm.records import ModelRef, Scores, UnitScores, to_json
 from shortened_llm.reporting.score_plot import save_score_plot
 from shortened_llm.scoring.job import scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
-from shortened_llm.scoring.table import score_table
+from shortened_llm.scoring.table import score_table, width_table
 from shortened_llm.search.preflight import ScoringFacts, check_scoring
 from shortened_llm.storage.store import Store
 
 
-def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[UnitScores, ...]:
+def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[Scores, ...]:
     """The scores by every criterion of the configuration, measured in this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prepare_cpu(fair_threads(1))
@@ -33,7 +32,7 @@ def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, s
     return score_all(jobs, store)
 
 
-def file_names(scores: Sequence[UnitScores]) -> list[str]:
+def file_names(scores: Sequence[Scores]) -> list[str]:
     """`<criterion>.json`, or `<criterion>-<number>.json` where there are several rankings by a criterion."""
     criteria = [one.criterion for one in scores]
     return [
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         "of the configuration, where there are several rankings by a criterion",
     )
     config, flags = parse_command(parser, arguments)
-    if any(CRITERIA[criterion].searches for criterion in config.criteria):
+    if any(entry.rows[criterion].searches for entry in config.prunings for criterion in entry.criteria):
         require_sections(config, ["search"], "jobs.score")
     store = open_store(config)
     facts = check_scoring(config, store)
@@ -63,13 +62,14 @@ def main(arguments: Sequence[str]) -> None:
     model = stage_model(config.model, store)
     every = score_here(config, facts, model, store)
     for scores in every:
-        print(score_table(scores), file=sys.stderr)
+        print(score_table(scores) if isinstance(scores, UnitScores) else width_table(scores), file=sys.stderr)
         print(to_json(scores, indent=None), flush=True)
     if flags.output:
         flags.output.mkdir(parents=True, exist_ok=True)
         for name, scores in zip(file_names(every), every, strict=True):
             (flags.output / name).write_text(to_json(scores))
-        save_score_plot(every, flags.output / "scores.png")
+        if of_units := [scores for scores in every if isinstance(scores, UnitScores)]:
+            save_score_plot(of_units, flags.output / "scores.png")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ TOTAL, BY_RATIO = "total", "by ratio"
 """Forms of retraining.tokens, which pydantic adds to the field's name."""
 ONE, SEVERAL = "one", "several"
 """Forms of a section that may be a list, which pydantic adds to the section's name."""
-FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL, VALUES, RANGE)
+DEPTH, WIDTH = "depth entry", "width entry"
+"""Kinds of entries of pruning, which pydantic adds to the section's name."""
+FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL, VALUES, RANGE, DEPTH, WIDTH)
 
 
 def alone(value: object) -> object:

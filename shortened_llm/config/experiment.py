@@ -10,7 +10,7 @@ from shortened_llm.config.base import OneOrSeveral, Runtime, alone
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
 from shortened_llm.config.metric import check_metric
 from shortened_llm.config.model import ModelConfig, StorageConfig
-from shortened_llm.config.pruning import DepthPruning
+from shortened_llm.config.pruning import DepthPruning, Pruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
 from shortened_llm.config.rounds import check_rounds
@@ -19,7 +19,7 @@ from shortened_llm.config.sampler import check_sampler, ranges, with_learning_ra
 from shortened_llm.config.search import NO_SEARCH, SearchSection
 from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.config.tracking import TrackingConfig
-from shortened_llm.criteria import reads_text
+from shortened_llm.config.units import check_units
 from shortened_llm.fields import Range, Section
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -34,7 +34,7 @@ class ExperimentConfig(Section):
     model: ModelConfig
     calibration: OneOrSeveral[CalibrationConfig]
     """Text that blocks are scored on; a list is an axis of the search."""
-    pruning: OneOrSeveral[DepthPruning] = DepthPruning()
+    pruning: OneOrSeveral[Pruning] = DepthPruning()
     """What is removed, and how it is chosen; a list is an axis of the search, each entry with its own criteria."""
     search: SearchSection = NO_SEARCH
     """What Ray Tune tries. jobs.score needs it only for criteria that search, such as greedy_ppl, and jobs.evaluate not
@@ -54,10 +54,10 @@ class ExperimentConfig(Section):
     @property
     def reads_calibration(self) -> bool:
         """Whether any criterion reads calibration text."""
-        return any(map(reads_text, self.criteria))
+        return any(entry.rows[criterion].reads_text for entry in self.prunings for criterion in entry.criteria)
 
     @property
-    def prunings(self) -> tuple[DepthPruning, ...]:
+    def prunings(self) -> tuple[Pruning, ...]:
         """Every entry of `pruning`."""
         return self.pruning if isinstance(self.pruning, tuple) else (self.pruning,)
 
@@ -68,8 +68,8 @@ class ExperimentConfig(Section):
 
     def num_rankings(self, unit: str) -> int:
         """Rankings of such units: criteria, those that read text once for each calibration."""
-        criteria = [criterion for entry in self.prunings if entry.unit == unit for criterion in entry.criteria]
-        return sum(len(self.calibrations) if reads_text(criterion) else 1 for criterion in criteria)
+        rows = [entry.rows[name] for entry in self.prunings if entry.unit == unit for name in entry.criteria]
+        return sum(len(self.calibrations) if row.reads_text else 1 for row in rows)
 
     @property
     def ranges(self) -> dict[str, Range[Any]]:
@@ -104,27 +104,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _targets_fit_units(self) -> "ExperimentConfig":
-        units, of = dict.fromkeys(entry.unit for entry in self.prunings), self.search.of
-        if len(units) > 1 and of == "blocks":
-            raise ValueError(
-                f"search.of is 'blocks', but pruning has the units {', '.join(units)}, of which equal shares are of "
-                "different sizes; set search.of to parameters"
-            )
-        if len(units) > 1 and isinstance(self.search.ratios, Range):
-            raise ValueError(
-                f"search.ratios is a range, of numbers of {' and '.join(units)}s, which have no ratios in common; list "
-                "ratios, such as [0.2, 0.4]"
-            )
-        if "sublayer" in units and of == "bytes":
-            raise ValueError(
-                "search.of is 'bytes', but plain exports hold zeros in the place of sub-layers and save none; set "
-                "search.of to parameters"
-            )
-        if "sublayer" in units and self.search.removed_blocks:
-            raise ValueError(
-                f"search.removed_blocks is {list(self.search.removed_blocks)}, but pruning removes sub-layers; give "
-                "search.ratios"
-            )
+        check_units(self.prunings, self.search, self.retraining)
         return self
 
     @model_validator(mode="after")

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from shortened_llm.config.base import FORMS
+from shortened_llm.config.base import FORMS, WIDTH
 from shortened_llm.config.experiment import ExperimentConfig, section_of
+from shortened_llm.config.pruning import WidthPruning
 from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError
 
@@ -15,6 +16,8 @@ def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
     """The section at `location`."""
     section: type[BaseModel] = ExperimentConfig
     for part in location:
+        if part == WIDTH:
+            section = WidthPruning
         if isinstance(part, int) or part in FORMS:
             continue
         field = section.model_fields.get(part)

@@ -1,18 +1,29 @@
 """The section `pruning`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from shortened_llm.config.base import Dtype
+from shortened_llm.config.base import DEPTH, WIDTH, Dtype
 from shortened_llm.criteria import CRITERIA
-from shortened_llm.criteria.criterion import CriterionOptions
+from shortened_llm.criteria.criterion import Criterion, CriterionOptions
+from shortened_llm.criteria.width import WIDTH_CRITERIA
+from shortened_llm.criteria.width.criterion import WidthCriterion
 from shortened_llm.fields import Section, as_tuple, distinct
+
+UNITS = ("block", "sublayer", "width")
 
 
 def _known_criterion(name: str) -> str:
     if name not in CRITERIA:
         raise ValueError(f"should be one of {', '.join(map(repr, CRITERIA))}")
+    return name
+
+
+def _known_width_criterion(name: str) -> str:
+    if name not in WIDTH_CRITERIA:
+        raise ValueError(f"should be one of {', '.join(map(repr, WIDTH_CRITERIA))}")
     return name
 
 
@@ -27,10 +38,16 @@ def _listed_criteria() -> str:
     )
 
 
+def _known_unit(unit: object) -> object:
+    if unit not in UNITS:
+        raise ValueError(f"should be one of {', '.join(map(repr, UNITS))}")
+    return unit
+
+
 class _DepthEntry(Section):
     """Whole blocks or sub-layers, ranked by criteria. Each criterion's options stand under its name."""
 
-    unit: Literal["block", "sublayer"] = "block"
+    unit: Annotated[Literal["block", "sublayer"], BeforeValidator(_known_unit)] = "block"
     """What is removed. block: a decoder layer; sublayer: its attention or its MLP, each by itself."""
     criteria: Annotated[
         tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
@@ -48,6 +65,11 @@ class _DepthEntry(Section):
     """Trailing blocks that are never removed, nor any part of them (count)."""
     dtype: Dtype = "float32"
     """Compute type of scoring. Scores at the cut often differ by less than a bfloat16 rounding."""
+
+    @property
+    def rows(self) -> Mapping[str, Criterion]:
+        """The table of its criteria."""
+        return CRITERIA
 
     def options(self, criterion: str) -> CriterionOptions:
         """What the user set of a criterion, and the defaults of the rest."""
@@ -84,15 +106,78 @@ class _DepthEntry(Section):
         return self
 
 
+class _WidthEntry(Section):
+    """Heads and MLP channels of every block, ranked by criteria. Each criterion's options stand under its name."""
+
+    unit: Literal["width"]
+    """What is removed. width: key-value heads, each with its query heads, and channels of the MLP."""
+    criteria: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_width_criterion)], ...],
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct),
+    ] = Field(
+        ("flap",),
+        min_length=1,
+        description=f"Criteria to rank by; an axis of the search. Known are {', '.join(WIDTH_CRITERIA)}.",
+    )
+    parts: Literal["both", "mlp", "attention"] = "both"
+    """Where to cut. both: an equal share of the heads and of the channels of a block; where it rounds to no head, the
+    channels carry all of it."""
+    allocation: Literal["uniform", "global"] = "uniform"
+    """uniform: all blocks keep as many heads and channels, so that the model is a plain one of its family; global: the
+    units that score lowest over all blocks go, and exports are padded with zeros to the widest block."""
+    round_to: int = Field(1, ge=1)
+    """The number of channels that a block keeps is a multiple of it (count), as kernels like it: 64 or 128 on GPUs."""
+    dtype: Dtype = "float32"
+    """Compute type of scoring."""
+
+    @property
+    def rows(self) -> Mapping[str, WidthCriterion]:
+        """The table of its criteria."""
+        return WIDTH_CRITERIA
+
+    def options(self, criterion: str) -> CriterionOptions:
+        """What the user set of a criterion, and the defaults of the rest."""
+        options: CriterionOptions = getattr(self, criterion)
+        return options
+
+    def settings(self, criterion: str) -> dict[str, object]:
+        """All that the removal by one criterion depends on, besides the model and the text."""
+        own = ("unit", "parts", "allocation", "round_to", "dtype")
+        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "_WidthEntry":
+        for name in WIDTH_CRITERIA:
+            if name in self.model_fields_set and name not in self.criteria and name != "random":
+                raise ValueError(
+                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
+                )
+        return self
+
+
+def _with_options(base: type[Section], name: str, rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion]) -> Any:
+    """The section with a field for the options of each criterion."""
+    fields: dict[str, Any] = {
+        name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
+        for name, row in rows.items()
+    }
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
+
+
 if TYPE_CHECKING:
     DepthPruning = _DepthEntry
+    WidthPruning = _WidthEntry
 else:
-    DepthPruning = create_model(
-        "DepthPruning",
-        __base__=_DepthEntry,
-        __doc__=_DepthEntry.__doc__,
-        **{
-            name: (row.options, Field(row.options(), description=" ".join(row.options.__doc__.split())))
-            for name, row in CRITERIA.items()
-        },
-    )
+    DepthPruning = _with_options(_DepthEntry, "DepthPruning", CRITERIA)
+    WidthPruning = _with_options(_WidthEntry, "WidthPruning", WIDTH_CRITERIA)
+
+
+def _which(value: object) -> str:
+    """Which kind of entry it is: `block` unless its unit says otherwise."""
+    unit = value.get("unit") if isinstance(value, dict) else getattr(value, "unit", None)
+    return WIDTH if unit == "width" else DEPTH
+
+
+Pruning = Annotated[Annotated[DepthPruning, Tag(DEPTH)] | Annotated[WidthPruning, Tag(WIDTH)], Discriminator(_which)]
+"""An entry of the section."""

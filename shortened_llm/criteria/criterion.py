@@ -93,6 +93,11 @@ class Criterion:
         return self.measured.name if isinstance(self.measured, BlockStatistic) else self.measured
 
     @property
+    def reads_options(self) -> bool:
+        """Whether the measurement depends on the options."""
+        return not self.is_walked
+
+    @property
     def is_walked(self) -> bool:
         """Whether a walk that other criteria share measures it, one value or more for each calibration sequence."""
         return isinstance(self.measured, BlockStatistic) or self.measured in STATISTICS

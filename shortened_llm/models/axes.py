@@ -37,18 +37,19 @@ class Axis:
             size: of the dimension.
             units: number of units along it.
         """
-        weights = {"one": (1,), "halves": (1, 1), "queries_keys_values": (widths.queries_per_group, 1, 1)}
-        shares = weights[self.segments]
         found: list[int] = []
-        start = 0
-        for share in shares:
-            length = size * share // sum(shares)
+        for start, length in self.segments_of(size, widths):
             each = length // units
             for unit in kept:
                 first = start + unit * each
                 found += [NOTHING] * each if unit == NOTHING else range(first, first + each)
-            start += length
         return tuple(found)
+
+    def segments_of(self, size: int, widths: "Widths") -> list[tuple[int, int]]:
+        """Beginning and length of each segment of the dimension."""
+        shares = {"one": (1,), "halves": (1, 1), "queries_keys_values": (widths.queries_per_group, 1, 1)}[self.segments]
+        lengths = [size * share // sum(shares) for share in shares]
+        return [(sum(lengths[:index]), length) for index, length in enumerate(lengths)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

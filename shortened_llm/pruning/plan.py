@@ -4,10 +4,21 @@ from collections.abc import Iterable
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.target import count_of, requests
-from shortened_llm.records import Bin, ModelSize, PlanLabel, PrunePlan, Target, Transform, UnitScores, removal
+from shortened_llm.pruning.width import narrow
+from shortened_llm.records import (
+    Bin,
+    ModelSize,
+    PlanLabel,
+    PrunePlan,
+    Scores,
+    Target,
+    Transform,
+    WidthScores,
+    removal,
+)
 
 
-def make_plans(search: SearchSection, scores: Iterable[UnitScores], size: ModelSize) -> tuple[PrunePlan, ...]:
+def make_plans(search: SearchSection, scores: Iterable[Scores], size: ModelSize) -> tuple[PrunePlan, ...]:
     """One plan per distinct set of transforms, with the labels of every (criterion, target) that leads to it.
 
     The smallest models come last; of equal size, in the order of the criteria.
@@ -18,7 +29,8 @@ def make_plans(search: SearchSection, scores: Iterable[UnitScores], size: ModelS
     labels: dict[tuple[Transform, ...], list[PlanLabel]] = {}
     num_blocks = len(size.block_parameters)
     for criterion in scores:
-        for request in requests(search, size, criterion.protected, criterion.unit):
+        protected = () if isinstance(criterion, WidthScores) else criterion.protected
+        for request in requests(search, size, protected, criterion.unit):
             label = PlanLabel(
                 criterion=criterion.criterion,
                 target=request.target,
@@ -26,8 +38,12 @@ def make_plans(search: SearchSection, scores: Iterable[UnitScores], size: ModelS
                 calibration=criterion.calibration,
                 settings=criterion.settings,
             )
-            removed = criterion.removed(count_of(request, criterion, size))
-            labels.setdefault(removal(criterion.unit, removed, num_blocks), []).append(label)
+            if isinstance(criterion, WidthScores):
+                transforms: tuple[Transform, ...] = (narrow(criterion, request.target, size),)
+            else:
+                removed = criterion.removed(count_of(request, criterion, size))
+                transforms = removal(criterion.unit, removed, num_blocks)
+            labels.setdefault(transforms, []).append(label)
     plans = [plan_of(transforms, tuple(its_labels), size) for transforms, its_labels in labels.items()]
     return tuple(sorted(plans, key=lambda plan: -plan.size.parameters))
 

@@ -11,7 +11,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.fields import Range
 from shortened_llm.records import ModelSize, PruneUnit, Target, UnitScores
 
-TITLES: dict[PruneUnit, Literal["blocks", "sublayers"]] = {"block": "blocks", "sublayer": "sublayers"}
+TITLES: dict[str, Literal["blocks", "sublayers"]] = {"block": "blocks", "sublayer": "sublayers"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,8 @@ def removed_count(ratio: float, num_units: int) -> int:
 def requests(
     search: SearchSection, size: ModelSize, protected: tuple[int, ...], unit: PruneUnit
 ) -> tuple[Request, ...]:
-    """What a search asks for, the largest models first; a number of units asked for twice is one with its ratio.
+    """What a search asks for, the largest models first; a number of units asked for twice is one with its ratio. Units
+    of width have no numbers: their requests hold the target alone.
 
     Args:
         protected: numbers of the units that stay.
@@ -41,6 +42,10 @@ def requests(
     Raises:
         BadInputError: a ratio removes no unit, or more than the unprotected ones.
     """
+    if unit == "width":
+        assert not isinstance(search.ratios, Range), "checked with the configuration"
+        asked = sorted(search.ratios)
+        return tuple(Request(target=Target(of=search.of, ratio=ratio), unit=unit, counts=()) for ratio in asked)
     number, title = len(size.of_units(unit)), "blocks" if unit == "block" else "sub-layers"
     most = min(number - len(protected), number - 1)
     found: dict[tuple[tuple[int, ...], float], Request] = {}

@@ -63,3 +63,4 @@ from shortened_llm.records.units import (
     units_gone,
     units_of,
 )
+from shortened_llm.records.widths import Narrowing, Scores, WidthScores, packed, unpacked

@@ -82,5 +82,6 @@ def removed_units(
 
 
 def ranking_name(criterion: str, unit: PruneUnit, calibration: str | None, settings: str | None) -> str:
-    told_apart = ", ".join(part for part in ("sub-layers" if unit == "sublayer" else "", calibration, settings) if part)
+    named = {"block": "", "sublayer": "sub-layers", "width": "width"}[unit]
+    told_apart = ", ".join(part for part in (named, calibration, settings) if part)
     return f"{criterion} ({told_apart})" if told_apart else criterion

@@ -161,7 +161,8 @@ class WidthsTransform:
         ):  # fmt: skip
             numbers = [len(kept(block)) for block in range(num_blocks)]
             low, high = min(numbers), max(numbers)
-            found.append((title, f"{low} of {total}" if low == high else f"{low} to {high} of {total}"))
+            if low < total:
+                found.append((title, f"{low} of {total}" if low == high else f"{low} to {high} of {total}"))
         return tuple(found)
 
     def then(self, later: "WidthsTransform") -> "WidthsTransform":

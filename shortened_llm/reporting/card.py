@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pydantic import TypeAdapter
 
 from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.records import (
     EvalScores,
     Experiment,
@@ -127,7 +128,7 @@ def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial 
         "name": trial.spec.name if trial else plan.name,
         "base_model": provenance.base_model,
         "origin": [asdict(transform) for transform in plan.transforms],
-        **{name: [int(index) for index in text.split()] for name, text in plan.facts.items()},
+        **{name: _numbers(text) for name, text in plan.facts.items()},
         "labels": [{key: v for key, v in asdict(label).items() if v is not None} for label in plan.labels],
         "size": asdict(plan.size),
         "base_size": asdict(plan.dense),
@@ -145,6 +146,12 @@ def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial 
     return json.dumps(TypeAdapter(dict).dump_python(facts, mode="json"), indent=2) + "\n"
 
 
+def _numbers(text: str) -> list[int] | str:
+    """Indices as a list; other facts are words."""
+    words = text.split()
+    return [int(word) for word in words] if all(word.isdigit() for word in words) else text
+
+
 def is_non_commercial(license: str | None) -> bool:
     """Whether a licence's name says so."""
     return bool(license and NON_COMMERCIAL.search(license.replace("-", " ").replace("_", " ")))
@@ -156,8 +163,8 @@ def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | Non
         "training" if recipe.train_on == "corpus" else "instructions"
         for recipe in (trial.spec.recipes if trial else ())
     }
-    without_text = [name for name, row in CRITERIA.items() if not row.reads_text]
-    if any(label.criterion not in (*without_text, *NO_CRITERIA) for label in plan.labels):
+    named = [label for label in plan.labels if label.criterion not in NO_CRITERIA]
+    if any((WIDTH_CRITERIA if one.unit == "width" else CRITERIA)[one.criterion].reads_text for one in named):
         roles.add("calibration")
     return [source for source in provenance.sources if source.role in roles]
 

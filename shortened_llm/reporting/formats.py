@@ -14,6 +14,7 @@ from shortened_llm.records import (
     Target,
     Transform,
     UnitScores,
+    WidthsTransform,
     num_units,
     of_kind,
     units_gone,
@@ -165,7 +166,7 @@ def block_ranges(blocks: Sequence[int]) -> str:
 
 
 def removed(plan: PrunePlan) -> str:
-    """`4–7`, the dense model's blocks, or `4–7, attention 3, MLP 12–14`."""
+    """`4–7`, the dense model's blocks, `4–7, attention 3, MLP 12–14`, or `254 of 352 channels kept`."""
     return removed_by(plan.transforms, plan.dense.blocks)
 
 
@@ -173,6 +174,9 @@ def removed_by(transforms: Sequence[Transform], num_blocks: int) -> str:
     """What transforms remove of a model of so many blocks: see `removed`."""
     blocks, sublayers = of_kind(transforms, BlocksTransform), of_kind(transforms, SublayersTransform)
     parts = [block_ranges(blocks.removed(num_blocks))] if blocks else []
+    if widths := of_kind(transforms, WidthsTransform):
+        titles = {"kept_kv_heads": "KV heads", "kept_channels": "channels"}
+        parts += [f"{text} {titles[name]} kept" for name, text in widths.facts(num_blocks).items()]
     for part, title in zip(PARTS, UNIT_TITLES["sublayer"], strict=True):
         if lost := [block for block, other in (sublayers.removed if sublayers else ()) if other == part]:
             parts.append(f"{title} {block_ranges(lost)}")
@@ -180,7 +184,9 @@ def removed_by(transforms: Sequence[Transform], num_blocks: int) -> str:
 
 
 def removed_count(plan: PrunePlan) -> str:
-    """`6 of 30 blocks`, or `12 of 60 sub-layers`."""
+    """`6 of 30 blocks`, `12 of 60 sub-layers`, or `20.0 % of parameters`."""
+    if of_kind(plan.transforms, WidthsTransform):
+        return f"{percent(plan.parameter_ratio)} of parameters"
     unit: PruneUnit = "sublayer" if of_kind(plan.transforms, SublayersTransform) else "block"
     title = "sub-layers" if unit == "sublayer" else "blocks"
     return (
@@ -189,9 +195,10 @@ def removed_count(plan: PrunePlan) -> str:
 
 
 def size_name(plan: PrunePlan) -> str:
-    """`24 blocks`, or `25 blocks less 2 sub-layers`."""
+    """`24 blocks`, `25 blocks less 2 sub-layers`, or `30 narrower blocks`."""
     sublayers = of_kind(plan.transforms, SublayersTransform)
-    return f"{plan.size.blocks} blocks" + (f" less {len(sublayers.removed)} sub-layers" if sublayers else "")
+    narrower = "narrower " if of_kind(plan.transforms, WidthsTransform) else ""
+    return f"{plan.size.blocks} {narrower}blocks" + (f" less {len(sublayers.removed)} sub-layers" if sublayers else "")
 
 
 def protected(scores: UnitScores) -> str:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig
-from shortened_llm.criteria import CRITERIA, reads_text
+from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig, Pruning, WidthPruning
 from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
 from shortened_llm.data.sources import Documents
-from shortened_llm.records import ModelRef, PruneUnit, num_units, units_gone, units_of
+from shortened_llm.records import ModelRef, Narrowing, PruneUnit, num_units, units_gone, units_of
 from shortened_llm.records.transform import after_export
 
 STAGE_VERSION = 4
@@ -20,7 +19,7 @@ class ScoringJob:
     """A model, the criteria of one entry of `pruning`, one text, and the cuts that the scores are for."""
 
     model: ModelRef
-    pruning: DepthPruning
+    pruning: Pruning
     criteria: tuple[str, ...]
     """Those of the entry that this text is read for."""
     documents: Documents | None
@@ -39,11 +38,15 @@ class ScoringJob:
 
     @property
     def num_units(self) -> int:
-        return num_units(self.unit, self.model.num_loaded_blocks)
+        """Units that have a number; of width, which has none, the blocks."""
+        blocks = self.model.num_loaded_blocks
+        return num_units(self.unit, blocks) if isinstance(self.pruning, DepthPruning) else blocks
 
     @property
     def protected(self) -> tuple[int, ...]:
-        """Units that do not go, or are gone."""
+        """Units that do not go, or are gone; none of width."""
+        if not isinstance(self.pruning, DepthPruning):
+            return ()
         left = after_export(self.model.transforms, self.model.num_blocks)
         gone = units_gone(self.unit, left, self.model.num_loaded_blocks)
         return tuple(sorted({*protected_units(self.pruning, self.model.num_loaded_blocks), *gone}))
@@ -63,7 +66,7 @@ def scoring_jobs(
     for entry in config.prunings:
         for index, (calibration, label) in enumerate(zip(config.calibrations, labels, strict=True)):
             # What reads no text is asked of the first alone.
-            criteria = tuple(criterion for criterion in entry.criteria if index == 0 or reads_text(criterion))
+            criteria = tuple(name for name in entry.criteria if index == 0 or entry.rows[name].reads_text)
             job = ScoringJob(
                 model=model,
                 pruning=entry,
@@ -93,7 +96,7 @@ def calibration_labels(calibrations: Sequence[CalibrationConfig]) -> tuple[str |
     return tuple(labels)
 
 
-def settings_label(entries: Sequence[DepthPruning], entry: DepthPruning, criterion: str) -> str | None:
+def settings_label(entries: Sequence[Pruning], entry: Pruning, criterion: str) -> str | None:
     """What tells one entry's removal by a criterion from that of the others, such as `protect_first=0`; None where no
     other has the criterion."""
     alike = [other for other in entries if other.unit == entry.unit and criterion in other.criteria]
@@ -139,6 +142,11 @@ def work_name(unit: Unit, job: ScoringJob) -> str:
     return f"{unit.name} ({told_apart})" if told_apart else unit.name
 
 
+def narrowing_of(pruning: WidthPruning) -> Narrowing:
+    """How an entry makes widths of scores."""
+    return Narrowing(parts=pruning.parts, allocation=pruning.allocation, round_to=pruning.round_to)
+
+
 def protected_units(pruning: DepthPruning, num_blocks: int) -> tuple[int, ...]:
     """Units that no plan removes: those of the first and the last blocks, as configured."""
     last = range(max(0, num_blocks - pruning.protect_last), num_blocks)
@@ -148,7 +156,7 @@ def protected_units(pruning: DepthPruning, num_blocks: int) -> tuple[int, ...]:
 def unit_of(criterion: str, job: ScoringJob) -> Unit | None:
     """The unit that holds all that a criterion reduces, over the whole calibration set; None where nothing is
     measured."""
-    row = CRITERIA[criterion]
+    row = job.pruning.rows[criterion]
     if row.statistic is None:
         return None
     return Unit(
@@ -170,7 +178,8 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     """Everything that a measurement's numbers depend on; for a unit with one statistic."""
     (statistic,) = unit.statistics
     calibration = job.calibration
-    searches = unit.criterion is not None and CRITERIA[unit.criterion].searches
+    row = job.pruning.rows[unit.criterion] if unit.criterion else None
+    searches, reads_options = row is not None and row.searches, row is not None and row.reads_options
     text = {
         "stage": CALIBRATION_VERSION,
         "documents": job.documents.identity if job.documents else None,
@@ -185,7 +194,7 @@ def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
         "stage": STAGE_VERSION,
         "statistic": statistic,
         "unit": job.unit,
-        "options": job.pruning.options(unit.criterion).model_dump() if unit.criterion else None,
+        "options": job.pruning.options(unit.criterion).model_dump() if unit.criterion and reads_options else None,
         "model": job.model.identity,
         "dtype": job.pruning.dtype,
         "calibration": text if unit.stop else None,

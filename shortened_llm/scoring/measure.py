@@ -10,6 +10,7 @@ import torch
 
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import BlockStatistic
+from shortened_llm.criteria.width.criterion import INPUTS, TAYLOR, WEIGHTS
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
@@ -22,6 +23,7 @@ from shortened_llm.scoring.job import ScoringJob, Unit, identity, shards, unit_o
 from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
+from shortened_llm.scoring.width import measure_inputs, measure_weights, measure_width_taylor
 from shortened_llm.storage import layout
 from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
@@ -65,6 +67,11 @@ MEASUREMENTS: dict[str, Callable[[Inputs], np.ndarray]] = {
         given.num_removed,
         unit=given.unit,
         memory_gib=given.memory_gib,
+    ),
+    INPUTS: lambda given: measure_inputs(given.streamed, given.tokens, memory_gib=given.memory_gib),
+    WEIGHTS: lambda given: measure_weights(given.streamed),
+    TAYLOR: lambda given: measure_width_taylor(
+        given.streamed, given.tokens, given.options, memory_gib=given.memory_gib
     ),
 }
 """What criteria measure for themselves; everything else is a statistic of the walk."""

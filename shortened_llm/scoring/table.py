@@ -1,6 +1,8 @@
 """Scores as text for the terminal."""
 
-from shortened_llm.records import UnitScores, unit_name
+from statistics import median
+
+from shortened_llm.records import UnitScores, WidthScores, unit_name, unpacked
 
 BAR_WIDTH = 30
 
@@ -33,4 +35,16 @@ def score_table(scores: UnitScores) -> str:
     for chosen in scores.sets or ():
         if len(chosen) in {cut.count for cut in cuts}:
             lines.append(f"removed at {len(chosen)}: {', '.join(unit_name(scores.unit, one) for one in chosen)}")
+    return "\n".join(lines)
+
+
+def width_table(scores: WidthScores) -> str:
+    """One line per block: the lowest, the median and the highest score of its key-value heads and of its channels."""
+    titles = [f"{title + ': lowest':>16} {'median':>11} {'highest':>11}" for title in ("KV heads", "channels")]
+    lines = [f"{scores.ranking}: {scores.protocol}", "  ".join([f"{'block':>5}", *titles])]
+    for block, both in enumerate(zip(scores.groups, scores.channels, strict=True)):
+        cells = []
+        for values in map(unpacked, both):
+            cells.append(f"{min(values):>16.5g} {median(values):>11.5g} {max(values):>11.5g}")
+        lines.append(f"{block:>5}  {'  '.join(cells)}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Taylor: first-order estimate of the loss that removing each weight costs."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -44,6 +45,23 @@ def measure_taylor(
         NonFiniteLossError: naming the sequence or the block.
         BadInputError: the blocks' inputs do not fit into memory.
     """
+
+    def score(block: nn.Module) -> np.ndarray:
+        return np.array(block_score((_take_product(weight) for weight in scored_weights(block)), options))
+
+    return np.array(backward_by_block(streamed, tokens, scored_weights, score, memory_gib=memory_gib))
+
+
+def backward_by_block(
+    streamed: StreamedModel,
+    tokens: torch.Tensor,
+    weights_of: Callable[[nn.Module], Iterable[nn.Parameter]],
+    score: Callable[[nn.Module], np.ndarray],
+    *,
+    memory_gib: float | None,
+) -> list[np.ndarray]:
+    """What `score` makes of each block, from the first to the last, when the weights that `weights_of` names have the
+    gradient of the mean loss over the whole calibration set; see `measure_taylor`, also for what is raised."""
     num_blocks = streamed.num_blocks
     # Besides the inputs: the finished states, and the gradient, in float32 before it is in the compute dtype.
     fitting = sequences_in_memory(streamed, num_blocks + 5, tokens.shape[1], memory_gib)
@@ -58,13 +76,18 @@ def measure_taylor(
     num_predictions = tokens.shape[0] * (tokens.shape[1] - 1)
     gradient = _last_gradient(walk, inputs[-1], tokens, 1 / num_predictions)
     release_freed_memory()  # of the head's chunks
-    scores = [math.nan] * num_blocks
+    scores: dict[int, np.ndarray] = {}
     for index, block in streamed.read_blocks(range(num_blocks - 1, -1, -1)):
-        scores[index] = _backward_and_score(walk, index, block, inputs[index], gradient, options)
-        if not math.isfinite(scores[index]):
+        for weight in weights_of(block):
+            weight.requires_grad_(True)
+            # Each gradient comes as a tensor beside the sum so far, and the heap does not fill the gaps that it leaves.
+            weight.register_post_accumulate_grad_hook(lambda _: release_freed_memory())
+        _backward_in_place(walk, index, block, inputs[index], gradient)
+        scores[index] = score(block)
+        if not np.isfinite(scores[index]).all():
             raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
         steps.add(2)  # a forward pass and a backward pass
-    return np.array(scores)
+    return [scores[index] for index in range(num_blocks)]
 
 
 @torch.no_grad()
@@ -93,20 +116,6 @@ def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor,
         walk.finish(leaf).backward(grad_part)
         grad_part.copy_(_gradient_of(leaf))
     return grad_finished
-
-
-def _backward_and_score(
-    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor, options: TaylorOptions
-) -> float:
-    """The block's score; `gradient`, of its output, becomes that of its input. Nothing holds the weights afterwards:
-    the block after the next is read once the next is asked for."""
-    weights = list(scored_weights(block))
-    for weight in weights:
-        weight.requires_grad_(True)
-        # Each gradient comes as a tensor beside the sum so far, and the heap does not fill the gaps that it leaves.
-        weight.register_post_accumulate_grad_hook(lambda _: release_freed_memory())
-    _backward_in_place(walk, index, block, inputs, gradient)
-    return block_score((_take_product(weight) for weight in weights), options)
 
 
 def _backward_in_place(

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from shortened_llm.config import ExperimentConfig, ResourcesConfig
+from shortened_llm.config import ExperimentConfig, ResourcesConfig, WidthPruning
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.axes import widths_of
 from shortened_llm.models.gpus import Gpu, gpu_of
 from shortened_llm.pruning.target import Request
+from shortened_llm.pruning.width import typical
 from shortened_llm.records import ModelSize, Recipe, Target, Transform, num_units, removal
 from shortened_llm.retraining.launch import CHECKPOINTS_KEPT
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.retraining.schedule import stable_end
+from shortened_llm.scoring.job import narrowing_of
 from shortened_llm.search.cluster.capacity import ACCELERATOR_TYPE, Capacity
 from shortened_llm.search.estimate import (
     ANY,
@@ -226,12 +229,21 @@ def _alike(
     """Candidates of a request, or dense models where there is none."""
     shapes: list[tuple[Transform, ...]] = [()]
     if request is not None:
-        units = num_units(request.unit, facts.num_blocks)
-        gone = steps_to(min(request.counts), rounds)
-        shapes = [removal(request.unit, range(units - each, units), facts.num_blocks) for each in gone]
+        shapes = _shapes(config, facts, request, rounds)
     recipes = divided(chain, rounds)
     every = [(shapes[index // len(chain)], recipe) for index, recipe in enumerate(recipes)]
     return _Alike(count=count, shape=shapes[-1], runs=tuple(run for run in every if run[1].train_on == "corpus"))
+
+
+def _shapes(config: ExperimentConfig, facts: ModelFacts, request: Request, rounds: int) -> list[tuple[Transform, ...]]:
+    """What each round leaves; of all that a request may lead to, the largest."""
+    if request.unit == "width":
+        entry = next(entry for entry in config.prunings if isinstance(entry, WidthPruning))
+        widths = widths_of(facts.model_config)
+        return [(typical((widths.groups, widths.channels), narrowing_of(entry), request.target, facts.size),)]
+    units = num_units(request.unit, facts.num_blocks)
+    gone = steps_to(min(request.counts), rounds)
+    return [removal(request.unit, range(units - each, units), facts.num_blocks) for each in gone]
 
 
 def _climb(

@@ -27,8 +27,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig
-from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import Criterion
+from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.flops import active_share
@@ -118,15 +118,16 @@ def scorer_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: f
         dense: without weights.
         memory: of a GPU, in bytes, where it is known.
     """
-    found = [_of_criterion(dense, CRITERIA[criterion], config, memory) for criterion in config.criteria]
+    rows = [entry.rows[criterion] for entry in config.prunings for criterion in entry.criteria]
+    found = [_of_criterion(dense, row, config, memory) for row in rows]
     return max(found, key=lambda one: one.peak)
 
 
 def _of_criterion(
-    dense: PreTrainedModel, criterion: Criterion, config: ExperimentConfig, memory: float | None
+    dense: PreTrainedModel, criterion: Criterion | WidthCriterion, config: ExperimentConfig, memory: float | None
 ) -> ProcessMemory:
     width, blocks = DTYPES[config.model.dtype].itemsize, [_num_parameters(block) for block in find_blocks(dense)]
-    takes_gradients = criterion.measured == "taylor"
+    takes_gradients = criterion.measured in ("taylor", TAYLOR)
     weights = width * max(blocks) * (3.0 if takes_gradients else 2.0)
     if not criterion.reads_text:
         return ProcessMemory(lasting=weights, passing=0.0)

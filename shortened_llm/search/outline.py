@@ -49,7 +49,7 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
         store.probe()
     with faults.gather():
         size = size_of(model_config, config.model.exported_dtype)
-        asked = asked_sizes(config, size)
+        asked = asked_sizes(config, model_config, size)
     check_context(config, model_config, faults)
     faults.raise_any()
     assert size is not None, "a fault was told"

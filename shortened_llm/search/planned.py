@@ -12,6 +12,7 @@ from shortened_llm.records import (
     Experiment,
     Provenance,
     ReportedTrial,
+    Scores,
     Size,
     TrainingData,
     TrialSpec,
@@ -31,7 +32,7 @@ def planned_experiment(
     roles: TextRoles,
     space: SearchSpace,
     baseline: DenseScores,
-    scores: Sequence[UnitScores],
+    scores: Sequence[Scores],
     origin: Provenance,
     size: Size,
 ) -> Experiment:
@@ -48,7 +49,7 @@ def planned_experiment(
         dense_fingerprint=space.dense.fingerprint,
         dense_selection=baseline.selection,
         dense_report=baseline.report,
-        unit_scores=tuple(scores),
+        unit_scores=tuple(one for one in scores if isinstance(one, UnitScores)),
         trials=(),
         unseen_units=tuple(
             unit_fingerprint(unit, config.model.dtype)

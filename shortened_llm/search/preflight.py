@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import ExperimentConfig
+from shortened_llm.config import DepthPruning, ExperimentConfig, WidthPruning
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.errors import Faults
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -19,7 +19,7 @@ from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
 from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
-from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_sublayers, try_training
+from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_sublayers, try_training, try_widths
 from shortened_llm.storage.store import Store
 
 
@@ -136,7 +136,7 @@ def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Sc
     asked: tuple[Request, ...] = ()
     with faults.gather():
         size = size_of(model_config, config.model.exported_dtype)
-        asked = asked_sizes(config, size)
+        asked = asked_sizes(config, model_config, size)
     check_context(config, model_config, faults)
     if roles is None or size is None:
         return None
@@ -150,7 +150,11 @@ def _try_on_toy(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, 
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
-        try_scoring(toy, config.criteria)
+        depth = [entry for entry in config.prunings if isinstance(entry, DepthPruning)]
+        try_scoring(toy, dict.fromkeys(name for entry in depth for name in entry.criteria))
+        for entry in config.prunings:
+            if isinstance(entry, WidthPruning):
+                try_widths(toy, entry)
         if any(entry.unit == "sublayer" for entry in config.prunings):
             try_sublayers(toy)
         if trains and retraining.runs:

@@ -6,15 +6,17 @@ from itertools import product
 
 from transformers import PretrainedConfig
 
-from shortened_llm.config import ExperimentConfig, TaskConfig, changed_keys, entry_paths
+from shortened_llm.config import ExperimentConfig, TaskConfig, WidthPruning, changed_keys, entry_paths
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks
+from shortened_llm.models.axes import axes_of, widths_of
 from shortened_llm.pruning.target import Request, requests
+from shortened_llm.pruning.width import typical
 from shortened_llm.records import ModelSize, PruneUnit, removal
 from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.retraining.recipe import chains
-from shortened_llm.scoring.job import protected_units
+from shortened_llm.scoring.job import narrowing_of, protected_units
 from shortened_llm.search.cluster.trackers import check_tracking
 from shortened_llm.search.stored.experiment import read_config
 from shortened_llm.search.strategies.sampled import check_optuna
@@ -88,7 +90,7 @@ def check_unchanged(config: ExperimentConfig, store: Store) -> None:
         )
 
 
-def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...]:
+def asked_sizes(config: ExperimentConfig, model_config: PretrainedConfig, size: ModelSize) -> tuple[Request, ...]:
     """What the search asks for, of each unit that is removed.
 
     Raises:
@@ -97,6 +99,10 @@ def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...
     asked: dict[PruneUnit, tuple[Request, ...]] = {}
     num_blocks = len(size.block_parameters)
     for path, entry in zip(entry_paths("pruning", config.prunings), config.prunings, strict=True):
+        if isinstance(entry, WidthPruning):
+            asked["width"] = requests(config.search, size, (), "width")
+            check_narrowing(model_config, path, entry, asked["width"], size)
+            continue
         if entry.unit == "sublayer" and size.part_parameters is None:
             raise BadInputError(
                 f"{path}.unit: is 'sublayer', but the blocks of this architecture do not have one attention and one "
@@ -114,9 +120,30 @@ def asked_sizes(config: ExperimentConfig, size: ModelSize) -> tuple[Request, ...
     return found
 
 
+def check_narrowing(
+    model_config: PretrainedConfig, path: str, entry: WidthPruning, asked: Sequence[Request], size: ModelSize
+) -> None:
+    """Check that it is known where heads and channels lie, and that each ratio can be met.
+
+    Raises:
+        BadInputError: naming the field.
+    """
+    widths, reason = widths_of(model_config), axes_of(model_config).groups
+    if isinstance(reason, str) and entry.parts != "mlp":
+        raise BadInputError(
+            f"{path}.parts: is {entry.parts!r}, but the heads of {model_config.model_type} models cannot go: {reason}; "
+            "allowed is mlp"
+        )
+    if entry.round_to >= widths.channels:
+        raise BadInputError(f"{path}.round_to: is {entry.round_to}, but blocks have {widths.channels} channels")
+    for request in asked:
+        typical((widths.groups, widths.channels), narrowing_of(entry), request.target, size)
+
+
 def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
     """Check that each round removes a block, and that some candidate may be as small as the constraints say, whichever
     blocks it loses."""
+    asked = [request for request in asked if request.counts]
     if not asked:
         return
     fewest, rounds = min(asked, key=lambda request: request.counts[0]), max(config.search.rounds)

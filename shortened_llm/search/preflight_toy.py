@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from shortened_llm.config import WidthPruning
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
+from shortened_llm.models.axes import widths_of
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import check_generation, export_view, probe_tokens
@@ -25,7 +27,7 @@ from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.toy import build_toy
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
-from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform
+from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
     check_neutral,
@@ -139,6 +141,31 @@ def try_sublayers(toy: Toy) -> None:
         walk_statistics(streamed, toy.tokens, [NLL], unit="sublayer", memory_gib=None, candidates=(0, 2 * last + 1))
 
 
+def try_widths(toy: Toy, entry: WidthPruning) -> None:
+    """Measure what criteria of widths are reduced from, and try a plan of half the channels.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    widths = widths_of(toy.config)
+    half = {block: range(widths.channels // 2) for block in range(toy.ref.num_blocks)}
+    plan = WidthsTransform.keeping(num_groups=widths.groups, num_channels=widths.channels, channels=half)
+    try_plan(toy.config, toy, (plan,), field="pruning.unit", advice="use unit: block")
+    with _trying(toy.config, "scored by heads and channels", field="pruning.unit", advice="use unit: block"):
+        for name in entry.criteria:
+            if (measured := entry.rows[name].measured) is not None:
+                given = Inputs(
+                    streamed=StreamedModel.open(toy.ref, "float32"),
+                    tokens=toy.tokens,
+                    options=entry.options(name),
+                    unit="width",
+                    protected=(),
+                    num_removed=0,
+                    memory_gib=None,
+                )
+                MEASUREMENTS[measured](given)
+
+
 def try_export(toy: Toy) -> None:
     """Export, which reloads, compares and generates with the cache; compare what was exported with the toy itself.
 
@@ -185,6 +212,7 @@ def try_plan(
     what = " ".join(("used", *(transform.describe(num_blocks) for transform in transforms)))
     with _trying(toy.config, what, field=field, advice=advice):
         check_transforms(config, transforms)
+        transforms = [KINDS[transform.kind].of_toy(toy.config, transform) for transform in transforms]
         view = load_model(toy.ref.view(transforms), "float32")
         check_head(view)
         with torch.no_grad(), ExitStack() as imitations:

@@ -9,9 +9,9 @@ from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
-from shortened_llm.records import PrunePlan, UnitScores
+from shortened_llm.records import PrunePlan, Scores
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
-from shortened_llm.scoring.score import score_units
+from shortened_llm.scoring.score import score_one
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import ProgressLog
@@ -34,7 +34,7 @@ class Prepared:
     space: SearchSpace
     pool: EvaluationPool
     baseline: DenseScores
-    scores: tuple[UnitScores, ...]
+    scores: tuple[Scores, ...]
     candidates: Candidates
 
 
@@ -83,7 +83,7 @@ def prepare(
 def _candidates(
     config: ExperimentConfig,
     facts: SearchFacts,
-    scores: Sequence[UnitScores],
+    scores: Sequence[Scores],
     jobs: Sequence[ScoringJob],
     store: Store,
     given: Rescoring | None,
@@ -95,7 +95,8 @@ def _candidates(
         if control == "dense":
             controls[control] = (dense_plan(facts.size),)
         elif control == "random":
-            drawn = [score_units("random", job, store) for job in {job.unit: job for job in jobs[::-1]}.values()]
+            of_units = {job.unit: job for job in jobs[::-1]}.values()
+            drawn = [score_one("random", job, store) for job in of_units]
             controls[control] = make_plans(config.search, drawn, facts.size)
         else:
             controls[control] = one_of_each_target(plans)

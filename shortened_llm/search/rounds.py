@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from shortened_llm.criteria import CRITERIA
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.pruning.plan import plan_of
 from shortened_llm.records import (
@@ -17,6 +16,7 @@ from shortened_llm.records import (
     PrunePlan,
     Recipe,
     Rounds,
+    Scores,
     UnitScores,
     removal,
     units_gone,
@@ -47,7 +47,7 @@ class Rescoring:
         return plan_of(model.shortening, plan.labels, self.size) if model.shortening else plan
 
 
-def rescoring(scores: Sequence[UnitScores], rankings: Sequence[tuple[str, ScoringJob]], size: ModelSize) -> Rescoring:
+def rescoring(scores: Sequence[Scores], rankings: Sequence[tuple[str, ScoringJob]], size: ModelSize) -> Rescoring:
     """Put together what rounds need.
 
     Args:
@@ -55,7 +55,8 @@ def rescoring(scores: Sequence[UnitScores], rankings: Sequence[tuple[str, Scorin
     """
     named = [one.ranking for one in scores]
     jobs = (replace(job, criteria=(criterion,)) for criterion, job in rankings)
-    return Rescoring(scores=dict(zip(named, scores, strict=True)), jobs=dict(zip(named, jobs, strict=True)), size=size)
+    ranked = {one.ranking: one for one in scores if isinstance(one, UnitScores)}
+    return Rescoring(scores=ranked, jobs=dict(zip(named, jobs, strict=True)), size=size)
 
 
 def by_ranking(plan: PrunePlan) -> Iterator[PrunePlan]:
@@ -76,7 +77,7 @@ def rounds_to(plan: PrunePlan, number: int, given: Rescoring) -> Rounds:
 def _way(job: ScoringJob) -> str:
     """Fingerprint of all that a ranking depends on but the model and the number of blocks."""
     (criterion,) = job.criteria
-    reads = CRITERIA[criterion].reads_text
+    reads = job.pruning.rows[criterion].reads_text
     text = {"documents": job.documents.identity if job.documents else None, "calibration": job.calibration.model_dump()}
     settings = job.pruning.settings(criterion)
     return fingerprint(

@@ -10,7 +10,7 @@ from shortened_llm.attempts import attempt
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.logs import setup_process
 from shortened_llm.models.cpu import prepare_cpu
-from shortened_llm.records import UnitScores
+from shortened_llm.records import Scores
 from shortened_llm.scoring.job import ScoringJob, Unit, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
@@ -20,7 +20,7 @@ from shortened_llm.storage.store import Store
 
 def score(
     jobs: Sequence[ScoringJob], resources: ResourcesConfig, store: Store, progress: Progress
-) -> tuple[UnitScores, ...]:
+) -> tuple[Scores, ...]:
     """The scores by every criterion: what is not stored yet is measured first, one Ray task per unit of work."""
     task = _measure.options(
         num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer, scheduling_strategy="DEFAULT"

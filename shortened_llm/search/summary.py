@@ -132,6 +132,9 @@ def _texts(roles: TextRoles) -> list[str]:
 
 
 def _removed(unit: PruneUnit, facts: ModelFacts) -> str:
+    if unit == "width":
+        asked = [one.target.name.replace("%", " %") for one in facts.requests if one.unit == unit]
+        return f"{', '.join(asked)}: heads and channels"
     counts = [
         f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests if one.unit == unit
     ]

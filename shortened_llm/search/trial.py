@@ -15,6 +15,7 @@ from shortened_llm.records import (
     RetrainedModel,
     TrialResult,
     TrialSpec,
+    UnitScores,
 )
 from shortened_llm.retraining.launch import is_retrained, retrain
 from shortened_llm.search.cluster.progress import Progress
@@ -156,4 +157,5 @@ def _shortened(model: ModelRef, count: int, spec: TrialSpec, context: TrainConte
     LOGGER.info("scoring the retrained model")
     job = context.space.scoring(spec, model, count)
     (scores,) = score((job,), context.resources, context.store, progress)
+    assert isinstance(scores, UnitScores), "heads and channels go at once"
     return model.without(scores.unit, scores.removed(count))

@@ -21,7 +21,7 @@ from shortened_llm.models.directory import load_config
 from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards, plain_name
 from shortened_llm.models.view import empty_view
-from shortened_llm.records import ModelRef
+from shortened_llm.records import ModelRef, SublayersTransform, WidthsTransform
 from shortened_llm.retraining.export import gathered
 from shortened_llm.retraining.sharding import open_sharded
 from tests.conftest import SaveModel, keeping, reference_to
@@ -155,6 +155,11 @@ UNEVEN: dict[str, PretrainedConfig] = {
 
 def test_four_processes_hold_the_loaded_view_together(save_random_model: SaveModel, tmp_path: Path) -> None:
     refs = [save_random_model(config)[1].view(keeping(KEPT)) for config in UNEVEN.values()]
+    narrow = WidthsTransform.keeping(  # 17 of 48 channels, in four processes
+        num_groups=2, num_channels=48, groups={b: [b % 2] for b in range(6)}, channels={b: range(17) for b in range(6)}
+    )
+    lacking = SublayersTransform.without([(0, "attention"), (3, "mlp")])
+    refs.append(save_random_model(FAMILIES["qwen3"])[1].view((*keeping(KEPT), narrow, lacking)))
     mp.spawn(_check_shards, args=(f"file://{tmp_path}/rendezvous", refs), nprocs=4)
 
 

@@ -151,5 +151,11 @@ def pass_over(model: PreTrainedModel, transform: BlocksTransform, tokens: torch.
 
 
 BLOCKS = TransformKind(
-    check=check_blocks, config=cut_config, files=cut_files, change=None, imitate=pass_over, time_left=time_left
+    check=check_blocks,
+    config=cut_config,
+    files=cut_files,
+    change=None,
+    imitate=pass_over,
+    of_toy=lambda config, transform: transform,
+    time_left=time_left,
 )

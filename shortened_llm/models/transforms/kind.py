@@ -29,6 +29,8 @@ class TransformKind:
     imitate: Callable[[PreTrainedModel, Any, torch.Tensor], AbstractContextManager[None]]
     """Lets the unchanged model compute in another way, while the context lasts, what the changed one must. The last
     argument holds token ids, [batch, seq], that it may try."""
+    of_toy: Callable[[PretrainedConfig, Any], Any]
+    """Takes the configuration of a toy, of as many blocks; returns what the transform is there."""
     time_left: Callable[[Sequence[float], Any], float | None]
     """Takes the share of each block in the dense model's time; returns the share of the time that is left, or None
     where it cannot be told."""

@@ -91,6 +91,28 @@ def masked(model: PreTrainedModel, transform: WidthsTransform, tokens: torch.Ten
             changed.copy_(value)
 
 
+def like_it(config: PretrainedConfig, transform: WidthsTransform) -> WidthsTransform:
+    """About the same shares of the widths of another model, which has as many blocks: the last units go."""
+    widths, blocks = widths_of(config), range(config.num_hidden_layers)
+    return WidthsTransform.keeping(
+        num_groups=widths.groups,
+        num_channels=widths.channels,
+        groups={
+            block: range(_share(len(transform.kept_groups(block)), transform.num_groups, widths.groups))
+            for block in blocks
+        },
+        channels={
+            block: range(_share(len(transform.kept_channels(block)), transform.num_channels, widths.channels))
+            for block in blocks
+        },
+    )
+
+
+def _share(kept: int, number: int, other: int) -> int:
+    """At least one, and not all where some go and there are several."""
+    return other if kept == number else max(1, min(other - 1, round(kept / number * other)))
+
+
 def _widest(transform: WidthsTransform, num_blocks: int) -> tuple[int, int]:
     """Numbers of groups and of channels of the widest blocks."""
     blocks = range(num_blocks)
@@ -105,5 +127,11 @@ def time_left(block_shares: Sequence[float], transform: WidthsTransform) -> None
 
 
 WIDTHS = TransformKind(
-    check=check_widths, config=narrow_config, files=narrow_files, change=None, imitate=masked, time_left=time_left
+    check=check_widths,
+    config=narrow_config,
+    files=narrow_files,
+    change=None,
+    imitate=masked,
+    of_toy=like_it,
+    time_left=time_left,
 )

@@ -1,4 +1,4 @@
-"""Models without some sub-layers are trained, stopped, gone on with and exported as others are."""
+"""Models without some sub-layers, heads or channels are trained, stopped, gone on with and exported as others are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from shortened_llm.models.load import load_model
 from shortened_llm.models.parts import NoPart
-from shortened_llm.records import BlocksTransform, SublayersTransform
+from shortened_llm.records import BlocksTransform, SublayersTransform, WidthsTransform
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.store import Store
@@ -51,3 +51,38 @@ def test_training_resumes_and_exports_zeros(make_job: MakeJob, local_store: Stor
     assert removed
     assert not any(weight.any() for weight in removed)
     assert all(torch.equal(weight, kept[name]) for name, weight in plain.named_parameters() if name in kept)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("method", "is_uniform"), [("cpt", True), ("lora", True), ("distill", True), ("cpt", False), ("distill", False)]
+)
+def test_narrowed_models_are_trained_and_exported(
+    make_job: MakeJob, local_store: Store, method: str, is_uniform: bool
+) -> None:
+    """Where widths differ, the padding is zero before and after: it has no gradient. Adapters would fill it: the
+    configuration refuses them."""
+    job = make_job(method, lora={"learning_rate": 3e-3})
+    first = {block: 0 if is_uniform else 3 * block for block in range(8)}
+    channels = {block: range(start, 101) for block, start in first.items()}
+    narrow = WidthsTransform.keeping(
+        num_groups=2, num_channels=352, groups={block: [block % 2] for block in range(8)}, channels=channels
+    )
+    job = replace(job, model=job.model.view((narrow,)))
+    straight, resumed = Recorder(), Recorder()
+    model, _ = train(job, device=CPU, resume_from=None, host=straight)
+    again, _ = train(job, device=CPU, resume_from=straight.checkpoints[0].directory, host=resumed)
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs.full_tensor(), rtol=0, atol=1e-7)
+    exported = export_sharded(model, job, local_store, rank=0)
+    assert exported is not None
+    assert (exported.model.transforms, exported.model.origin) == ((), (narrow,))
+    plain = AutoModelForCausalLM.from_pretrained(Path(exported.model.url), dtype=torch.float32).eval()
+    assert (plain.config.intermediate_size, plain.config.num_key_value_heads) == (101, 1)
+    dense = load_model(job.model, "float32")
+    for block in range(8):
+        mlp = plain.model.layers[block].mlp
+        kept = len(narrow.kept_channels(block))
+        for weight in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T):
+            assert not weight[kept:].any()
+        assert not torch.equal(mlp.down_proj.weight, dense.model.layers[block].mlp.down_proj.weight)

@@ -1,0 +1,59 @@
+"""Whether what is removed fits the search and the retraining."""
+
+from collections.abc import Sequence
+
+from shortened_llm.config.pruning import Pruning
+from shortened_llm.config.retraining import RetrainingConfig
+from shortened_llm.config.search import SearchSection
+from shortened_llm.fields import Range
+
+
+def check_units(prunings: Sequence[Pruning], search: SearchSection, retraining: RetrainingConfig) -> None:
+    """Check that ratios mean the same for all entries, and that each entry can do what is asked.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    units, of = dict.fromkeys(entry.unit for entry in prunings), search.of
+    if not search.ratios and not search.removed_blocks:
+        return  # no size is asked for
+    if len(units) > 1 and of == "blocks":
+        raise ValueError(
+            f"search.of is 'blocks', but pruning has the units {', '.join(units)}, of which equal shares are of "
+            "different sizes; set search.of to parameters"
+        )
+    if "width" in units and of == "blocks":
+        raise ValueError("search.of is 'blocks', but pruning has the unit width, which removes none; give parameters")
+    if "width" in units and isinstance(search.ratios, Range):
+        raise ValueError("search.ratios is a range of numbers of blocks, but pruning has the unit width; list ratios")
+    if "width" in units and max(search.rounds) > 1:
+        raise ValueError(
+            f"search.rounds is {list(search.rounds)}, but heads and channels go at once; drop rounds, or give "
+            "pruning of unit width a search of its own"
+        )
+    is_padded = any(entry.unit == "width" and entry.allocation == "global" for entry in prunings)
+    if is_padded and retraining.adapters:
+        raise ValueError(
+            "pruning.allocation is 'global', which pads narrow blocks with zeros, but adapters would fill these; set "
+            "allocation: uniform, or drop the methods of retraining with lora"
+        )
+    if of == "bytes" and is_padded:
+        raise ValueError(
+            "search.of is 'bytes', but exports of allocation global are padded to the widest block; set search.of "
+            "to parameters"
+        )
+    if len(units) > 1 and isinstance(search.ratios, Range):
+        raise ValueError(
+            f"search.ratios is a range, of numbers of {' and '.join(units)}s, which have no ratios in common; list "
+            "ratios, such as [0.2, 0.4]"
+        )
+    if "sublayer" in units and of == "bytes":
+        raise ValueError(
+            "search.of is 'bytes', but plain exports hold zeros in the place of sub-layers and save none; set "
+            "search.of to parameters"
+        )
+    if units.keys() != {"block"} and search.removed_blocks:
+        raise ValueError(
+            f"search.removed_blocks is {list(search.removed_blocks)}, but pruning has the units "
+            f"{', '.join(units)}; give search.ratios"
+        )

@@ -1,0 +1,30 @@
+"""FLAP: how much what a channel carries varies, weighted by where it goes."""
+
+import numpy as np
+
+from shortened_llm.criteria.criterion import CriterionOptions
+from shortened_llm.criteria.width.criterion import (
+    COLUMN_SQUARES,
+    INPUTS,
+    VARIANCE,
+    WidthCriterion,
+    WidthMeasured,
+    standardised,
+)
+
+
+class FlapOptions(CriterionOptions):
+    """Variance over tokens of each input of an output projection, times the sum of the squares of its column,
+    standardised within each block for attention and MLP apart; a head is the mean of its inputs. Forward passes alone.
+    Source: FLAP, arXiv 2312.11983, section 3 ("WIFV", "AL-AM"). The textbook's variance is taken, over all tokens."""
+
+
+def flap_scores(measured: WidthMeasured) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of groups and channels."""
+    fluctuation = measured.values[:, VARIANCE] * measured.values[:, COLUMN_SQUARES]
+    heads = fluctuation[:, : fluctuation.shape[1] - measured.channels]
+    of_groups = standardised(heads).reshape(len(heads), measured.groups, -1).mean(axis=2)
+    return of_groups, standardised(measured.of_channels(fluctuation))
+
+
+CRITERION = WidthCriterion(options=FlapOptions, measured=INPUTS, reads_text=True, reduce=flap_scores)

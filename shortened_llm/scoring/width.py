@@ -1,0 +1,188 @@
+"""What criteria of widths are reduced from: statistics of each head's and each channel's inputs, weights, gradients.
+
+The model is read block by block; see `criteria/width/criterion.py` for what each array holds.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from shortened_llm.criteria.width.taylor import WidthTaylorOptions
+from shortened_llm.errors import BadInputError
+from shortened_llm.logs import StepLog
+from shortened_llm.models.axes import Axis, Widths, axes_of, widths_of
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.walk import BlockWalk
+from shortened_llm.scoring.one_pass import check_finite, sequences_in_memory
+from shortened_llm.scoring.taylor import backward_by_block
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Sums over tokens of what a projection reads, in fp64."""
+
+    count: int = 0
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def add(self, inputs: torch.Tensor) -> None:
+        flat = inputs.detach().flatten(0, -2).double()
+        self.count += len(flat)
+        self.sums = self.sums.to(flat.device) + flat.sum(dim=0)
+        self.squares = self.squares.to(flat.device) + flat.square().sum(dim=0)
+
+    def statistics(self, weight: torch.Tensor) -> np.ndarray:
+        """`MEAN`, `VARIANCE`, `NORM`, `COLUMN_MEAN` and `COLUMN_SQUARES`, of a weight [outputs, inputs]."""
+        mean, columns = self.sums / self.count, weight.detach().double()
+        variance = (self.squares / self.count - mean.square()).clamp(min=0)
+        found = [mean, variance, self.squares.sqrt(), columns.abs().mean(dim=0), columns.square().sum(dim=0)]
+        return torch.stack(found).cpu().numpy()
+
+
+@torch.inference_mode()
+def measure_inputs(streamed: StreamedModel, tokens: torch.Tensor, *, memory_gib: float | None) -> np.ndarray:
+    """`INPUTS`: what the output projections of the dense model read.
+
+    Cost: one forward pass.
+
+    Args:
+        tokens: calibration sequences, [sequences, length], in CPU memory.
+        memory_gib: for hidden states; half of the free memory unless given.
+
+    Raises:
+        NonFiniteLossError: naming the block.
+    """
+    walk = BlockWalk.of(streamed, tokens.shape[1])
+    batches = tokens.split(sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib))
+    steps = StepLog(streamed.num_blocks * len(batches))
+    moments = [[_Moments() for _ in _outputs(streamed)] for _ in range(streamed.num_blocks)]
+    found: dict[int, np.ndarray] = {}
+    for batch in batches:
+        states = walk.new_states(1, batch)[0]
+        for index, block in streamed.read_blocks(range(streamed.num_blocks)):
+            with _watching(block, _outputs(streamed), moments[index]):
+                walk.apply_in_place(index, block, states)
+            found[index] = np.concatenate(
+                [
+                    own.statistics(_as_columns(block, output))
+                    for own, output in zip(moments[index], _outputs(streamed), strict=True)
+                ],
+                axis=1,
+            )
+            steps.add()
+    values = np.stack([found[index] for index in range(streamed.num_blocks)])
+    check_finite(values.sum(axis=(1, 2))[None], [f"block {index} reads" for index in range(streamed.num_blocks)], 0)
+    return values
+
+
+def _outputs(streamed: StreamedModel) -> tuple[Axis, ...]:
+    """The inputs of the output projections of attention and MLP."""
+    row = axes_of(streamed.model.config)
+    if isinstance(row.groups, str):
+        raise BadInputError(
+            f"pruning.criteria: the heads of {streamed.model.config.model_type} models cannot be told apart: "
+            f"{row.groups}; taylor, magnitude and random do without what their projections read"
+        )
+    return row.groups[-1], row.channels[-1]
+
+
+def _as_columns(block: nn.Module, output: Axis) -> torch.Tensor:
+    """The weight of a projection, [outputs, inputs]."""
+    weight = block.get_parameter(output.tensor)
+    return weight if output.dim == 1 else weight.T
+
+
+@contextmanager
+def _watching(block: nn.Module, outputs: Sequence[Axis], moments: Sequence[_Moments]) -> Iterator[None]:
+    hooks = [
+        block.get_submodule(output.tensor.removesuffix(".weight")).register_forward_pre_hook(
+            lambda _, inputs, own=own: own.add(inputs[0])
+        )
+        for output, own in zip(outputs, moments, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def measure_weights(streamed: StreamedModel) -> np.ndarray:
+    """`WEIGHTS`: sums over the weights of each unit. Cost: no forward pass."""
+    found, steps = [], StepLog(streamed.num_blocks)
+    for _, block in streamed.read_blocks(range(streamed.num_blocks)):
+        tensors = {name: weight.detach() for name, weight in block.named_parameters()}
+        found.append([_of_units(tensors, streamed, torch.abs), _of_units(tensors, streamed, torch.square)])
+        steps.add()
+    return np.array(found)
+
+
+def _of_units(tensors, streamed: StreamedModel, change) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """The sum over all weights of each unit, of the changed tensors; [groups + channels]."""
+    found = []
+    for parts in _parts(tensors, streamed):
+        found.append(sum(change(part).double().sum(dim=1) for part in parts))
+    return torch.cat(found).cpu().numpy()
+
+
+def _parts(tensors: dict[str, torch.Tensor], streamed: StreamedModel) -> tuple[list[torch.Tensor], ...]:
+    """What of a block's tensors belongs to groups, and to channels: each part [units, weights of it]."""
+    row, widths = axes_of(streamed.model.config), widths_of(streamed.model.config)
+    groups = () if isinstance(row.groups, str) else row.groups
+    return _sliced(tensors, groups, widths, widths.groups), _sliced(tensors, row.channels, widths, widths.channels)
+
+
+def _sliced(tensors: dict[str, torch.Tensor], axes: Sequence[Axis], widths: Widths, units: int) -> list[torch.Tensor]:
+    present = [axis for axis in axes if axis.tensor in tensors]
+    parts = [
+        tensors[axis.tensor].movedim(axis.dim, 0)[start : start + length].reshape(units, -1)
+        for axis in present
+        for start, length in axis.segments_of(tensors[axis.tensor].shape[axis.dim], widths)
+    ]
+    return parts or [torch.zeros((units, 1))]
+
+
+REDUCTIONS = {
+    "sum": lambda values: values.sum(dim=0),
+    "mean": lambda values: values.mean(dim=0),
+    "max": lambda values: values.amax(dim=0),
+    "prod": lambda values: values.prod(dim=0),
+}
+
+
+def measure_width_taylor(
+    streamed: StreamedModel, tokens: torch.Tensor, options: WidthTaylorOptions, *, memory_gib: float | None
+) -> np.ndarray:
+    """`TAYLOR`, by the gradient of the loss over the whole calibration set; cost and memory as `measure_taylor`."""
+    names = {axis.tensor for axis in _all_axes(streamed)}
+
+    def weights_of(block: nn.Module) -> list[nn.Parameter]:
+        return [weight for name, weight in block.named_parameters() if name in names]
+
+    def score(block: nn.Module) -> np.ndarray:
+        products = {}
+        for name, weight in block.named_parameters():
+            if name in names:
+                gradient, weight.grad = weight.grad, None
+                products[name] = torch.zeros_like(weight) if gradient is None else gradient.mul_(weight.detach())
+        found = []
+        for parts in _parts(products, streamed):
+            if options.importance == "vector":
+                each = torch.stack([part.double().sum(dim=1).abs() for part in parts])
+            else:
+                each = torch.stack([part.abs().double().sum(dim=1) for part in parts])
+            found.append(REDUCTIONS[options.reduction](each))
+        return torch.cat(found).detach().cpu().numpy()
+
+    scores = backward_by_block(streamed, tokens, weights_of, score, memory_gib=memory_gib)
+    return np.stack(scores)[:, None]
+
+
+def _all_axes(streamed: StreamedModel) -> tuple[Axis, ...]:
+    row = axes_of(streamed.model.config)
+    return (*(() if isinstance(row.groups, str) else row.groups), *row.channels)

@@ -1,0 +1,1 @@
+"""What is refused of units that are removed, before anything is spent."""

@@ -1,0 +1,182 @@
+"""Scores of heads and channels: statistics, gradients, planted structure."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from shortened_llm.criteria.width import WIDTH_CRITERIA
+from shortened_llm.criteria.width.criterion import (
+    COLUMN_MEAN,
+    COLUMN_SQUARES,
+    MEAN,
+    NORM,
+    VARIANCE,
+    WidthMeasured,
+)
+from shortened_llm.models.axes import axes_of, widths_of
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.walk import TOKEN_BYTES_PER_CALL
+from shortened_llm.scoring.width import measure_inputs, measure_weights, measure_width_taylor
+from tests.conftest import SaveModel, reference_to
+from tests.models.families import COMMON, FAMILIES
+
+MHA: PretrainedConfig = FAMILIES["llama"].__class__(**COMMON | {"num_key_value_heads": 4})
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 97, (5, 16), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(autouse=True)
+def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every walk has several calls."""
+    monkeypatch.setitem(TOKEN_BYTES_PER_CALL, "cpu", 4 * 48)
+
+
+def scores(criterion: str, streamed: StreamedModel, tokens: torch.Tensor, **options: object):  # type: ignore[no-untyped-def]
+    row, widths = WIDTH_CRITERIA[criterion], widths_of(streamed.model.config)
+    own = row.options(**options)
+    values = {
+        "width_inputs": lambda: measure_inputs(streamed, tokens, memory_gib=None),
+        "width_weights": lambda: measure_weights(streamed),
+        "width_taylor": lambda: measure_width_taylor(streamed, tokens, own, memory_gib=None),  # type: ignore[arg-type]
+        None: lambda: np.arange(streamed.num_blocks),
+    }[row.measured]()
+    return row.reduce(WidthMeasured(values=values, groups=widths.groups, channels=widths.channels, options=own))
+
+
+def what_it_reads(module: nn.Module, model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(input_ids=tokens, use_cache=False)
+    hook.remove()
+    return seen[0].flatten(0, 1).double()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma2"])
+def test_inputs_are_those_of_the_models_own_forward_pass(family: str, save_random_model: SaveModel, tokens) -> None:
+    model, ref = save_random_model(FAMILIES[family])
+    found = measure_inputs(StreamedModel.open(ref, "float32"), tokens, memory_gib=None)
+    again = measure_inputs(StreamedModel.open(ref, "float32"), tokens, memory_gib=16 * 32 * 4 * 3 / 2**30)
+    np.testing.assert_allclose(again, found, rtol=1e-6, atol=1e-12)
+    for index, block in enumerate(find_blocks(model)):
+        projections = (block.self_attn.o_proj, block.mlp.down_proj)
+        inputs = torch.cat([what_it_reads(one, model, tokens) for one in projections], dim=1)
+        weight = torch.cat([one.weight.detach().double() for one in projections], dim=1)
+        for place, wanted in (
+            (MEAN, inputs.mean(dim=0)), (VARIANCE, inputs.var(dim=0, correction=0)), (NORM, inputs.norm(dim=0)),
+            (COLUMN_MEAN, weight.abs().mean(dim=0)), (COLUMN_SQUARES, weight.square().sum(dim=0)),
+        ):  # fmt: skip
+            np.testing.assert_allclose(found[index, place], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_channel_that_never_varies_scores_lowest_by_flap(save_random_model: SaveModel, tokens, tmp_path) -> None:
+    """One that is dead: its gate is zero, so that its input is 0 for every token."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    with torch.no_grad():
+        for block in find_blocks(model):
+            block.mlp.gate_proj.weight[17] = 0
+    model.save_pretrained(tmp_path / "model")
+    streamed = StreamedModel.open(reference_to(tmp_path / "model"), "float32")
+    _, channels = scores("flap", streamed, tokens)
+    assert (channels.argmin(axis=1) == 17).all()
+    np.testing.assert_allclose(channels.mean(axis=1), 0, atol=1e-9)
+    np.testing.assert_allclose(channels.std(axis=1), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("config", [FAMILIES["llama"], FAMILIES["phi3"], MHA], ids=["grouped", "fused", "every_head"])
+@pytest.mark.parametrize("criterion", ["wanda_sp", "magnitude", "taylor"])
+def test_dead_units_score_zero(
+    criterion: str, config: PretrainedConfig, save_random_model: SaveModel, tokens, tmp_path: Path
+) -> None:
+    """Ten channels and one group, whose rows and columns are all zero, are what goes first."""
+    model, _ = save_random_model(config)
+    widths, row = widths_of(config), axes_of(config)
+    with torch.no_grad():
+        for block in find_blocks(model):
+            tensors = dict(block.named_parameters())
+            for axes, units, dead in ((row.groups, widths.groups, [1]), (row.channels, widths.channels, range(5, 15))):
+                for axis in axes:
+                    if axis.tensor in tensors:
+                        weight = tensors[axis.tensor]
+                        where = axis.positions(weight.shape[axis.dim], widths, list(dead), units)
+                        weight.index_fill_(axis.dim, torch.tensor(where), 0)
+    model.save_pretrained(tmp_path / "model")
+    streamed = StreamedModel.open(reference_to(tmp_path / "model"), "float32")
+    groups, channels = scores(criterion, streamed, tokens)
+    assert (groups[:, 1] == 0).all()
+    assert (channels[:, 5:15] == 0).all()
+    assert (np.delete(groups, 1, axis=1) > 0).all()
+    assert (np.delete(channels, range(5, 15), axis=1) > 0).all()
+
+
+def loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].double()
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def test_taylor_is_the_change_of_the_loss_when_a_unit_fades(save_random_model: SaveModel, tokens, tmp_path) -> None:
+    """Scaling all weights of a unit by 1 - h moves the loss by h times the sum of its products."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    with torch.no_grad():
+        for block in find_blocks(model):
+            for weight in block.parameters():
+                weight.mul_(6 if weight.dim() > 1 else 1)  # units of a random model hardly matter
+    model.save_pretrained(tmp_path / "model")
+    streamed = StreamedModel.open(reference_to(tmp_path / "model"), "float32")
+    groups, channels = scores("taylor", streamed, tokens, importance="vector")
+    config, step = FAMILIES["llama"], 1e-2
+    widths = widths_of(config)
+    for block, unit, axes, units, found in (
+        (0, 1, axes_of(config).groups, widths.groups, groups), (3, 20, axes_of(config).channels, 48, channels),
+        (5, 47, axes_of(config).channels, 48, channels),
+    ):  # fmt: skip
+        tensors = dict(find_blocks(model)[block].named_parameters())
+        total = 0.0
+        for axis in axes:  # each tensor by itself, as the absolute values are
+            if axis.tensor not in tensors:
+                continue
+            weight = tensors[axis.tensor]
+            where = torch.tensor(axis.positions(weight.shape[axis.dim], widths, [unit], units))
+            with torch.no_grad():
+                before = weight.clone()
+                values = []
+                for factor in (1 - step, 1 + step):
+                    weight.copy_(before)
+                    weight.index_copy_(axis.dim, where, before.index_select(axis.dim, where) * factor)
+                    values.append(loss(model, tokens).item())
+                weight.copy_(before)
+            total += abs(values[0] - values[1]) / (2 * step)
+        assert found[block, unit] == pytest.approx(total, rel=2e-2)
+
+
+def test_reductions_and_norms(save_random_model: SaveModel, tokens) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    streamed = StreamedModel.open(ref, "float32")
+    found = {one: scores("taylor", streamed, tokens, reduction=one)[1] for one in ("sum", "mean", "max", "prod")}
+    np.testing.assert_allclose(found["sum"], 3 * found["mean"], rtol=1e-6)  # gate, up, down
+    assert (found["max"] < found["sum"]).all()
+    element, vector = found["sum"], scores("taylor", streamed, tokens, importance="vector")[1]
+    assert (vector <= element * (1 + 1e-9)).all()
+    (_, l1), (_, l2) = (scores("magnitude", streamed, tokens, norm=norm) for norm in ("l1", "l2"))
+    block = find_blocks(save_random_model(FAMILIES["llama"])[0])[2].mlp
+    unit = torch.cat([block.gate_proj.weight[7], block.up_proj.weight[7], block.down_proj.weight[:, 7]]).double()
+    assert l1[2, 7] == pytest.approx(unit.abs().sum().item(), rel=1e-6)
+    assert l2[2, 7] == pytest.approx(unit.norm().item(), rel=1e-6)
+
+
+def test_random_orders_follow_from_the_seed(save_random_model: SaveModel, tokens) -> None:
+    _, ref = save_random_model(FAMILIES["llama"])
+    streamed = StreamedModel.open(ref, "float32")
+    one, again, other = (scores("random", streamed, tokens, seed=seed)[1] for seed in (0, 0, 1))
+    assert (one == again).all()
+    assert (one != other).any()
+    assert all(sorted(row) == list(range(48)) for row in one.tolist())
