@@ -5,7 +5,7 @@ from dataclasses import replace
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.config.metric import objective
 from shortened_llm.data.packing import pack_tokens
-from shortened_llm.data.sources import TextRoles, text_roles
+from shortened_llm.data.sources import text_roles
 from shortened_llm.evaluation.evaluate import evaluate
 from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
@@ -16,6 +16,7 @@ from shortened_llm.records import (
     EvalScores,
     ModelRef,
     RetrainedModel,
+    Scores,
     TokenMixture,
     TrainingData,
     TrialResult,
@@ -30,6 +31,7 @@ from shortened_llm.scoring.score import score_all
 from shortened_llm.search.baseline import DenseScores
 from shortened_llm.search.packing import packing_jobs
 from shortened_llm.search.planned import planned_experiment, planned_trials
+from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes
 from shortened_llm.search.rounds import rescoring
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import write_experiment
@@ -56,10 +58,14 @@ class Pipeline:
     def __init__(self, config: ExperimentConfig, store: Store) -> None:
         self.config, self.store, self.roles = config, store, text_roles(config)
         self.dense = stage_model(config.model, store)
-        self.scores = self._score(self.roles)
+        model_config = load_config(model_directory(self.dense))
+        size = size_of(model_config, config.model.exported_dtype)
+        asked = asked_sizes(config, model_config, size)
+        counts = ModelFacts(model_config=model_config, size=size, requests=asked).counts
+        self.jobs = scoring_jobs(config, self.dense, self.roles.calibration, counts)
+        self.scores = self._measured(self.jobs)
         self.data = TrainingData(corpus=self._pack(), instructions=None, validation=None)
         self.units = selection_units(config, self.roles)
-        size = size_of(load_config(model_directory(self.dense)), config.model.exported_dtype)
         self.space = SearchSpace(
             dense=self.dense,
             data=self.data,
@@ -79,11 +85,7 @@ class Pipeline:
         )
         write_experiment(store, replace(experiment, trials=planned_trials(self.specs)))
 
-    def _score(self, roles: TextRoles) -> tuple[UnitScores, ...]:
-        self.jobs = scoring_jobs(self.config, self.dense, roles.calibration, {"block": (2,)})
-        return self._measured(self.jobs)
-
-    def _measured(self, jobs: tuple[ScoringJob, ...]) -> tuple[UnitScores, ...]:
+    def _measured(self, jobs: tuple[ScoringJob, ...]) -> tuple[Scores, ...]:
         for unit, job in pending_work(jobs, self.store, 1):
             measure(unit, job, self.store, device="cpu", memory_gib=None)
         return score_all(jobs, self.store)
@@ -112,6 +114,7 @@ class Pipeline:
         for index, planned in enumerate(self.space.runs(spec)):
             if count := spec.removed_before(index):
                 (scores,) = self._measured((self.space.scoring(spec, model, count),))
+                assert isinstance(scores, UnitScores)
                 model = model.without(scores.unit, scores.removed(count))
             runs.append(self.run(self.space.job(planned, model)))
             model = runs[-1].model
