@@ -11,6 +11,7 @@ from shortened_llm.records.scores import UnitScores
 from shortened_llm.records.training import Recipe, RetrainedModel
 from shortened_llm.records.transform import Transform
 from shortened_llm.records.units import PruneUnit, num_units, removal
+from shortened_llm.records.widths import WidthScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,3 +261,5 @@ class Experiment:
     provenance: Provenance
     constraints: Constraints | None = None
     """None where the user set none."""
+    width_scores: tuple[WidthScores, ...] = ()
+    """What heads and channels were scored by, without the scores, of which there are too many to look at."""

@@ -13,6 +13,7 @@ from shortened_llm.records import (
     EvalScores,
     Experiment,
     ModelRef,
+    PlanLabel,
     Provenance,
     PrunePlan,
     Recipe,
@@ -21,6 +22,8 @@ from shortened_llm.records import (
     SourceFacts,
     TrialResult,
     TrialSpec,
+    WidthsTransform,
+    of_kind,
 )
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, score_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
@@ -81,6 +84,18 @@ def _lost(earlier: ModelRef, plan: PrunePlan) -> tuple[int, ...]:
     gone = replace(plan, transforms=earlier.origin or ()).removed_blocks
     left = [block for block in range(plan.dense.blocks) if block not in gone]
     return tuple(index for index, block in enumerate(left) if block in plan.removed_blocks)
+
+
+def _reads_text(label: PlanLabel) -> bool:
+    """Whether the criterion did; one that is not known may have."""
+    row = (WIDTH_CRITERIA if label.unit == "width" else CRITERIA).get(label.criterion)
+    return row is None or row.reads_text
+
+
+def _is_padded(plan: PrunePlan) -> bool:
+    """Whether blocks of different widths are padded to the widest."""
+    widths = of_kind(plan.transforms, WidthsTransform)
+    return widths is not None and any(" to " in text for text in widths.facts(plan.dense.blocks).values())
 
 
 def _has_zeros(plan: PrunePlan) -> bool:
@@ -164,7 +179,7 @@ def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | Non
         for recipe in (trial.spec.recipes if trial else ())
     }
     named = [label for label in plan.labels if label.criterion not in NO_CRITERIA]
-    if any((WIDTH_CRITERIA if one.unit == "width" else CRITERIA)[one.criterion].reads_text for one in named):
+    if any(_reads_text(label) for label in named):
         roles.add("calibration")
     return [source for source in provenance.sources if source.role in roles]
 
@@ -192,6 +207,7 @@ def _card(
             is_non_commercial=is_non_commercial,
             no_criteria=NO_CRITERIA,
             has_zeros=_has_zeros(plan),
+            is_padded=_is_padded(plan),
         )
     )
     return {"README.md": readme, PRUNING: _pruning_json(plan, provenance, trial)}

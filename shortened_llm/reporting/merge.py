@@ -14,6 +14,7 @@ from shortened_llm.records import (
     PerplexityScore,
     PrunePlan,
     ReportedTrial,
+    Scores,
     TaskScore,
 )
 
@@ -53,10 +54,10 @@ def _check_same_dense(first: Experiment, other: Experiment) -> None:
 
 
 def _add(merged: Experiment, other: Experiment) -> Experiment:
-    known = {scores.ranking: scores.fingerprint for scores in merged.unit_scores}
+    known = {scores.ranking: scores.fingerprint for scores in _rankings(merged)}
     criteria = {
         scores.ranking: f"{scores.criterion} ({other.name})"
-        for scores in other.unit_scores
+        for scores in _rankings(other)
         if known.get(scores.ranking, scores.fingerprint) != scores.fingerprint
     }
     named = _named(other, criteria)
@@ -68,6 +69,7 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
         merged,
         trials=tuple(trials.values()),
         unit_scores=(*merged.unit_scores, *(one for one in named.unit_scores if one.ranking not in known)),
+        width_scores=(*merged.width_scores, *(one for one in named.width_scores if one.ranking not in known)),
         dense_selection=_union(merged.dense_selection, named.dense_selection),
         dense_report=_union(merged.dense_report, named.dense_report),
         unseen_units=tuple(dict.fromkeys((*merged.unseen_units, *named.unseen_units))),
@@ -78,6 +80,11 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
             for name in {**merged.versions, **named.versions}
         },
     )
+
+
+def _rankings(experiment: Experiment) -> tuple[Scores, ...]:
+    found: tuple[Scores, ...] = experiment.unit_scores
+    return (*found, *experiment.width_scores)
 
 
 def _row(trial: ReportedTrial) -> tuple[str, str | None, Objective]:
@@ -99,6 +106,10 @@ def _named(experiment: Experiment, criteria: Mapping[str, str]) -> Experiment:
         unit_scores=tuple(
             replace(scores, criterion=criteria.get(scores.ranking, scores.criterion))
             for scores in experiment.unit_scores
+        ),
+        width_scores=tuple(
+            replace(scores, criterion=criteria.get(scores.ranking, scores.criterion))
+            for scores in experiment.width_scores
         ),
         trials=tuple(
             replace(

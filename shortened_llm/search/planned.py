@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from shortened_llm.config import ExperimentConfig
@@ -17,6 +18,7 @@ from shortened_llm.records import (
     TrainingData,
     TrialSpec,
     UnitScores,
+    WidthScores,
 )
 from shortened_llm.records.objective import BITS_PER_BYTE
 from shortened_llm.search.baseline import DenseScores
@@ -50,6 +52,7 @@ def planned_experiment(
         dense_selection=baseline.selection,
         dense_report=baseline.report,
         unit_scores=tuple(one for one in scores if isinstance(one, UnitScores)),
+        width_scores=tuple(replace(one, groups=(), channels=()) for one in scores if isinstance(one, WidthScores)),
         trials=(),
         unseen_units=tuple(
             unit_fingerprint(unit, config.model.dtype)

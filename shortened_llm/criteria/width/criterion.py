@@ -9,14 +9,14 @@ import numpy as np
 from shortened_llm.criteria.criterion import CriterionOptions
 
 INPUTS = "width_inputs"
-"""Of what the output projections of attention and MLP read, [blocks, 5, attention inputs + channels], fp64: `MEAN`,
-`VARIANCE` and `NORM` over tokens, `COLUMN_MEAN` and `COLUMN_SQUARES` of the projection."""
+"""Statistics of what the output projections of attention and MLP read, [blocks, 5, attention inputs + channels], fp64:
+`MEAN`, `VARIANCE` and `NORM` over tokens, `COLUMN_MEAN` and `COLUMN_SQUARES` of the projection."""
 MEAN, VARIANCE, NORM, COLUMN_MEAN, COLUMN_SQUARES = range(5)
 """Mean, variance and Euclidean norm of an input over all tokens; mean of |weight| and sum of weight^2 of its column."""
 WEIGHTS = "width_weights"
-"""Of the weights of each unit, [blocks, 2, groups + channels], fp64: sums of |weight| and of weight^2."""
+"""Sums of |weight| and of weight^2 of each unit, [blocks, 2, groups + channels], fp64."""
 TAYLOR = "width_taylor"
-"""Of weight x dL/dweight, as its options say, [blocks, 1, groups + channels], fp64."""
+"""Importance by weight x dL/dweight of each unit, [blocks, 1, groups + channels], fp64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
 
 
 class WidthTaylorOptions(CriterionOptions):
-    """Of weight x dL/dweight over each tensor's part of a unit, then reduced over its tensors; L is the mean next-token
-    cross-entropy. A key-value head is scored with its own query heads. Source: LLM-Pruner, arXiv 2305.11627, section
-    3.2; the second-order term of its mixed estimate, negligible at these gradients, is left out."""
+    """The products weight x dL/dweight, over each tensor's part of a unit, then reduced over its tensors; L is the mean
+    next-token cross-entropy. A key-value head is scored with its own query heads. Source: LLM-Pruner, arXiv 2305.11627,
+    section 3.2; the second-order term of its mixed estimate, negligible at these gradients, is left out."""
 
     importance: Literal["vector", "element"] = "element"
     """vector: |sum of the products|; element: sum of their absolute values."""
