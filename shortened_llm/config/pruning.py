@@ -1,5 +1,6 @@
 """The section `pruning`."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,34 @@ def _known_unit(unit: object) -> object:
     return unit
 
 
-class _DepthEntry(Section):
+class _Entry(Section):
+    """What all kinds of entries have in common. Each criterion's options stand under its name."""
+
+    if TYPE_CHECKING:  # each kind has a field of its own
+        criteria: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def rows(self) -> Mapping[str, Criterion] | Mapping[str, WidthCriterion]:
+        """The table of its criteria."""
+
+    def options(self, criterion: str) -> CriterionOptions:
+        """What the user set of a criterion, and the defaults of the rest."""
+        options: CriterionOptions = getattr(self, criterion)
+        return options
+
+    @model_validator(mode="after")
+    def _options_apply(self) -> "_Entry":
+        for name in self.rows:
+            # A search may have the control `random` without the criterion: see `ExperimentConfig`.
+            if name in self.model_fields_set and name not in self.criteria and name != "random":
+                raise ValueError(
+                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
+                )
+        return self
+
+
+class _DepthEntry(_Entry):
     """Whole blocks or sub-layers, ranked by criteria. Each criterion's options stand under its name."""
 
     unit: Annotated[Literal["block", "sublayer"], BeforeValidator(_known_unit)] = "block"
@@ -71,11 +99,6 @@ class _DepthEntry(Section):
         """The table of its criteria."""
         return CRITERIA
 
-    def options(self, criterion: str) -> CriterionOptions:
-        """What the user set of a criterion, and the defaults of the rest."""
-        options: CriterionOptions = getattr(self, criterion)
-        return options
-
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "protect_first", "protect_last", "dtype")
@@ -95,18 +118,8 @@ class _DepthEntry(Section):
             raise ValueError(f"{unfit[0]} cannot rank units of {self.unit!r}; allowed are {', '.join(able)}")
         return self
 
-    @model_validator(mode="after")
-    def _options_apply(self) -> "_DepthEntry":
-        for name in CRITERIA:
-            # A search may have the control `random` without the criterion: see `ExperimentConfig`.
-            if name in self.model_fields_set and name not in self.criteria and name != "random":
-                raise ValueError(
-                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
-                )
-        return self
 
-
-class _WidthEntry(Section):
+class _WidthEntry(_Entry):
     """Heads and MLP channels of every block, ranked by criteria. Each criterion's options stand under its name."""
 
     unit: Literal["width"]
@@ -136,24 +149,10 @@ class _WidthEntry(Section):
         """The table of its criteria."""
         return WIDTH_CRITERIA
 
-    def options(self, criterion: str) -> CriterionOptions:
-        """What the user set of a criterion, and the defaults of the rest."""
-        options: CriterionOptions = getattr(self, criterion)
-        return options
-
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "parts", "allocation", "round_to", "dtype")
         return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
-
-    @model_validator(mode="after")
-    def _options_apply(self) -> "_WidthEntry":
-        for name in WIDTH_CRITERIA:
-            if name in self.model_fields_set and name not in self.criteria and name != "random":
-                raise ValueError(
-                    f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
-                )
-        return self
 
 
 def _with_options(base: type[Section], name: str, rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion]) -> Any:

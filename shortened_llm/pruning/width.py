@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from shortened_llm.criteria.width.criterion import standardised
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import ModelSize, Narrowing, Target, WidthScores, WidthsTransform, packed, unpacked
@@ -106,8 +107,8 @@ def _over_all_blocks(
     Every block keeps a group and `round_to` channels, and as many channels as make a multiple of that.
     """
     allowed = [
-        (_standardised(groups), sizes.group, 1, narrowing.parts != "mlp" and sizes.group > 0),
-        (_standardised(channels), sizes.channel, narrowing.round_to, narrowing.parts != "attention"),
+        (standardised(groups), sizes.group, 1, narrowing.parts != "mlp" and sizes.group > 0),
+        (standardised(channels), sizes.channel, narrowing.round_to, narrowing.parts != "attention"),
     ]
     candidates: list[tuple[float, int, int, int, int]] = []
     for kind, (scores, parameters, least, is_cut) in enumerate(allowed):
@@ -133,11 +134,6 @@ def _over_all_blocks(
         number = -(-(sizes.channels - len(lost)) // narrowing.round_to) * narrowing.round_to
         kept_channels.append(_highest(row, min(number, sizes.channels)))
     return kept_groups, kept_channels
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    deviation = values.std(axis=1, keepdims=True)
-    return (values - values.mean(axis=1, keepdims=True)) / np.where(deviation == 0, 1, deviation)
 
 
 def _highest(scores: np.ndarray, number: int) -> tuple[int, ...]:
