@@ -201,7 +201,6 @@ def shortened(unit: PruneUnit, ref: ModelRef) -> tuple[Transform, ...]:
     return removal(unit, removed, streamed.num_blocks)
 
 
-@torch.inference_mode()
 def perplexity_of(directory: Path, plan: Plan) -> dict:
     """Over held-out sequences of wiki and c4 together."""
     ref = reference_to(directory)
@@ -210,7 +209,8 @@ def perplexity_of(directory: Path, plan: Plan) -> dict:
     losses: list[float] = []
     for name in ("wiki", "c4"):
         for part in text_of(ref, name, HELD_OUT, last=True).split(8):
-            logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
+            with torch.inference_mode():
+                logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
             losses.append(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()).item())
     parameters = size_of(view_config(ref), "float32").after(transforms).parameters
     return {"perplexity": math.exp(float(np.mean(losses))), "parameters": parameters}
