@@ -44,6 +44,9 @@ def narrow(scores: WidthScores, target: Target, size: ModelSize) -> WidthsTransf
         kept_groups = [_highest(row, sizes.groups - gone_groups) for row in groups]
         kept_channels = [_highest(row, sizes.channels - gone_channels) for row in channels]
     else:
+        if not scores.is_standardised:
+            # A block has few groups: theirs are standardised over all blocks.
+            groups, channels = standardised(groups.reshape(1, -1)).reshape(groups.shape), standardised(channels)
         kept_groups, kept_channels = _over_all_blocks(groups, channels, sizes, scores.narrowing, target)
     return WidthsTransform.keeping(
         num_groups=sizes.groups,
@@ -102,13 +105,13 @@ def _check(gone_groups: int, gone_channels: int, sizes: _Sizes, narrowing: Narro
 def _over_all_blocks(
     groups: np.ndarray, channels: np.ndarray, sizes: _Sizes, narrowing: Narrowing, target: Target
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """What stays where the units that score lowest over all blocks go, by scores that are standardised in each block.
+    """What stays where the units that score lowest over all blocks go.
 
     Every block keeps a group and `round_to` channels, and as many channels as make a multiple of that.
     """
     allowed = [
-        (standardised(groups), sizes.group, 1, narrowing.parts != "mlp" and sizes.group > 0),
-        (standardised(channels), sizes.channel, narrowing.round_to, narrowing.parts != "attention"),
+        (groups, sizes.group, 1, narrowing.parts != "mlp" and sizes.group > 0),
+        (channels, sizes.channel, narrowing.round_to, narrowing.parts != "attention"),
     ]
     candidates: list[tuple[float, int, int, int, int]] = []
     for kind, (scores, parameters, least, is_cut) in enumerate(allowed):

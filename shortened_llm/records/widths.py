@@ -29,6 +29,8 @@ class WidthScores:
     channels: tuple[str, ...]
     """Those of the channels."""
     narrowing: Narrowing
+    is_standardised: bool = False
+    """Whether scores of different blocks, and of heads and channels, compare as they are."""
     tokens: int = 0
     """Calibration tokens read: sequences times their length."""
     protocol: str

@@ -58,6 +58,7 @@ def score_widths(criterion: str, job: ScoringJob, store: Store) -> WidthScores:
             groups=tuple(map(packed, groups.tolist())),
             channels=tuple(map(packed, channels.tolist())),
             narrowing=narrowing,
+            is_standardised=row.is_standardised,
             tokens=_tokens(criterion, job),
             protocol=_protocol(criterion, job),
             fingerprint=key,

@@ -183,7 +183,7 @@ def narrowed(criterion: str, parts: str, allocation: str, ref: ModelRef) -> tupl
     narrowing = Narrowing(parts=parts, allocation=allocation, round_to=1)  # type: ignore[arg-type]
     given = WidthScores(
         criterion=criterion, groups=scores.groups, channels=scores.channels, narrowing=narrowing, protocol="",
-        fingerprint="",
+        fingerprint="", is_standardised=WIDTH_CRITERIA[criterion].is_standardised,
     )  # fmt: skip
     return (narrow(given, target_of(ref), size_of(view_config(ref), "float32")),)
 

@@ -55,6 +55,8 @@ class WidthCriterion:
     reduce: Callable[[WidthMeasured], tuple[np.ndarray, np.ndarray]]
     """Scores of the groups, [blocks, groups], and of the channels, [blocks, channels]; the lowest goes first."""
 
+    is_standardised: bool = False
+    """Whether scores of different blocks, and of heads and channels, compare as they are."""
     searches: bool = False
     is_walked: bool = False
 

@@ -27,4 +27,6 @@ def flap_scores(measured: WidthMeasured) -> tuple[np.ndarray, np.ndarray]:
     return of_groups, standardised(measured.of_channels(fluctuation))
 
 
-CRITERION = WidthCriterion(options=FlapOptions, measured=INPUTS, reads_text=True, reduce=flap_scores)
+CRITERION = WidthCriterion(
+    options=FlapOptions, measured=INPUTS, reads_text=True, reduce=flap_scores, is_standardised=True
+)
