@@ -28,8 +28,3 @@ CRITERIA: dict[str, Criterion] = {
     "random": random_order.CRITERION,
 }
 """In the order in which messages and help list them."""
-
-
-def reads_text(criterion: str) -> bool:
-    """Whether the criterion depends on calibration text."""
-    return CRITERIA[criterion].reads_text

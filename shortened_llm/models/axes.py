@@ -63,6 +63,11 @@ class FamilyAxes:
     channels_field: str = "intermediate_size"
     """Name of their number in the configuration."""
 
+    @property
+    def group_axes(self) -> tuple[Axis, ...]:
+        """The axes of attention; none where its width is fixed."""
+        return () if isinstance(self.groups, str) else self.groups
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
@@ -163,9 +168,8 @@ def unit_sizes(config: PretrainedConfig, block: nn.Module) -> tuple[int, int] | 
     if (row := AXES.get(config.model_type)) is None:
         return None
     tensors, widths = dict(block.named_parameters()), widths_of(config)
-    in_groups = () if isinstance(row.groups, str) else row.groups
     group, channel = (
         sum(tensors[axis.tensor].numel() for axis in axes if axis.tensor in tensors) // number
-        for axes, number in ((in_groups, widths.groups), (row.channels, widths.channels))
+        for axes, number in ((row.group_axes, widths.groups), (row.channels, widths.channels))
     )
     return group, channel

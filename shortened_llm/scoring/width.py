@@ -3,7 +3,7 @@
 The model is read block by block; see `criteria/width/criterion.py` for what each array holds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -122,19 +122,22 @@ def measure_weights(streamed: StreamedModel) -> np.ndarray:
     return np.array(found)
 
 
-def _of_units(tensors, streamed: StreamedModel, change) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _of_units(
+    tensors: dict[str, torch.Tensor], streamed: StreamedModel, change: Callable[[torch.Tensor], torch.Tensor]
+) -> np.ndarray:
     """The sum over all weights of each unit, of the changed tensors; [groups + channels]."""
-    found = []
-    for parts in _parts(tensors, streamed):
-        found.append(sum(change(part).double().sum(dim=1) for part in parts))
+    found = [
+        torch.stack([change(part).double().sum(dim=1) for part in parts]).sum(dim=0)
+        for parts in _parts(tensors, streamed)
+    ]
     return torch.cat(found).cpu().numpy()
 
 
 def _parts(tensors: dict[str, torch.Tensor], streamed: StreamedModel) -> tuple[list[torch.Tensor], ...]:
     """What of a block's tensors belongs to groups, and to channels: each part [units, weights of it]."""
     row, widths = axes_of(streamed.model.config), widths_of(streamed.model.config)
-    groups = () if isinstance(row.groups, str) else row.groups
-    return _sliced(tensors, groups, widths, widths.groups), _sliced(tensors, row.channels, widths, widths.channels)
+    groups = _sliced(tensors, row.group_axes, widths, widths.groups)
+    return groups, _sliced(tensors, row.channels, widths, widths.channels)
 
 
 def _sliced(tensors: dict[str, torch.Tensor], axes: Sequence[Axis], widths: Widths, units: int) -> list[torch.Tensor]:
@@ -159,7 +162,8 @@ def measure_width_taylor(
     streamed: StreamedModel, tokens: torch.Tensor, options: WidthTaylorOptions, *, memory_gib: float | None
 ) -> np.ndarray:
     """`TAYLOR`, by the gradient of the loss over the whole calibration set; cost and memory as `measure_taylor`."""
-    names = {axis.tensor for axis in _all_axes(streamed)}
+    row = axes_of(streamed.model.config)
+    names = {axis.tensor for axis in (*row.group_axes, *row.channels)}
 
     def weights_of(block: nn.Module) -> list[nn.Parameter]:
         return [weight for name, weight in block.named_parameters() if name in names]
@@ -181,8 +185,3 @@ def measure_width_taylor(
 
     scores = backward_by_block(streamed, tokens, weights_of, score, memory_gib=memory_gib)
     return np.stack(scores)[:, None]
-
-
-def _all_axes(streamed: StreamedModel) -> tuple[Axis, ...]:
-    row = axes_of(streamed.model.config)
-    return (*(() if isinstance(row.groups, str) else row.groups), *row.channels)
