@@ -6,14 +6,17 @@ from pathlib import Path
 
 from jobs.cli import make_parser, open_store, parse_command, run
 from jobs.removed_blocks import add_remove_flag, removed_blocks
-from jobs.score import score_here
+from jobs.score import DEVICE, score_here
 from shortened_llm.config import ExperimentConfig
-from shortened_llm.logs import LOGGER
+from shortened_llm.logs import LOGGER, about
 from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import chosen_plan, make_plans
-from shortened_llm.records import ModelRef, PlanLabel, PrunePlan
+from shortened_llm.pruning.compensation import compensate
+from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
+from shortened_llm.records import ModelRef, ModelSize, PlanLabel, PrunePlan, Scores
 from shortened_llm.reporting.card import plan_card
+from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
+from shortened_llm.search.compensation import compensations, pending_compensations, with_compensations
 from shortened_llm.search.preflight import ScoringFacts, check_pruning
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.storage.placement import placed
@@ -67,8 +70,21 @@ def _plans(
     if removed is not None:
         yield f"without-{'-'.join(map(str, removed))}", chosen_plan(removed, facts.size)
         return
-    for plan in make_plans(config.search, score_here(config, facts, dense, store), facts.size):
+    jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
+    for plan in plans_here(config, jobs, score_here(jobs, config, store), facts.size, store):
         yield _directory_name(plan), plan
+
+
+def plans_here(
+    config: ExperimentConfig, jobs: Sequence[ScoringJob], scores: Sequence[Scores], size: ModelSize, store: Store
+) -> tuple[PrunePlan, ...]:
+    """The plans by the scores that the jobs ask for, compensated in this process."""
+    chosen = choices(config.search, scores, size)
+    wanted = compensations(chosen, {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)})
+    for name, job in pending_compensations(wanted, store).items():
+        with about(f"compensate {name}"):
+            compensate(job, store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)
+    return make_plans(with_compensations(chosen, wanted, store), size)
 
 
 if __name__ == "__main__":

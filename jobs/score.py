@@ -11,24 +11,24 @@ from shortened_llm.config import ExperimentConfig, require_sections
 from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
-from shortened_llm.records import ModelRef, Scores, UnitScores, to_json
+from shortened_llm.records import Scores, UnitScores, to_json
 from shortened_llm.reporting.score_plot import save_score_plot
-from shortened_llm.scoring.job import scoring_jobs, work_name
+from shortened_llm.scoring.job import ScoringJob, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
 from shortened_llm.scoring.table import score_table, width_table
-from shortened_llm.search.preflight import ScoringFacts, check_scoring
+from shortened_llm.search.preflight import check_scoring
 from shortened_llm.storage.store import Store
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-def score_here(config: ExperimentConfig, facts: ScoringFacts, model: ModelRef, store: Store) -> tuple[Scores, ...]:
-    """The scores by every criterion of the configuration, measured in this process."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+def score_here(jobs: Sequence[ScoringJob], config: ExperimentConfig, store: Store) -> tuple[Scores, ...]:
+    """The scores that the jobs ask for, measured in this process."""
     prepare_cpu(fair_threads(1))
-    jobs = scoring_jobs(config, model, facts.roles.calibration, facts.counts)
     for unit, job in pending_work(jobs, store, num_shards=1):
         with about(f"score {work_name(unit, job)}"):
-            measure(unit, job, store, device=device, memory_gib=config.resources.scoring_memory_gib)
+            measure(unit, job, store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)
     return score_all(jobs, store)
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"would score {facts.num_blocks} blocks by {', '.join(config.criteria)}")
         return
     model = stage_model(config.model, store)
-    every = score_here(config, facts, model, store)
+    every = score_here(scoring_jobs(config, model, facts.roles.calibration, facts.counts), config, store)
     for scores in every:
         print(score_table(scores) if isinstance(scores, UnitScores) else width_table(scores), file=sys.stderr)
         print(to_json(scores, indent=None), flush=True)

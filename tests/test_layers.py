@@ -26,7 +26,7 @@ OWNERS = {
     },
     "torch": {
         "shortened_llm/models", "shortened_llm/data", "shortened_llm/scoring", "shortened_llm/retraining",
-        "shortened_llm/evaluation", "shortened_llm/search", "jobs",
+        "shortened_llm/evaluation", "shortened_llm/search", "shortened_llm/pruning", "jobs",
     },
 }  # fmt: skip
 FILES = sorted([*(ROOT / "shortened_llm").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])

@@ -53,8 +53,8 @@ class ExperimentConfig(Section):
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether any criterion reads calibration text."""
-        return any(entry.rows[criterion].reads_text for entry in self.prunings for criterion in entry.criteria)
+        """Whether any plan depends on calibration text."""
+        return any(entry.reads_text(criterion) for entry in self.prunings for criterion in entry.criteria)
 
     @property
     def prunings(self) -> tuple[Pruning, ...]:
@@ -68,8 +68,8 @@ class ExperimentConfig(Section):
 
     def num_rankings(self, unit: str) -> int:
         """Rankings of such units: criteria, those that read text once for each calibration."""
-        rows = [entry.rows[name] for entry in self.prunings if entry.unit == unit for name in entry.criteria]
-        return sum(len(self.calibrations) if row.reads_text else 1 for row in rows)
+        read = [entry.reads_text(name) for entry in self.prunings if entry.unit == unit for name in entry.criteria]
+        return sum(len(self.calibrations) if reads else 1 for reads in read)
 
     @property
     def ranges(self) -> dict[str, Range[Any]]:

@@ -4,7 +4,16 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    Tag,
+    create_model,
+    model_validator,
+)
 
 from shortened_llm.config.base import DEPTH, WIDTH, Dtype
 from shortened_llm.criteria import CRITERIA
@@ -50,6 +59,15 @@ class _Entry(Section):
 
     if TYPE_CHECKING:  # each kind has a field of its own
         criteria: tuple[str, ...]
+
+    def reads_text(self, criterion: str) -> bool:
+        """Whether a plan by the criterion depends on calibration text."""
+        return self.rows[criterion].reads_text or self.compensates
+
+    @property
+    def compensates(self) -> bool:
+        """Whether what is left is changed, to make up for what is gone."""
+        return False
 
     @property
     @abstractmethod
@@ -119,6 +137,26 @@ class _DepthEntry(_Entry):
         return self
 
 
+class Refit(Section):
+    """The output projections are fitted anew to their kept inputs: least squares on what whole blocks read behind the
+    pruned ones, block after block. Source: the reformation of Search for Efficient LLMs, arXiv 2409.17372."""
+
+    damping: Annotated[tuple[PositiveFloat, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
+        (0.1, 1.0, 10.0), min_length=1
+    )
+    """How strongly weights are held to what they were, in means of the inputs' squares. What is best on held-out
+    sequences is taken, for each projection; where none is better there, its weights stay as they are."""
+    held_out: float = Field(0.25, gt=0, lt=1)
+    """Share of the calibration sequences that the damping is chosen on, at least one."""
+
+    def __str__(self) -> str:
+        return f"{' or '.join(f'{one:g}' for one in self.damping)}, {100 * self.held_out:g}% held out"
+
+    def num_held_out(self, num_sequences: int) -> int:
+        """How many of the sequences that is."""
+        return min(num_sequences - 1, max(1, round(num_sequences * self.held_out)))
+
+
 class _WidthEntry(_Entry):
     """Heads and MLP channels of every block, ranked by criteria. Each criterion's options stand under its name."""
 
@@ -141,18 +179,30 @@ class _WidthEntry(_Entry):
     units that score lowest over all blocks go, and exports are padded with zeros to the widest block."""
     round_to: int = Field(1, ge=1)
     """The number of channels that a block keeps is a multiple of it (count), as kernels like it: 64 or 128 on GPUs."""
+    refit: Refit | None = None
+    """How the output projections make up for what is gone. Unless given, their weights stay."""
+    bias: bool = False
+    """Whether output projections get biases that hold the mean of what is gone, where the family has a field for
+    them."""
     dtype: Dtype = "float32"
-    """Compute type of scoring."""
+    """Compute type of scoring, and of refit and bias."""
 
     @property
     def rows(self) -> Mapping[str, WidthCriterion]:
         """The table of its criteria."""
         return WIDTH_CRITERIA
 
+    @property
+    def compensates(self) -> bool:
+        """Whether tensors are computed anew, which takes calibration text."""
+        return self.bias or self.refit is not None
+
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "parts", "allocation", "round_to", "dtype")
-        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
+        refit = {"refit": str(self.refit)} if self.refit else {}
+        bias = {"bias": True} if self.bias else {}
+        return {name: getattr(self, name) for name in own} | refit | bias | self.options(criterion).model_dump()
 
 
 def _with_options(base: type[Section], name: str, rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion]) -> Any:

@@ -63,7 +63,7 @@ def measure_efficiency(
         dense_kv_bytes_per_token=dense_costs.kv_bytes_per_token,
         flops_per_token=costs.flops_per_token,
         dense_flops_per_token=dense_costs.flops_per_token,
-        block_shares=tuple(sum(one.shares.blocks) for one in measured),
+        block_shares=tuple(sum(block.whole for block in one.shares.blocks) for one in measured),
         head_shares=tuple(one.shares.head for one in measured),
         ideal_speed_ups=tuple(one.shares.ideal_speed_up(model.shortening) for one in measured),
         speed_ups=tuple(one.speed_up for one in measured),

@@ -126,5 +126,5 @@ def store_score(ref: ModelRef, unit: Unit, score: Score, store: Store, dtype: st
         score = replace(score, protocol=f"{score.protocol}, {dtype}")
     score = replace(score, unit=unit_fingerprint(unit, dtype))
     identity = score_identity(ref, unit, dtype)
-    store.write(EVALUATIONS, fingerprint(identity), score, identity=identity, parents=(ref.fingerprint,))
+    store.write(EVALUATIONS, fingerprint(identity), score, identity=identity, parents=ref.parents)
     return score

@@ -20,8 +20,10 @@ from transformers import (
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.parts import parts_of_blocks
 from shortened_llm.models.transforms import KINDS
-from shortened_llm.records import GenerationSpeed, Transform
+from shortened_llm.models.transforms.kind import BlockTime
+from shortened_llm.records import GenerationSpeed, Transform, kept_blocks
 
 T = TypeVar("T")
 
@@ -159,8 +161,8 @@ def speed_up(dense: Sequence[Timing], own: Sequence[Timing]) -> float:
 class TimeShares:
     """Shares of a generation's latency, 0 to 1; embeddings, final norm and the loop around the model are the rest."""
 
-    blocks: tuple[float, ...]
-    """Share of each block, in model order."""
+    blocks: tuple[BlockTime, ...]
+    """In model order."""
     head: float
 
     def ideal_speed_up(self, shortening: Sequence[Transform] | None) -> float | None:
@@ -172,10 +174,15 @@ class TimeShares:
         Returns:
             None where that is not known, or does not tell what it saves.
         """
-        if shortening is None or len(shortening) > 1:
+        if shortening is None:
             return None
-        left = [KINDS[transform.kind].time_left(self.blocks, transform) for transform in shortening] or [1.0]
-        return 1 / left[0] if left[0] else None
+        kept, times = kept_blocks(shortening, len(self.blocks)), self.blocks
+        for kind, transform in ((KINDS[name], one) for name in KINDS for one in shortening if one.kind == name):
+            left = kind.time_left(times, kept, transform)
+            if left is None:
+                return None
+            times = tuple(left)
+        return 1 / (1 - sum(time.whole for time in self.blocks) + sum(time.whole for time in times))
 
 
 def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:
@@ -186,15 +193,21 @@ def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: in
     they wait for the part instead.
     """
     is_spread = len({weight.device for weight in model.parameters()}) > 1
-    parts: list[nn.Module] = [*find_blocks(model), model.get_output_embeddings()]
-    found = []
+    blocks, head = find_blocks(model), model.get_output_embeddings()
+    sublayers = parts_of_blocks(blocks)
+    modules: list[nn.Module] = [*blocks, *(part for parts in sublayers for part in parts.values()), head]
+    found: dict[nn.Module, list[float]] = {module: [] for module in modules}
     with ExitStack() as hooks:
-        watches = [_Watch(part, model.device, hooks, waits=is_spread) for part in parts]
+        watches = {module: _Watch(module, model.device, hooks, waits=is_spread) for module in modules}
         for _ in range(runs):
             latency = generate().latency
-            found.append([watch.take_seconds() / latency for watch in watches])
-    *blocks, head = (median(shares) for shares in zip(*found, strict=True))
-    return TimeShares(blocks=tuple(blocks), head=head)
+            for module, watch in watches.items():
+                found[module].append(watch.take_seconds() / latency)
+    times = tuple(
+        BlockTime(whole=median(found[block]), parts={name: median(found[part]) for name, part in parts.items()})
+        for block, parts in zip(blocks, sublayers, strict=True)
+    )
+    return TimeShares(blocks=times, head=median(found[head]))
 
 
 def synchronise(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -45,6 +46,10 @@ class Axis:
                 found += [NOTHING] * each if unit == NOTHING else range(first, first + each)
         return tuple(found)
 
+    def as_matrix(self, output: torch.Tensor) -> torch.Tensor:
+        """The weight of an output projection, along whose inputs the units lie, as [outputs, inputs]; or back."""
+        return output if self.dim == 1 else output.T
+
     def segments_of(self, size: int, widths: "Widths") -> list[tuple[int, int]]:
         """Beginning and length of each segment of the dimension."""
         shares = {"one": (1,), "halves": (1, 1), "queries_keys_values": (widths.queries_per_group, 1, 1)}[self.segments]
@@ -67,6 +72,16 @@ class FamilyAxes:
     def group_axes(self) -> tuple[Axis, ...]:
         """The axes of attention; none where its width is fixed."""
         return () if isinstance(self.groups, str) else self.groups
+
+    @property
+    def outputs(self) -> tuple[Axis, ...]:
+        """The output projections, of attention where its width is not fixed, and of the MLP: units lie along their
+        inputs."""
+        return (*self.group_axes[-1:], self.channels[-1])
+
+    def outputs_of(self, parts: Literal["both", "mlp", "attention"]) -> tuple[Axis, ...]:
+        """Those of the parts."""
+        return {"both": self.outputs, "mlp": self.outputs[-1:], "attention": self.group_axes[-1:]}[parts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

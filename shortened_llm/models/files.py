@@ -32,7 +32,7 @@ class TensorHeader:
     """What a file says of one tensor."""
 
     file: str
-    """Name of the file in the directory."""
+    """Name of the file in the directory; the path of one that lies elsewhere."""
     name: str
     """The tensor's name in the file; a view may call it otherwise."""
     shape: tuple[int, ...]

@@ -70,10 +70,18 @@ def without_parts(block: nn.Module, parts: Collection[Part]) -> Iterator[None]:
             setattr(block, name, module)
 
 
+def parts_of_blocks(blocks: Iterable[nn.Module]) -> list[dict[Part, nn.Module]]:
+    """Each block's attention and MLP; none of any block where not all have such modules."""
+    every = list(blocks)
+    try:
+        return [{part: getattr(block, part_name(block, part)) for part in PARTS} for block in every]
+    except BadInputError:
+        return [{} for _ in every]
+
+
 def part_sizes(blocks: Iterable[nn.Module]) -> tuple[tuple[int, ...], ...] | None:
     """Numbers of parameters of each block's attention and MLP; None where there are no such modules."""
-    try:
-        parts = [[getattr(block, part_name(block, part)) for part in PARTS] for block in blocks]
-    except BadInputError:
+    found = parts_of_blocks(blocks)
+    if not all(found):
         return None
-    return tuple(tuple(sum(weight.numel() for weight in part.parameters()) for part in both) for both in parts)
+    return tuple(tuple(sum(weight.numel() for weight in part.parameters()) for part in of.values()) for of in found)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks, find_decoder
+from shortened_llm.models.cpu import available_memory
 from shortened_llm.models.stream import StreamedModel
 
 # Tokens per application of a block, times the bytes of a value: enough to fill the machine, few enough for the block's
@@ -99,6 +100,19 @@ class BlockWalk:
         """Replace the last block's output [sequences, length, hidden] by what the head reads."""
         for part in hidden_states.split(self.sequences_per_call):
             part.copy_(self.finish(part))
+
+
+def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memory_gib: float | None) -> int:
+    """How many sequences can be walked at once, with `states` hidden states of each."""
+    hidden_size = streamed.model.get_input_embeddings().weight.shape[-1]
+    bytes_each = states * length * hidden_size * streamed.dtype.itemsize
+    if memory_gib is not None:
+        free = memory_gib * 2**30
+    elif streamed.device.type == "cuda":
+        free = torch.cuda.mem_get_info(streamed.device)[0] / 2
+    else:
+        free = available_memory() / 2
+    return max(1, int(free // bytes_each))
 
 
 class _StandIn(nn.Module):

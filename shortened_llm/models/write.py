@@ -16,6 +16,14 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 MAX_FILE_BYTES = 5 * 10**9
 NAME_OF_DTYPE = {dtype: name for name, dtype in DTYPE_OF_NAME.items()}
 
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The type that safetensors calls so, such as BF16."""
+    dtype = DTYPE_OF_NAME[name]
+    assert dtype is not None, "every name stands for one"
+    return dtype
+
+
 Layout = Mapping[str, torch.Tensor]
 """What files hold: by the tensor's name in them, a tensor on the meta device, which has a shape and a type alone."""
 

@@ -1,6 +1,7 @@
 """From scores and targets to distinct plans."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.target import count_of, requests
@@ -18,15 +19,21 @@ from shortened_llm.records import (
 )
 
 
-def make_plans(search: SearchSection, scores: Iterable[Scores], size: ModelSize) -> tuple[PrunePlan, ...]:
-    """One plan per distinct set of transforms, with the labels of every (criterion, target) that leads to it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one ranking chooses for one target."""
 
-    The smallest models come last; of equal size, in the order of the criteria.
+    label: PlanLabel
+    transforms: tuple[Transform, ...]
+
+
+def choices(search: SearchSection, scores: Iterable[Scores], size: ModelSize) -> tuple[Choice, ...]:
+    """What every ranking chooses for every target.
 
     Raises:
-        BadInputError: see `target.requests`.
+        BadInputError: see `target.requests` and `width.narrow`.
     """
-    labels: dict[tuple[Transform, ...], list[PlanLabel]] = {}
+    found: list[Choice] = []
     num_blocks = len(size.block_parameters)
     for criterion in scores:
         protected = () if isinstance(criterion, WidthScores) else criterion.protected
@@ -43,7 +50,18 @@ def make_plans(search: SearchSection, scores: Iterable[Scores], size: ModelSize)
             else:
                 removed = criterion.removed(count_of(request, criterion, size))
                 transforms = removal(criterion.unit, removed, num_blocks)
-            labels.setdefault(transforms, []).append(label)
+            found.append(Choice(label=label, transforms=transforms))
+    return tuple(found)
+
+
+def make_plans(chosen: Iterable[Choice], size: ModelSize) -> tuple[PrunePlan, ...]:
+    """One plan per distinct set of transforms, with the labels of every (criterion, target) that leads to it.
+
+    The smallest models come last; of equal size, in the order of the criteria.
+    """
+    labels: dict[tuple[Transform, ...], list[PlanLabel]] = {}
+    for one in chosen:
+        labels.setdefault(one.transforms, []).append(one.label)
     plans = [plan_of(transforms, tuple(its_labels), size) for transforms, its_labels in labels.items()]
     return tuple(sorted(plans, key=lambda plan: -plan.size.parameters))
 

@@ -17,7 +17,8 @@ from shortened_llm.records.evaluation import (
     ServingScore,
     TaskScore,
 )
-from shortened_llm.records.model import FileEntry, ModelRef, ModelSize, Size
+from shortened_llm.records.files import FileEntry, Payload
+from shortened_llm.records.model import ModelRef, ModelSize, Size
 from shortened_llm.records.objective import BY_PERPLEXITY, Objective
 from shortened_llm.records.plan import Bin, PlanLabel, PrunePlan, Target
 from shortened_llm.records.scores import RESAMPLES, UNDECIDED, Cut, UnitScores, removed_units
@@ -35,11 +36,13 @@ from shortened_llm.records.transform import (
     BlocksTransform,
     Part,
     SublayersTransform,
+    TensorsTransform,
     Transform,
     WidthsTransform,
     composed,
     kept_blocks,
     of_kind,
+    without_places,
 )
 from shortened_llm.records.trial import (
     Constraints,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shortened_llm.records.model import FileEntry
+from shortened_llm.records.files import FileEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

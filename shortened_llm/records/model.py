@@ -3,10 +3,12 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from shortened_llm.records.files import FileEntry, Payload
 from shortened_llm.records.transform import (
     PARTS,
     BlocksTransform,
     SublayersTransform,
+    TensorsTransform,
     Transform,
     WidthsTransform,
     after_export,
@@ -14,18 +16,9 @@ from shortened_llm.records.transform import (
     in_order,
     kept_blocks,
     of_kind,
+    without_places,
 )
 from shortened_llm.records.units import PruneUnit, removal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file of a stored payload."""
-
-    path: str
-    """Relative to the payload's directory."""
-    num_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +55,7 @@ class ModelRef:
             files=files,
             num_blocks=self.num_loaded_blocks,
             transforms=after_export(self.transforms, self.num_blocks),
-            origin=self.shortening,
+            origin=None if self.shortening is None else without_places(self.shortening),
         )
 
     @property
@@ -78,7 +71,19 @@ class ModelRef:
     @property
     def identity(self) -> dict[str, object]:
         """What a score of this model depends on; the place of the files is not part of it."""
-        return {"files": self.fingerprint, "transforms": self.transforms}
+        return {"files": self.fingerprint, "transforms": without_places(self.transforms)}
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Fingerprints of the results that hold what is loaded."""
+        tensors = of_kind(self.transforms, TensorsTransform)
+        return (self.fingerprint, tensors.fingerprint) if tensors else (self.fingerprint,)
+
+    @property
+    def payloads(self) -> tuple[Payload, ...]:
+        """The files that hold what is loaded."""
+        own, tensors = Payload(url=self.url, files=self.files), of_kind(self.transforms, TensorsTransform)
+        return (own, tensors.payload) if tensors and tensors.payload else (own,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +129,8 @@ class ModelSize:
         """The size of the model under transforms."""
         kept = kept_blocks(transforms, len(self.block_parameters))
         exported = self.other_parameters + sum(self.block_parameters[block] for block in kept)
+        if tensors := of_kind(transforms, TensorsTransform):
+            exported += tensors.added * len(kept)
         zeros = 0
         if widths := of_kind(transforms, WidthsTransform):
             assert self.width_parameters is not None, "the check of the transform finds the axes"

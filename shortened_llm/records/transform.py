@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+from shortened_llm.records.files import Payload
+
 Part = Literal["attention", "mlp"]
 PARTS: tuple[Part, ...] = ("attention", "mlp")
 """The sub-layers of a block, in the order in which most architectures add them."""
@@ -203,10 +205,51 @@ def _of_these(kept: Sequence[int], later: Sequence[int]) -> tuple[int, ...]:
     return tuple(kept[index] for index in later if index < len(kept))
 
 
-Transform = BlocksTransform | SublayersTransform | WidthsTransform
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorsTransform:
+    """Read some tensors of the blocks from other files, which hold them as the other transforms would leave them."""
+
+    fingerprint: str
+    """Identity of the tensors: what they were computed from."""
+    words: str
+    """What was computed, behind "with", such as `refitted output projections`."""
+    blocks: tuple[tuple[int, int], ...]
+    """(block, its index in the names of the tensors), ascending; `3.mlp.down_proj.weight` is of the index 3."""
+    config_fields: tuple[str, ...] = ()
+    """Fields of the configuration that are true for the model to have all of these tensors."""
+    added: int = 0
+    """Number of parameters of each block that the model's own files lack."""
+    payload: Payload | None = None
+    """Where the tensors lie; None where a model that was exported since holds them."""
+    kind: Literal["tensors"] = "tensors"
+
+    is_compact: ClassVar[bool] = True
+
+    def changes(self, num_blocks: int) -> bool:
+        """Whether anything is changed."""
+        return bool(self.blocks)
+
+    def describe(self, num_blocks: int) -> str:
+        """What was done, in words that follow the name of a model."""
+        return f"with {self.words}"
+
+    def facts(self, num_blocks: int) -> dict[str, str]:
+        """Columns of a table that say what was done, by name."""
+        return {"recomputed": self.words}
+
+    def then(self, later: "TensorsTransform") -> "TensorsTransform":
+        """Both as one, where `later` has this one's indices. What the earlier one computed is in the files by then."""
+        return later
+
+    def renumbered(self, new: Mapping[int, int]) -> "TensorsTransform":
+        """With each block's index replaced; those of blocks that have none are left out."""
+        return replace(self, blocks=tuple(sorted((new[block], name) for block, name in self.blocks if block in new)))
+
+
+Transform = BlocksTransform | SublayersTransform | WidthsTransform | TensorsTransform
 """What is done to a model's files when they are loaded, told apart by `kind`."""
 
-Kind = TypeVar("Kind", BlocksTransform, SublayersTransform, WidthsTransform)
+Kind = TypeVar("Kind", BlocksTransform, SublayersTransform, WidthsTransform, TensorsTransform)
 
 
 def of_kind(transforms: Iterable[Transform], kind: type[Kind]) -> Kind | None:
@@ -218,6 +261,11 @@ def kept_blocks(transforms: Iterable[Transform], num_blocks: int) -> tuple[int, 
     """Indices of the blocks that stay of so many, ascending."""
     blocks = of_kind(transforms, BlocksTransform)
     return tuple(range(num_blocks)) if blocks is None else blocks.kept
+
+
+def without_places(transforms: Iterable[Transform]) -> tuple[Transform, ...]:
+    """The transforms by what they do: where their tensors lie changes nothing."""
+    return tuple(replace(one, payload=None) if isinstance(one, TensorsTransform) else one for one in transforms)
 
 
 def in_order(transforms: Iterable[Transform], num_blocks: int) -> tuple[Transform, ...]:

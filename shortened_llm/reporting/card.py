@@ -24,6 +24,7 @@ from shortened_llm.records import (
     TrialSpec,
     WidthsTransform,
     of_kind,
+    without_places,
 )
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, dense_measurements, score_columns
 from shortened_llm.reporting.rows import TrialRow, trial_rows
@@ -142,7 +143,7 @@ def _pruning_json(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial 
     facts: dict[str, object] = {
         "name": trial.spec.name if trial else plan.name,
         "base_model": provenance.base_model,
-        "origin": [asdict(transform) for transform in plan.transforms],
+        "origin": [asdict(transform) for transform in without_places(plan.transforms)],
         **{name: _numbers(text) for name, text in plan.facts.items()},
         "labels": [{key: v for key, v in asdict(label).items() if v is not None} for label in plan.labels],
         "size": asdict(plan.size),

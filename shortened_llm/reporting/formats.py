@@ -12,6 +12,7 @@ from shortened_llm.records import (
     PruneUnit,
     SublayersTransform,
     Target,
+    TensorsTransform,
     Transform,
     UnitScores,
     WidthsTransform,
@@ -180,6 +181,8 @@ def removed_by(transforms: Sequence[Transform], num_blocks: int) -> str:
     for part, title in zip(PARTS, UNIT_TITLES["sublayer"], strict=True):
         if lost := [block for block, other in (sublayers.removed if sublayers else ()) if other == part]:
             parts.append(f"{title} {block_ranges(lost)}")
+    if tensors := of_kind(transforms, TensorsTransform):
+        parts.append(tensors.words)
     return ", ".join(parts) or MISSING
 
 

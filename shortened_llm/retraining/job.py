@@ -99,7 +99,7 @@ class RetrainingJob:
     def parents(self) -> tuple[str, ...]:
         """Fingerprints of the results that the run needs."""
         data = [part.fingerprint for mixture in (self.tokens, self.validation) if mixture for part in mixture.parts]
-        models = [ref.fingerprint for ref in (self.model, self.teacher) if ref]
+        models = [name for ref in (self.model, self.teacher) if ref for name in ref.parents]
         return (*models, *data, self.run.stable_fingerprint)
 
     @property

@@ -40,7 +40,7 @@ class NodesMissingError(RuntimeError):
 def is_retrained(run: Run, store: Store) -> bool:
     """Whether the model that a run makes is stored, with its files."""
     known = store.read(RETRAINED, run.fingerprint, RetrainedModel)
-    return known is not None and has_files(known.model.url, known.model.files)
+    return known is not None and all(map(has_files, known.model.payloads))
 
 
 def retrain(
@@ -69,7 +69,7 @@ def retrain(
         NodesMissingError: there is no room for the workers.
     """
     known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
-    if known is not None and needs_files and not has_files(known.model.url, known.model.files):
+    if known is not None and needs_files and not all(map(has_files, known.model.payloads)):
         LOGGER.warning("the retrained model is gone from %s: it is trained again", known.model.url)
         store.remove(RETRAINED, job.fingerprint)
         known = None

@@ -66,7 +66,7 @@ def scoring_jobs(
     for entry in config.prunings:
         for index, (calibration, label) in enumerate(zip(config.calibrations, labels, strict=True)):
             # What reads no text is asked of the first alone.
-            criteria = tuple(name for name in entry.criteria if index == 0 or entry.rows[name].reads_text)
+            criteria = tuple(name for name in entry.criteria if index == 0 or entry.reads_text(name))
             job = ScoringJob(
                 model=model,
                 pruning=entry,
@@ -102,7 +102,7 @@ def settings_label(entries: Sequence[Pruning], entry: Pruning, criterion: str) -
     alike = [other for other in entries if other.unit == entry.unit and criterion in other.criteria]
     every = [other.settings(criterion) for other in alike]
     own = entry.settings(criterion)
-    differing = [name for name, value in own.items() if any(other[name] != value for other in every)]
+    differing = [name for name, value in own.items() if any(other.get(name) != value for other in every)]
     return ", ".join(f"{name}={own[name]}" for name in differing) or None
 
 

@@ -10,34 +10,26 @@ import torch
 
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import BlockStatistic
-from shortened_llm.criteria.width.criterion import INPUTS, TAYLOR, WEIGHTS
+from shortened_llm.criteria.width.criterion import INPUTS, OPTIMAL_BRAIN, TAYLOR, WEIGHTS
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.families import needs_bos
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.records import FileEntry, PruneUnit
+from shortened_llm.records import Payload, PruneUnit
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
 from shortened_llm.scoring.job import ScoringJob, Unit, identity, shards, unit_of
 from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
-from shortened_llm.scoring.width import measure_inputs, measure_weights, measure_width_taylor
+from shortened_llm.scoring.width import measure_inputs, measure_optimal_brain, measure_weights, measure_width_taylor
 from shortened_llm.storage import layout
 from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 
 FILE = "values.npy"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One statistic on a range of calibration sequences, as an array in a file."""
-
-    url: str
-    files: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +62,9 @@ MEASUREMENTS: dict[str, Callable[[Inputs], np.ndarray]] = {
     ),
     INPUTS: lambda given: measure_inputs(given.streamed, given.tokens, memory_gib=given.memory_gib),
     WEIGHTS: lambda given: measure_weights(given.streamed),
+    OPTIMAL_BRAIN: lambda given: measure_optimal_brain(
+        given.streamed, given.tokens, given.options, memory_gib=given.memory_gib
+    ),
     TAYLOR: lambda given: measure_width_taylor(
         given.streamed, given.tokens, given.options, memory_gib=given.memory_gib
     ),
@@ -189,11 +184,11 @@ def measured(criterion: str, job: ScoringJob, store: Store, *, num_shards: int) 
 
 
 def _stored(unit: Unit, job: ScoringJob, store: Store) -> bool:
-    return store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Measurement) is not None
+    return store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Payload) is not None
 
 
 def _read(unit: Unit, job: ScoringJob, store: Store) -> np.ndarray | None:
-    record = store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Measurement)
+    record = store.read(layout.MEASUREMENTS, fingerprint(identity(unit, job)), Payload)
     if record is None:
         return None
     return np.load(local_directory(record.url, record.files) / FILE)
@@ -205,5 +200,5 @@ def _keep(unit: Unit, values: np.ndarray, job: ScoringJob, store: Store) -> None
     with temporary_directory() as temporary:
         np.save(Path(temporary) / FILE, values)
         url = store.attempt_url(layout.MEASUREMENTS, key)
-        record = Measurement(url=url, files=upload_directory(Path(temporary), url))
-    store.write(layout.MEASUREMENTS, key, record, identity=its_identity, parents=(job.model.fingerprint,))
+        record = Payload(url=url, files=upload_directory(Path(temporary), url))
+    store.write(layout.MEASUREMENTS, key, record, identity=its_identity, parents=job.model.parents)

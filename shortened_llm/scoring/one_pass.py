@@ -15,11 +15,10 @@ import torch
 from shortened_llm.criteria.criterion import ANGLE, COSINE, KL, NLL, BlockStatistic
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.logs import StepLog
-from shortened_llm.models.cpu import available_memory
 from shortened_llm.models.parts import without_parts
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
-from shortened_llm.models.walk import BlockWalk
+from shortened_llm.models.walk import BlockWalk, sequences_in_memory
 from shortened_llm.records import PARTS, UNIT_TITLES, Part, PruneUnit, num_units, parts_of, unit_name
 
 OF_CANDIDATES = frozenset({NLL, KL})
@@ -67,19 +66,6 @@ def walk_statistics(
         first += len(batch)
     names = sorted({*wanted, *(statistic.name for statistic in of_blocks)})
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
-def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memory_gib: float | None) -> int:
-    """How many sequences can be walked at once, with `states` hidden states of each."""
-    hidden_size = streamed.model.get_input_embeddings().weight.shape[-1]
-    bytes_each = states * length * hidden_size * streamed.dtype.itemsize
-    if memory_gib is not None:
-        free = memory_gib * 2**30
-    elif streamed.device.type == "cuda":
-        free = torch.cuda.mem_get_info(streamed.device)[0] / 2
-    else:
-        free = available_memory() / 2
-    return max(1, int(free // bytes_each))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

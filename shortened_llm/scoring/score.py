@@ -63,8 +63,8 @@ def score_widths(criterion: str, job: ScoringJob, store: Store) -> WidthScores:
             protocol=_protocol(criterion, job),
             fingerprint=key,
         )
-        store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
-    text = job.calibration_label if row.reads_text else None
+        store.write(SCORES, key, record, identity=its_identity, parents=job.model.parents)
+    text = job.calibration_label if pruning.reads_text(criterion) else None
     return replace(record, calibration=text, settings=job.settings_labels.get(criterion))
 
 
@@ -79,7 +79,7 @@ def score_units(criterion: str, job: ScoringJob, store: Store, *, num_shards: in
     record = store.read(SCORES, key, UnitScores)
     if record is None:
         record = replace(_reduce(criterion, job, store, num_shards), fingerprint=key)
-        store.write(SCORES, key, record, identity=its_identity, parents=(job.model.fingerprint,))
+        store.write(SCORES, key, record, identity=its_identity, parents=job.model.parents)
     # What tells rankings apart is a matter of the configuration, not of the stored numbers.
     text = job.calibration_label if CRITERIA[criterion].reads_text else None
     return replace(record, calibration=text, settings=job.settings_labels.get(criterion))

@@ -3,47 +3,24 @@
 The model is read block by block; see `criteria/width/criterion.py` for what each array holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from shortened_llm.criteria.width.optimal_brain import OptimalBrainOptions
 from shortened_llm.criteria.width.taylor import WidthTaylorOptions
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import StepLog
 from shortened_llm.models.axes import Axis, Widths, axes_of, widths_of
+from shortened_llm.models.moments import Moments, layer_of, observed
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.one_pass import check_finite, sequences_in_memory
+from shortened_llm.models.walk import BlockWalk, sequences_in_memory
+from shortened_llm.scoring.one_pass import check_finite
 from shortened_llm.scoring.taylor import backward_by_block
 
 
-@dataclass(slots=True)
-class _Moments:
-    """Sums over tokens of what a projection reads, in fp64."""
-
-    count: int = 0
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def add(self, inputs: torch.Tensor) -> None:
-        flat = inputs.detach().flatten(0, -2).double()
-        self.count += len(flat)
-        self.sums = self.sums.to(flat.device) + flat.sum(dim=0)
-        self.squares = self.squares.to(flat.device) + flat.square().sum(dim=0)
-
-    def statistics(self, weight: torch.Tensor) -> np.ndarray:
-        """`MEAN`, `VARIANCE`, `NORM`, `COLUMN_MEAN` and `COLUMN_SQUARES`, of a weight [outputs, inputs]."""
-        mean, columns = self.sums / self.count, weight.detach().double()
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        found = [mean, variance, self.squares.sqrt(), columns.abs().mean(dim=0), columns.square().sum(dim=0)]
-        return torch.stack(found).cpu().numpy()
-
-
-@torch.inference_mode()
 def measure_inputs(streamed: StreamedModel, tokens: torch.Tensor, *, memory_gib: float | None) -> np.ndarray:
     """`INPUTS`: what the output projections of the dense model read.
 
@@ -56,27 +33,87 @@ def measure_inputs(streamed: StreamedModel, tokens: torch.Tensor, *, memory_gib:
     Raises:
         NonFiniteLossError: naming the block.
     """
+    outputs = _outputs(streamed)
+
+    def reduce(block: nn.Module, moments: Mapping[str, Moments]) -> np.ndarray:
+        found = [
+            _statistics(moments[layer_of(output.tensor)], output.as_matrix(block.get_parameter(output.tensor)))
+            for output in outputs
+        ]
+        return np.concatenate(found, axis=1)
+
+    layers = [layer_of(output.tensor) for output in outputs]
+    return _from_moments(streamed, tokens, layers, reduce, joint=False, memory_gib=memory_gib)
+
+
+def measure_optimal_brain(
+    streamed: StreamedModel, tokens: torch.Tensor, options: OptimalBrainOptions, *, memory_gib: float | None
+) -> np.ndarray:
+    """`OPTIMAL_BRAIN`, of the dense model; arguments, cost and what is raised as in `measure_inputs`.
+
+    Memory: the moments of every two inputs of each layer, of all blocks where the hidden states do not fit at once.
+    """
+    row = axes_of(streamed.model.config)
+    rows, outputs = (*row.group_axes[:-1], *row.channels[:-1]), row.outputs
+    # The layers of a part that have rows of its units read the same.
+    reads = {
+        layer_of(axis.tensor): layer_of(part[0].tensor) for part in (row.group_axes, row.channels) for axis in part[:-1]
+    }
+    reads |= {layer_of(output.tensor): layer_of(output.tensor) for output in outputs}
+
+    def reduce(block: nn.Module, moments: Mapping[str, Moments]) -> np.ndarray:
+        tensors, inverse = dict(block.named_parameters()), {}
+        for layer, own in moments.items():
+            hessian = 2 * own.count * own.gram(torch.zeros_like(own.mean))
+            hessian.diagonal().add_(options.damping * hessian.diagonal().mean().clamp(min=1e-30))
+            inverse[layer] = torch.cholesky_inverse(torch.linalg.cholesky(hessian)).diagonal()
+        scored = {}
+        for axis, of_inputs in (*((axis, 1 - axis.dim) for axis in rows), *((axis, axis.dim) for axis in outputs)):
+            weight = tensors.get(axis.tensor)
+            if weight is not None and weight.dim() == 2:
+                each = inverse[reads[layer_of(axis.tensor)]]
+                scored[axis.tensor] = weight.double().square() / (each if of_inputs == 1 else each[:, None])
+        return _of_units(scored, streamed, torch.clone)[None]
+
+    layers = list(dict.fromkeys(reads.values()))
+    return _from_moments(streamed, tokens, layers, reduce, joint=True, memory_gib=memory_gib)
+
+
+@torch.inference_mode()
+def _from_moments(
+    streamed: StreamedModel,
+    tokens: torch.Tensor,
+    layers: Sequence[str],
+    reduce: Callable[[nn.Module, Mapping[str, Moments]], np.ndarray],
+    *,
+    joint: bool,
+    memory_gib: float | None,
+) -> np.ndarray:
+    """What `reduce` makes of each block and the moments of what its layers read, stacked."""
     walk = BlockWalk.of(streamed, tokens.shape[1])
     batches = tokens.split(sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib))
     steps = StepLog(streamed.num_blocks * len(batches))
-    moments = [[_Moments() for _ in _outputs(streamed)] for _ in range(streamed.num_blocks)]
+    moments = [{layer: Moments(joint=joint) for layer in layers} for _ in streamed.blocks]
     found: dict[int, np.ndarray] = {}
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
         states = walk.new_states(1, batch)[0]
         for index, block in streamed.read_blocks(range(streamed.num_blocks)):
-            with _watching(block, _outputs(streamed), moments[index]):
+            with observed(block, moments[index]):
                 walk.apply_in_place(index, block, states)
-            found[index] = np.concatenate(
-                [
-                    own.statistics(_as_columns(block, output))
-                    for own, output in zip(moments[index], _outputs(streamed), strict=True)
-                ],
-                axis=1,
-            )
+            if number == len(batches):
+                found[index] = reduce(block, moments[index])
+                moments[index] = {}
             steps.add()
     values = np.stack([found[index] for index in range(streamed.num_blocks)])
     check_finite(values.sum(axis=(1, 2))[None], [f"block {index} reads" for index in range(streamed.num_blocks)], 0)
     return values
+
+
+def _statistics(moments: Moments, weight: torch.Tensor) -> np.ndarray:
+    """`MEAN`, `VARIANCE`, `NORM`, `COLUMN_MEAN` and `COLUMN_SQUARES`, of a weight [outputs, inputs]."""
+    columns, norm = weight.detach().double(), (moments.squares * moments.count).sqrt()
+    found = [moments.mean, moments.variance, norm, columns.abs().mean(dim=0), columns.square().sum(dim=0)]
+    return torch.stack(found).cpu().numpy()
 
 
 def _outputs(streamed: StreamedModel) -> tuple[Axis, ...]:
@@ -88,27 +125,6 @@ def _outputs(streamed: StreamedModel) -> tuple[Axis, ...]:
             f"{row.groups}; taylor, magnitude and random do without what their projections read"
         )
     return row.groups[-1], row.channels[-1]
-
-
-def _as_columns(block: nn.Module, output: Axis) -> torch.Tensor:
-    """The weight of a projection, [outputs, inputs]."""
-    weight = block.get_parameter(output.tensor)
-    return weight if output.dim == 1 else weight.T
-
-
-@contextmanager
-def _watching(block: nn.Module, outputs: Sequence[Axis], moments: Sequence[_Moments]) -> Iterator[None]:
-    hooks = [
-        block.get_submodule(output.tensor.removesuffix(".weight")).register_forward_pre_hook(
-            lambda _, inputs, own=own: own.add(inputs[0])
-        )
-        for output, own in zip(outputs, moments, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()

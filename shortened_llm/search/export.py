@@ -116,7 +116,7 @@ def export_trial(experiment: Experiment, row: TrialRow, url: str) -> None:
 
 def _check_files(model: ModelRef, *, is_view: bool) -> None:
     """A directory of the user may be gone, or have other weights by now, of the same sizes."""
-    if not has_files(model.url, model.files):
+    if not all(map(has_files, model.payloads)):
         raise BadInputError(
             f"EXPERIMENT: the model's files are gone from {model.url}; put them back, or run the search again, which "
             "retrains a model without files"

@@ -10,7 +10,10 @@ from shortened_llm.config import ExperimentConfig, TaskConfig, WidthPruning, cha
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.axes import axes_of, widths_of
+from shortened_llm.models.biases import layers_without_bias
+from shortened_llm.models.moments import layer_of
 from shortened_llm.pruning.target import Request, requests
 from shortened_llm.pruning.width import typical
 from shortened_llm.records import ModelSize, PruneUnit, removal
@@ -136,6 +139,12 @@ def check_narrowing(
         )
     if entry.round_to >= widths.channels:
         raise BadInputError(f"{path}.round_to: is {entry.round_to}, but blocks have {widths.channels} channels")
+    cut = [layer_of(output.tensor) for output in axes_of(model_config).outputs_of(entry.parts)]
+    if entry.bias and (without := layers_without_bias(model_config, cut)):
+        LOGGER.warning(
+            "%s.bias: the configuration of %s models has no field for a bias of %s, which will have none",
+            path, model_config.model_type, " and ".join(without),
+        )  # fmt: skip
     for request in asked:
         typical((widths.groups, widths.channels), narrowing_of(entry), request.target, size)
 

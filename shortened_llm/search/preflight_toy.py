@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +28,7 @@ from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.toy import build_toy
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
+from shortened_llm.pruning.compensation import Projections, compensated
 from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -142,7 +144,7 @@ def try_sublayers(toy: Toy) -> None:
 
 
 def try_widths(toy: Toy, entry: WidthPruning) -> None:
-    """Measure what criteria of widths are reduced from, and try a plan of half the channels.
+    """Measure what criteria of widths are reduced from, try a plan of half the channels, and compensate it.
 
     Raises:
         BadInputError: naming the family.
@@ -164,6 +166,11 @@ def try_widths(toy: Toy, entry: WidthPruning) -> None:
                     memory_gib=None,
                 )
                 MEASUREMENTS[measured](given)
+        if entry.compensates:
+            narrowed = toy.ref.view((plan,))
+            projections = Projections.of(narrowed, refits=entry.refit is not None, bias=entry.bias)
+            streamed = StreamedModel.open(toy.ref, "float32")
+            list(compensated(streamed, toy.tokens, projections, entry.refit, memory_gib=None, chosen=Counter()))
 
 
 def try_export(toy: Toy) -> None:

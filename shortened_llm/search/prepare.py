@@ -8,19 +8,20 @@ from shortened_llm.config.metric import objective
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
+from shortened_llm.pruning.plan import Choice, choices, dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import PrunePlan, Scores
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
 from shortened_llm.scoring.score import score_one
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
-from shortened_llm.search.cluster.progress import ProgressLog
+from shortened_llm.search.cluster.progress import Progress, ProgressLog
+from shortened_llm.search.compensation import compensations, with_compensations
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.rounds import Rescoring, by_ranking, rescoring, rounds_to
-from shortened_llm.search.scoring import score
+from shortened_llm.search.scoring import compensate_all, score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates
 from shortened_llm.search.units import selection_units
@@ -76,7 +77,7 @@ def prepare(
         dtype=config.model.dtype,
         export_dtype=config.model.exported_dtype,
     )
-    candidates = _candidates(config, facts, scores, jobs, store, given)
+    candidates = _candidates(config, facts, scores, jobs, store, given, log.about("prepare"))
     return Prepared(space=space, pool=pool, baseline=baseline, scores=scores, candidates=candidates)
 
 
@@ -87,24 +88,26 @@ def _candidates(
     jobs: Sequence[ScoringJob],
     store: Store,
     given: Rescoring | None,
+    progress: Progress,
 ) -> Candidates:
-    """Every plan of the configuration, tried on a toy of the model, and the first part of those in rounds."""
-    plans = make_plans(config.search, scores, facts.size)
-    controls: dict[Control, tuple[PrunePlan, ...]] = {}
-    for control in config.search.controls:
-        if control == "dense":
-            controls[control] = (dense_plan(facts.size),)
-        elif control == "random":
-            of_units = {job.unit: job for job in jobs[::-1]}.values()
-            drawn = [score_one("random", job, store) for job in of_units]
-            controls[control] = make_plans(config.search, drawn, facts.size)
-        else:
-            controls[control] = one_of_each_target(plans)
-    every = {plan.transforms for of_control in (plans, *controls.values()) for plan in of_control}
+    """Every plan of the configuration, tried on a toy of the model, as is the first part of those in rounds."""
+    chosen, drawn = choices(config.search, scores, facts.size), tuple[Choice, ...]()
+    asked = rankings(jobs)
+    wanted = compensations(chosen, {one.ranking: job for one, (_, job) in zip(scores, asked, strict=True)})
+    if "random" in config.search.controls:
+        of_units = {job.unit: job for job in jobs[::-1]}.values()
+        by_chance = {job: score_one("random", job, store) for job in of_units}
+        drawn = choices(config.search, by_chance.values(), facts.size)
+        wanted |= compensations(drawn, {one.ranking: job for job, one in by_chance.items()})
+    every = {choice.transforms for choice in (*chosen, *drawn)} | {()}
     if given is not None:
         numbers = [number for number in config.search.rounds if number > 1]
-        parts = [part for plan in plans for part in by_ranking(plan)]
+        parts = [part for plan in make_plans(chosen, facts.size) for part in by_ranking(plan)]
         every |= {rounds_to(part, number, given).first for part in parts for number in numbers}
     try_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
+    compensate_all(wanted, config.resources, store, progress)
+    plans, random = (make_plans(with_compensations(of, wanted, store), facts.size) for of in (chosen, drawn))
+    of_control = {"dense": (dense_plan(facts.size),), "random": random, "scratch": one_of_each_target(plans)}
+    controls: dict[Control, tuple[PrunePlan, ...]] = {name: of_control[name] for name in config.search.controls}
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))
     return Candidates(plans=plans, controls=controls)

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.plan import chosen_plan, make_plans
+from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
-from shortened_llm.scoring.job import scoring_jobs
+from shortened_llm.scoring.job import rankings, scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
+from shortened_llm.search.compensation import compensations, with_compensations
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.preflight_toy import try_plans
-from shortened_llm.search.scoring import score
+from shortened_llm.search.scoring import compensate_all, score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import add_runs, own_experiment
 from shortened_llm.search.stored.provenance import provenance
@@ -38,7 +39,6 @@ def retrain_plan(
             dense = stage_model(config.model, store)
         packing = start_packing(dense, config, facts.roles, store, log.about("prepare"))
         plan = _plan(config, facts, dense, removed, store, log.about("prepare"))
-        try_plans(facts.model_config, facts.tokenizer, [plan.transforms])
         space = SearchSpace(
             dense=dense,
             data=packing(),
@@ -75,7 +75,15 @@ def _plan(
     progress: Progress,
 ) -> PrunePlan:
     if removed is not None:
-        return chosen_plan(removed, facts.size)
+        plan = chosen_plan(removed, facts.size)
+        try_plans(facts.model_config, facts.tokenizer, [plan.transforms])
+        return plan
     jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
-    plans = make_plans(config.search, score(jobs, config.resources, store, progress), facts.size)
-    return plans[0]
+    scores = score(jobs, config.resources, store, progress)
+    chosen = choices(config.search, scores, facts.size)
+    first = make_plans(chosen, facts.size)[0]
+    try_plans(facts.model_config, facts.tokenizer, [first.transforms])
+    by_ranking = {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
+    wanted = compensations([one for one in chosen if one.label in first.labels], by_ranking)
+    compensate_all(wanted, config.resources, store, progress)
+    return make_plans(with_compensations(wanted, wanted, store), facts.size)[0] if wanted else first

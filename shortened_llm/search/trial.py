@@ -63,7 +63,7 @@ def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
     except ValidationError as error:
         LOGGER.warning("the record of trial %s cannot be read (%d faults)", spec.name, error.error_count())
         return None
-    if result is not None and not has_files(result.model.url, result.model.files):
+    if result is not None and not all(map(has_files, result.model.payloads)):
         LOGGER.warning("the model of trial %s is gone from %s", spec.name, result.model.url)
         return None
     return result
@@ -71,7 +71,7 @@ def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
 
 def write_result(store: Store, result: TrialResult, identity: Mapping[str, object]) -> None:
     """Write the record of a trial."""
-    parents = (result.model.fingerprint, *(run.model.fingerprint for run in result.runs))
+    parents = (*result.model.parents, *(run.model.fingerprint for run in result.runs))
     store.write(TRIALS, result.fingerprint, result, identity=identity, parents=parents)
 
 

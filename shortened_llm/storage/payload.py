@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
-from shortened_llm.records import FileEntry
+from shortened_llm.records import FileEntry, Payload
 from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
@@ -98,10 +98,10 @@ def download_files(url: str, files: tuple[FileEntry, ...], directory: Path) -> N
             raise OSError(f"{join(url, entry.path)} does not have the hash of its record")
 
 
-def has_files(url: str, files: tuple[FileEntry, ...]) -> bool:
-    """Whether all of `files` are still in `url`, of the sizes in their record."""
-    sizes = file_sizes(url) if files else {}
-    return all(sizes.get(entry.path) == entry.num_bytes for entry in files)
+def has_files(payload: Payload) -> bool:
+    """Whether all files are still there, of the sizes in their record."""
+    sizes = file_sizes(payload.url) if payload.files else {}
+    return all(sizes.get(entry.path) == entry.num_bytes for entry in payload.files)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

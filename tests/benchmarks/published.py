@@ -140,7 +140,7 @@ def compare(model: Published, config: ExperimentConfig, facts: ScoringFacts) -> 
     store = open_store(config)
     dense = stage_model(config.model, store)
     (job,) = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
-    every = score_here(config, facts, dense, store)
+    every = score_here(scoring_jobs(config, dense, facts.roles.calibration, facts.counts), config, store)
     found = [one for scores in every for one in compare_order(scores, model.orders[scores.criterion], job, store)]
     loaded = LoadedModels(config.model.dtype, "cuda" if torch.cuda.is_available() else "cpu")
     units = selection_units(config, facts.roles)

@@ -28,10 +28,11 @@ from shortened_llm.evaluation.generation import (
     prompt_tokens,
     time_shares,
 )
+from shortened_llm.models.axes import widths_of
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model, loaded_bytes
-from shortened_llm.records import EfficiencyScore, ModelRef, from_json, to_json
+from shortened_llm.records import EfficiencyScore, ModelRef, SublayersTransform, WidthsTransform, from_json, to_json
 from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
 
@@ -267,11 +268,38 @@ def test_shares_are_those_of_the_slow_parts(tiny_model: ModelRef) -> None:
     generate = make_generation(model, prompt, Shape(batch_size=1, output_tokens=4), SMALL)
     shares = time_shares(model, generate, runs=3)
     assert len(shares.blocks) == 8
-    assert shares.blocks[2] == pytest.approx(0.5, abs=0.1)
-    assert shares.blocks[5] == pytest.approx(0.25, abs=0.1)
+    assert shares.blocks[2].whole == pytest.approx(0.5, abs=0.1)
+    assert shares.blocks[5].whole == pytest.approx(0.25, abs=0.1)
     assert shares.head == pytest.approx(0.25, abs=0.1)
     assert shares.ideal_speed_up(keeping((0, 1, 3, 4, 5, 6, 7))) == pytest.approx(2, rel=0.25)
     assert shares.ideal_speed_up(()) == 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_sublayers_and_widths_save_their_share_of_the_time(tiny_model: ModelRef) -> None:
+    """An attention and an MLP wait, each for half of nearly all the time."""
+    model = only_greedy(load_model(tiny_model, "float32"))
+    for module in (model.model.layers[2].self_attn, model.model.layers[5].mlp):
+        _slow_down(module, 0.05)
+    prompt = prompt_tokens(load_tokenizer(model_directory(tiny_model)), 12)
+    shares = time_shares(model, make_generation(model, prompt, Shape(batch_size=1, output_tokens=4), SMALL), runs=3)
+    widths = widths_of(model.config)
+
+    def channels(kept: dict[int, int]) -> WidthsTransform:
+        return WidthsTransform.keeping(
+            num_groups=widths.groups, num_channels=widths.channels, channels={b: range(n) for b, n in kept.items()}
+        )
+
+    half = widths.channels // 2
+    for shortening, wanted in (
+        ((SublayersTransform.without([(2, "attention")]),), 2),
+        ((SublayersTransform.without([(2, "mlp"), (5, "attention")]),), 1),
+        ((channels(dict.fromkeys(range(8), half)),), 1 / (1 - 0.25)),
+        ((channels({5: half}),), 1),  # padded to the widest
+        ((*keeping((5,)), channels({5: half})), 1 / 0.25),
+        ((*keeping((2, 5)), SublayersTransform.without([(5, "mlp")]), channels({2: half, 5: half})), 2),
+    ):
+        assert shares.ideal_speed_up(shortening) == pytest.approx(wanted, rel=0.25)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

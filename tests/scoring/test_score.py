@@ -13,7 +13,7 @@ from shortened_llm.data.sources import Documents, text_roles
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.view import size_of
-from shortened_llm.pruning.plan import make_plans
+from shortened_llm.pruning.plan import choices, make_plans
 from shortened_llm.records import ModelRef, UnitScores, from_json, to_json
 from shortened_llm.scoring.job import ScoringJob, Unit, calibration_labels, scoring_jobs, work_name
 from shortened_llm.scoring.measure import MEASUREMENTS, measure, pending_units, pending_work
@@ -179,7 +179,8 @@ def test_entries_have_settings_of_their_own(tiny_values: dict, tiny_model: Model
     assert scores[0].scores == scores[2].scores
     assert "power=2" in scores[3].protocol
     size = size_of(load_config(model_directory(tiny_model)), "float32")
-    labels = {label.ranking for plan in make_plans(config.search, scores, size) for label in plan.labels}
+    plans = make_plans(choices(config.search, scores, size), size)
+    labels = {label.ranking for plan in plans for label in plan.labels}
     assert labels == {one.ranking for one in scores}
 
 

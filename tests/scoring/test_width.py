@@ -22,7 +22,7 @@ from shortened_llm.models.axes import axes_of, widths_of
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.walk import TOKEN_BYTES_PER_CALL
-from shortened_llm.scoring.width import measure_inputs, measure_weights, measure_width_taylor
+from shortened_llm.scoring.width import measure_inputs, measure_optimal_brain, measure_weights, measure_width_taylor
 from tests.conftest import SaveModel, reference_to
 from tests.models.families import COMMON, FAMILIES
 
@@ -45,6 +45,7 @@ def scores(criterion: str, streamed: StreamedModel, tokens: torch.Tensor, **opti
     own = row.options(**options)
     values = {
         "width_inputs": lambda: measure_inputs(streamed, tokens, memory_gib=None),
+        "width_optimal_brain": lambda: measure_optimal_brain(streamed, tokens, own, memory_gib=None),  # type: ignore[arg-type]
         "width_weights": lambda: measure_weights(streamed),
         "width_taylor": lambda: measure_width_taylor(streamed, tokens, own, memory_gib=None),  # type: ignore[arg-type]
         None: lambda: np.arange(streamed.num_blocks),
@@ -93,7 +94,7 @@ def test_a_channel_that_never_varies_scores_lowest_by_flap(save_random_model: Sa
 
 
 @pytest.mark.parametrize("config", [FAMILIES["llama"], FAMILIES["phi3"], MHA], ids=["grouped", "fused", "every_head"])
-@pytest.mark.parametrize("criterion", ["wanda_sp", "magnitude", "taylor"])
+@pytest.mark.parametrize("criterion", ["wanda_sp", "magnitude", "taylor", "optimal_brain"])
 def test_dead_units_score_zero(
     criterion: str, config: PretrainedConfig, save_random_model: SaveModel, tokens, tmp_path: Path
 ) -> None:
@@ -116,6 +117,36 @@ def test_dead_units_score_zero(
     assert (channels[:, 5:15] == 0).all()
     assert (np.delete(groups, 1, axis=1) > 0).all()
     assert (np.delete(channels, range(5, 15), axis=1) > 0).all()
+
+
+def test_optimal_brain_is_the_sum_over_a_units_weights(save_random_model: SaveModel, tokens) -> None:
+    """Against the formula, written out for every layer; and in as many passes as memory asks for."""
+    model, ref = save_random_model(FAMILIES["llama"])
+    groups, channels = scores("optimal_brain", StreamedModel.open(ref, "float32"), tokens, damping=0.1)
+    options = WIDTH_CRITERIA["optimal_brain"].options(damping=0.1)
+    parts = measure_optimal_brain(
+        StreamedModel.open(ref, "float32"),
+        tokens,
+        options,
+        memory_gib=16 * 32 * 4 * 3 / 2**30,  # type: ignore[arg-type]
+    )
+    np.testing.assert_allclose(parts[:, 0], np.concatenate([groups, channels], axis=1), rtol=1e-5)
+    attention, mlp = find_blocks(model)[3].self_attn, find_blocks(model)[3].mlp
+    each = {}
+    for name, layer in {**dict(attention.named_children()), **dict(mlp.named_children())}.items():
+        if isinstance(layer, nn.Linear):
+            inputs = what_it_reads(layer, model, tokens)
+            hessian = 2 * inputs.T @ inputs
+            hessian += 0.1 * hessian.diagonal().mean() * torch.eye(len(hessian))
+            each[name] = layer.weight.detach().double().square() / torch.linalg.inv(hessian).diagonal()
+    channel = each["gate_proj"][7].sum() + each["up_proj"][7].sum() + each["down_proj"][:, 7].sum()
+    assert channels[3, 7] == pytest.approx(channel.item(), rel=1e-5)
+    config = FAMILIES["llama"]
+    size = config.head_dim or config.hidden_size // config.num_attention_heads
+    queries = size * config.num_attention_heads // config.num_key_value_heads
+    group = sum(each[name][size : 2 * size].sum() for name in ("k_proj", "v_proj"))
+    group += each["q_proj"][queries : 2 * queries].sum() + each["o_proj"][:, queries : 2 * queries].sum()
+    assert groups[3, 1] == pytest.approx(group.item(), rel=1e-5)
 
 
 def loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from jobs.prune import plans_here
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.config.metric import objective
 from shortened_llm.data.packing import pack_tokens
@@ -11,7 +12,6 @@ from shortened_llm.evaluation.subject import LoadedModels
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.stage import stage_model
 from shortened_llm.models.view import size_of
-from shortened_llm.pruning.plan import make_plans
 from shortened_llm.records import (
     EvalScores,
     ModelRef,
@@ -77,7 +77,7 @@ class Pipeline:
             dtype=config.model.dtype,
             export_dtype=config.model.exported_dtype,
         )
-        self.candidates = Candidates(plans=make_plans(config.search, self.scores, size))
+        self.candidates = Candidates(plans=plans_here(config, self.jobs, self.scores, size, store))
         self.specs = propose_grid(self.space, self.candidates, Outcomes(specs=(), results={}))
         dense = DenseScores(selection=self.evaluate(self.dense), report=EvalScores())
         experiment = planned_experiment(

@@ -7,7 +7,7 @@ import pytest
 from shortened_llm.config import Control, ExperimentConfig, parse_config
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import last_line
-from shortened_llm.pruning.plan import dense_plan, make_plans, one_of_each_target
+from shortened_llm.pruning.plan import choices, dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import (
     EvalScores,
     ModelRef,
@@ -54,7 +54,7 @@ def plans(config: ExperimentConfig, *orders: tuple[int, ...]):
         )
         for index, order in enumerate(orders)
     ]  # fmt: skip
-    return make_plans(config.search, scores, SIZE)
+    return make_plans(choices(config.search, scores, SIZE), SIZE)
 
 
 def test_one_trial_per_distinct_plan_and_learning_rate(tiny_values: dict, space: SearchSpace) -> None:

@@ -7,7 +7,7 @@ import pytest
 import s3fs
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import BlocksTransform, FileEntry, PerplexityScore
+from shortened_llm.records import BlocksTransform, FileEntry, Payload, PerplexityScore
 from shortened_llm.storage.payload import describe_files, has_files, local_directory, upload_directory
 from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import create_bytes, delete, exists, find_files, join, list_names, write_bytes
@@ -46,14 +46,14 @@ def test_files_are_there_with_their_sizes_or_not(store: Store, tmp_path: Path) -
     for name, size in (("large", 1000), ("small", 10)):
         (directory / name).write_bytes(bytes(size))
     url = store.attempt_url("retrained", "ab12")
-    files = upload_directory(directory, url)
-    assert has_files(url, files)
+    payload = Payload(url=url, files=upload_directory(directory, url))
+    assert has_files(payload)
     for name in ("large", "small"):
         write_bytes(join(url, name), bytes(9))
-        assert not has_files(url, files)
+        assert not has_files(payload)
         upload_directory(directory, url)
     delete(join(url, "small"))
-    assert not has_files(url, files)
+    assert not has_files(payload)
 
 
 def test_exclusive_creation_has_one_winner(store: Store) -> None:

@@ -15,6 +15,8 @@ MEAN, VARIANCE, NORM, COLUMN_MEAN, COLUMN_SQUARES = range(5)
 """Mean, variance and Euclidean norm of an input over all tokens; mean of |weight| and sum of weight^2 of its column."""
 WEIGHTS = "width_weights"
 """Sums of |weight| and of weight^2 of each unit, [blocks, 2, groups + channels], fp64."""
+OPTIMAL_BRAIN = "width_optimal_brain"
+"""Sums of W² / [(2 X Xᵀ)⁻¹]_jj over the weights of each unit, [blocks, 1, groups + channels], fp64."""
 TAYLOR = "width_taylor"
 """Importance by weight x dL/dweight of each unit, [blocks, 1, groups + channels], fp64."""
 

@@ -24,8 +24,8 @@ from shortened_llm.models.families import (
     TIES,
 )
 from shortened_llm.models.files import TensorHeader, block_of
-from shortened_llm.models.transforms.kind import TransformKind
-from shortened_llm.records import BlocksTransform
+from shortened_llm.models.transforms.kind import BlockTime, TransformKind
+from shortened_llm.records import PARTS, BlocksTransform
 
 # Attributes of a block's modules that hold its index, which is meant to change.
 INDEX_ATTRIBUTES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
@@ -140,9 +140,10 @@ def _describe(block: nn.Module) -> dict[str, object]:
     return described
 
 
-def time_left(block_shares: Sequence[float], transform: BlocksTransform) -> float:
-    """Share of the dense model's time without that of the removed blocks."""
-    return 1 - sum(block_shares[block] for block in transform.removed(len(block_shares)))
+def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: BlocksTransform) -> list[BlockTime]:
+    """None of the removed blocks."""
+    nothing = BlockTime(whole=0.0, parts=dict.fromkeys(PARTS, 0.0))
+    return [time if block in transform.kept else nothing for block, time in enumerate(times)]
 
 
 def pass_over(model: PreTrainedModel, transform: BlocksTransform, tokens: torch.Tensor) -> AbstractContextManager[None]:

@@ -9,6 +9,22 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.models.files import TensorHeader
+from shortened_llm.records import Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTime:
+    """What a block takes of the dense model's time."""
+
+    whole: float
+    """Share of the time of the model, 0 to 1."""
+    parts: Mapping[Part, float]
+    """That of each of its sub-layers; none where blocks do not have one of each."""
+
+    def less(self, part: Part, share: float) -> "BlockTime":
+        """With a share of the sub-layer's time saved."""
+        saved = share * self.parts[part]
+        return BlockTime(whole=self.whole - saved, parts={**self.parts, part: self.parts[part] - saved})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +47,6 @@ class TransformKind:
     argument holds token ids, [batch, seq], that it may try."""
     of_toy: Callable[[PretrainedConfig, Any], Any]
     """Takes the configuration of a toy, of as many blocks; returns what the transform is there."""
-    time_left: Callable[[Sequence[float], Any], float | None]
-    """Takes the share of each block in the dense model's time; returns the share of the time that is left, or None
-    where it cannot be told."""
+    time_left: Callable[[Sequence[BlockTime], Sequence[int], Any], Sequence[BlockTime] | None]
+    """Takes the time of each block of the dense model, and which blocks stay; returns the times that are left, or None
+    where they cannot be told."""

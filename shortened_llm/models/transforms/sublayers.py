@@ -13,7 +13,7 @@ from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.files import TensorHeader, block_of
 from shortened_llm.models.parts import PART_NAMES, lacks, part_name, remove_part, without_parts
-from shortened_llm.models.transforms.kind import TransformKind
+from shortened_llm.models.transforms.kind import BlockTime, TransformKind
 from shortened_llm.records import PARTS, SublayersTransform
 
 
@@ -121,8 +121,14 @@ def _attention(block: nn.Module) -> nn.Module:
     return module
 
 
-def time_left(block_shares: Sequence[float], transform: SublayersTransform) -> None:
-    """Not told: shares are measured of whole blocks."""
+def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: SublayersTransform) -> list[BlockTime] | None:
+    """None of the removed sub-layers; not told where these were not timed."""
+    left = list(times)
+    for block, part in transform.removed:
+        if not left[block].parts:
+            return None
+        left[block] = left[block].less(part, 1.0)
+    return left
 
 
 SUBLAYERS = TransformKind(

@@ -15,7 +15,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.models.axes import NOTHING, Axis, axes_of, widths_of, with_widths
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.files import TensorHeader, block_of
-from shortened_llm.models.transforms.kind import TransformKind
+from shortened_llm.models.transforms.kind import BlockTime, TransformKind
 from shortened_llm.records import WidthsTransform
 
 
@@ -122,8 +122,17 @@ def _widest(transform: WidthsTransform, num_blocks: int) -> tuple[int, int]:
     )
 
 
-def time_left(block_shares: Sequence[float], transform: WidthsTransform) -> None:
-    """Not told: shares are measured of whole blocks."""
+def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: WidthsTransform) -> list[BlockTime] | None:
+    """The kept shares of heads and channels, those of the widest block, to which others are padded; not told where
+    sub-layers were not timed."""
+    if not all(times[block].parts for block in kept):
+        return None
+    groups = max(len(transform.kept_groups(block)) for block in kept) / transform.num_groups
+    channels = max(len(transform.kept_channels(block)) for block in kept) / transform.num_channels
+    left = list(times)
+    for block in kept:
+        left[block] = times[block].less("attention", 1 - groups).less("mlp", 1 - channels)
+    return left
 
 
 WIDTHS = TransformKind(
