@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shortened_llm.records import Bin, EvalScores, Experiment, PrunePlan, ReportedTrial, RetrainedModel
+from shortened_llm.records import Bin, EvalScores, Experiment, PrunePlan, PruneUnit, ReportedTrial, RetrainedModel
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
@@ -255,6 +255,20 @@ def contenders(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Basis], list[
 def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Basis], ReportedTrial]:
     """Target and basis -> the first of its contenders."""
     return {key: ranked[0] for key, ranked in contenders(trials).items()}
+
+
+def way_of(trial: ReportedTrial) -> tuple[PruneUnit, ...]:
+    """What its rankings remove: blocks, sub-layers, heads and channels, or several, where they lead to one plan."""
+    return tuple(sorted({label.unit for label in trial.spec.plan.labels}))
+
+
+def best_of_each_way(trials: Sequence[ReportedTrial]) -> list[ReportedTrial]:
+    """The best of each target, and where several ways lead to it, of each way."""
+    found: dict[object, ReportedTrial] = {}
+    for key, ranked in contenders(trials).items():
+        for trial in ranked:
+            found.setdefault((key, way_of(trial)), trial)
+    return list(found.values())
 
 
 def trial_rows(experiment: Experiment) -> tuple[TrialRow, ...]:

@@ -18,6 +18,7 @@ from shortened_llm.reporting.recovery_lines import TargetRecovery, target_recove
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
+from shortened_llm.reporting.ways import WaysTable, ways_tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class ReportView:
     heat: tuple[HeatRow, ...]
     styles: dict[tuple[str, ...], SeriesStyle]
     protocols: tuple[ProtocolLine, ...]
+    ways: tuple[WaysTable, ...]
+    """One for each target that several ways of shortening reached."""
     comparisons: tuple[MethodsSection, ...]
     race: Race | None
     """None where the search has no rungs."""
@@ -71,6 +74,11 @@ class ReportView:
     """One for each target of the race."""
     recommendation: Recommendation | None
     """None where the user set no constraints."""
+
+    @property
+    def text_columns(self) -> tuple[ScoreColumn, ...]:
+        """Texts that models are compared on."""
+        return tuple(plotted_columns(self.columns))
 
     @property
     def lower_rows(self) -> tuple[TrialRow, ...]:
@@ -149,6 +157,7 @@ def report_view(experiment: Experiment) -> ReportView:
             for column in columns
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl
         ),
+        ways=ways_tables(experiment, rows),
         comparisons=methods_sections(experiment, rows, dense, texts),
         race=found,
         recoveries=tuple(target_recovery(one, experiment.dense_selection) for one in (found.targets if found else ())),

@@ -17,7 +17,7 @@ from shortened_llm.records import (
     MissingScore,
     TrialFailure,
 )
-from shortened_llm.reporting.rows import best_of_each_target, contenders
+from shortened_llm.reporting.rows import best_of_each_target, best_of_each_way, contenders
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.units import choice_units, report_units
@@ -33,7 +33,7 @@ def measure_report(
 ) -> Experiment:
     """The experiment with its results and report scores: of every plan, before and after retraining, on the report
     texts, but for trials that were stopped at a rung; of the best of each size and the controls on all else that the
-    report asks for.
+    report asks for. The best of each way to a size is timed.
 
     Args:
         experiment: from `planned_experiment`.
@@ -50,6 +50,7 @@ def measure_report(
         for trial in experiment.trials
     ]
     best = {trial.spec.fingerprint for trial in best_of_each_target(trials).values()}
+    timed = {trial.spec.fingerprint for trial in best_of_each_way(trials)}
     controls = {trial.spec.fingerprint for trial in trials if trial.spec.control}
     chosen = best | controls
     # What was stopped at a rung keeps its selection scores; nobody will quote it.
@@ -71,7 +72,7 @@ def measure_report(
         progress(f"scored {number}/{len(pending)} trials")
     if config.evaluation.report.efficiency:
         for index, trial in enumerate(trials):  # one after the other: timings must not disturb one another
-            if trial.spec.fingerprint in best and trial.result is not None:
+            if trial.spec.fingerprint in timed and trial.result is not None:
                 unit = EfficiencyUnit(settings=config.evaluation.efficiency, dense=dense)
                 timing = progress.about(f"time {trial.spec.name}")
                 found = _result(pool, pool.submit(trial.result.model, (unit,), timing), (unit,), dtype)

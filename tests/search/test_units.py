@@ -1,17 +1,23 @@
 """Blocks, sub-layers, heads and channels in one search: at equal parameters, retrained alike, in one report."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shortened_llm.config import parse_config
+from shortened_llm.config import EfficiencyConfig, parse_config
+from shortened_llm.evaluation.evaluate import evaluate
+from shortened_llm.evaluation.subject import LoadedModels
+from shortened_llm.evaluation.units import EfficiencyUnit
 from shortened_llm.models.load import load_model
-from shortened_llm.records import SublayersTransform, UnitScores, WidthsTransform, of_kind
+from shortened_llm.records import SublayersTransform, TensorsTransform, UnitScores, WidthsTransform, of_kind
 from shortened_llm.reporting.card import trial_cards
-from shortened_llm.reporting.rows import trial_rows
+from shortened_llm.reporting.rows import best_of_each_way, search_loss, trial_rows, way_of
+from shortened_llm.reporting.view import report_view
+from shortened_llm.reporting.ways import WayLine, ways_tables
 from shortened_llm.reporting.write import write_report
 from shortened_llm.search.stored.experiment import read_experiment
 from shortened_llm.search.trial import read_result
@@ -22,6 +28,7 @@ ENTRIES = [
     {"unit": "block", "criteria": ["ppl"], "protect_first": 1, "protect_last": 1},
     {"unit": "sublayer", "criteria": ["block_influence", "greedy_ppl"], "protect_first": 1, "protect_last": 1},
     {"unit": "width", "criteria": ["flap", "taylor"]},
+    {"unit": "width", "criteria": ["flap", "magnitude"], "refit": {"damping": [0.001, 0.1]}, "bias": True},
 ]
 
 
@@ -36,7 +43,8 @@ def pipeline(tiny_values: dict, local_store: Store) -> Pipeline:
 @pytest.mark.usefixtures("process_group")
 def test_each_unit_is_scored_retrained_evaluated_and_reported(pipeline: Pipeline, tmp_path: Path) -> None:
     assert [scores.ranking for scores in pipeline.scores] == [
-        "ppl", "block_influence (sub-layers)", "greedy_ppl (sub-layers)", "flap (width)", "taylor (width)"
+        "ppl", "block_influence (sub-layers)", "greedy_ppl (sub-layers)", "flap (width)", "taylor (width)",
+        "flap (width, refit=0.001 or 0.1, 25% held out, bias=True)", "magnitude (width)",
     ]  # fmt: skip
     for spec in pipeline.specs:
         pipeline.trial(spec)
@@ -45,12 +53,18 @@ def test_each_unit_is_scored_retrained_evaluated_and_reported(pipeline: Pipeline
     experiment = read_experiment(pipeline.store.experiment_url("test"))
     assert all(isinstance(scores, UnitScores) for scores in experiment.unit_scores)
     rows = trial_rows(experiment)
-    assert len(rows) == len(pipeline.specs) == 10
+    assert len(rows) == len(pipeline.specs) == 14
     assert {row.status for row in rows} == {"done"}
     assert sum(bool(row.best_of) for row in rows) == 1  # all compete for one place
     write_report(experiment, tmp_path / "report")
     page = (tmp_path / "report/report.html").read_text()
-    for words in ("flap (width)", "greedy_ppl (sub-layers)", "of 352 channels kept", "attention and MLP of block"):
+    for words in (
+        "flap (width)",
+        "greedy_ppl (sub-layers)",
+        "of 352 channels kept",
+        "attention and MLP of block",
+        "refitted output projections",
+    ):
         assert words in page
     trained = [row for row in rows if row.checkpoint_url]
     cards = trial_cards(experiment)
@@ -67,6 +81,62 @@ def test_each_unit_is_scored_retrained_evaluated_and_reported(pipeline: Pipeline
         if of_kind(row.plan.transforms, WidthsTransform):
             assert plain.config.intermediate_size < 352
             assert re.search(r"\d+ of 352 channels kept", cards[row.checkpoint_url]["README.md"])
+        is_refitted = of_kind(row.plan.transforms, TensorsTransform) is not None
+        assert ("refitted output projections" in cards[row.checkpoint_url]["README.md"]) == is_refitted
+        assert pipeline.store.url not in cards[row.checkpoint_url]["pruning.json"]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ways_are_compared_in_quality_and_speed(tiny_values: dict, local_store: Store, tmp_path: Path) -> None:
+    """The best of each way is timed; the report says how they compare, and where the order of speed turns."""
+    values = small(tiny_values)
+    values["retraining"] |= {"methods": ["none"]}
+    values["pruning"] = [ENTRIES[0] | {"criteria": ["ppl", "magnitude"]}, ENTRIES[2]]
+    values["search"] = {"ratios": [0.25], "of": "parameters"}
+    pipeline = Pipeline(parse_config(values), local_store)
+    for spec in pipeline.specs:
+        pipeline.trial(spec)
+    experiment = read_experiment(local_store.experiment_url("test"))
+    best = best_of_each_way(experiment.trials)
+    assert {way_of(trial) for trial in best} == {("block",), ("width",)}
+    settings = EfficiencyConfig(batch_sizes=(1, 4), output_lengths=(4,), runs=2, warmups=1)
+    trials = []
+    for trial in experiment.trials:
+        if trial in best:
+            assert trial.result is not None
+            unit = EfficiencyUnit(settings=settings, dense=pipeline.dense)
+            models = LoadedModels("float32", "cpu")
+            found = evaluate(trial.result.model, (unit,), local_store, models, batch_size=4)
+            trial = replace(trial, after=replace(trial.after, efficiency=found.efficiency))
+        trials.append(trial)
+    experiment = replace(experiment, trials=tuple(trials))
+    (table,) = ways_tables(experiment, trial_rows(experiment))
+    assert [line.title for line in table.lines] == ["without blocks", "narrower"]
+    losses = {way_of(trial): search_loss(trial) for trial in best}
+    assert [line.row.loss for line in table.lines] == [losses["block",], losses["width",]]
+    assert [shape[0] for shape in table.shapes] == [1, 4]
+    assert table.speeds[0].startswith("at batch 1, 4 tokens out: the ")
+    (column,) = report_view(experiment).text_columns
+    (first, nothing), (second, behind) = table.differences(column)
+    assert first.entrant.perplexity(column) < second.entrant.perplexity(column)  # type: ignore[operator]
+    assert nothing is not None
+    assert behind is not None
+    assert nothing.mean == 0 < behind.mean
+    write_report(experiment, tmp_path / "report")
+    page, text = ((tmp_path / "report" / name).read_text() for name in ("report.html", "report.md"))
+    assert "Ways of shortening" in page
+    for line in table.lines:
+        assert f"{line.speed_ups[table.shapes[0]]:.2f}" in text
+    turned = replace(table, lines=tuple(map(_as_if_slow_at_batch_1, table.lines)))
+    assert turned.speeds[-1] == (
+        "the order of the model without blocks and the narrower model turns between batch 1 and batch 4"
+    )
+
+
+def _as_if_slow_at_batch_1(line: WayLine) -> WayLine:
+    """The narrower model."""
+    first, last = line.speed_ups
+    return replace(line, speed_ups={first: 1.0, last: 2.0} if line.title == "narrower" else {first: 2.0, last: 1.0})
 
 
 @pytest.mark.usefixtures("process_group")
