@@ -2,8 +2,10 @@
 
 For each criterion: seconds and peak memory of its scores, streamed block by block, beside a loaded model with hooks or
 gradients; and the perplexity of held-out text at 20 % fewer block parameters, beside blocks and sub-layers at the same
-size. 16 x 128 calibration tokens of wiki, float32. Memory is anonymous pages above what the process held before; each
-measurement has a process of its own. Needs `python -m jobs.assets demo`, no Ray; about a quarter of an hour on 2 cores.
+size. Then what bias and refit give to the channels that flap chooses: seconds, the error of the down projections on
+held-out text by that of the weights as they were, and perplexity before and after 20,480 tokens of continued
+pretraining. 16 x 128 calibration tokens of wiki, float32. Memory is anonymous pages above what the process held before;
+each measurement has a process of its own. Needs `python -m jobs.assets demo`, no Ray; half an hour on 2 cores.
 """
 
 import argparse
@@ -15,21 +17,29 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
+from shortened_llm.config import CalibrationConfig, Refit
 from shortened_llm.criteria.ppl import ppl_scores
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthMeasured
+from shortened_llm.data.sources import Documents
 from shortened_llm.models.axes import axes_of, widths_of
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.cpu import fair_threads
 from shortened_llm.models.directory import load_tokenizer
 from shortened_llm.models.load import load_model
+from shortened_llm.models.moments import Moments, layer_of, observed
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.models.view import size_of, view_config
+from shortened_llm.models.view import size_of, view_config, view_files
+from shortened_llm.models.walk import BlockWalk
+from shortened_llm.pruning.compensation import CompensationJob, compensate, stored_compensation
+from shortened_llm.pruning.refit import error
 from shortened_llm.pruning.width import narrow
 from shortened_llm.records import (
     ModelRef,
@@ -43,6 +53,7 @@ from shortened_llm.records import (
 )
 from shortened_llm.scoring.measure import MEASUREMENTS, Inputs
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
+from shortened_llm.storage.store import Store
 from tests.benchmarks.peak_memory import PeakMemory
 from tests.conftest import reference_to
 
@@ -50,6 +61,15 @@ ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
 SHARE = 0.2
 """Of the blocks' parameters."""
 LENGTH, CALIBRATION, HELD_OUT = 128, 16, 64
+TRAINED, SEQUENCES_PER_STEP, LEARNING_RATE = 20_480, 8, 1e-4
+COMPENSATIONS: dict[str, tuple[Refit | None, bool, bool, int]] = {
+    "as they were": (None, False, True, CALIBRATION),
+    "bias": (None, True, False, CALIBRATION),
+    "refit": (Refit(), False, True, CALIBRATION),
+    "refit and bias": (Refit(), True, False, CALIBRATION),
+    "refit, on 8 times the tokens": (Refit(), False, True, 8 * CALIBRATION),
+}
+"""Refit, bias, whether the model is trained on, calibration sequences."""
 PROTECT_FIRST, PROTECT_LAST = 4, 2
 
 
@@ -74,6 +94,14 @@ def main() -> None:
         found = alone(perplexity_of, flags.model, plan)
         figures["perplexity"][title] = found
         print(f"{title:<36} {found['parameters']:>11,} {found['perplexity']:>10.1f}", flush=True)
+    print(f"\n{'channels by flap':<36} {'seconds':>8} {'layer error':>12} {'worst':>6} {'wiki + c4':>10}", flush=True)
+    for title, options in COMPENSATIONS.items():
+        found = alone(compensation_of, flags.model, *options)
+        figures.setdefault("compensation", {})[title] = found
+        cells = f"{found['seconds']:>8.1f} {found['error']:>12.2f} {found['worst']:>6.2f} {found['perplexity']:>10.1f}"
+        if "retrained" in found:
+            cells += f", after {TRAINED:,} tokens {found['retrained']:.1f}"
+        print(f"{title:<36} {cells}", flush=True)
     if flags.json:
         flags.json.write_text(json.dumps(figures, indent=2))
 
@@ -202,18 +230,89 @@ def shortened(unit: PruneUnit, ref: ModelRef) -> tuple[Transform, ...]:
 
 
 def perplexity_of(directory: Path, plan: Plan) -> dict:
-    """Over held-out sequences of wiki and c4 together."""
     ref = reference_to(directory)
     transforms = plan(ref)
-    model = load_model(ref.view(transforms), "float32")
+    parameters = size_of(view_config(ref), "float32").after(transforms).parameters
+    return {"perplexity": perplexity(load_model(ref.view(transforms), "float32"), ref), "parameters": parameters}
+
+
+def perplexity(model: PreTrainedModel, ref: ModelRef) -> float:
+    """Over held-out sequences of wiki and c4 together."""
     losses: list[float] = []
     for name in ("wiki", "c4"):
         for part in text_of(ref, name, HELD_OUT, last=True).split(8):
             with torch.inference_mode():
                 logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
             losses.append(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()).item())
-    parameters = size_of(view_config(ref), "float32").after(transforms).parameters
-    return {"perplexity": math.exp(float(np.mean(losses))), "parameters": parameters}
+    return math.exp(float(np.mean(losses)))
+
+
+def compensation_of(directory: Path, refit: Refit | None, bias: bool, trains: bool, sequences: int) -> dict:
+    """The channels that flap chooses go, and what is left makes up for them."""
+    ref = reference_to(directory)
+    plan = narrowed("flap", "mlp", "uniform", ref)
+    narrow = view = ref.view(plan)
+    started = time.perf_counter()
+    with TemporaryDirectory() as temporary:
+        if refit or bias:
+            rows = text_of(ref, "wiki", sequences).tolist()
+            file = Path(temporary, "rows.jsonl")
+            file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+            source = CalibrationConfig(path=str(file), num_sequences=sequences, sequence_length=LENGTH)
+            documents = Documents(
+                source=source, purpose="calibration", shared_with=(), files=(str(file),), commit=None,
+                field_path="calibration",
+            )  # fmt: skip
+            job = CompensationJob(
+                model=ref, transforms=plan, refit=refit, bias=bias, documents=documents, calibration=source,
+                dtype="float32",
+            )  # fmt: skip
+            store = Store.at(f"{temporary}/results")
+            compensate(job, store, device="cpu", memory_gib=None)
+            tensors = stored_compensation(job, store)
+            assert tensors is not None
+            view = ref.view((*plan, tensors))
+        found = {"seconds": time.perf_counter() - started}
+        ratios = layer_errors(ref, narrow, view)
+        model = load_model(view, "float32")
+    found |= {"error": float(np.mean(ratios)), "worst": max(ratios), "perplexity": perplexity(model, ref)}
+    return found | ({"retrained": perplexity(continued(model, ref), ref)} if trains else {})
+
+
+def layer_errors(ref: ModelRef, narrow: ModelRef, view: ModelRef) -> list[float]:
+    """For each block, the error of its down projection's outputs on held-out wiki and c4, by that of the narrow view;
+    inputs are the dense model's."""
+    streamed, tokens = (
+        StreamedModel.open(ref, "float32"),
+        torch.cat([text_of(ref, name, HELD_OUT // 2, last=True) for name in ("wiki", "c4")]),
+    )
+    walk, output = BlockWalk.of(streamed, LENGTH), axes_of(view_config(ref)).channels[-1]
+    states, files, plain = walk.new_states(1, tokens)[0], view_files(view), view_files(narrow)
+    ratios = []
+    with torch.inference_mode():
+        for index, block in streamed.read_blocks(range(streamed.num_blocks)):
+            moments, name = Moments(joint=True), f"model.layers.{index}.{output.tensor}"
+            with observed(block, {layer_of(output.tensor): moments}):
+                walk.apply_in_place(index, block, states)
+            weight, kept = block.get_parameter(output.tensor).double(), torch.tensor(plain.of[name].selection[0][1])
+            gram = moments.gram(torch.zeros_like(moments.mean))
+            (_, new), (_, old) = next(iter(files.read([name]))), next(iter(plain.read([name])))
+            ratios.append(error(weight, kept, new.double(), gram) / error(weight, kept, old.double(), gram))
+    return ratios
+
+
+def continued(model: PreTrainedModel, ref: ModelRef) -> PreTrainedModel:
+    """Trained on wiki and c4 by turns, all weights, AdamW at one rate."""
+    texts = [text_of(ref, name, TRAINED // LENGTH // 2) for name in ("wiki", "c4")]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    for parts in zip(*(text.split(SEQUENCES_PER_STEP // 2) for text in texts), strict=True):
+        tokens = torch.cat(parts)
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
 
 
 if __name__ == "__main__":
