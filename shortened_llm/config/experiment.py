@@ -19,7 +19,7 @@ from shortened_llm.config.sampler import check_sampler, ranges, with_learning_ra
 from shortened_llm.config.search import NO_SEARCH, SearchSection
 from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.config.tracking import TrackingConfig
-from shortened_llm.config.units import check_units
+from shortened_llm.config.units import check_held_out, check_units
 from shortened_llm.fields import Range, Section
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -105,6 +105,7 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _targets_fit_units(self) -> "ExperimentConfig":
         check_units(self.prunings, self.search, self.retraining)
+        check_held_out(self.prunings, self.calibrations)
         return self
 
     @model_validator(mode="after")

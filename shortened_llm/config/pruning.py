@@ -177,6 +177,10 @@ class _WidthEntry(_Entry):
     allocation: Literal["uniform", "global"] = "uniform"
     """uniform: all blocks keep as many heads and channels, so that the model is a plain one of its family; global: the
     units that score lowest over all blocks go, and exports are padded with zeros to the widest block."""
+    protect_first: int = Field(0, ge=0)
+    """Leading blocks that keep their width (count); exports are then padded with zeros to it."""
+    protect_last: int = Field(0, ge=0)
+    """Trailing blocks that keep their width (count), likewise."""
     round_to: int = Field(1, ge=1)
     """The number of channels that a block keeps is a multiple of it (count), as kernels like it: 64 or 128 on GPUs."""
     refit: Refit | None = None
@@ -193,13 +197,18 @@ class _WidthEntry(_Entry):
         return WIDTH_CRITERIA
 
     @property
+    def is_padded(self) -> bool:
+        """Whether blocks end up with different widths, so that exports are padded to the widest."""
+        return self.allocation == "global" or self.protect_first + self.protect_last > 0
+
+    @property
     def compensates(self) -> bool:
         """Whether tensors are computed anew, which takes calibration text."""
         return self.bias or self.refit is not None
 
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
-        own = ("unit", "parts", "allocation", "round_to", "dtype")
+        own = ("unit", "parts", "allocation", "protect_first", "protect_last", "round_to", "dtype")
         refit = {"refit": str(self.refit)} if self.refit else {}
         bias = {"bias": True} if self.bias else {}
         return {name: getattr(self, name) for name in own} | refit | bias | self.options(criterion).model_dump()

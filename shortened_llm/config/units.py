@@ -5,7 +5,22 @@ from collections.abc import Sequence
 from shortened_llm.config.pruning import Pruning
 from shortened_llm.config.retraining import RetrainingConfig
 from shortened_llm.config.search import SearchSection
+from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.fields import Range
+
+
+def check_held_out(prunings: Sequence[Pruning], calibrations: Sequence[CalibrationConfig]) -> None:
+    """Check that a refit can hold out calibration text.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    fewest = min(one.num_sequences for one in calibrations)
+    if fewest < 2 and any(entry.unit == "width" and entry.refit for entry in prunings):
+        raise ValueError(
+            f"calibration.num_sequences is {fewest}, but pruning.refit chooses its damping on sequences that it holds "
+            "out; give at least 2"
+        )
 
 
 def check_units(prunings: Sequence[Pruning], search: SearchSection, retraining: RetrainingConfig) -> None:
@@ -31,16 +46,17 @@ def check_units(prunings: Sequence[Pruning], search: SearchSection, retraining: 
             f"search.rounds is {list(search.rounds)}, but heads and channels go at once; drop rounds, or give "
             "pruning of unit width a search of its own"
         )
-    is_padded = any(entry.unit == "width" and entry.allocation == "global" for entry in prunings)
+    is_padded = any(entry.unit == "width" and entry.is_padded for entry in prunings)
     if is_padded and retraining.adapters:
         raise ValueError(
-            "pruning.allocation is 'global', which pads narrow blocks with zeros, but adapters would fill these; set "
-            "allocation: uniform, or drop the methods of retraining with lora"
+            "pruning.allocation 'global' and protected blocks pad narrow blocks with zeros, but adapters would fill "
+            "these; set allocation: uniform without protect_first and protect_last, or drop the methods of retraining "
+            "with lora"
         )
     if of == "bytes" and is_padded:
         raise ValueError(
-            "search.of is 'bytes', but exports of allocation global are padded to the widest block; set search.of "
-            "to parameters"
+            "search.of is 'bytes', but exports with blocks of different widths (pruning.allocation global, "
+            "protect_first, protect_last) are padded to the widest; set search.of to parameters"
         )
     if len(units) > 1 and isinstance(search.ratios, Range):
         raise ValueError(

@@ -33,10 +33,12 @@ def narrow(scores: WidthScores, target: Target, size: ModelSize) -> WidthsTransf
         BadInputError: the ratio removes nothing, or leaves a block without heads or channels.
     """
     groups, channels = (np.array([unpacked(text) for text in of]) for of in (scores.groups, scores.channels))
+    cut = scores.narrowing.cut(len(groups))
+    groups, channels = groups[cut.start : cut.stop], channels[cut.start : cut.stop]
     assert size.width_parameters is not None, "checked before anything is scored"
     group, channel = size.width_parameters
     sizes = _Sizes(
-        blocks=len(groups), groups=groups.shape[1], channels=channels.shape[1], group=group, channel=channel,
+        blocks=len(cut), groups=groups.shape[1], channels=channels.shape[1], group=group, channel=channel,
         target=Fraction(str(target.ratio)) * size.without(()).parameters,
     )  # fmt: skip
     if scores.narrowing.allocation == "uniform":
@@ -51,8 +53,8 @@ def narrow(scores: WidthScores, target: Target, size: ModelSize) -> WidthsTransf
     return WidthsTransform.keeping(
         num_groups=sizes.groups,
         num_channels=sizes.channels,
-        groups=dict(enumerate(kept_groups)),
-        channels=dict(enumerate(kept_channels)),
+        groups=dict(zip(cut, kept_groups, strict=True)),
+        channels=dict(zip(cut, kept_channels, strict=True)),
     )
 
 

@@ -17,6 +17,14 @@ class Narrowing:
     allocation: Literal["uniform", "global"]
     round_to: int
     """The number of channels that a block keeps is a multiple of it."""
+    protect_first: int = 0
+    """Leading blocks that keep their width."""
+    protect_last: int = 0
+    """Trailing ones."""
+
+    def cut(self, num_blocks: int) -> range:
+        """The blocks of so many that become narrower."""
+        return range(min(self.protect_first, num_blocks), max(0, num_blocks - self.protect_last))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

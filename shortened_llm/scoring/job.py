@@ -144,7 +144,13 @@ def work_name(unit: Unit, job: ScoringJob) -> str:
 
 def narrowing_of(pruning: WidthPruning) -> Narrowing:
     """How an entry makes widths of scores."""
-    return Narrowing(parts=pruning.parts, allocation=pruning.allocation, round_to=pruning.round_to)
+    return Narrowing(
+        parts=pruning.parts,
+        allocation=pruning.allocation,
+        round_to=pruning.round_to,
+        protect_first=pruning.protect_first,
+        protect_last=pruning.protect_last,
+    )
 
 
 def protected_units(pruning: DepthPruning, num_blocks: int) -> tuple[int, ...]:

@@ -59,9 +59,14 @@ def backward_by_block(
     score: Callable[[nn.Module], np.ndarray],
     *,
     memory_gib: float | None,
+    after_sequence: Callable[[nn.Module], None] | None = None,
 ) -> list[np.ndarray]:
     """What `score` makes of each block, from the first to the last, when the weights that `weights_of` names have the
-    gradient of the mean loss over the whole calibration set; see `measure_taylor`, also for what is raised."""
+    gradient of the mean loss over the whole calibration set; see `measure_taylor`, also for what is raised.
+
+    Args:
+        after_sequence: called when the gradient of each sequence has been added, each in a pass of its own.
+    """
     num_blocks = streamed.num_blocks
     # Besides the inputs: the finished states, and the gradient, in float32 before it is in the compute dtype.
     fitting = sequences_in_memory(streamed, num_blocks + 5, tokens.shape[1], memory_gib)
@@ -82,7 +87,7 @@ def backward_by_block(
             weight.requires_grad_(True)
             # Each gradient comes as a tensor beside the sum so far, and the heap does not fill the gaps that it leaves.
             weight.register_post_accumulate_grad_hook(lambda _: release_freed_memory())
-        _backward_in_place(walk, index, block, inputs[index], gradient)
+        _backward_in_place(walk, index, block, inputs[index], gradient, after_sequence)
         scores[index] = score(block)
         if not np.isfinite(scores[index]).all():
             raise NonFiniteLossError(f"taylor: block {index} has score {scores[index]}")
@@ -119,14 +124,21 @@ def _last_gradient(walk: BlockWalk, outputs: torch.Tensor, tokens: torch.Tensor,
 
 
 def _backward_in_place(
-    walk: BlockWalk, index: int, block: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor
+    walk: BlockWalk,
+    index: int,
+    block: nn.Module,
+    inputs: torch.Tensor,
+    gradient: torch.Tensor,
+    after_sequence: Callable[[nn.Module], None] | None,
 ) -> None:
     """Add to the gradients of the block's weights; `gradient`, of its output, becomes that of its input."""
-    size = max(1, walk.sequences_per_call // FORWARD_CALLS_PER_BACKWARD)
+    size = 1 if after_sequence else max(1, walk.sequences_per_call // FORWARD_CALLS_PER_BACKWARD)
     for part, grad_part in zip(inputs.split(size), gradient.split(size), strict=True):
         leaf = part.clone().requires_grad_(True)
         walk.apply(index, block, leaf).backward(grad_part)
         grad_part.copy_(_gradient_of(leaf))
+        if after_sequence:
+            after_sequence(block)
         release_freed_memory()
 
 

@@ -4,6 +4,7 @@ The model is read block by block; see `criteria/width/criterion.py` for what eac
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def measure_inputs(streamed: StreamedModel, tokens: torch.Tensor, *, memory_gib:
         return np.concatenate(found, axis=1)
 
     layers = [layer_of(output.tensor) for output in outputs]
-    return _from_moments(streamed, tokens, layers, reduce, joint=False, memory_gib=memory_gib)
+    return _from_moments(streamed, tokens, layers, reduce, make=_InputMoments, memory_gib=memory_gib)
 
 
 def measure_optimal_brain(
@@ -76,7 +77,8 @@ def measure_optimal_brain(
         return _of_units(scored, streamed, torch.clone)[None]
 
     layers = list(dict.fromkeys(reads.values()))
-    return _from_moments(streamed, tokens, layers, reduce, joint=True, memory_gib=memory_gib)
+    make = partial(Moments, joint=True)
+    return _from_moments(streamed, tokens, layers, reduce, make=make, memory_gib=memory_gib)
 
 
 @torch.inference_mode()
@@ -86,14 +88,14 @@ def _from_moments(
     layers: Sequence[str],
     reduce: Callable[[nn.Module, Mapping[str, Moments]], np.ndarray],
     *,
-    joint: bool,
+    make: Callable[[], Moments],
     memory_gib: float | None,
 ) -> np.ndarray:
     """What `reduce` makes of each block and the moments of what its layers read, stacked."""
     walk = BlockWalk.of(streamed, tokens.shape[1])
     batches = tokens.split(sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib))
     steps = StepLog(streamed.num_blocks * len(batches))
-    moments = [{layer: Moments(joint=joint) for layer in layers} for _ in streamed.blocks]
+    moments = [{layer: make() for layer in layers} for _ in streamed.blocks]
     found: dict[int, np.ndarray] = {}
     for number, batch in enumerate(batches, start=1):
         states = walk.new_states(1, batch)[0]
@@ -109,10 +111,35 @@ def _from_moments(
     return values
 
 
+class _InputMoments(Moments):
+    """Moments, and `PUBLIC_VARIANCE`, of inputs that come by sequences."""
+
+    def __init__(self) -> None:
+        super().__init__(joint=False)
+        self._sequences = 0
+        self._running_mean = torch.zeros(())
+        self.public_variance = torch.zeros(())
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Take inputs, [sequences, length, inputs]."""
+        super().add(inputs)
+        for sequence in inputs.detach().double():
+            self._sequences += 1
+            number, mean = self._sequences, sequence.mean(dim=0)
+            self._running_mean = self._running_mean.to(mean.device) * (number - 1) / number + mean / number
+            added = (sequence - self._running_mean).square().sum(dim=0) / number
+            before = self.public_variance.to(mean.device) * (number - 2) / max(1, number - 1)
+            self.public_variance = before + added if number > 1 else torch.zeros_like(mean)
+
+
 def _statistics(moments: Moments, weight: torch.Tensor) -> np.ndarray:
-    """`MEAN`, `VARIANCE`, `NORM`, `COLUMN_MEAN` and `COLUMN_SQUARES`, of a weight [outputs, inputs]."""
+    """The rows of `INPUTS`, of a weight [outputs, inputs]."""
+    assert isinstance(moments, _InputMoments)
     columns, norm = weight.detach().double(), (moments.squares * moments.count).sqrt()
-    found = [moments.mean, moments.variance, norm, columns.abs().mean(dim=0), columns.square().sum(dim=0)]
+    found = [
+        moments.mean, moments.variance, norm, columns.abs().mean(dim=0), columns.square().sum(dim=0),
+        moments.public_variance,
+    ]  # fmt: skip
     return torch.stack(found).cpu().numpy()
 
 
@@ -149,20 +176,31 @@ def _of_units(
     return torch.cat(found).cpu().numpy()
 
 
-def _parts(tensors: dict[str, torch.Tensor], streamed: StreamedModel) -> tuple[list[torch.Tensor], ...]:
-    """What of a block's tensors belongs to groups, and to channels: each part [units, weights of it]."""
+def _parts(
+    tensors: dict[str, torch.Tensor], streamed: StreamedModel, *, is_public: bool = False
+) -> tuple[list[torch.Tensor], ...]:
+    """What of a block's tensors belongs to groups, and to channels: each part [units, weights of it].
+
+    Args:
+        is_public: see `WidthTaylorOptions.gqa_grouping`.
+    """
     row, widths = axes_of(streamed.model.config), widths_of(streamed.model.config)
-    groups = _sliced(tensors, row.group_axes, widths, widths.groups)
+    groups = _sliced(tensors, row.group_axes, widths, widths.groups, is_public=is_public)
     return groups, _sliced(tensors, row.channels, widths, widths.channels)
 
 
-def _sliced(tensors: dict[str, torch.Tensor], axes: Sequence[Axis], widths: Widths, units: int) -> list[torch.Tensor]:
-    present = [axis for axis in axes if axis.tensor in tensors]
-    parts = [
-        tensors[axis.tensor].movedim(axis.dim, 0)[start : start + length].reshape(units, -1)
-        for axis in present
-        for start, length in axis.segments_of(tensors[axis.tensor].shape[axis.dim], widths)
-    ]
+def _sliced(
+    tensors: dict[str, torch.Tensor], axes: Sequence[Axis], widths: Widths, units: int, *, is_public: bool = False
+) -> list[torch.Tensor]:
+    parts = []
+    for axis in (axis for axis in axes if axis.tensor in tensors):
+        tensor = tensors[axis.tensor].movedim(axis.dim, 0)
+        for start, length in axis.segments_of(len(tensor), widths):
+            part = tensor[start : start + length]
+            heads = units * widths.queries_per_group
+            if is_public and length == heads * widths.head_dim:
+                part = part.unflatten(0, (widths.queries_per_group, units, -1)).movedim(1, 0)
+            parts.append(part.reshape(units, -1))
     return parts or [torch.zeros((units, 1))]
 
 
@@ -184,14 +222,27 @@ def measure_width_taylor(
     def weights_of(block: nn.Module) -> list[nn.Parameter]:
         return [weight for name, weight in block.named_parameters() if name in names]
 
+    sums: dict[str, torch.Tensor] = {}
+    squares: dict[str, torch.Tensor] = {}
+
+    def add_square(block: nn.Module) -> None:
+        for name, weight in block.named_parameters():
+            if name in names and weight.grad is not None:
+                sums[name] = sums.get(name, 0) + weight.grad
+                squares[name] = squares.get(name, 0) + weight.grad.square()
+                weight.grad = None
+
     def score(block: nn.Module) -> np.ndarray:
         products = {}
         for name, weight in block.named_parameters():
             if name in names:
-                gradient, weight.grad = weight.grad, None
+                gradient, weight.grad = sums.pop(name, weight.grad), None
                 products[name] = torch.zeros_like(weight) if gradient is None else gradient.mul_(weight.detach())
+                if name in squares:
+                    # What a sequence adds is its own mean loss by the number of sequences.
+                    products[name] -= weight.detach().square() / 2 * len(tokens) * squares.pop(name)
         found = []
-        for parts in _parts(products, streamed):
+        for parts in _parts(products, streamed, is_public=options.gqa_grouping == "public"):
             if options.importance == "vector":
                 each = torch.stack([part.double().sum(dim=1).abs() for part in parts])
             else:
@@ -199,5 +250,6 @@ def measure_width_taylor(
             found.append(REDUCTIONS[options.reduction](each))
         return torch.cat(found).detach().cpu().numpy()
 
-    scores = backward_by_block(streamed, tokens, weights_of, score, memory_gib=memory_gib)
+    each_apart = add_square if options.importance == "mixed" else None
+    scores = backward_by_block(streamed, tokens, weights_of, score, memory_gib=memory_gib, after_sequence=each_apart)
     return np.stack(scores)[:, None]

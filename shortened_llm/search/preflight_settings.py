@@ -137,6 +137,11 @@ def check_narrowing(
             f"{path}.parts: is {entry.parts!r}, but the heads of {model_config.model_type} models cannot go: {reason}; "
             "allowed is mlp"
         )
+    if not narrowing_of(entry).cut(len(size.block_parameters)):
+        raise BadInputError(
+            f"{path}.protect_first {entry.protect_first} and protect_last {entry.protect_last} protect all "
+            f"{len(size.block_parameters)} blocks"
+        )
     if entry.round_to >= widths.channels:
         raise BadInputError(f"{path}.round_to: is {entry.round_to}, but blocks have {widths.channels} channels")
     cut = [layer_of(output.tensor) for output in axes_of(model_config).outputs_of(entry.parts)]

@@ -1,1 +1,71 @@
 """What is refused of units that are removed, before anything is spent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import prune, score, search
+
+PARAMETERS = ["--search.of", "parameters"]
+
+
+def width(**options: object) -> list[str]:
+    return ["--pruning", json.dumps([{"unit": "width"} | options])]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (width(), ["search.of is 'blocks'", "width", "give parameters"]),
+        (
+            ["--pruning", json.dumps([{"unit": "block"}, {"unit": "sublayer"}])],
+            ["search.of is 'blocks'", "block, sublayer", "set search.of to parameters"],
+        ),
+        ([*width(criteria=["ppl"]), *PARAMETERS], ["pruning.criteria.0", "'ppl'", "'flap'", "'optimal_brain'"]),
+        ([*width(parts="heads"), *PARAMETERS], ["pruning.parts", "'heads'", "'mlp'"]),
+        ([*width(round_to=352), *PARAMETERS], ["pruning.round_to: is 352", "352 channels"]),
+        ([*width(), *PARAMETERS, "--search.ratios", "[0.0001]"], ["search.ratios: 0.0001", "removes none", "larger"]),
+        ([*width(), *PARAMETERS, "--search.ratios", "[0.97]"], ["search.ratios: 0.97", "some must stay", "smaller"]),
+        ([*width(protect_first=5, protect_last=3), *PARAMETERS], ["pruning.protect_first 5", "protect all 8 blocks"]),
+        ([*width(allocation="global"), "--search.of", "bytes"], ["search.of is 'bytes'", "padded", "parameters"]),
+        (
+            [*width(allocation="global"), *PARAMETERS, "--retraining.methods", "[lora]"],
+            ["pruning.allocation 'global'", "adapters would fill", "allocation: uniform"],
+        ),
+        (
+            [*width(protect_first=1), *PARAMETERS, "--retraining.methods", "[cpt_lora]"],
+            ["protect_first", "adapters would fill"],
+        ),
+        ([*width(), *PARAMETERS, "--search.rounds", "[2]"], ["search.rounds", "go at once"]),
+        ([*width(refit={"damping": [0]}), *PARAMETERS], ["pruning.refit.damping.0", "0", "greater than 0"]),
+        ([*width(refit={"held_out": 1}), *PARAMETERS], ["pruning.refit.held_out", "1", "less than 1"]),
+        (
+            [*width(criteria=["magnitude"], refit={}), *PARAMETERS, "--calibration.num_sequences", "1"],
+            ["calibration.num_sequences is 1", "refit", "at least 2"],
+        ),
+        ([*width(taylor={"importance": "mixed"}), *PARAMETERS], ["options of taylor", "add 'taylor' or drop them"]),
+    ],
+)
+@pytest.mark.parametrize("job", [search, prune], ids=["search", "prune"])
+def test_it_is_named_and_nothing_is_written(command, job, tmp_path: Path, flags: list[str], words: list[str]) -> None:
+    own = ["--output", str(tmp_path / "out")] if job is prune else []
+    if job is prune and "--retraining.methods" in flags:
+        pytest.skip("nothing is retrained")
+    before = set(tmp_path.rglob("*"))
+    code, out, err = command(job.main, *flags, *own)
+    assert (code, out) == (2, "")
+    for word in words:
+        assert word in err
+    assert "Traceback" not in err
+    assert set(tmp_path.rglob("*")) - before <= {tmp_path / "config.yaml"}
+
+
+def test_text_is_read_where_weights_are_computed_from_it(command) -> None:
+    """Magnitude alone needs none; refit does."""
+    missing = ["--calibration.path", "/no/such/text.jsonl", *PARAMETERS, "--dry-run"]
+    assert command(score.main, *width(criteria=["magnitude"]), *missing)[0] == 0
+    for compensated in ({"refit": {}}, {"bias": True}):
+        code, _, err = command(score.main, *width(criteria=["magnitude"], **compensated), *missing)
+        assert code == 2
+        assert "calibration.path" in err

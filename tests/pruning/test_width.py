@@ -1,5 +1,7 @@
 """From scores of heads and channels to widths that reach a target."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,20 @@ def test_channels_carry_what_rounds_to_no_head() -> None:
 def test_channels_are_kept_in_multiples(allocation: str) -> None:
     transform = narrow(scores("mlp", allocation, round_to=16), asked(0.3), SIZE)
     assert all(channels % 16 == 0 or channels == CHANNELS for _, channels in widths(transform))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_protected_blocks_keep_their_width_and_the_others_carry_it(allocation: str) -> None:
+    given = scores("mlp", allocation)
+    given = replace(given, narrowing=replace(given.narrowing, protect_first=1, protect_last=1))
+    transform = narrow(given, asked(0.2), SIZE)
+    assert [widths(transform)[block] for block in (0, 3)] == [(GROUPS, CHANNELS)] * 2
+    assert all(channels < CHANNELS for _, channels in widths(transform)[1:3])
+    assert abs(removed(transform) - 0.2 * TOTAL) <= CHANNEL
+    # Each of the others by its own scores.
+    for block in (1, 2) if allocation == "uniform" else ():
+        lowest = np.argsort(unpacked(given.channels[block]))[: CHANNELS - len(transform.kept_channels(block))]
+        assert set(lowest.tolist()) == set(range(CHANNELS)) - set(transform.kept_channels(block))
 
 
 def test_one_threshold_over_all_blocks() -> None:

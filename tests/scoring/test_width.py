@@ -15,6 +15,7 @@ from shortened_llm.criteria.width.criterion import (
     COLUMN_SQUARES,
     MEAN,
     NORM,
+    PUBLIC_VARIANCE,
     VARIANCE,
     WidthMeasured,
 )
@@ -44,7 +45,7 @@ def scores(criterion: str, streamed: StreamedModel, tokens: torch.Tensor, **opti
     row, widths = WIDTH_CRITERIA[criterion], widths_of(streamed.model.config)
     own = row.options(**options)
     values = {
-        "width_inputs": lambda: measure_inputs(streamed, tokens, memory_gib=None),
+        "width_input_statistics": lambda: measure_inputs(streamed, tokens, memory_gib=None),
         "width_optimal_brain": lambda: measure_optimal_brain(streamed, tokens, own, memory_gib=None),  # type: ignore[arg-type]
         "width_weights": lambda: measure_weights(streamed),
         "width_taylor": lambda: measure_width_taylor(streamed, tokens, own, memory_gib=None),  # type: ignore[arg-type]
@@ -117,6 +118,27 @@ def test_dead_units_score_zero(
     assert (channels[:, 5:15] == 0).all()
     assert (np.delete(groups, 1, axis=1) > 0).all()
     assert (np.delete(channels, range(5, 15), axis=1) > 0).all()
+
+
+def test_the_public_statistics_of_flap_are_a_recursion_over_sequences(save_random_model: SaveModel, tokens) -> None:
+    """Written out for one channel and one input of attention, whose score is squared once more."""
+    model, ref = save_random_model(FAMILIES["llama"])
+    streamed = StreamedModel.open(ref, "float32")
+    values = measure_inputs(streamed, tokens, memory_gib=None)
+    for place, module in ((5, find_blocks(model)[2].self_attn.o_proj), (32 + 7, find_blocks(model)[2].mlp.down_proj)):
+        column = place if place < 32 else place - 32
+        each = what_it_reads(module, model, tokens)[:, column].reshape(len(tokens), -1)
+        fluctuation = 0.0
+        for number in range(2, len(tokens) + 1):
+            mean = each[:number].mean().item()
+            fluctuation = fluctuation * (number - 2) / (number - 1)
+            fluctuation += (each[number - 1] - mean).square().sum().item() / number
+        assert values[2, PUBLIC_VARIANCE, place] == pytest.approx(fluctuation, rel=1e-5)
+    own, public = (scores("flap", streamed, tokens, statistics=one) for one in ("textbook", "public"))
+    assert all((one != other).any() for one, other in zip(own, public, strict=True))
+    metric = (values[:, PUBLIC_VARIANCE] * values[:, COLUMN_SQUARES])[:, :32] ** 2
+    heads = ((metric - metric.mean(axis=1, keepdims=True)) / metric.std(axis=1, keepdims=True)).reshape(6, 2, -1)
+    np.testing.assert_allclose(public[0], heads.mean(axis=2), rtol=1e-9)
 
 
 def test_optimal_brain_is_the_sum_over_a_units_weights(save_random_model: SaveModel, tokens) -> None:
@@ -202,6 +224,51 @@ def test_reductions_and_norms(save_random_model: SaveModel, tokens) -> None:
     unit = torch.cat([block.gate_proj.weight[7], block.up_proj.weight[7], block.down_proj.weight[:, 7]]).double()
     assert l1[2, 7] == pytest.approx(unit.abs().sum().item(), rel=1e-6)
     assert l2[2, 7] == pytest.approx(unit.norm().item(), rel=1e-6)
+
+
+def test_the_mixed_estimate_takes_the_squares_of_each_sequences_gradient(save_random_model: SaveModel, tokens) -> None:
+    model, ref = save_random_model(FAMILIES["llama"])
+    groups, channels = scores("taylor", StreamedModel.open(ref, "float32"), tokens, importance="mixed")
+    first, _ = scores("taylor", StreamedModel.open(ref, "float32"), tokens)
+    assert (groups != first).any()
+    mlp = find_blocks(model)[2].mlp
+    weights = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    gradients: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
+    for sequence in tokens:
+        model.zero_grad()
+        loss(model, sequence[None]).backward()
+        for name, layer in weights.items():
+            gradients[name].append(layer.weight.grad.detach().double())
+    found = {}
+    for name, layer in weights.items():
+        weight, each = layer.weight.detach().double(), torch.stack(gradients[name])
+        found[name] = (weight * each.mean(dim=0) - weight.square() / 2 * each.square().mean(dim=0)).abs()
+    channel = found["gate"][7].sum() + found["up"][7].sum() + found["down"][:, 7].sum()
+    assert channels[2, 7] == pytest.approx(channel.item(), rel=1e-3)
+
+
+def test_the_public_grouping_adds_up_every_other_query_head(save_random_model: SaveModel, tokens) -> None:
+    """Where a group's query heads are its own, both say the same."""
+    config = FAMILIES["llama"].__class__(**COMMON | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4})
+    for family, is_equal in ((MHA, True), (config, False)):
+        model, ref = save_random_model(family)
+        own, public = (
+            scores("taylor", StreamedModel.open(ref, "float32"), tokens, gqa_grouping=one)[0]
+            for one in ("own", "public")
+        )
+        assert (own == public).all() == is_equal
+    model.zero_grad()
+    loss(model, tokens).backward()
+    attention = find_blocks(model)[1].self_attn
+    products = {
+        name: (layer.weight.grad * layer.weight).detach().abs().double()
+        for name, layer in attention.named_children()
+        if isinstance(layer, nn.Linear)
+    }
+    queries = products["q_proj"].reshape(8, -1).sum(dim=1)[1::2].sum()
+    outputs = products["o_proj"].T.reshape(8, -1).sum(dim=1)[1::2].sum()
+    values = sum(products[name][4:].sum() for name in ("k_proj", "v_proj"))
+    assert public[1, 1] == pytest.approx((queries + outputs + values).item(), rel=1e-3)
 
 
 def test_random_orders_follow_from_the_seed(save_random_model: SaveModel, tokens) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 
 from shortened_llm.criteria.criterion import CriterionOptions
 
-INPUTS = "width_inputs"
-"""Statistics of what the output projections of attention and MLP read, [blocks, 5, attention inputs + channels], fp64:
-`MEAN`, `VARIANCE` and `NORM` over tokens, `COLUMN_MEAN` and `COLUMN_SQUARES` of the projection."""
-MEAN, VARIANCE, NORM, COLUMN_MEAN, COLUMN_SQUARES = range(5)
-"""Mean, variance and Euclidean norm of an input over all tokens; mean of |weight| and sum of weight^2 of its column."""
+INPUTS = "width_input_statistics"
+"""Statistics of what the output projections of attention and MLP read, [blocks, 6, attention inputs + channels], fp64:
+`MEAN`, `VARIANCE` and `NORM` over tokens, `COLUMN_MEAN` and `COLUMN_SQUARES` of the projection, `PUBLIC_VARIANCE`."""
+MEAN, VARIANCE, NORM, COLUMN_MEAN, COLUMN_SQUARES, PUBLIC_VARIANCE = range(6)
+"""Mean, variance and Euclidean norm of an input over all tokens; mean of |weight| and sum of weight^2 of its column;
+what the public code of FLAP takes for the variance: see `FlapOptions`."""
 WEIGHTS = "width_weights"
 """Sums of |weight| and of weight^2 of each unit, [blocks, 2, groups + channels], fp64."""
 OPTIMAL_BRAIN = "width_optimal_brain"
