@@ -11,14 +11,13 @@ from shortened_llm.config import ExperimentConfig
 from shortened_llm.logs import LOGGER, about
 from shortened_llm.models.export import export_view
 from shortened_llm.models.stage import stage_model
-from shortened_llm.pruning.compensation import compensate
 from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
 from shortened_llm.records import ModelRef, ModelSize, PlanLabel, PrunePlan, Scores
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
-from shortened_llm.search.compensation import compensations, pending_compensations, with_compensations
 from shortened_llm.search.preflight import ScoringFacts, check_pruning
 from shortened_llm.search.stored.provenance import provenance
+from shortened_llm.search.works import pending_works, plan_works, with_works
 from shortened_llm.storage.placement import placed
 from shortened_llm.storage.store import Store
 
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
-    of_unit = {"block": [], "sublayer": ["sublayers"], "width": ["width"]}[label.unit]
+    of_unit = {"block": [], "sublayer": ["sublayers"], "width": ["width"], "weight": ["weights"]}[label.unit]
     return "-".join([label.criterion, *of_unit, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
 
 
@@ -80,11 +79,12 @@ def plans_here(
 ) -> tuple[PrunePlan, ...]:
     """The plans by the scores that the jobs ask for, compensated in this process."""
     chosen = choices(config.search, scores, size)
-    wanted = compensations(chosen, {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)})
-    for name, job in pending_compensations(wanted, store).items():
-        with about(f"compensate {name}"):
-            compensate(job, store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)
-    return make_plans(with_compensations(chosen, wanted, store), size)
+    by_ranking = {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
+    wanted = plan_works(chosen, by_ranking, size)
+    for name, work in pending_works(wanted, store).items():
+        with about(name):
+            work.compute(store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)
+    return make_plans(with_works(chosen, wanted, store), size)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import torch
 
 from jobs.cli import make_parser, open_store, parse_command, run
 from shortened_llm.config import ExperimentConfig, require_sections
+from shortened_llm.errors import BadInputError
 from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
-from shortened_llm.records import Scores, UnitScores, to_json
+from shortened_llm.records import Scores, UnitScores, WeightRanking, to_json
 from shortened_llm.reporting.score_plot import save_score_plot
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(parser, arguments)
     if any(entry.rows[criterion].searches for entry in config.prunings for criterion in entry.criteria):
         require_sections(config, ["search"], "jobs.score")
+    if weights := [entry for entry in config.prunings if entry.unit == "weight"]:
+        raise BadInputError(
+            f"pruning.unit: is 'weight', but {', '.join(weights[0].criteria)} have no scores ahead: each block is "
+            "pruned behind the pruned ones; jobs.prune writes the models"
+        )
     store = open_store(config)
     facts = check_scoring(config, store)
     if flags.dry_run:
@@ -62,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     model = stage_model(config.model, store)
     every = score_here(scoring_jobs(config, model, facts.roles.calibration, facts.counts), config, store)
     for scores in every:
+        assert not isinstance(scores, WeightRanking), "refused"
         print(score_table(scores) if isinstance(scores, UnitScores) else width_table(scores), file=sys.stderr)
         print(to_json(scores, indent=None), flush=True)
     if flags.output:

@@ -52,7 +52,7 @@ def test_shipped_configs_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("pruning.taylor", {"powr": 2}, ["pruning.taylor.powr", "'power'"]),
         ("pruning", [{}, {"protect_frist": 1}], ["pruning.1.protect_frist", "'protect_first'"]),
         ("pruning", [{"criteria": ["ppl"]}, {"criteria": ["ppl"]}], ["pruning.1.criteria", "'ppl'", "same settings"]),
-        ("pruning.unit", "weight", ["pruning.unit", "'block', 'sublayer', 'width'", "'weight'"]),
+        ("pruning.unit", "neuron", ["pruning.unit", "'block', 'sublayer', 'width', 'weight'", "'neuron'"]),
         ("pruning", {"unit": "width", "criteria": ["ppl"]}, ["pruning.criteria.0", "'flap', 'wanda_sp'"]),
         ("pruning", {"unit": "sublayer", "criteria": ["taylor"]}, ["taylor cannot rank", "ppl, block_influence, kl"]),
         ("pruning", {"unit": "width", "part": "mlp"}, ["pruning.part: unknown key", "'parts'"]),

@@ -32,9 +32,9 @@ TOTAL, BY_RATIO = "total", "by ratio"
 """Forms of retraining.tokens, which pydantic adds to the field's name."""
 ONE, SEVERAL = "one", "several"
 """Forms of a section that may be a list, which pydantic adds to the section's name."""
-DEPTH, WIDTH = "depth entry", "width entry"
+DEPTH, WIDTH, WEIGHT = "depth entry", "width entry", "weight entry"
 """Kinds of entries of pruning, which pydantic adds to the section's name."""
-FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL, VALUES, RANGE, DEPTH, WIDTH)
+FORMS = (TOTAL, BY_RATIO, ONE, SEVERAL, VALUES, RANGE, DEPTH, WIDTH, WEIGHT)
 
 
 def alone(value: object) -> object:

@@ -5,19 +5,21 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from shortened_llm.config.base import FORMS, WIDTH
+from shortened_llm.config.base import FORMS, WEIGHT, WIDTH
 from shortened_llm.config.experiment import ExperimentConfig, section_of
-from shortened_llm.config.pruning import WidthPruning
+from shortened_llm.config.pruning import WeightPruning, WidthPruning
 from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError
+
+ENTRIES: Mapping[str, type[BaseModel]] = {WIDTH: WidthPruning, WEIGHT: WeightPruning}
+"""Entries of pruning that the first kind does not stand for."""
 
 
 def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
     """The section at `location`."""
     section: type[BaseModel] = ExperimentConfig
     for part in location:
-        if part == WIDTH:
-            section = WidthPruning
+        section = ENTRIES.get(str(part), section)
         if isinstance(part, int) or part in FORMS:
             continue
         field = section.model_fields.get(part)

@@ -1,5 +1,6 @@
 """The section `pruning`."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,14 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from shortened_llm.config.base import DEPTH, WIDTH, Dtype
+from shortened_llm.config.base import DEPTH, WEIGHT, WIDTH, Dtype
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import Criterion, CriterionOptions
+from shortened_llm.criteria.weight import WEIGHT_CRITERIA
+from shortened_llm.criteria.weight.criterion import WeightCriterion
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthCriterion
 from shortened_llm.fields import Section, as_tuple, distinct
 
-UNITS = ("block", "sublayer", "width")
+UNITS = ("block", "sublayer", "width", "weight")
 
 
 def _known_criterion(name: str) -> str:
@@ -35,6 +38,21 @@ def _known_width_criterion(name: str) -> str:
     if name not in WIDTH_CRITERIA:
         raise ValueError(f"should be one of {', '.join(map(repr, WIDTH_CRITERIA))}")
     return name
+
+
+def _known_weight_criterion(name: str) -> str:
+    if name not in WEIGHT_CRITERIA:
+        raise ValueError(f"should be one of {', '.join(map(repr, WEIGHT_CRITERIA))}")
+    return name
+
+
+def _known_pattern(text: object) -> object:
+    if text == "unstructured":
+        return text
+    found = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
+    if found is None or not 0 < int(found[1]) < int(found[2]):
+        raise ValueError("should be 'unstructured', or N:M with N less than M, such as '2:4', in quotes")
+    return text
 
 
 def _listed_criteria() -> str:
@@ -71,7 +89,7 @@ class _Entry(Section):
 
     @property
     @abstractmethod
-    def rows(self) -> Mapping[str, Criterion] | Mapping[str, WidthCriterion]:
+    def rows(self) -> Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightCriterion]:
         """The table of its criteria."""
 
     def options(self, criterion: str) -> CriterionOptions:
@@ -214,7 +232,48 @@ class _WidthEntry(_Entry):
         return {name: getattr(self, name) for name in own} | refit | bias | self.options(criterion).model_dump()
 
 
-def _with_options(base: type[Section], name: str, rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion]) -> Any:
+class _WeightEntry(_Entry):
+    """Single weights of the blocks' linear layers, which become zero: fewer weights that count, and no speed. Each
+    criterion's options stand under its name."""
+
+    unit: Literal["weight"]
+    """What is removed. weight: single weights."""
+    criteria: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_weight_criterion)], ...],
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct),
+    ] = Field(
+        ("wanda",),
+        min_length=1,
+        description=f"What chooses the weights; an axis of the search. Known are {', '.join(WEIGHT_CRITERIA)}.",
+    )
+    pattern: Annotated[str, BeforeValidator(_known_pattern)] = "unstructured"
+    """Which weights may go together. unstructured: any, as many as search.ratios says; N:M, such as "2:4": of M
+    consecutive inputs of an output N stay, which is a ratio by itself."""
+    dtype: Dtype = "float32"
+    """Compute type of the pass over the blocks."""
+
+    @property
+    def rows(self) -> Mapping[str, WeightCriterion]:
+        """The table of its criteria."""
+        return WEIGHT_CRITERIA
+
+    @property
+    def compensates(self) -> bool:
+        """Whether anything is computed anew; text is read by some criteria alone."""
+        return False
+
+    def settings(self, criterion: str) -> dict[str, object]:
+        """All that the removal by one criterion depends on, besides the model and the text."""
+        own = ("unit", "pattern", "dtype")
+        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
+
+
+def _with_options(
+    base: type[Section],
+    name: str,
+    rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightCriterion],
+) -> Any:
     """The section with a field for the options of each criterion."""
     fields: dict[str, Any] = {
         name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
@@ -226,16 +285,21 @@ def _with_options(base: type[Section], name: str, rows: Mapping[str, Criterion] 
 if TYPE_CHECKING:
     DepthPruning = _DepthEntry
     WidthPruning = _WidthEntry
+    WeightPruning = _WeightEntry
 else:
     DepthPruning = _with_options(_DepthEntry, "DepthPruning", CRITERIA)
     WidthPruning = _with_options(_WidthEntry, "WidthPruning", WIDTH_CRITERIA)
+    WeightPruning = _with_options(_WeightEntry, "WeightPruning", WEIGHT_CRITERIA)
 
 
 def _which(value: object) -> str:
     """Which kind of entry it is: `block` unless its unit says otherwise."""
     unit = value.get("unit") if isinstance(value, dict) else getattr(value, "unit", None)
-    return WIDTH if unit == "width" else DEPTH
+    return {"width": WIDTH, "weight": WEIGHT}.get(str(unit), DEPTH)
 
 
-Pruning = Annotated[Annotated[DepthPruning, Tag(DEPTH)] | Annotated[WidthPruning, Tag(WIDTH)], Discriminator(_which)]
+Pruning = Annotated[
+    Annotated[DepthPruning, Tag(DEPTH)] | Annotated[WidthPruning, Tag(WIDTH)] | Annotated[WeightPruning, Tag(WEIGHT)],
+    Discriminator(_which),
+]
 """An entry of the section."""

@@ -28,9 +28,10 @@ class SearchSection(Section):
     ratios: ValuesOrRange[Ratio, Ratios] = ()
     """Fractions to remove, each rounded half up to whole blocks or sub-layers; an axis of the search. A range stands
     for every number of them in it."""
-    of: Literal["blocks", "parameters", "bytes"] = "blocks"
-    """What a ratio is a fraction of. blocks: what pruning.unit names, where all entries name the same; of parameters or
-    bytes, as many of these go as come nearest to it."""
+    of: Literal["blocks", "parameters", "nonzero", "bytes"] = "blocks"
+    """What a ratio is a fraction of. blocks: what pruning.unit names, where all entries name the same, of single
+    weights those of the blocks' linear layers; of parameters or bytes, as many of these go as come nearest to it; of
+    nonzero, parameters go or become zero."""
     removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()

@@ -9,6 +9,32 @@ from shortened_llm.config.text import CalibrationConfig
 from shortened_llm.fields import Range
 
 
+def _check_weights(prunings: Sequence[Pruning], search: SearchSection, retraining: RetrainingConfig) -> None:
+    """What single weights cannot do."""
+    if search.of in ("parameters", "bytes"):
+        raise ValueError(
+            f"search.of is {search.of!r}, but single weights become zero and stay in the files; set search.of to "
+            "nonzero, or to blocks for shares of the blocks' weights"
+        )
+    if isinstance(search.ratios, Range):
+        raise ValueError("search.ratios is a range of numbers of blocks, but pruning has the unit weight; list ratios")
+    if max(search.rounds) > 1:
+        raise ValueError(
+            f"search.rounds is {list(search.rounds)}, but single weights go at once; drop rounds, or give pruning of "
+            "unit weight a search of its own"
+        )
+    if retraining.adapters:
+        raise ValueError(
+            "pruning.unit is 'weight', but adapters that are merged would fill its zeros; drop the methods of "
+            "retraining with lora"
+        )
+    if "scratch" in search.controls or "random" in search.controls or "scratch" in retraining.methods:
+        raise ValueError(
+            "pruning.unit is 'weight', for which there are no controls random and scratch; give search.controls: "
+            "[dense]"
+        )
+
+
 def check_held_out(prunings: Sequence[Pruning], calibrations: Sequence[CalibrationConfig]) -> None:
     """Check that a refit can hold out calibration text.
 
@@ -35,7 +61,7 @@ def check_units(prunings: Sequence[Pruning], search: SearchSection, retraining: 
     if len(units) > 1 and of == "blocks":
         raise ValueError(
             f"search.of is 'blocks', but pruning has the units {', '.join(units)}, of which equal shares are of "
-            "different sizes; set search.of to parameters"
+            f"different sizes; set search.of to {'nonzero' if 'weight' in units else 'parameters'}"
         )
     if "width" in units and of == "blocks":
         raise ValueError("search.of is 'blocks', but pruning has the unit width, which removes none; give parameters")
@@ -58,6 +84,8 @@ def check_units(prunings: Sequence[Pruning], search: SearchSection, retraining: 
             "search.of is 'bytes', but exports with blocks of different widths (pruning.allocation global, "
             "protect_first, protect_last) are padded to the widest; set search.of to parameters"
         )
+    if "weight" in units:
+        _check_weights(prunings, search, retraining)
     if len(units) > 1 and isinstance(search.ratios, Range):
         raise ValueError(
             f"search.ratios is a range, of numbers of {' and '.join(units)}s, which have no ratios in common; list "

@@ -1,5 +1,6 @@
 """The sequences that blocks are scored on."""
 
+import importlib.metadata
 from itertools import chain, islice
 
 import numpy as np
@@ -14,6 +15,18 @@ from shortened_llm.errors import BadInputError
 STAGE_VERSION = 2
 # A corpus of any size is drawn from its first documents.
 MAX_DOCUMENTS = 20_000
+
+
+def calibration_identity(documents: Documents | None, config: CalibrationConfig) -> dict[str, object]:
+    """All that the sequences depend on but their number and the tokenizer, whose files are part of the model."""
+    return {
+        "stage": STAGE_VERSION,
+        "documents": documents.identity if documents else None,
+        "sequence_length": config.sequence_length,
+        "seed": config.seed,
+        "bos": config.bos,
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
 
 
 def calibration_tokens(

@@ -1,6 +1,7 @@
 """The tensors of a Hugging Face directory or URL, known from the safetensors headers alone."""
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -28,6 +30,14 @@ Selection = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlace:
+    """Where a tensor lies."""
+
+    file: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHeader:
     """What a file says of one tensor."""
 
@@ -40,6 +50,8 @@ class TensorHeader:
     """The name that safetensors gives it, such as BF16."""
     selection: Selection = ()
     """Where a view has a part of it; `shape` is that of the part."""
+    kept: TensorPlace | None = None
+    """Where a view has zeros in it: the mask of the part, bits of bytes, set where a number stays."""
 
     def part(self, stored: torch.Tensor) -> torch.Tensor:
         """What a view has of the stored tensor, which is the tensor itself or a copy."""
@@ -48,7 +60,12 @@ class TensorHeader:
             stored = stored.index_select(dim, index.clamp(min=0))
             if (index < 0).any():
                 stored.index_fill_(dim, (index < 0).nonzero().flatten(), 0)
-        return stored
+        return stored if self.kept is None else stored * self._mask(self.kept)
+
+    def _mask(self, place: TensorPlace) -> torch.Tensor:
+        with safe_open(place.file, framework="np") as tensors:
+            bits = np.unpackbits(tensors.get_tensor(place.name), count=math.prod(self.shape))
+        return torch.from_numpy(bits).view(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from shortened_llm.models.build import DTYPES, empty_model
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.families import EXTRA_BLOCK_COUNTERS
 from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, open_tensor_files
+from shortened_llm.models.linears import linear_sizes
 from shortened_llm.models.parts import part_sizes
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.transforms.kind import TransformKind
@@ -129,6 +130,7 @@ def size_of(config: PretrainedConfig, dtype: str) -> ModelSize:
         block_parameters=blocks,
         part_parameters=part_sizes(find_blocks(model)),
         width_parameters=unit_sizes(config, find_blocks(model)[0]),
+        linear_parameters=linear_sizes(find_blocks(model)),
         other_parameters=sum(weight.numel() for weight in model.parameters()) - sum(blocks),
         bytes_per_parameter=DTYPES[dtype].itemsize,
     )

@@ -5,7 +5,6 @@ projections read there, their new weights and biases follow, and the block goes 
 beside the hidden states and the moments of its inputs.
 """
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ import torch
 from torch import nn
 
 from shortened_llm.config import CalibrationConfig, Refit
-from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
-from shortened_llm.data.calibration import calibration_tokens
+from shortened_llm.data.calibration import calibration_identity, calibration_tokens
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import fingerprint
@@ -70,82 +68,77 @@ class CompensationJob:
     @property
     def identity(self) -> dict[str, object]:
         """All that the new tensors depend on."""
-        calibration = self.calibration
         return {
             "stage": STAGE_VERSION,
             "model": self.narrowed.identity,
             "refit": self.refit.model_dump() if self.refit else None,
             "bias": self.bias,
             "dtype": self.dtype,
-            "calibration": {
-                "stage": CALIBRATION_VERSION,
-                "documents": self.documents.identity,
-                "num_sequences": calibration.num_sequences,
-                "sequence_length": calibration.sequence_length,
-                "seed": calibration.seed,
-                "bos": calibration.bos,
-                "tokenizers": importlib.metadata.version("tokenizers"),
-            },
+            "calibration": calibration_identity(self.documents, self.calibration)
+            | {"num_sequences": self.calibration.num_sequences},
         }
 
+    @property
+    def title(self) -> str:
+        return "compensate"
 
-def stored_compensation(job: CompensationJob, store: Store) -> TensorsTransform | None:
-    """How the new tensors are loaded, where they are stored."""
-    stored = store.read(COMPENSATIONS, job.fingerprint, TensorsTransform)
-    return stored if stored and stored.payload and has_files(stored.payload) else None
+    def stored(self, store: Store) -> TensorsTransform | None:
+        """How the new tensors are loaded, where they are stored."""
+        found = store.read(COMPENSATIONS, self.fingerprint, TensorsTransform)
+        return found if found and found.payload and has_files(found.payload) else None
 
+    def compute(self, store: Store, *, device: str, memory_gib: float | None) -> None:
+        """Compute the new tensors and store them, unless they are stored.
 
-def compensate(job: CompensationJob, store: Store, *, device: str, memory_gib: float | None) -> None:
-    """Compute the new tensors and store them, unless they are stored.
+        Args:
+            memory_gib: for the hidden states; half of the free memory unless given.
 
-    Args:
-        memory_gib: for the hidden states; half of the free memory unless given.
-
-    Raises:
-        BadInputError: the model cannot be walked block by block, the text does not give the sequences, or memory has no
-            room for them.
-    """
-    if stored_compensation(job, store):
-        return
-    LOGGER.info("reading the model")
-    rest = tuple(one for one in job.transforms if not isinstance(one, WidthsTransform))
-    streamed = StreamedModel.open(job.model.view(rest), job.dtype, device=device)
-    tokens = calibration_tokens(
-        job.documents,
-        job.calibration,
-        load_tokenizer(model_directory(job.model)),
-        vocab_size=len(streamed.model.get_input_embeddings().weight),
-        bos=needs_bos(job.calibration.bos, streamed.model.config.model_type),
-    )
-    projections = Projections.of(job.narrowed, refits=job.refit is not None, bias=job.bias)
-    chosen: Counter[float | None] = Counter()
-    url = store.attempt_url(COMPENSATIONS, job.fingerprint)
-    with temporary_directory() as temporary:
-        writer = WeightWriter(projections.layout, Path(temporary), on_file=lambda _: None)
-        new = compensated(streamed, tokens, projections, job.refit, memory_gib=memory_gib, chosen=chosen)
-        for name, tensor in new:
-            writer.add(name, tensor)
-        writer.close()
-        payload = Payload(url=url, files=upload_directory(Path(temporary), url))
-    if job.refit:
-        numbers = {damping: number for damping, number in chosen.items() if damping is not None}
-        words = [f"{numbers[damping]} with damping {damping:g}" for damping in sorted(numbers)]
-        LOGGER.info(
-            "refitted %s projections: %s",
-            f"{sum(numbers.values())} of {chosen.total()}",
-            ", ".join(words) or "none was better on held-out text",
+        Raises:
+            BadInputError: the model cannot be walked block by block, the text does not give the sequences, or memory
+                has no room for them.
+        """
+        if self.stored(store):
+            return
+        LOGGER.info("reading the model")
+        rest = tuple(one for one in self.transforms if not isinstance(one, WidthsTransform))
+        streamed = StreamedModel.open(self.model.view(rest), self.dtype, device=device)
+        tokens = calibration_tokens(
+            self.documents,
+            self.calibration,
+            load_tokenizer(model_directory(self.model)),
+            vocab_size=len(streamed.model.get_input_embeddings().weight),
+            bos=needs_bos(self.calibration.bos, streamed.model.config.model_type),
         )
-    done = {"refitted output projections": job.refit, "biases for what is gone": projections.biases.layers}
-    kept = kept_blocks(job.transforms, job.model.num_blocks)
-    transform = TensorsTransform(
-        fingerprint=job.fingerprint,
-        words=" and ".join(words for words, is_done in done.items() if is_done),
-        blocks=tuple((kept[index], index) for index in projections.blocks if projections.shapes(index)),
-        config_fields=projections.biases.fields,
-        added=sum(shape.numel() for shape in projections.biases.added.values()),
-        payload=payload,
-    )
-    store.write(COMPENSATIONS, job.fingerprint, transform, identity=job.identity, parents=job.model.parents)
+        projections = Projections.of(self.narrowed, refits=self.refit is not None, bias=self.bias)
+        chosen: Counter[float | None] = Counter()
+        url = store.attempt_url(COMPENSATIONS, self.fingerprint)
+        with temporary_directory() as temporary:
+            writer = WeightWriter(projections.layout, Path(temporary), on_file=lambda _: None)
+            new = compensated(streamed, tokens, projections, self.refit, memory_gib=memory_gib, chosen=chosen)
+            for name, tensor in new:
+                writer.add(name, tensor)
+            writer.close()
+            payload = Payload(url=url, files=upload_directory(Path(temporary), url))
+        if self.refit:
+            LOGGER.info("refitted %s", _counted(chosen))
+        done = {"refitted output projections": self.refit, "biases for what is gone": projections.biases.layers}
+        kept = kept_blocks(self.transforms, self.model.num_blocks)
+        transform = TensorsTransform(
+            fingerprint=self.fingerprint,
+            words=" and ".join(words for words, is_done in done.items() if is_done),
+            blocks=tuple((kept[index], index) for index in projections.blocks if projections.shapes(index)),
+            config_fields=projections.biases.fields,
+            added=sum(shape.numel() for shape in projections.biases.added.values()),
+            payload=payload,
+        )
+        store.write(COMPENSATIONS, self.fingerprint, transform, identity=self.identity, parents=self.model.parents)
+
+
+def _counted(chosen: Counter[float | None]) -> str:
+    """`28 of 30 projections: 20 with damping 1, 8 with damping 10`"""
+    numbers = {damping: number for damping, number in chosen.items() if damping is not None}
+    words = [f"{numbers[damping]} with damping {damping:g}" for damping in sorted(numbers)]
+    return f"{sum(numbers.values())} of {chosen.total()} projections: {', '.join(words) or 'none was better held out'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +211,7 @@ def compensated(
     memory_gib: float | None,
     chosen: Counter[float | None],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The new tensors in the order of the layout; see `compensate`.
+    """The new tensors in the order of the layout; see `CompensationJob.compute`.
 
     Args:
         streamed: the model with whole blocks.

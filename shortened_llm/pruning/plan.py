@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from shortened_llm.config import SearchSection
 from shortened_llm.pruning.target import count_of, requests
+from shortened_llm.pruning.weight.target import weight_targets
 from shortened_llm.pruning.width import narrow
 from shortened_llm.records import (
     Bin,
@@ -14,6 +15,7 @@ from shortened_llm.records import (
     Scores,
     Target,
     Transform,
+    WeightRanking,
     WidthScores,
     removal,
 )
@@ -28,30 +30,38 @@ class Choice:
 
 
 def choices(search: SearchSection, scores: Iterable[Scores], size: ModelSize) -> tuple[Choice, ...]:
-    """What every ranking chooses for every target.
+    """What every ranking chooses for every target; of single weights it is not known yet.
 
     Raises:
-        BadInputError: see `target.requests` and `width.narrow`.
+        BadInputError: see `target.requests`, `width.narrow` and `weight.target.weight_targets`.
     """
     found: list[Choice] = []
     num_blocks = len(size.block_parameters)
     for criterion in scores:
+        if isinstance(criterion, WeightRanking):
+            asked = (request.target for request in requests(search, size, (), "weight"))
+            for target in weight_targets(criterion.pattern, asked, size):
+                found.append(Choice(label=_label(criterion, target), transforms=()))
+            continue
         protected = () if isinstance(criterion, WidthScores) else criterion.protected
         for request in requests(search, size, protected, criterion.unit):
-            label = PlanLabel(
-                criterion=criterion.criterion,
-                target=request.target,
-                unit=criterion.unit,
-                calibration=criterion.calibration,
-                settings=criterion.settings,
-            )
             if isinstance(criterion, WidthScores):
                 transforms: tuple[Transform, ...] = (narrow(criterion, request.target, size),)
             else:
                 removed = criterion.removed(count_of(request, criterion, size))
                 transforms = removal(criterion.unit, removed, num_blocks)
-            found.append(Choice(label=label, transforms=transforms))
+            found.append(Choice(label=_label(criterion, request.target), transforms=transforms))
     return tuple(found)
+
+
+def _label(ranking: Scores, target: Target) -> PlanLabel:
+    return PlanLabel(
+        criterion=ranking.criterion,
+        target=target,
+        unit=ranking.unit,
+        calibration=ranking.calibration,
+        settings=ranking.settings,
+    )
 
 
 def make_plans(chosen: Iterable[Choice], size: ModelSize) -> tuple[PrunePlan, ...]:

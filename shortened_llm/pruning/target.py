@@ -34,7 +34,7 @@ def requests(
     search: SearchSection, size: ModelSize, protected: tuple[int, ...], unit: PruneUnit
 ) -> tuple[Request, ...]:
     """What a search asks for, the largest models first; a number of units asked for twice is one with its ratio. Units
-    of width have no numbers: their requests hold the target alone.
+    of width and single weights have no numbers: their requests hold the target alone.
 
     Args:
         protected: numbers of the units that stay.
@@ -42,6 +42,10 @@ def requests(
     Raises:
         BadInputError: a ratio removes no unit, or more than the unprotected ones.
     """
+    if unit == "weight":
+        assert not isinstance(search.ratios, Range), "checked with the configuration"
+        of: Literal["weights", "nonzero"] = "weights" if search.of == "blocks" else "nonzero"
+        return tuple(Request(target=Target(of=of, ratio=r), unit=unit, counts=()) for r in sorted(search.ratios))
     if unit == "width":
         assert not isinstance(search.ratios, Range), "checked with the configuration"
         asked = sorted(search.ratios)

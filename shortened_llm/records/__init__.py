@@ -38,6 +38,7 @@ from shortened_llm.records.transform import (
     SublayersTransform,
     TensorsTransform,
     Transform,
+    WeightsTransform,
     WidthsTransform,
     composed,
     kept_blocks,
@@ -66,4 +67,5 @@ from shortened_llm.records.units import (
     units_gone,
     units_of,
 )
+from shortened_llm.records.weights import WeightRanking
 from shortened_llm.records.widths import Narrowing, Scores, WidthScores, packed, unpacked

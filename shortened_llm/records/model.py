@@ -7,9 +7,11 @@ from shortened_llm.records.files import FileEntry, Payload
 from shortened_llm.records.transform import (
     PARTS,
     BlocksTransform,
+    Stored,
     SublayersTransform,
     TensorsTransform,
     Transform,
+    WeightsTransform,
     WidthsTransform,
     after_export,
     composed,
@@ -76,14 +78,14 @@ class ModelRef:
     @property
     def parents(self) -> tuple[str, ...]:
         """Fingerprints of the results that hold what is loaded."""
-        tensors = of_kind(self.transforms, TensorsTransform)
-        return (self.fingerprint, tensors.fingerprint) if tensors else (self.fingerprint,)
+        stored = (one for one in self.transforms if isinstance(one, Stored) and one.payload)
+        return (self.fingerprint, *(one.fingerprint for one in stored))
 
     @property
     def payloads(self) -> tuple[Payload, ...]:
         """The files that hold what is loaded."""
-        own, tensors = Payload(url=self.url, files=self.files), of_kind(self.transforms, TensorsTransform)
-        return (own, tensors.payload) if tensors and tensors.payload else (own,)
+        stored = (one.payload for one in self.transforms if isinstance(one, Stored) and one.payload)
+        return (Payload(url=self.url, files=self.files), *stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,8 @@ class ModelSize:
     width_parameters: tuple[int, int] | None = None
     """Number of parameters of one key-value head with its query heads, and of one MLP channel; None where it is not
     known where they lie."""
+    linear_parameters: tuple[int, ...] | None = None
+    """Number of weights of each block's linear layers; None where these do not hold all of its matrices."""
     other_parameters: int
     """Number of parameters outside the blocks: embeddings, final norm, an untied head."""
     bytes_per_parameter: int
@@ -144,9 +148,10 @@ class ModelSize:
         if sublayers := of_kind(transforms, SublayersTransform):
             assert self.part_parameters is not None, "the check of the transform finds the parts"
             zeros += sum(self.part_parameters[block][PARTS.index(part)] for block, part in sublayers.removed)
+        weights = of_kind(transforms, WeightsTransform)
         return Size(
             blocks=len(kept),
             parameters=exported - zeros,
-            nonzero_parameters=exported - zeros,
+            nonzero_parameters=exported - zeros - (sum(weights.zeros) if weights else 0),
             num_bytes=exported * self.bytes_per_parameter,
         )

@@ -13,15 +13,15 @@ from shortened_llm.records.units import PruneUnit, num_units, units_gone
 class Target:
     """How small a model shall become."""
 
-    of: Literal["blocks", "sublayers", "parameters", "bytes"]
+    of: Literal["blocks", "sublayers", "weights", "parameters", "nonzero", "bytes"]
     """What the ratio is a fraction of."""
     ratio: float
     """Fraction to remove; `removed_blocks / num_blocks` where a count was asked for."""
 
     @property
     def name(self) -> str:
-        """`20%`, of blocks or sub-layers, or `20% of parameters`."""
-        return f"{100 * self.ratio:.3g}%" + ("" if self.of in ("blocks", "sublayers") else f" of {self.of}")
+        """`20%`, of blocks, sub-layers or weights, or `20% of parameters`."""
+        return f"{100 * self.ratio:.3g}%" + ("" if self.of in ("blocks", "sublayers", "weights") else f" of {self.of}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

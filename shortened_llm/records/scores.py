@@ -82,6 +82,6 @@ def removed_units(
 
 
 def ranking_name(criterion: str, unit: PruneUnit, calibration: str | None, settings: str | None) -> str:
-    named = {"block": "", "sublayer": "sub-layers", "width": "width"}[unit]
+    named = {"block": "", "sublayer": "sub-layers", "width": "width", "weight": "weights"}[unit]
     told_apart = ", ".join(part for part in (named, calibration, settings) if part)
     return f"{criterion} ({told_apart})" if told_apart else criterion

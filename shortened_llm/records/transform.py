@@ -246,10 +246,59 @@ class TensorsTransform:
         return replace(self, blocks=tuple(sorted((new[block], name) for block, name in self.blocks if block in new)))
 
 
-Transform = BlocksTransform | SublayersTransform | WidthsTransform | TensorsTransform
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsTransform:
+    """Set single weights of the blocks' linear layers to zero."""
+
+    fingerprint: str
+    """Identity of the masks and weights: what they were computed from."""
+    words: str
+    """What was done, behind "with", such as `50 % of the blocks' weights zero (2:4, wanda)`."""
+    blocks: tuple[tuple[int, int], ...]
+    """(block, its index in the names of the tensors), ascending, as in `TensorsTransform`."""
+    zeros: tuple[int, ...]
+    """Weights (count) that are zero in each of these blocks."""
+    layers: tuple[str, ...]
+    """Names of the layers in a block whose weights may be zero."""
+    payload: Payload | None = None
+    """Where the masks, and weights that changed, lie; None where an export holds the zeros."""
+    kind: Literal["weights"] = "weights"
+
+    is_compact: ClassVar[bool] = True
+
+    def changes(self, num_blocks: int) -> bool:
+        """Whether any weight is set to zero."""
+        return any(self.zeros)
+
+    def describe(self, num_blocks: int) -> str:
+        """What was done, in words that follow the name of a model."""
+        return f"with {self.words}"
+
+    def facts(self, num_blocks: int) -> dict[str, str]:
+        """Columns of a table that say what was done, by name."""
+        return {"zero_weights": self.words}
+
+    def then(self, later: "WeightsTransform") -> "WeightsTransform":
+        """Both as one, where `later` has this one's indices and found its zeros in the files."""
+        return later
+
+    def renumbered(self, new: Mapping[int, int]) -> "WeightsTransform":
+        """With each block's index replaced; those of blocks that have none are left out."""
+        left = sorted(
+            (new[block], name, zeros)
+            for (block, name), zeros in zip(self.blocks, self.zeros, strict=True)
+            if block in new
+        )
+        blocks = tuple((block, name) for block, name, _ in left)
+        return replace(self, blocks=blocks, zeros=tuple(zeros for *_, zeros in left))
+
+
+Transform = BlocksTransform | SublayersTransform | WidthsTransform | TensorsTransform | WeightsTransform
 """What is done to a model's files when they are loaded, told apart by `kind`."""
 
-Kind = TypeVar("Kind", BlocksTransform, SublayersTransform, WidthsTransform, TensorsTransform)
+Kind = TypeVar("Kind", BlocksTransform, SublayersTransform, WidthsTransform, TensorsTransform, WeightsTransform)
+Stored = TensorsTransform | WeightsTransform
+"""Those that files beside the model's belong to."""
 
 
 def of_kind(transforms: Iterable[Transform], kind: type[Kind]) -> Kind | None:
@@ -265,7 +314,7 @@ def kept_blocks(transforms: Iterable[Transform], num_blocks: int) -> tuple[int, 
 
 def without_places(transforms: Iterable[Transform]) -> tuple[Transform, ...]:
     """The transforms by what they do: where their tensors lie changes nothing."""
-    return tuple(replace(one, payload=None) if isinstance(one, TensorsTransform) else one for one in transforms)
+    return tuple(replace(one, payload=None) if isinstance(one, Stored) else one for one in transforms)
 
 
 def in_order(transforms: Iterable[Transform], num_blocks: int) -> tuple[Transform, ...]:
@@ -293,6 +342,8 @@ def composed(first: Sequence[Transform], later: Sequence[Transform], num_blocks:
 
 
 def after_export(transforms: Sequence[Transform], num_blocks: int) -> tuple[Transform, ...]:
-    """Under which transforms a plain export is loaded, in its own indices: those that left zeros in it."""
+    """Under which transforms a plain export is loaded, in its own indices: those that left zeros in it, which nothing
+    else tells from weights."""
     new = {block: index for index, block in enumerate(kept_blocks(transforms, num_blocks))}
-    return tuple(transform.renumbered(new) for transform in transforms if not transform.is_compact)
+    left = (one for one in transforms if not one.is_compact or isinstance(one, WeightsTransform))
+    return without_places(one.renumbered(new) for one in left)

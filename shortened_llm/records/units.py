@@ -5,8 +5,8 @@ from typing import Literal
 
 from shortened_llm.records.transform import PARTS, BlocksTransform, Part, SublayersTransform, Transform, of_kind
 
-PruneUnit = Literal["block", "sublayer", "width"]
-"""Units of width, heads and channels, have no numbers: what follows is about the others."""
+PruneUnit = Literal["block", "sublayer", "width", "weight"]
+"""Units of width, heads and channels, and single weights have no numbers: what follows is about the others."""
 
 UNIT_TITLES: dict[PruneUnit, tuple[str, ...]] = {"block": ("block",), "sublayer": ("attention", "MLP")}
 """What the units of one block are called, in their order."""

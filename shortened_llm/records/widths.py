@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shortened_llm.records.scores import UnitScores, ranking_name
+from shortened_llm.records.weights import WeightRanking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class WidthScores:
         return ranking_name(self.criterion, "width", self.calibration, self.settings)
 
 
-Scores = UnitScores | WidthScores
+Scores = UnitScores | WidthScores | WeightRanking
 """What a criterion says of a model."""
 
 

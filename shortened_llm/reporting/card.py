@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pydantic import TypeAdapter
 
 from shortened_llm.criteria import CRITERIA
+from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.records import (
     EvalScores,
@@ -22,6 +23,7 @@ from shortened_llm.records import (
     SourceFacts,
     TrialResult,
     TrialSpec,
+    WeightsTransform,
     WidthsTransform,
     of_kind,
     without_places,
@@ -89,6 +91,8 @@ def _lost(earlier: ModelRef, plan: PrunePlan) -> tuple[int, ...]:
 
 def _reads_text(label: PlanLabel) -> bool:
     """Whether the criterion did; one that is not known may have."""
+    if label.unit == "weight":
+        return WEIGHT_CRITERIA[label.criterion].reads_text if label.criterion in WEIGHT_CRITERIA else True
     row = (WIDTH_CRITERIA if label.unit == "width" else CRITERIA).get(label.criterion)
     return row is None or row.reads_text
 
@@ -209,6 +213,7 @@ def _card(
             no_criteria=NO_CRITERIA,
             has_zeros=_has_zeros(plan),
             is_padded=_is_padded(plan),
+            is_sparse=of_kind(plan.transforms, WeightsTransform) is not None,
         )
     )
     return {"README.md": readme, PRUNING: _pruning_json(plan, provenance, trial)}

@@ -15,6 +15,7 @@ from shortened_llm.records import (
     TensorsTransform,
     Transform,
     UnitScores,
+    WeightsTransform,
     WidthsTransform,
     num_units,
     of_kind,
@@ -183,6 +184,8 @@ def removed_by(transforms: Sequence[Transform], num_blocks: int) -> str:
             parts.append(f"{title} {block_ranges(lost)}")
     if tensors := of_kind(transforms, TensorsTransform):
         parts.append(tensors.words)
+    if weights := of_kind(transforms, WeightsTransform):
+        parts.append(weights.words)
     return ", ".join(parts) or MISSING
 
 
@@ -190,6 +193,8 @@ def removed_count(plan: PrunePlan) -> str:
     """`6 of 30 blocks`, `12 of 60 sub-layers`, or `20.0 % of parameters`."""
     if of_kind(plan.transforms, WidthsTransform):
         return f"{percent(plan.parameter_ratio)} of parameters"
+    if of_kind(plan.transforms, WeightsTransform):
+        return f"{percent(1 - plan.size.nonzero_parameters / plan.dense.parameters)} of parameters"
     unit: PruneUnit = "sublayer" if of_kind(plan.transforms, SublayersTransform) else "block"
     title = "sub-layers" if unit == "sublayer" else "blocks"
     return (
@@ -201,6 +206,8 @@ def size_name(plan: PrunePlan) -> str:
     """`24 blocks`, `25 blocks less 2 sub-layers`, or `30 narrower blocks`."""
     sublayers = of_kind(plan.transforms, SublayersTransform)
     narrower = "narrower " if of_kind(plan.transforms, WidthsTransform) else ""
+    if of_kind(plan.transforms, WeightsTransform):
+        narrower += "sparse "
     return f"{plan.size.blocks} {narrower}blocks" + (f" less {len(sublayers.removed)} sub-layers" if sublayers else "")
 
 

@@ -14,8 +14,9 @@ from shortened_llm.records import (
     PerplexityScore,
     PrunePlan,
     ReportedTrial,
-    Scores,
     TaskScore,
+    UnitScores,
+    WidthScores,
 )
 
 Score = TypeVar("Score", bound=PerplexityScore | TaskScore | AgreementScore | MetricScore)
@@ -82,8 +83,8 @@ def _add(merged: Experiment, other: Experiment) -> Experiment:
     )
 
 
-def _rankings(experiment: Experiment) -> tuple[Scores, ...]:
-    found: tuple[Scores, ...] = experiment.unit_scores
+def _rankings(experiment: Experiment) -> tuple[UnitScores | WidthScores, ...]:
+    found: tuple[UnitScores | WidthScores, ...] = experiment.unit_scores
     return (*found, *experiment.width_scores)
 
 

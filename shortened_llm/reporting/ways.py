@@ -16,6 +16,7 @@ TITLES: dict[tuple[PruneUnit, ...], str] = {
     ("block",): "without blocks",
     ("sublayer",): "without sub-layers",
     ("width",): "narrower",
+    ("weight",): "sparse",
 }
 
 
@@ -24,7 +25,7 @@ class WayLine:
     """The best model of one way, with all its seeds."""
 
     title: str
-    """`without blocks`, `without sub-layers` or `narrower`."""
+    """`without blocks`, `without sub-layers`, `narrower` or `sparse`."""
     entrant: Entrant
     speed_ups: dict[Shape, float]
     """Dense latency / its latency; none where it was not timed."""

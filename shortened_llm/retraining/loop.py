@@ -24,6 +24,7 @@ from shortened_llm.retraining.progress import RunProgress, advance, progress_val
 from shortened_llm.retraining.schedule import learning_rate
 from shortened_llm.retraining.stable import keeps_stable
 from shortened_llm.retraining.step import StepOutcome, train_step
+from shortened_llm.retraining.zeros import HeldZeros
 
 REPORTS = 40
 """Reports of a run, about; each makes the host wait for the device."""
@@ -41,7 +42,7 @@ class Host(Protocol):
 
 AfterStep = Callable[["TrainLoop", int], None]
 """Called on every worker with the number of steps done, once the weights are updated and before anything reads them.
-It may change weights in place, such as zero what a mask leaves out; a step whose update was skipped counts too."""
+It may change weights in place; a step whose update was skipped counts too."""
 AtReport = Callable[["TrainLoop", TrainingPoint], None]
 """Called on every worker with the point of a report, before its checkpoint. It may call `TrainLoop.stop`, on all
 workers or on none: losses and norms are equal on all of them, seconds are not."""
@@ -57,6 +58,7 @@ class TrainLoop:
     teacher: Teacher | None
     gathers_once: bool
     """Whether weights are gathered once per step: see `sharding.gathers_once`."""
+    zeros: HeldZeros
     optimizer: Optimizer
     inputs: Inputs
     meter: Meter
@@ -103,7 +105,7 @@ class TrainLoop:
         outcome = train_step(
             self.model, self.optimizer, self.inputs.micro_batches(batch), recipe,
             num_predictions=batch.num_predictions, world_size=dist.get_world_size(), teacher=self.teacher,
-            gathers_once=self.gathers_once,
+            gathers_once=self.gathers_once, zeros=self.zeros,
         )  # fmt: skip
         for hook in self.after_step:
             hook(self, batch.step + 1)

@@ -11,6 +11,7 @@ from shortened_llm.data.batches import MicroBatch
 from shortened_llm.models.shards import whole_tensor
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.distillation import Teacher
+from shortened_llm.retraining.zeros import HeldZeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ def train_step(
     world_size: int,
     teacher: Teacher | None,
     gathers_once: bool,
+    zeros: HeldZeros,
 ) -> StepOutcome:
     """Forward, backward and update on this worker's part of the global batch.
 
@@ -57,6 +59,7 @@ def train_step(
         num_predictions: predicted tokens of the global batch, over all workers: the loss is their mean, however they
             are spread.
         gathers_once: whether weights stay gathered over the micro-batches: see `sharding.gathers_once`.
+        zeros: weights that stay zero.
     """
     device = micro_batches[0].input_ids.device
     total = torch.zeros((), device=device)
@@ -73,6 +76,7 @@ def train_step(
         # FSDP averages gradients over the workers; the loss is a sum over them.
         (loss * (world_size / max(1, num_predictions))).backward()
         total += loss.detach()
+    zeros.mask_gradients()
     norm = clip_gradients(model.parameters(), recipe.max_gradient_norm)
     skipped = (~torch.isfinite(norm)).float()
     optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel reads it on the device

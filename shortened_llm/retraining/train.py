@@ -26,6 +26,7 @@ from shortened_llm.retraining.prepare import freeze, prepare_method
 from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.retraining.sharding import gathers_once, make_mesh, open_sharded
 from shortened_llm.retraining.step import make_optimizer
+from shortened_llm.retraining.zeros import HeldZeros
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
     check_loaded(model, keep_apart)
     if teacher is not None:
         check_loaded(teacher.model, None)
-    optimizer = make_optimizer(model, recipe)
+    zeros, optimizer = HeldZeros.of(model, job.model), make_optimizer(model, recipe)
     progress = RunProgress()
     if resume_from is not None:
         progress = load_checkpoint(resume_from, model, optimizer, job.run.identity)
@@ -79,6 +80,7 @@ def train(
         model=model,
         teacher=teacher,
         gathers_once=gathers_once(model, mesh, job.dtype),
+        zeros=zeros,
         optimizer=optimizer,
         inputs=inputs,
         meter=Meter(device, job.dtype, flops_per_token=flops, world_size=world_size),

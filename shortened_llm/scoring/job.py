@@ -1,12 +1,11 @@
 """What is to be scored, and the units of work that measure it."""
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig, Pruning, WidthPruning
-from shortened_llm.data.calibration import STAGE_VERSION as CALIBRATION_VERSION
+from shortened_llm.data.calibration import calibration_identity
 from shortened_llm.data.sources import Documents
 from shortened_llm.records import ModelRef, Narrowing, PruneUnit, num_units, units_gone, units_of
 from shortened_llm.records.transform import after_export
@@ -183,19 +182,9 @@ def shards(unit: Unit, number: int) -> tuple[Unit, ...]:
 def identity(unit: Unit, job: ScoringJob) -> dict[str, object]:
     """Everything that a measurement's numbers depend on; for a unit with one statistic."""
     (statistic,) = unit.statistics
-    calibration = job.calibration
     row = job.pruning.rows[unit.criterion] if unit.criterion else None
     searches, reads_options = row is not None and row.searches, row is not None and row.reads_options
-    text = {
-        "stage": CALIBRATION_VERSION,
-        "documents": job.documents.identity if job.documents else None,
-        "sequence_length": calibration.sequence_length,
-        "seed": calibration.seed,
-        "bos": calibration.bos,
-        "start": unit.start,
-        "stop": unit.stop,
-        "tokenizers": importlib.metadata.version("tokenizers"),
-    }
+    text = calibration_identity(job.documents, job.calibration) | {"start": unit.start, "stop": unit.stop}
     return {
         "stage": STAGE_VERSION,
         "statistic": statistic,

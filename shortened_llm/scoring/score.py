@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shortened_llm.config import WidthPruning
+from shortened_llm.config import WeightPruning, WidthPruning
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import CriterionScores, Measured
 from shortened_llm.criteria.width import WIDTH_CRITERIA
@@ -13,7 +13,7 @@ from shortened_llm.criteria.width.criterion import WidthMeasured
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.models.axes import widths_of
 from shortened_llm.models.view import view_config
-from shortened_llm.records import Scores, UnitScores, WidthScores, packed
+from shortened_llm.records import Scores, UnitScores, WeightRanking, WidthScores, packed
 from shortened_llm.scoring.confidence import resampled_cuts
 from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob, identity, narrowing_of, rankings, unit_of
 from shortened_llm.scoring.measure import measured
@@ -28,6 +28,10 @@ def score_all(jobs: Sequence[ScoringJob], store: Store, *, num_shards: int = 1) 
 
 def score_one(criterion: str, job: ScoringJob, store: Store, *, num_shards: int = 1) -> Scores:
     """The scores by one criterion, once its units of work are done; raises `LookupError` where they are not."""
+    if isinstance(job.pruning, WeightPruning):
+        text = job.calibration_label if job.pruning.reads_text(criterion) else None
+        settings = job.settings_labels.get(criterion)
+        return WeightRanking(criterion=criterion, pattern=job.pruning.pattern, calibration=text, settings=settings)
     if job.unit == "width":
         return score_widths(criterion, job, store)
     return score_units(criterion, job, store, num_shards=num_shards)

@@ -237,6 +237,8 @@ def _alike(
 
 def _shapes(config: ExperimentConfig, facts: ModelFacts, request: Request, rounds: int) -> list[tuple[Transform, ...]]:
     """What each round leaves; of all that a request may lead to, the largest."""
+    if request.unit == "weight":
+        return [()]  # as much work as the dense model
     if request.unit == "width":
         entry = next(entry for entry in config.prunings if isinstance(entry, WidthPruning))
         widths = widths_of(facts.model_config)

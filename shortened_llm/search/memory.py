@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig
 from shortened_llm.criteria.criterion import Criterion
+from shortened_llm.criteria.weight.criterion import WeightCriterion
 from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
@@ -124,7 +125,10 @@ def scorer_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: f
 
 
 def _of_criterion(
-    dense: PreTrainedModel, criterion: Criterion | WidthCriterion, config: ExperimentConfig, memory: float | None
+    dense: PreTrainedModel,
+    criterion: Criterion | WidthCriterion | WeightCriterion,
+    config: ExperimentConfig,
+    memory: float | None,
 ) -> ProcessMemory:
     width, blocks = DTYPES[config.model.dtype].itemsize, [_num_parameters(block) for block in find_blocks(dense)]
     takes_gradients = criterion.measured in ("taylor", TAYLOR)

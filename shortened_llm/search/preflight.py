@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from shortened_llm.config import DepthPruning, ExperimentConfig, WidthPruning
+from shortened_llm.config import DepthPruning, ExperimentConfig, WeightPruning, WidthPruning
 from shortened_llm.data.sources import TextRoles, text_roles
 from shortened_llm.errors import Faults
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -19,7 +19,15 @@ from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
 from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
-from shortened_llm.search.preflight_toy import Toy, try_export, try_scoring, try_sublayers, try_training, try_widths
+from shortened_llm.search.preflight_toy import (
+    Toy,
+    try_export,
+    try_scoring,
+    try_sublayers,
+    try_training,
+    try_weights,
+    try_widths,
+)
 from shortened_llm.storage.store import Store
 
 
@@ -155,6 +163,8 @@ def _try_on_toy(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, 
         for entry in config.prunings:
             if isinstance(entry, WidthPruning):
                 try_widths(toy, entry)
+            if isinstance(entry, WeightPruning):
+                try_weights(toy, entry)
         if any(entry.unit == "sublayer" for entry in config.prunings):
             try_sublayers(toy)
         if trains and retraining.runs:

@@ -6,15 +6,20 @@ from itertools import product
 
 from transformers import PretrainedConfig
 
-from shortened_llm.config import ExperimentConfig, TaskConfig, WidthPruning, changed_keys, entry_paths
+from shortened_llm.config import ExperimentConfig, TaskConfig, WeightPruning, WidthPruning, changed_keys, entry_paths
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.own_metric import load_metric
 from shortened_llm.evaluation.task_check import check_has_bits_per_byte, check_tasks
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.axes import axes_of, widths_of
 from shortened_llm.models.biases import layers_without_bias
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.build import empty_model
+from shortened_llm.models.linears import linear_inputs
 from shortened_llm.models.moments import layer_of
 from shortened_llm.pruning.target import Request, requests
+from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.pruning.weight.target import weight_targets
 from shortened_llm.pruning.width import typical
 from shortened_llm.records import ModelSize, PruneUnit, removal
 from shortened_llm.records.objective import BITS_PER_BYTE
@@ -105,6 +110,12 @@ def asked_sizes(config: ExperimentConfig, model_config: PretrainedConfig, size: 
         if isinstance(entry, WidthPruning):
             asked["width"] = requests(config.search, size, (), "width")
             check_narrowing(model_config, path, entry, asked["width"], size)
+            continue
+        if isinstance(entry, WeightPruning):
+            asked["weight"] = requests(config.search, size, (), "weight")
+            weight_targets(entry.pattern, (request.target for request in asked["weight"]), size)
+            for layer, columns in linear_inputs(find_blocks(empty_model(model_config))[0]).items():
+                parse_pattern(entry.pattern, 0.0).check(columns, layer)
             continue
         if entry.unit == "sublayer" and size.part_parameters is None:
             raise BadInputError(

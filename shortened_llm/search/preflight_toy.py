@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.config import WidthPruning
+from shortened_llm.config import CalibrationConfig, WeightPruning, WidthPruning
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
@@ -29,6 +29,8 @@ from shortened_llm.models.toy import build_toy
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
 from shortened_llm.pruning.compensation import Projections, compensated
+from shortened_llm.pruning.weight.layerwise import WeightsJob, pruned_blocks
+from shortened_llm.pruning.weight.pattern import parse_pattern
 from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -171,6 +173,23 @@ def try_widths(toy: Toy, entry: WidthPruning) -> None:
             projections = Projections.of(narrowed, refits=entry.refit is not None, bias=entry.bias)
             streamed = StreamedModel.open(toy.ref, "float32")
             list(compensated(streamed, toy.tokens, projections, entry.refit, memory_gib=None, chosen=Counter()))
+
+
+def try_weights(toy: Toy, entry: WeightPruning) -> None:
+    """Prune single weights of the toy by each criterion.
+
+    Raises:
+        BadInputError: naming the family.
+    """
+    pattern = parse_pattern("unstructured", 0.5)  # a toy's layers may make no whole groups
+    for name in entry.criteria:
+        job = WeightsJob(
+            model=toy.ref, transforms=(), criterion=name, options=entry.options(name), pattern=pattern,
+            pattern_name="unstructured", documents=None, calibration=CalibrationConfig(path="toy"), dtype="float32",
+        )  # fmt: skip
+        with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
+            tokens = toy.tokens if job.reads_text else None
+            list(pruned_blocks(StreamedModel.open(toy.ref, "float32"), tokens, job, memory_gib=None))
 
 
 def try_export(toy: Toy) -> None:

@@ -15,16 +15,16 @@ from shortened_llm.scoring.score import score_one
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
-from shortened_llm.search.compensation import compensations, with_compensations
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.rounds import Rescoring, by_ranking, rescoring, rounds_to
-from shortened_llm.search.scoring import compensate_all, score
+from shortened_llm.search.scoring import compute_all, score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates
 from shortened_llm.search.units import selection_units
+from shortened_llm.search.works import plan_works, with_works
 from shortened_llm.storage.store import Store
 
 
@@ -93,20 +93,20 @@ def _candidates(
     """Every plan of the configuration, tried on a toy of the model, as is the first part of those in rounds."""
     chosen, drawn = choices(config.search, scores, facts.size), tuple[Choice, ...]()
     asked = rankings(jobs)
-    wanted = compensations(chosen, {one.ranking: job for one, (_, job) in zip(scores, asked, strict=True)})
+    wanted = plan_works(chosen, {s.ranking: job for s, (_, job) in zip(scores, asked, strict=True)}, facts.size)
     if "random" in config.search.controls:
         of_units = {job.unit: job for job in jobs[::-1]}.values()
         by_chance = {job: score_one("random", job, store) for job in of_units}
         drawn = choices(config.search, by_chance.values(), facts.size)
-        wanted |= compensations(drawn, {one.ranking: job for job, one in by_chance.items()})
+        wanted |= plan_works(drawn, {one.ranking: job for job, one in by_chance.items()}, facts.size)
     every = {choice.transforms for choice in (*chosen, *drawn)} | {()}
     if given is not None:
         numbers = [number for number in config.search.rounds if number > 1]
         parts = [part for plan in make_plans(chosen, facts.size) for part in by_ranking(plan)]
         every |= {rounds_to(part, number, given).first for part in parts for number in numbers}
     try_plans(facts.model_config, facts.tokenizer, sorted(every, key=str))
-    compensate_all(wanted, config.resources, store, progress)
-    plans, random = (make_plans(with_compensations(of, wanted, store), facts.size) for of in (chosen, drawn))
+    compute_all(wanted, config.resources, store, progress)
+    plans, random = (make_plans(with_works(of, wanted, store), facts.size) for of in (chosen, drawn))
     of_control = {"dense": (dense_plan(facts.size),), "random": random, "scratch": one_of_each_target(plans)}
     controls: dict[Control, tuple[PrunePlan, ...]] = {name: of_control[name] for name in config.search.controls}
     LOGGER.info("%d labels are %d distinct plans", sum(len(plan.labels) for plan in plans), len(plans))

@@ -10,15 +10,15 @@ from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
 from shortened_llm.scoring.job import rankings, scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
-from shortened_llm.search.compensation import compensations, with_compensations
 from shortened_llm.search.packing import start_packing
 from shortened_llm.search.preflight import ScoringFacts
 from shortened_llm.search.preflight_toy import try_plans
-from shortened_llm.search.scoring import compensate_all, score
+from shortened_llm.search.scoring import compute_all, score
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import add_runs, own_experiment
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.search.trial import TrainContext, train_runs
+from shortened_llm.search.works import plan_works, with_works
 from shortened_llm.storage.store import Store
 
 
@@ -84,6 +84,6 @@ def _plan(
     first = make_plans(chosen, facts.size)[0]
     try_plans(facts.model_config, facts.tokenizer, [first.transforms])
     by_ranking = {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
-    wanted = compensations([one for one in chosen if one.label in first.labels], by_ranking)
-    compensate_all(wanted, config.resources, store, progress)
-    return make_plans(with_compensations(wanted, wanted, store), facts.size)[0] if wanted else first
+    wanted = plan_works([one for one in chosen if one.label in first.labels], by_ranking, facts.size)
+    compute_all(wanted, config.resources, store, progress)
+    return make_plans(with_works(wanted, wanted, store), facts.size)[0] if wanted else first

@@ -1,18 +1,18 @@
-"""Score a model, and compute what narrowed ones are compensated by, on the cluster."""
+"""Score a model, and compute what plans hold beside its files, on the cluster."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.pruning.compensation import CompensationJob, compensate
 from shortened_llm.pruning.plan import Choice
+from shortened_llm.pruning.work import PlanWork
 from shortened_llm.records import Scores
 from shortened_llm.scoring.job import ScoringJob, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.cluster.scorers import Work, do_all
-from shortened_llm.search.compensation import pending_compensations
+from shortened_llm.search.works import pending_works
 from shortened_llm.storage.store import Store
 
 
@@ -28,12 +28,9 @@ def score(
     return score_all(jobs, store, num_shards=resources.scoring_shards)
 
 
-def compensate_all(
-    wanted: Mapping[Choice, CompensationJob], resources: ResourcesConfig, store: Store, progress: Progress
+def compute_all(
+    wanted: Mapping[Choice, PlanWork], resources: ResourcesConfig, store: Store, progress: Progress
 ) -> None:
-    """Compute what is not stored yet, one Ray task for each model."""
-    works = [
-        Work(name=f"compensation of {name}", subject=f"compensate {name}", do=partial(compensate, job))
-        for name, job in pending_compensations(wanted, store).items()
-    ]
+    """Compute what is not stored yet, one Ray task for each."""
+    works = [Work(name=name, subject=name, do=work.compute) for name, work in pending_works(wanted, store).items()]
     do_all(works, resources, store, progress)

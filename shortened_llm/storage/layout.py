@@ -18,7 +18,7 @@ TOKENS, TOKEN_SHARDS = "tokens", "token_shards"
 MEASUREMENTS, SCORES = "measurements", "scores"
 RETRAINED, STABLE = "retrained", "stable"
 EVALUATIONS = "evaluations"
-COMPENSATIONS = "compensations"
+COMPENSATIONS, MASKS = "compensations", "masks"
 TRIALS = "trials"
 
 EXPERIMENTS, CLEANING = "experiments", "cleaning"

@@ -38,7 +38,7 @@ from shortened_llm.models.moments import Moments, layer_of, observed
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import size_of, view_config, view_files
 from shortened_llm.models.walk import BlockWalk
-from shortened_llm.pruning.compensation import CompensationJob, compensate, stored_compensation
+from shortened_llm.pruning.compensation import CompensationJob
 from shortened_llm.pruning.refit import error
 from shortened_llm.pruning.width import narrow
 from shortened_llm.records import (
@@ -268,8 +268,8 @@ def compensation_of(directory: Path, refit: Refit | None, bias: bool, trains: bo
                 dtype="float32",
             )  # fmt: skip
             store = Store.at(f"{temporary}/results")
-            compensate(job, store, device="cpu", memory_gib=None)
-            tensors = stored_compensation(job, store)
+            job.compute(store, device="cpu", memory_gib=None)
+            tensors = job.stored(store)
             assert tensors is not None
             view = ref.view((*plan, tensors))
         found = {"seconds": time.perf_counter() - started}

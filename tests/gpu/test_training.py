@@ -32,6 +32,7 @@ from shortened_llm.retraining.prepare import prepare_method
 from shortened_llm.retraining.sharding import make_mesh, open_sharded
 from shortened_llm.retraining.step import make_optimizer, train_step
 from shortened_llm.retraining.train import train
+from shortened_llm.retraining.zeros import HeldZeros
 from shortened_llm.search.estimate import Shapes
 from shortened_llm.search.memory import worker_memory
 from tests.conftest import keeping
@@ -106,6 +107,7 @@ def test_steps_of_1b(
         outcome = train_step(
             model, optimizer, batches, job.recipe,
             num_predictions=SEQUENCES * (length - 1), world_size=1, teacher=None, gathers_once=True,
+            zeros=HeldZeros(()),
         )  # fmt: skip
         losses.append(outcome.loss)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from jobs import prune, score, search
 
@@ -12,6 +13,10 @@ PARAMETERS = ["--search.of", "parameters"]
 
 def width(**options: object) -> list[str]:
     return ["--pruning", json.dumps([{"unit": "width"} | options])]
+
+
+def weight(**options: object) -> list[str]:
+    return ["--pruning", json.dumps([{"unit": "weight"} | options])]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,22 @@ def width(**options: object) -> list[str]:
             ["calibration.num_sequences is 1", "refit", "at least 2"],
         ),
         ([*width(taylor={"importance": "mixed"}), *PARAMETERS], ["options of taylor", "add 'taylor' or drop them"]),
+        (weight(criteria=["ppl"]), ["pruning.criteria.0", "'ppl'", "'wanda'", "'sparsegpt'"]),
+        (weight(pattern="4:4"), ["pruning.pattern", "'4:4'", "N less than M"]),
+        (weight(pattern="3:7"), ["pruning.pattern: is 3:7", "128 inputs"]),
+        ([*weight(), *PARAMETERS], ["search.of is 'parameters'", "stay in the files", "nonzero"]),
+        ([*weight(), "--search.of", "nonzero", "--search.ratios", "[0.99]"], ["search.ratios: 0.99", "linear layers"]),
+        (
+            [*weight(pattern="2:4"), "--search.of", "nonzero", "--search.ratios", "[0.2]"],
+            ["search.ratios: pruning.pattern 2:4 makes 0.", "asked are 0.2", "give 0."],
+        ),
+        ([*weight(), "--search.rounds", "[2]"], ["search.rounds", "go at once"]),
+        ([*weight(), "--retraining.methods", "[lora]"], ["adapters", "would fill its zeros"]),
+        ([*weight(), "--search.controls", "[random]"], ["no controls random", "[dense]"]),
+        (
+            ["--pruning", json.dumps([{"unit": "block"}, {"unit": "weight"}])],
+            ["search.of is 'blocks'", "block, weight", "set search.of to nonzero"],
+        ),
     ],
 )
 @pytest.mark.parametrize("job", [search, prune], ids=["search", "prune"])
@@ -59,6 +80,31 @@ def test_it_is_named_and_nothing_is_written(command, job, tmp_path: Path, flags:
         assert word in err
     assert "Traceback" not in err
     assert set(tmp_path.rglob("*")) - before <= {tmp_path / "config.yaml"}
+
+
+def test_single_weights_have_no_scores(command) -> None:
+    code, _, err = command(score.main, *weight())
+    assert code == 2
+    assert "pruning.unit: is 'weight'" in err
+    assert "jobs.prune writes the models" in err
+
+
+def test_models_with_zeros_are_written(command, tmp_path: Path) -> None:
+    """A pattern says by itself what goes, whatever the ratios are."""
+    out = tmp_path / "out"
+    flags = weight(criteria=["sparsegpt", "magnitude"], pattern="2:4")
+    code, said, err = command(prune.main, *flags, "--output", str(out))
+    assert code == 0, err
+    assert [Path(line).name for line in said.splitlines()] == ["sparsegpt-weights-50", "magnitude-weights-50"]
+    for directory in out.iterdir():
+        tensors = load_file(directory / "model.safetensors")
+        for name, tensor in tensors.items():
+            if name.endswith("_proj.weight"):
+                assert ((tensor != 0).reshape(-1, 4).sum(dim=1) == 2).all(), name
+        card = (directory / "README.md").read_text()
+        assert "50 % of the blocks' weights zero (2:4, " in card
+        assert "No engine in common use is" in card
+        assert json.loads((directory / "pruning.json").read_text())["origin"][0]["payload"] is None
 
 
 def test_text_is_read_where_weights_are_computed_from_it(command) -> None:

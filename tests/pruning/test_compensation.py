@@ -19,7 +19,7 @@ from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import empty_view, size_of
-from shortened_llm.pruning.compensation import CompensationJob, compensate, stored_compensation
+from shortened_llm.pruning.compensation import CompensationJob
 from shortened_llm.records import (
     BlocksTransform,
     ModelRef,
@@ -77,9 +77,9 @@ def job_for(ref: ModelRef, documents: Documents, *transforms: Transform, **optio
 
 
 def compensated(job: CompensationJob, store: Store) -> ModelRef:
-    assert stored_compensation(job, store) is None
-    compensate(job, store, device="cpu", memory_gib=None)
-    tensors = stored_compensation(job, store)
+    assert job.stored(store) is None
+    job.compute(store, device="cpu", memory_gib=None)
+    tensors = job.stored(store)
     assert tensors is not None
     assert from_json(TensorsTransform, to_json(tensors)) == tensors
     return job.model.view((*job.transforms, tensors))
@@ -218,7 +218,7 @@ def test_what_is_stored_is_told_apart_and_needed(
     assert views[0].parents == (ref.fingerprint, jobs[0].fingerprint)
     assert [payload.url for payload in views[0].payloads] == [ref.url, tensors.payload.url]
     Path(tensors.payload.url, tensors.payload.files[0].path).unlink()
-    assert stored_compensation(jobs[0], local_store) is None  # and would be computed again
+    assert jobs[0].stored(local_store) is None  # and would be computed again
 
 
 def test_what_cannot_be_done_is_refused(
@@ -228,10 +228,10 @@ def test_what_cannot_be_done_is_refused(
     ref = saved(model, tmp_path / "model")
     job = job_for(ref, documents, without_channels(model.config, {0: {1}}), refit=Refit())
     with pytest.raises(BadInputError, match=r"calibration\.num_sequences: refit and bias keep"):
-        compensate(job, local_store, device="cpu", memory_gib=1e-6)
+        job.compute(local_store, device="cpu", memory_gib=1e-6)
     with torch.no_grad():
         find_blocks(model)[0].mlp.down_proj.weight.fill_(torch.inf)
     broken = saved(model, tmp_path / "broken")
     with pytest.raises(NonFiniteLossError, match="block 0"):
-        compensate(replace(job, model=broken), local_store, device="cpu", memory_gib=None)
+        replace(job, model=broken).compute(local_store, device="cpu", memory_gib=None)
     assert not list(Path(local_store.url).glob("compensations/*/record.json"))

@@ -7,11 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shortened_llm.config import CalibrationConfig
+from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.models.load import load_model
 from shortened_llm.models.parts import NoPart
-from shortened_llm.records import BlocksTransform, SublayersTransform, WidthsTransform
+from shortened_llm.pruning.weight.layerwise import WeightsJob
+from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.records import BlocksTransform, SublayersTransform, WeightsTransform, WidthsTransform, of_kind
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.train import train
+from shortened_llm.retraining.zeros import HeldZeros
 from shortened_llm.storage.store import Store
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
@@ -51,6 +56,44 @@ def test_training_resumes_and_exports_zeros(make_job: MakeJob, local_store: Stor
     assert removed
     assert not any(weight.any() for weight in removed)
     assert all(torch.equal(weight, kept[name]) for name, weight in plain.named_parameters() if name in kept)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("method", ["cpt", "distill"])
+@pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt"])
+def test_zeros_are_held(make_job: MakeJob, local_store: Store, method: str, criterion: str) -> None:
+    """In training, on resuming and in the export, to the weight; what is trained on from there holds them too."""
+    job = make_job(method)
+    text = CalibrationConfig(path="rows", num_sequences=4, sequence_length=16)
+    masks = WeightsJob(
+        model=job.model, transforms=(), criterion=criterion, options=WEIGHT_CRITERIA[criterion].options(),
+        pattern=parse_pattern("2:4"), pattern_name="2:4", documents=None, calibration=text, dtype="float32",
+    )  # fmt: skip
+    tokens = torch.randint(3, 200, (4, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightsJob, "_tokens", lambda self, streamed: tokens if self.reads_text else None)
+        masks.compute(local_store, device="cpu", memory_gib=None)
+    found = masks.stored(local_store)
+    assert found is not None
+    job = replace(job, model=job.model.view((found,)))
+    begins = dict(load_model(job.model, "float32").named_parameters())
+    straight, resumed = Recorder(), Recorder()
+    model, _ = train(job, device=CPU, resume_from=None, host=straight)
+    again, _ = train(job, device=CPU, resume_from=straight.checkpoints[0].directory, host=resumed)
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs.full_tensor(), rtol=0, atol=1e-7)
+    exported = export_sharded(model, job, local_store, rank=0)
+    assert exported is not None
+    plain = AutoModelForCausalLM.from_pretrained(Path(exported.model.url), dtype=torch.float32).eval()
+    moved = 0
+    for name, weight in plain.named_parameters():
+        if name.endswith("_proj.weight"):
+            assert torch.equal(weight == 0, begins[name] == 0)
+            moved += int((weight != begins[name]).sum())
+    assert moved > 0.4 * sum(found.zeros)
+    left = of_kind(exported.model.transforms, WeightsTransform)
+    assert left is not None
+    assert len(HeldZeros.of(load_model(exported.model, "float32"), exported.model).masks) == 8 * 7
 
 
 @pytest.mark.usefixtures("process_group")

@@ -140,6 +140,38 @@ def _as_if_slow_at_batch_1(line: WayLine) -> WayLine:
 
 
 @pytest.mark.usefixtures("process_group")
+def test_single_weights_are_compared_with_blocks(tiny_values: dict, local_store: Store, tmp_path: Path) -> None:
+    """At equal non-zero parameters, trained alike; the zeros stay, in training too."""
+    values = small(tiny_values)
+    values["pruning"] = [ENTRIES[0], {"unit": "weight", "criteria": ["wanda", "sparsegpt"]}]
+    values["search"] = {"ratios": [0.25], "of": "nonzero", "controls": ["dense"]}
+    values["retraining"] |= {"methods": ["none", "cpt"]}
+    pipeline = Pipeline(parse_config(values), local_store)
+    for spec in pipeline.specs:
+        pipeline.trial(spec)
+        size = spec.plan.size
+        assert 1 - size.nonzero_parameters / spec.plan.dense.parameters == pytest.approx(0.25, abs=0.06)
+    experiment = read_experiment(local_store.experiment_url("test"))
+    rows = trial_rows(experiment)
+    assert {row.status for row in rows} == {"done"}
+    sparse = [row for row in rows if way_of(row.trial) == ("weight",)]
+    assert len(sparse) == 4
+    for row in sparse:
+        result = read_result(local_store, row.trial.spec)
+        assert result is not None
+        model = load_model(result.model, "float32")
+        gone = sum(
+            int((weight == 0).sum()) for name, weight in model.named_parameters() if name.endswith("proj.weight")
+        )
+        assert gone == row.plan.size.parameters - row.plan.size.nonzero_parameters
+        assert row.plan.parameter_ratio == 0
+    write_report(experiment, tmp_path / "report")
+    page = (tmp_path / "report/report.html").read_text()
+    for words in ("wanda (weights)", "of the blocks&#39; weights zero", "sparse"):
+        assert words in page
+
+
+@pytest.mark.usefixtures("process_group")
 def test_sublayers_go_in_rounds(tiny_values: dict, local_store: Store) -> None:
     """The second round is scored on the retrained model, which lacks those of the first already."""
     values = small(tiny_values)

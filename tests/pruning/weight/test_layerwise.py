@@ -1,0 +1,220 @@
+"""Models with single weights pruned: block behind block, every way of loading, export."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
+
+from jobs.assets.tiny import byte_tokenizer
+from shortened_llm.config import CalibrationConfig
+from shortened_llm.criteria.weight import WEIGHT_CRITERIA
+from shortened_llm.data.sources import Documents
+from shortened_llm.errors import BadInputError
+from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.export import export_view
+from shortened_llm.models.linears import as_matrix, linear_layers
+from shortened_llm.models.load import load_model
+from shortened_llm.models.shards import fill_shards
+from shortened_llm.models.stream import StreamedModel
+from shortened_llm.models.view import empty_view, size_of
+from shortened_llm.pruning.weight.layerwise import WeightsJob
+from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.records import (
+    BlocksTransform,
+    ModelRef,
+    Transform,
+    WeightsTransform,
+    WidthsTransform,
+    from_json,
+    of_kind,
+    to_json,
+)
+from shortened_llm.storage.store import Store
+from tests.conftest import SaveModel, reference_to
+from tests.models.families import FAMILIES
+
+CONFIGS: dict[str, PretrainedConfig] = FAMILIES | {
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_inner=48, n_layer=6, n_head=4, n_positions=128)
+}
+SEQUENCES, LENGTH = 12, 16
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Documents:
+    path = tmp_path / "rows.jsonl"
+    rows = torch.randint(3, 97, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    source = CalibrationConfig(path=str(path), num_sequences=SEQUENCES, sequence_length=LENGTH)
+    return Documents(
+        source=source, purpose="train", shared_with=(), files=(str(path),), commit=None, field_path="calibration"
+    )
+
+
+def saved(model: PreTrainedModel, directory: Path) -> ModelRef:
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return reference_to(directory)
+
+
+def job_for(
+    ref: ModelRef, documents: Documents, criterion: str, *transforms: Transform, pattern: str = "unstructured"
+) -> WeightsJob:
+    return WeightsJob(
+        model=ref, transforms=transforms, criterion=criterion, options=WEIGHT_CRITERIA[criterion].options(),
+        pattern=parse_pattern(pattern, 0.5), pattern_name=pattern, documents=documents, calibration=documents.source,  # type: ignore[arg-type]
+        dtype="float32",
+    )  # fmt: skip
+
+
+def pruned(job: WeightsJob, store: Store) -> ModelRef:
+    job.compute(store, device="cpu", memory_gib=None)
+    found = job.stored(store)
+    assert found is not None
+    assert from_json(WeightsTransform, to_json(found)) == found
+    return job.model.view((*job.transforms, found))
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    tokens = torch.randint(3, 97, (3, LENGTH), generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode():
+        return model(input_ids=tokens, use_cache=False).logits
+
+
+def zeros(model: PreTrainedModel) -> list[int]:
+    return [
+        sum(int((layer.get_parameter("weight") == 0).sum()) for layer in linear_layers(block).values())
+        for block in find_blocks(model)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma2", "olmo2"])
+@pytest.mark.parametrize(
+    ("criterion", "pattern"), [("wanda", "2:4"), ("sparsegpt", "unstructured"), ("magnitude", "4:8")]
+)
+def test_every_way_of_loading_has_the_zeros(
+    family: str, criterion: str, pattern: str, save_random_model: SaveModel, documents: Documents, local_store: Store,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Behind a block that went; half of the weights of the others, to the weight."""
+    model, _ = save_random_model(CONFIGS[family])
+    ref = saved(model, tmp_path / family)
+    kept = tuple(index for index in range(model.config.num_hidden_layers) if index != 1)
+    view = pruned(job_for(ref, documents, criterion, BlocksTransform(kept=kept), pattern=pattern), local_store)
+    weights = of_kind(view.transforms, WeightsTransform)
+    assert weights is not None
+    assert [block for block, _ in weights.blocks] == list(kept)
+    loaded = load_model(view, "float32")
+    assert tuple(zeros(loaded)) == weights.zeros
+    size = size_of(model.config, "float32")
+    assert size.linear_parameters is not None
+    assert [2 * number for number in weights.zeros] == [size.linear_parameters[block] for block in kept]
+    after = size.after(view.transforms)
+    assert after.parameters == sum(weight.numel() for weight in loaded.parameters())
+    assert after.parameters - after.nonzero_parameters == sum(weights.zeros)
+    for index, block in enumerate(find_blocks(loaded)):
+        dense = dict(find_blocks(model)[kept[index]].named_parameters())
+        for name, weight in block.named_parameters():
+            own, before = weight.detach(), dense[name].detach()
+            if criterion != "sparsegpt":
+                assert torch.equal(own, torch.where(own == 0, 0, before))
+            elif weight.dim() == 1:
+                assert torch.equal(own, before)
+
+    sharded = empty_view(view)
+    fill_shards(sharded, view, device="cpu")
+    assert torch.equal(logits(sharded.eval()), logits(loaded))
+    streamed = StreamedModel.open(view, "float32")
+    for index, block in streamed.read_blocks(range(streamed.num_blocks)):
+        own_block = dict(find_blocks(loaded)[index].named_parameters())
+        assert all(torch.equal(weight, own_block[name]) for name, weight in block.named_parameters())
+    export_view(view, tmp_path / "out", "float32")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert torch.equal(logits(plain), logits(loaded))
+    exported = view.exported(url=str(tmp_path / "out"), fingerprint="x", files=())
+    left = of_kind(exported.transforms, WeightsTransform)
+    assert left is not None  # whoever trains it must hold them
+    assert (left.payload, left.zeros) == (None, weights.zeros)
+    assert exported.parents == ("x",)
+    again = load_model(exported, "float32")
+    assert tuple(zeros(again)) == weights.zeros
+    assert torch.equal(logits(again), logits(loaded))
+
+
+def read_by(module: nn.Module, model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(input_ids=tokens, use_cache=False)
+    hook.remove()
+    return seen[0].flatten(0, 1).double()
+
+
+def test_each_block_is_pruned_by_what_it_reads_behind_the_pruned_ones(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    loaded = load_model(pruned(job_for(ref, documents, "wanda"), local_store), "float32")
+    rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
+    tokens, reference = torch.tensor(rows), load_model(ref, "float32")
+    for index, block in enumerate(find_blocks(reference)):
+        masks = {}
+        for name, layer in linear_layers(block).items():
+            score = layer.weight.detach().double().abs() * read_by(layer, reference, tokens).norm(dim=0)  # type: ignore[operator]
+            masks[name] = score.argsort(dim=1).argsort(dim=1) >= score.shape[1] // 2
+        with torch.no_grad():
+            for name, layer in linear_layers(block).items():
+                layer.get_parameter("weight").mul_(masks[name])
+                found = find_blocks(loaded)[index].get_submodule(name).weight != 0
+                assert torch.equal(found, masks[name]), (index, name)
+
+
+def test_masks_take_a_bit_for_each_weight(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    masked, changed = (job_for(ref, documents, criterion) for criterion in ("magnitude", "sparsegpt"))
+    sizes = []
+    for job in (masked, changed):
+        tensors = of_kind(pruned(job, local_store).transforms, WeightsTransform)
+        assert tensors is not None
+        assert tensors.payload is not None
+        sizes.append(sum(file.num_bytes for file in tensors.payload.files))
+    assert sizes[0] < sizes[1] / 15  # of 32 bits, with the headers of small files
+    assert masked.identity != changed.identity
+    assert masked.identity == replace(masked, documents=None).identity, "it reads no text"
+
+
+def test_narrow_models_lose_single_weights_too(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    narrow = WidthsTransform.keeping(
+        num_groups=2, num_channels=48, channels={block: range(40) for block in range(model.config.num_hidden_layers)}
+    )
+    view = pruned(job_for(ref, documents, "wanda", narrow, pattern="2:4"), local_store)
+    loaded = load_model(view, "float32")
+    assert loaded.config.intermediate_size == 40
+    down = find_blocks(loaded)[2].mlp.down_proj.weight
+    assert ((down != 0).reshape(-1, 4).sum(dim=1) == 2).all()
+    with pytest.raises(BadInputError, match=r"pruning\.pattern: is 4:9, but self_attn\.q_proj has 32 inputs"):
+        job_for(ref, documents, "wanda", pattern="4:9").compute(local_store, device="cpu", memory_gib=None)
+
+
+def test_conv1d_is_masked_along_its_inputs(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(CONFIGS["gpt2"])
+    view = pruned(job_for(saved(model, tmp_path / "gpt2"), documents, "wanda", pattern="2:4"), local_store)
+    layer = find_blocks(load_model(view, "float32"))[0].mlp.c_fc
+    matrix = as_matrix(layer, layer.weight.detach())
+    assert matrix.shape == (48, 32)
+    assert ((matrix != 0).reshape(-1, 4).sum(dim=1) == 2).all()
+    np.testing.assert_array_equal((layer.weight != 0).sum(dim=0).numpy(), 16)
