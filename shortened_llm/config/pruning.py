@@ -232,6 +232,20 @@ class _WidthEntry(_Entry):
         return {name: getattr(self, name) for name in own} | refit | bias | self.options(criterion).model_dump()
 
 
+class AlphaOptions(Section):
+    """Blocks whose weights have heavy-tailed spectra are well trained, and lose less. Source: AlphaPruning, arXiv
+    2410.10912."""
+
+    epsilon: float = Field(0.2, ge=0, lt=1)
+    """How far the shares of blocks lie apart: before they are scaled, from 1 - epsilon to 1 + epsilon."""
+    estimator: Literal["mid", "peak"] = "mid"
+    """What counts as the tail of a spectrum. mid: its upper half, which is stable; peak: from the value on from which a
+    power law fits best, near the mode of the histogram."""
+
+    def __str__(self) -> str:
+        return f"{self.estimator} {self.epsilon:g}"
+
+
 class _WeightEntry(_Entry):
     """Single weights of the blocks' linear layers, which become zero: fewer weights that count, and no speed. Each
     criterion's options stand under its name."""
@@ -250,8 +264,22 @@ class _WeightEntry(_Entry):
     pattern: Annotated[str, BeforeValidator(_known_pattern)] = "unstructured"
     """Which weights may go together. unstructured: any, as many as search.ratios says; N:M, such as "2:4": of M
     consecutive inputs of an output N stay, which is a ratio by itself."""
+    allocation: Literal["uniform", "alpha"] = "uniform"
+    """How much of each block's weights goes. uniform: alike; alpha: by the spectra of its matrices."""
+    alpha: AlphaOptions = AlphaOptions()
     dtype: Dtype = "float32"
     """Compute type of the pass over the blocks."""
+
+    @model_validator(mode="after")
+    def _allocation_fits(self) -> "_WeightEntry":
+        if self.allocation != "uniform" and self.pattern != "unstructured":
+            raise ValueError(
+                f"allocation is {self.allocation!r}, but pattern {self.pattern} takes as much from every block; set "
+                "pattern: unstructured, or allocation: uniform"
+            )
+        if self.allocation == "uniform" and "alpha" in self.model_fields_set:
+            raise ValueError("options of alpha are given, but allocation is 'uniform'; set allocation: alpha")
+        return self
 
     @property
     def rows(self) -> Mapping[str, WeightCriterion]:
@@ -266,7 +294,8 @@ class _WeightEntry(_Entry):
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "pattern", "dtype")
-        return {name: getattr(self, name) for name in own} | self.options(criterion).model_dump()
+        alpha = {"alpha": str(self.alpha)} if self.allocation == "alpha" else {}
+        return {name: getattr(self, name) for name in own} | alpha | self.options(criterion).model_dump()
 
 
 def _with_options(

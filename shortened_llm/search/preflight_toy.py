@@ -189,7 +189,8 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
         )  # fmt: skip
         with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
             tokens = toy.tokens if job.reads_text else None
-            list(pruned_blocks(StreamedModel.open(toy.ref, "float32"), tokens, job, memory_gib=None))
+            streamed, shares = StreamedModel.open(toy.ref, "float32"), (0.5,) * toy.ref.num_blocks
+            list(pruned_blocks(streamed, tokens, job, shares, memory_gib=None))
 
 
 def try_export(toy: Toy) -> None:

@@ -33,6 +33,7 @@ def _work(choice: Choice, scoring: ScoringJob, size: ModelSize) -> PlanWork | No
             options=entry.options(choice.label.criterion),
             pattern=pattern_of(entry.pattern, choice.label.target, size),
             pattern_name=entry.pattern,
+            alpha=entry.alpha if entry.allocation == "alpha" else None,
             documents=scoring.documents,
             calibration=scoring.calibration,
             dtype=entry.dtype,

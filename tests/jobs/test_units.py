@@ -53,6 +53,9 @@ def weight(**options: object) -> list[str]:
         (weight(criteria=["ppl"]), ["pruning.criteria.0", "'ppl'", "'wanda'", "'sparsegpt'"]),
         (weight(pattern="4:4"), ["pruning.pattern", "'4:4'", "N less than M"]),
         (weight(pattern="3:7"), ["pruning.pattern: is 3:7", "128 inputs"]),
+        (weight(pattern="2:4", allocation="alpha"), ["allocation is 'alpha'", "2:4", "pattern: unstructured"]),
+        (weight(allocation="alpha", alpha={"epsilon": 1}), ["pruning.alpha.epsilon", "less than 1"]),
+        (weight(alpha={"epsilon": 0.1}), ["options of alpha", "allocation: alpha"]),
         ([*weight(), *PARAMETERS], ["search.of is 'parameters'", "stay in the files", "nonzero"]),
         ([*weight(), "--search.of", "nonzero", "--search.ratios", "[0.99]"], ["search.ratios: 0.99", "linear layers"]),
         (

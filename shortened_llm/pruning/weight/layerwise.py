@@ -3,13 +3,13 @@
 One block is in memory beside the hidden states of the calibration text and the moments of the block's inputs.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from shortened_llm.config import CalibrationConfig
+from shortened_llm.config import AlphaOptions, CalibrationConfig
 from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.data.calibration import calibration_identity, calibration_tokens
@@ -28,6 +28,7 @@ from shortened_llm.models.transforms.weights import KEPT, packed_mask
 from shortened_llm.models.view import empty_view, view_files
 from shortened_llm.models.walk import BlockWalk, sequences_in_memory
 from shortened_llm.models.write import WeightWriter, torch_dtype
+from shortened_llm.pruning.weight.allocation import allocated, spectral_exponent
 from shortened_llm.pruning.weight.masks import MASKERS, Layer
 from shortened_llm.pruning.weight.pattern import Pattern
 from shortened_llm.records import ModelRef, Payload, Transform, WeightsTransform, kept_blocks
@@ -50,6 +51,8 @@ class WeightsJob:
     options: CriterionOptions
     pattern: Pattern
     pattern_name: str
+    alpha: AlphaOptions | None = None
+    """How the share of each block follows from its spectra; None where it is that of the pattern."""
     documents: Documents | None
     """Where the criterion reads text."""
     calibration: CalibrationConfig
@@ -74,6 +77,7 @@ class WeightsJob:
             "criterion": self.criterion,
             "options": self.options.model_dump(),
             "pattern": self.pattern,
+            "alpha": self.alpha.model_dump() if self.alpha else None,
             "dtype": self.dtype,
             "calibration": text and text | {"num_sequences": self.calibration.num_sequences},
         }
@@ -107,22 +111,41 @@ class WeightsJob:
         layout = _layout(base, changes=WEIGHT_CRITERIA[self.criterion].changes_weights)
         with temporary_directory() as temporary:
             writer = WeightWriter(layout, Path(temporary), on_file=lambda _: None)
-            for index, tensors, number in pruned_blocks(streamed, self._tokens(streamed), self, memory_gib=memory_gib):
+            tokens, shares = self._tokens(streamed), self._shares(streamed)
+            for index, tensors, number in pruned_blocks(streamed, tokens, self, shares, memory_gib=memory_gib):
                 zeros.append(number)
                 for name, tensor in tensors.items():
                     writer.add(f"{index}.{name}", tensor)
             writer.close()
             payload = Payload(url=url, files=upload_directory(Path(temporary), url))
+        names = [self.pattern_name, self.criterion, *(["alpha"] if self.alpha else [])]
         kept, share = kept_blocks(self.transforms, self.model.num_blocks), 100 * self.pattern.sparsity
         transform = WeightsTransform(
             fingerprint=self.fingerprint,
-            words=f"{share:.3g} % of the blocks' weights zero ({self.pattern_name}, {self.criterion})",
+            words=f"{share:.3g} % of the blocks' weights zero ({', '.join(names)})",
             blocks=tuple((block, index) for index, block in enumerate(kept)),
             zeros=tuple(zeros),
             layers=tuple(linear_layers(find_blocks(empty_view(base))[0])),
             payload=payload,
         )
         store.write(MASKS, self.fingerprint, transform, identity=self.identity, parents=base.parents)
+
+    def _shares(self, streamed: StreamedModel) -> tuple[float, ...]:
+        """The share of each block's weights that goes."""
+        number = streamed.num_blocks
+        if self.alpha is None:
+            return (self.pattern.sparsity,) * number
+        LOGGER.info("reading the spectra")
+        qualities, sizes, steps = [], [], StepLog(number)
+        for _, block in streamed.read_blocks(range(number)):
+            weights = [layer.get_parameter("weight").detach() for layer in linear_layers(block).values()]
+            exponents = [spectral_exponent(weight, self.alpha.estimator) for weight in weights]
+            qualities.append(sum(exponents) / len(exponents))
+            sizes.append(sum(weight.numel() for weight in weights))
+            steps.add()
+        found = allocated(qualities, sizes, self.pattern.sparsity, self.alpha.epsilon)
+        LOGGER.info("shares of the blocks' weights that go: %s", " ".join(f"{share:.2f}" for share in found))
+        return found
 
     def _tokens(self, streamed: StreamedModel) -> torch.Tensor | None:
         if not self.reads_text:
@@ -156,12 +179,18 @@ def _layout(base: ModelRef, *, changes: bool) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def pruned_blocks(
-    streamed: StreamedModel, tokens: torch.Tensor | None, job: WeightsJob, *, memory_gib: float | None
+    streamed: StreamedModel,
+    tokens: torch.Tensor | None,
+    job: WeightsJob,
+    shares: Sequence[float],
+    *,
+    memory_gib: float | None,
 ) -> Iterator[tuple[int, Mapping[str, torch.Tensor], int]]:
     """Each block's tensors by their names in the layout, and how many of its weights are zero; see `WeightsJob`.
 
     Args:
         tokens: calibration sequences, [sequences, length], in CPU memory; None where the criterion reads none.
+        shares: of each block's weights, what goes.
     """
     row, steps = WEIGHT_CRITERIA[job.criterion], StepLog(streamed.num_blocks)
     walk: BlockWalk | None = None
@@ -186,11 +215,12 @@ def pruned_blocks(
             whole = layer.get_parameter("weight")
             weight = as_matrix(layer, whole).double()
             job.pattern.check(weight.shape[1], name)
+            pattern = replace(job.pattern, sparsity=shares[index])
             given = Layer(
                 weight=weight,
                 moments=moments[name] if walk is not None else None,
                 num_sequences=0 if tokens is None else len(tokens),
-                pattern=job.pattern,
+                pattern=pattern,
                 options=job.options,
             )
             new, kept = MASKERS[job.criterion](given)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from jobs.assets.tiny import byte_tokenizer
-from shortened_llm.config import CalibrationConfig
+from shortened_llm.config import AlphaOptions, CalibrationConfig
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
@@ -206,6 +206,27 @@ def test_narrow_models_lose_single_weights_too(
     assert ((down != 0).reshape(-1, 4).sum(dim=1) == 2).all()
     with pytest.raises(BadInputError, match=r"pruning\.pattern: is 4:9, but self_attn\.q_proj has 32 inputs"):
         job_for(ref, documents, "wanda", pattern="4:9").compute(local_store, device="cpu", memory_gib=None)
+
+
+def test_shares_of_blocks_follow_from_their_spectra(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    """Half of all weights go, fewer of a block whose matrices have heavy tails."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    with torch.no_grad():
+        for layer in linear_layers(find_blocks(model)[2]).values():
+            weight = layer.get_parameter("weight")
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            values[:] = values[0] * torch.arange(1, len(values) + 1) ** -1.5
+            weight.copy_(left @ torch.diag(values) @ right)
+    ref = saved(model, tmp_path / "model")
+    job = replace(job_for(ref, documents, "wanda"), alpha=AlphaOptions(epsilon=0.3))
+    found = zeros(load_model(pruned(job, local_store), "float32"))
+    sizes = size_of(model.config, "float32").linear_parameters
+    assert sizes is not None
+    assert sum(found) / sum(sizes) == pytest.approx(0.5, abs=0.02)  # each row is rounded down
+    assert min(found) == found[2] < 0.75 * sorted(found)[1]
+    assert job.identity != replace(job, alpha=None).identity
 
 
 def test_conv1d_is_masked_along_its_inputs(
