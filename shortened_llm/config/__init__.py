@@ -16,7 +16,15 @@ from shortened_llm.config.evaluation import (
 from shortened_llm.config.experiment import ExperimentConfig, changed_keys, entry_paths, flatten
 from shortened_llm.config.messages import describe_errors, parse_config, require_sections
 from shortened_llm.config.model import ModelConfig
-from shortened_llm.config.pruning import AlphaOptions, DepthPruning, Pruning, Refit, WeightPruning, WidthPruning
+from shortened_llm.config.pruning import (
+    AlphaOptions,
+    DepthPruning,
+    JointRefit,
+    Pruning,
+    Refit,
+    WeightPruning,
+    WidthPruning,
+)
 from shortened_llm.config.resources import DRIVER_RESOURCE, TRIAL_DRIVER_CPUS, NodeGroup, ResourcesConfig
 from shortened_llm.config.retraining import RetrainingConfig, retraining_section
 from shortened_llm.config.search import Control, SearchSection

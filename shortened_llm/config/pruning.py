@@ -246,6 +246,17 @@ class AlphaOptions(Section):
         return f"{self.estimator} {self.epsilon:g}"
 
 
+class JointRefit(Section):
+    """The weights of each output that stay are the best there are for its mask: all of them make up for all that go.
+    Source: MRP, arXiv 2410.15567, section 3."""
+
+    damping: float = Field(0.01, gt=0)
+    """Share of the mean of its diagonal that is added to the diagonal of 2 X Xᵀ."""
+
+    def __str__(self) -> str:
+        return f"{self.damping:g}"
+
+
 class _WeightEntry(_Entry):
     """Single weights of the blocks' linear layers, which become zero: fewer weights that count, and no speed. Each
     criterion's options stand under its name."""
@@ -267,6 +278,9 @@ class _WeightEntry(_Entry):
     allocation: Literal["uniform", "alpha"] = "uniform"
     """How much of each block's weights goes. uniform: alike; alpha: by the spectra of its matrices."""
     alpha: AlphaOptions = AlphaOptions()
+    refit: JointRefit | None = None
+    """How the weights that stay make up for those that go, in the place of what a criterion does by itself; reads
+    calibration text. With sparsegpt its mask, which it chooses by its own updates, has the best of both."""
     dtype: Dtype = "float32"
     """Compute type of the pass over the blocks."""
 
@@ -288,14 +302,15 @@ class _WeightEntry(_Entry):
 
     @property
     def compensates(self) -> bool:
-        """Whether anything is computed anew; text is read by some criteria alone."""
-        return False
+        """Whether the weights that stay become others, whatever the criterion, which takes calibration text."""
+        return self.refit is not None
 
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "pattern", "dtype")
         alpha = {"alpha": str(self.alpha)} if self.allocation == "alpha" else {}
-        return {name: getattr(self, name) for name in own} | alpha | self.options(criterion).model_dump()
+        refit = {"refit": str(self.refit)} if self.refit else {}
+        return {name: getattr(self, name) for name in own} | alpha | refit | self.options(criterion).model_dump()
 
 
 def _with_options(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from shortened_llm.config.pruning import Pruning
+from shortened_llm.config.pruning import Pruning, WidthPruning
 from shortened_llm.config.retraining import RetrainingConfig
 from shortened_llm.config.search import SearchSection
 from shortened_llm.config.text import CalibrationConfig
@@ -42,7 +42,7 @@ def check_held_out(prunings: Sequence[Pruning], calibrations: Sequence[Calibrati
         ValueError: naming the field.
     """
     fewest = min(one.num_sequences for one in calibrations)
-    if fewest < 2 and any(entry.unit == "width" and entry.refit for entry in prunings):
+    if fewest < 2 and any(isinstance(entry, WidthPruning) and entry.refit for entry in prunings):
         raise ValueError(
             f"calibration.num_sequences is {fewest}, but pruning.refit chooses its damping on sequences that it holds "
             "out; give at least 2"

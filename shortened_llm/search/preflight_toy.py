@@ -185,7 +185,8 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
     for name in entry.criteria:
         job = WeightsJob(
             model=toy.ref, transforms=(), criterion=name, options=entry.options(name), pattern=pattern,
-            pattern_name="unstructured", documents=None, calibration=CalibrationConfig(path="toy"), dtype="float32",
+            pattern_name="unstructured", refit=entry.refit, documents=None, dtype="float32",
+            calibration=CalibrationConfig(path="toy"),
         )  # fmt: skip
         with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
             tokens = toy.tokens if job.reads_text else None

@@ -34,6 +34,7 @@ def _work(choice: Choice, scoring: ScoringJob, size: ModelSize) -> PlanWork | No
             pattern=pattern_of(entry.pattern, choice.label.target, size),
             pattern_name=entry.pattern,
             alpha=entry.alpha if entry.allocation == "alpha" else None,
+            refit=entry.refit,
             documents=scoring.documents,
             calibration=scoring.calibration,
             dtype=entry.dtype,

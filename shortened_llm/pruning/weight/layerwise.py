@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shortened_llm.config import AlphaOptions, CalibrationConfig
+from shortened_llm.config import AlphaOptions, CalibrationConfig, JointRefit
 from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.data.calibration import calibration_identity, calibration_tokens
@@ -29,6 +29,7 @@ from shortened_llm.models.view import empty_view, view_files
 from shortened_llm.models.walk import BlockWalk, sequences_in_memory
 from shortened_llm.models.write import WeightWriter, torch_dtype
 from shortened_llm.pruning.weight.allocation import allocated, spectral_exponent
+from shortened_llm.pruning.weight.joint import joint_update
 from shortened_llm.pruning.weight.masks import MASKERS, Layer
 from shortened_llm.pruning.weight.pattern import Pattern
 from shortened_llm.records import ModelRef, Payload, Transform, WeightsTransform, kept_blocks
@@ -53,15 +54,22 @@ class WeightsJob:
     pattern_name: str
     alpha: AlphaOptions | None = None
     """How the share of each block follows from its spectra; None where it is that of the pattern."""
+    refit: JointRefit | None = None
+    """How the weights that stay are computed; None: as the criterion does."""
     documents: Documents | None
-    """Where the criterion reads text."""
+    """Where text is read."""
     calibration: CalibrationConfig
     dtype: str
     """Compute type of the pass."""
 
     @property
     def reads_text(self) -> bool:
-        return WEIGHT_CRITERIA[self.criterion].reads_text
+        return WEIGHT_CRITERIA[self.criterion].reads_text or self.refit is not None
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the weights that stay become others."""
+        return WEIGHT_CRITERIA[self.criterion].changes_weights or self.refit is not None
 
     @property
     def fingerprint(self) -> str:
@@ -77,6 +85,7 @@ class WeightsJob:
             "criterion": self.criterion,
             "options": self.options.model_dump(),
             "pattern": self.pattern,
+            "refit": self.refit.model_dump() if self.refit else None,
             "alpha": self.alpha.model_dump() if self.alpha else None,
             "dtype": self.dtype,
             "calibration": text and text | {"num_sequences": self.calibration.num_sequences},
@@ -108,7 +117,7 @@ class WeightsJob:
         streamed = StreamedModel.open(base, self.dtype, device=device)
         url = store.attempt_url(MASKS, self.fingerprint)
         zeros: list[int] = []
-        layout = _layout(base, changes=WEIGHT_CRITERIA[self.criterion].changes_weights)
+        layout = _layout(base, changes=self.changes_weights)
         with temporary_directory() as temporary:
             writer = WeightWriter(layout, Path(temporary), on_file=lambda _: None)
             tokens, shares = self._tokens(streamed), self._shares(streamed)
@@ -118,7 +127,12 @@ class WeightsJob:
                     writer.add(f"{index}.{name}", tensor)
             writer.close()
             payload = Payload(url=url, files=upload_directory(Path(temporary), url))
-        names = [self.pattern_name, self.criterion, *(["alpha"] if self.alpha else [])]
+        names = [
+            self.pattern_name,
+            self.criterion,
+            *(["alpha"] if self.alpha else []),
+            *(["refitted"] if self.refit else []),
+        ]
         kept, share = kept_blocks(self.transforms, self.model.num_blocks), 100 * self.pattern.sparsity
         transform = WeightsTransform(
             fingerprint=self.fingerprint,
@@ -192,7 +206,7 @@ def pruned_blocks(
         tokens: calibration sequences, [sequences, length], in CPU memory; None where the criterion reads none.
         shares: of each block's weights, what goes.
     """
-    row, steps = WEIGHT_CRITERIA[job.criterion], StepLog(streamed.num_blocks)
+    is_joint, steps = WEIGHT_CRITERIA[job.criterion].joint or job.refit is not None, StepLog(streamed.num_blocks)
     walk: BlockWalk | None = None
     if tokens is not None:
         fitting = sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib)
@@ -205,7 +219,7 @@ def pruned_blocks(
         states = walk.new_states(1, tokens)[0]
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):
         layers = linear_layers(block)
-        moments = {name: Moments(joint=row.joint) for name in layers}
+        moments = {name: Moments(joint=is_joint) for name in layers}
         if walk is not None:
             with observed(block, moments):
                 for sequences in states.split(walk.sequences_per_call):
@@ -224,9 +238,11 @@ def pruned_blocks(
                 options=job.options,
             )
             new, kept = MASKERS[job.criterion](given)
+            if job.refit:
+                new = joint_update(weight, kept, given.hessian, damping=job.refit.damping)
             whole.copy_(as_matrix(layer, new))
             zeros += int((~kept).sum())
-            if row.changes_weights:
+            if job.changes_weights:
                 found[f"{name}.weight"] = as_matrix(layer, new)
             else:
                 found[f"{name}.weight{KEPT}"] = packed_mask(as_matrix(layer, kept))

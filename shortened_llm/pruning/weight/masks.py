@@ -24,6 +24,13 @@ class Layer:
     options: Any
     """The criterion's own."""
 
+    @property
+    def hessian(self) -> torch.Tensor:
+        """2 X Xᵀ, of the mean sequence, [inputs, inputs]."""
+        assert self.moments is not None
+        gram = self.moments.gram(torch.zeros_like(self.moments.mean))
+        return gram * (2 * self.moments.count / self.num_sequences)
+
 
 def magnitude(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask, True where a weight stays."""
@@ -40,12 +47,8 @@ def wanda(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
 
 def by_sparsegpt(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask."""
-    assert layer.moments is not None
-    gram = layer.moments.gram(torch.zeros_like(layer.moments.mean))
-    hessian = gram * (2 * layer.moments.count / layer.num_sequences)
-    return sparsegpt(
-        layer.weight, hessian, layer.pattern, damping=layer.options.damping, block_size=layer.options.block_size
-    )
+    options = layer.options
+    return sparsegpt(layer.weight, layer.hessian, layer.pattern, damping=options.damping, block_size=options.block_size)
 
 
 MASKERS: dict[str, Callable[[Layer], tuple[torch.Tensor, torch.Tensor]]] = {

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from jobs.assets.tiny import byte_tokenizer
-from shortened_llm.config import AlphaOptions, CalibrationConfig
+from shortened_llm.config import AlphaOptions, CalibrationConfig, JointRefit
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
@@ -227,6 +227,25 @@ def test_shares_of_blocks_follow_from_their_spectra(
     assert sum(found) / sum(sizes) == pytest.approx(0.5, abs=0.02)  # each row is rounded down
     assert min(found) == found[2] < 0.75 * sorted(found)[1]
     assert job.identity != replace(job, alpha=None).identity
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt"])
+def test_refit_makes_the_most_of_a_mask(
+    criterion: str, save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    """In the first block, whose inputs are the dense model's: the mask stays, and the outputs are nearer."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    job = job_for(ref, documents, criterion)
+    refitted = replace(job, refit=JointRefit(damping=1e-6))
+    rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
+    plain, better = (load_model(pruned(one, local_store), "float32") for one in (job, refitted))
+    for name, layer in linear_layers(find_blocks(model)[0]).items():
+        inputs, dense = read_by(layer, model, torch.tensor(rows)), layer.get_parameter("weight").detach().double()
+        found = [find_blocks(one)[0].get_submodule(name).get_parameter("weight").detach() for one in (plain, better)]
+        assert torch.equal(found[0] == 0, found[1] == 0)
+        losses = [(inputs @ (dense - one.double()).T).square().sum().item() for one in found]
+        assert losses[1] < losses[0], name
 
 
 def test_conv1d_is_masked_along_its_inputs(
