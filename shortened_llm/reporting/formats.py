@@ -122,6 +122,8 @@ def bin_name(asked: Bin, num_blocks: int) -> str:
         return f"{value} of {num_blocks} blocks"
     if of == "sublayers":
         return f"{value} of {num_units('sublayer', num_blocks)} sub-layers"
+    if of == "nonzero":
+        return f"{ratio(value)} of parameters removed or zero"
     return f"{ratio(value)} of {of} removed"
 
 
