@@ -1,6 +1,5 @@
 """Narrowed models whose output projections make up for what is gone: planted structure, loading, export."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from jobs.assets.tiny import byte_tokenizer
-from shortened_llm.config import CalibrationConfig, Refit
+from shortened_llm.config import Refit
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.models.axes import axes_of, widths_of
@@ -31,32 +29,15 @@ from shortened_llm.records import (
     to_json,
 )
 from shortened_llm.storage.store import Store
-from tests.conftest import SaveModel, reference_to
+from tests.conftest import SaveModel
 from tests.models.families import COMMON, FAMILIES
+from tests.pruning.conftest import LENGTH, saved
 
 CONFIGS: dict[str, PretrainedConfig] = FAMILIES | {
     "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_inner=48, n_layer=6, n_head=4, n_positions=128)
 }
 MLP_BIAS: PretrainedConfig = LlamaConfig(**COMMON | {"mlp_bias": True})
-SEQUENCES, LENGTH = 12, 16
 ALMOST_NONE = Refit(damping=(1e-10,))
-
-
-@pytest.fixture
-def documents(tmp_path: Path) -> Documents:
-    path = tmp_path / "rows.jsonl"
-    rows = torch.randint(3, 97, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
-    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    source = CalibrationConfig(path=str(path), num_sequences=SEQUENCES, sequence_length=LENGTH)
-    return Documents(
-        source=source, purpose="train", shared_with=(), files=(str(path),), commit=None, field_path="calibration"
-    )
-
-
-def saved(model: PreTrainedModel, directory: Path) -> ModelRef:
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    return reference_to(directory)
 
 
 def without_channels(config: PretrainedConfig, removed: dict[int, set[int]]) -> WidthsTransform:
