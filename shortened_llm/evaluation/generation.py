@@ -21,9 +21,9 @@ from transformers import (
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.parts import parts_of_blocks
-from shortened_llm.models.transforms import KINDS
+from shortened_llm.models.transforms import times_left
 from shortened_llm.models.transforms.kind import BlockTime
-from shortened_llm.records import GenerationSpeed, Transform, kept_blocks
+from shortened_llm.records import GenerationSpeed, Transform
 
 T = TypeVar("T")
 
@@ -176,13 +176,10 @@ class TimeShares:
         """
         if shortening is None:
             return None
-        kept, times = kept_blocks(shortening, len(self.blocks)), self.blocks
-        for kind, transform in ((KINDS[name], one) for name in KINDS for one in shortening if one.kind == name):
-            left = kind.time_left(times, kept, transform)
-            if left is None:
-                return None
-            times = tuple(left)
-        return 1 / (1 - sum(time.whole for time in self.blocks) + sum(time.whole for time in times))
+        left = times_left(self.blocks, shortening)
+        if left is None:
+            return None
+        return 1 / (1 - sum(time.whole for time in self.blocks) + sum(time.whole for time in left))
 
 
 def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: int) -> TimeShares:

@@ -11,11 +11,11 @@ class PlanWork(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of what is computed."""
+        """The identity of what is computed."""
 
     @property
     def title(self) -> str:
-        """What it does, for logs: `compensate`, `prune weights`."""
+        """A word or two for logs, such as `compensate`."""
 
     def stored(self, store: Store) -> Transform | None:
         """How it is loaded, where it is stored."""
