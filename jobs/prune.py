@@ -14,7 +14,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
 from shortened_llm.records import ModelRef, ModelSize, PlanLabel, PrunePlan, Scores
 from shortened_llm.reporting.card import plan_card
-from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
+from shortened_llm.scoring.job import ScoringJob, by_ranking, scoring_jobs
 from shortened_llm.search.preflight import ScoringFacts, check_pruning
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.search.works import pending_works, plan_works, with_works
@@ -79,8 +79,7 @@ def plans_here(
 ) -> tuple[PrunePlan, ...]:
     """The plans by the scores that the jobs ask for, compensated in this process."""
     chosen = choices(config.search, scores, size)
-    by_ranking = {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
-    wanted = plan_works(chosen, by_ranking, size)
+    wanted = plan_works(chosen, by_ranking(scores, jobs), size)
     for name, work in pending_works(wanted, store).items():
         with about(name):
             work.compute(store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)

@@ -15,15 +15,14 @@ import torch
 from torch import nn
 
 from shortened_llm.config import CalibrationConfig, Refit
-from shortened_llm.data.calibration import calibration_identity, calibration_tokens
+from shortened_llm.data.calibration import calibration_identity
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.axes import NOTHING, Axis, axes_of
 from shortened_llm.models.biases import Biases, biases_of
-from shortened_llm.models.directory import load_tokenizer, model_directory
-from shortened_llm.models.families import needs_bos
+from shortened_llm.models.calibration import model_tokens
 from shortened_llm.models.files import TensorHeader, block_prefix
 from shortened_llm.models.moments import Moments, layer_of, observed
 from shortened_llm.models.stream import StreamedModel
@@ -102,13 +101,7 @@ class CompensationJob:
         LOGGER.info("reading the model")
         rest = tuple(one for one in self.transforms if not isinstance(one, WidthsTransform))
         streamed = StreamedModel.open(self.model.view(rest), self.dtype, device=device)
-        tokens = calibration_tokens(
-            self.documents,
-            self.calibration,
-            load_tokenizer(model_directory(self.model)),
-            vocab_size=len(streamed.model.get_input_embeddings().weight),
-            bos=needs_bos(self.calibration.bos, streamed.model.config.model_type),
-        )
+        tokens = model_tokens(self.model, streamed, self.documents, self.calibration)
         projections = Projections.of(self.narrowed, refits=self.refit is not None, bias=self.bias)
         chosen: Counter[float | None] = Counter()
         url = store.attempt_url(COMPENSATIONS, self.fingerprint)

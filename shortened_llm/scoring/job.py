@@ -7,7 +7,7 @@ from itertools import pairwise
 from shortened_llm.config import CalibrationConfig, DepthPruning, ExperimentConfig, Pruning, WidthPruning
 from shortened_llm.data.calibration import calibration_identity
 from shortened_llm.data.sources import Documents
-from shortened_llm.records import ModelRef, Narrowing, PruneUnit, num_units, units_gone, units_of
+from shortened_llm.records import ModelRef, Narrowing, PruneUnit, Scores, num_units, units_gone, units_of
 from shortened_llm.records.transform import after_export
 
 STAGE_VERSION = 4
@@ -114,6 +114,11 @@ def rankings(jobs: Sequence[ScoringJob]) -> tuple[tuple[str, ScoringJob], ...]:
         for job in jobs
         if job.pruning == entry and criterion in job.criteria
     )
+
+
+def by_ranking(scores: Sequence[Scores], jobs: Sequence[ScoringJob]) -> dict[str, ScoringJob]:
+    """What each ranking is scored by; the scores are those that the jobs ask for, in their order."""
+    return {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,9 @@ import torch
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import BlockStatistic
 from shortened_llm.criteria.width.criterion import INPUTS, OPTIMAL_BRAIN, TAYLOR, WEIGHTS
-from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.directory import load_tokenizer, model_directory
-from shortened_llm.models.families import needs_bos
+from shortened_llm.models.calibration import model_tokens
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.records import Payload, PruneUnit
 from shortened_llm.scoring.greedy_ppl import measure_greedy_ppl
@@ -151,13 +149,7 @@ def _values(unit: Unit, job: ScoringJob, device: str, memory_gib: float | None) 
 def _tokens(unit: Unit, job: ScoringJob, streamed: StreamedModel) -> torch.Tensor:
     """The unit's calibration sequences."""
     assert job.documents is not None, f"{unit.name} reads text"
-    return calibration_tokens(
-        job.documents,
-        job.calibration,
-        load_tokenizer(model_directory(job.model)),
-        vocab_size=len(streamed.model.get_input_embeddings().weight),
-        bos=needs_bos(job.calibration.bos, streamed.model.config.model_type),
-    )[unit.start : unit.stop]
+    return model_tokens(job.model, streamed, job.documents, job.calibration)[unit.start : unit.stop]
 
 
 def measured(criterion: str, job: ScoringJob, store: Store, *, num_shards: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import Choice, choices, dense_plan, make_plans, one_of_each_target
 from shortened_llm.records import PrunePlan, Scores
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
+from shortened_llm.scoring.job import by_ranking as jobs_by_ranking
 from shortened_llm.scoring.score import score_one
 from shortened_llm.search.baseline import DenseScores, submit_dense
 from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
@@ -92,8 +93,7 @@ def _candidates(
 ) -> Candidates:
     """Every plan of the configuration, tried on a toy of the model, as is the first part of those in rounds."""
     chosen, drawn = choices(config.search, scores, facts.size), tuple[Choice, ...]()
-    asked = rankings(jobs)
-    wanted = plan_works(chosen, {s.ranking: job for s, (_, job) in zip(scores, asked, strict=True)}, facts.size)
+    wanted = plan_works(chosen, jobs_by_ranking(scores, jobs), facts.size)
     if "random" in config.search.controls:
         of_units = {job.unit: job for job in jobs[::-1]}.values()
         by_chance = {job: score_one("random", job, store) for job in of_units}

@@ -7,7 +7,7 @@ from shortened_llm.config import ExperimentConfig
 from shortened_llm.models.stage import stage_model
 from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
 from shortened_llm.records import ModelRef, PrunePlan, RetrainedModel, TrialSpec
-from shortened_llm.scoring.job import rankings, scoring_jobs
+from shortened_llm.scoring.job import by_ranking, scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.packing import start_packing
@@ -83,7 +83,7 @@ def _plan(
     chosen = choices(config.search, scores, facts.size)
     first = make_plans(chosen, facts.size)[0]
     try_plans(facts.model_config, facts.tokenizer, [first.transforms])
-    by_ranking = {one.ranking: job for one, (_, job) in zip(scores, rankings(jobs), strict=True)}
-    wanted = plan_works([one for one in chosen if one.label in first.labels], by_ranking, facts.size)
+    own = [one for one in chosen if one.label in first.labels]
+    wanted = plan_works(own, by_ranking(scores, jobs), facts.size)
     compute_all(wanted, config.resources, store, progress)
     return make_plans(with_works(wanted, wanted, store), facts.size)[0] if wanted else first

@@ -12,14 +12,13 @@ import torch
 from shortened_llm.config import AlphaOptions, CalibrationConfig, JointRefit
 from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
-from shortened_llm.data.calibration import calibration_identity, calibration_tokens
+from shortened_llm.data.calibration import calibration_identity
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.directory import load_tokenizer, model_directory
-from shortened_llm.models.families import needs_bos
+from shortened_llm.models.calibration import model_tokens
 from shortened_llm.models.files import TensorHeader, block_prefix
 from shortened_llm.models.linears import as_matrix, linear_layers
 from shortened_llm.models.moments import Moments, observed
@@ -165,13 +164,7 @@ class WeightsJob:
         if not self.reads_text:
             return None
         assert self.documents is not None, f"{self.criterion} reads text"
-        return calibration_tokens(
-            self.documents,
-            self.calibration,
-            load_tokenizer(model_directory(self.model)),
-            vocab_size=len(streamed.model.get_input_embeddings().weight),
-            bos=needs_bos(self.calibration.bos, streamed.model.config.model_type),
-        )
+        return model_tokens(self.model, streamed, self.documents, self.calibration)
 
 
 def _layout(base: ModelRef, *, changes: bool) -> dict[str, torch.Tensor]:
