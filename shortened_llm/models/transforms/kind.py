@@ -1,7 +1,7 @@
 """What a kind of transform has to say."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +50,13 @@ class TransformKind:
     time_left: Callable[[Sequence[BlockTime], Sequence[int], Any], Sequence[BlockTime] | None]
     """Takes the time of each block of the dense model, and which blocks stay; returns the times that are left, or None
     where they cannot be told."""
+
+
+def known_to_fit(config: PretrainedConfig, transform: object) -> None:
+    """The check of tensors that were computed: whoever did that found their places."""
+
+
+@contextmanager
+def as_it_is(model: PreTrainedModel, transform: object, tokens: torch.Tensor) -> Iterator[None]:
+    """The imitation of tensors that were computed: a toy has none of them."""
+    yield

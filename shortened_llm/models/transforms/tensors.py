@@ -1,15 +1,13 @@
 """Some tensors of the blocks are read from other files: what pruning computed anew, in the form in which the other
 transforms leave it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from shortened_llm.models.files import TensorHeader, read_headers
-from shortened_llm.models.transforms.kind import BlockTime, TransformKind
+from shortened_llm.models.transforms.kind import BlockTime, TransformKind, as_it_is, known_to_fit
 from shortened_llm.records import TensorsTransform
 from shortened_llm.storage.payload import local_directory
 
@@ -35,16 +33,6 @@ def other_files(
     return found
 
 
-def always(config: PretrainedConfig, transform: TensorsTransform) -> None:
-    """Whoever computed the tensors knew the architecture."""
-
-
-@contextmanager
-def without_them(model: PreTrainedModel, transform: TensorsTransform, tokens: torch.Tensor) -> Iterator[None]:
-    """A toy has none."""
-    yield
-
-
 def of_toy(config: PretrainedConfig, transform: TensorsTransform) -> TensorsTransform:
     """Nothing: the tensors fit no other model."""
     return replace(transform, blocks=(), config_fields=())
@@ -56,11 +44,11 @@ def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: Tensor
 
 
 TENSORS = TransformKind(
-    check=always,
+    check=known_to_fit,
     config=with_fields,
     files=other_files,
     change=None,
-    imitate=without_them,
+    imitate=as_it_is,
     of_toy=of_toy,
     time_left=time_left,
 )

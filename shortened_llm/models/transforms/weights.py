@@ -1,15 +1,14 @@
 """Single weights are zero: masks, or weights that changed with them, lie in files of their own."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from shortened_llm.models.files import TensorHeader, TensorPlace, read_headers
-from shortened_llm.models.transforms.kind import BlockTime, TransformKind
+from shortened_llm.models.transforms.kind import BlockTime, TransformKind, as_it_is, known_to_fit
 from shortened_llm.records import WeightsTransform
 from shortened_llm.storage.payload import local_directory
 
@@ -43,16 +42,6 @@ def masked_files(
     return found
 
 
-def always(config: PretrainedConfig, transform: WeightsTransform) -> None:
-    """Whoever computed the masks found the layers."""
-
-
-@contextmanager
-def without_them(model: PreTrainedModel, transform: WeightsTransform, tokens: torch.Tensor) -> Iterator[None]:
-    """A toy has none."""
-    yield
-
-
 def of_toy(config: PretrainedConfig, transform: WeightsTransform) -> WeightsTransform:
     """Nothing: the masks fit no other model."""
     return replace(transform, blocks=(), zeros=())
@@ -64,11 +53,11 @@ def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: Weight
 
 
 WEIGHTS = TransformKind(
-    check=always,
+    check=known_to_fit,
     config=lambda config, transform: config,
     files=masked_files,
     change=None,
-    imitate=without_them,
+    imitate=as_it_is,
     of_toy=of_toy,
     time_left=time_left,
 )
