@@ -8,9 +8,6 @@ import yaml
 from jobs import evaluate, prune, retrain, score, search, submit
 from jobs.cli import run
 from shortened_llm.records import UnitScores, from_json
-from tests.jobs.test_cli import Main, command
-
-__all__ = ["command"]
 
 SECTIONS = ("search", "retraining", "evaluation")
 MAINS = {"search": search, "evaluate": evaluate, "retrain": retrain, "prune": prune, "submit": submit, "score": score}
@@ -71,7 +68,7 @@ def test_a_section_that_is_needed_is_named_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = files(tmp_path)
-    main: Main = MAINS[verb].main
+    main = MAINS[verb].main
     code, out, err = command(main, *flags, values=without(tiny_values, *absent))
     assert (code, out) == (2, "")
     lines = err.splitlines()
