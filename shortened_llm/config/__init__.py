@@ -17,7 +17,6 @@ from shortened_llm.config.experiment import ExperimentConfig, changed_keys, entr
 from shortened_llm.config.messages import describe_errors, parse_config, require_sections
 from shortened_llm.config.model import ModelConfig
 from shortened_llm.config.pruning import (
-    AlphaOptions,
     DepthPruning,
     JointRefit,
     Pruning,

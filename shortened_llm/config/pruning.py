@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +20,9 @@ from shortened_llm.config.base import DEPTH, WEIGHT, WIDTH, Dtype
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import Criterion, CriterionOptions
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
-from shortened_llm.criteria.weight.criterion import WeightCriterion
+from shortened_llm.criteria.weight.allocation import ALLOCATORS
+from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions, WeightStep
+from shortened_llm.criteria.weight.refinement import REFINERS
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthCriterion
 from shortened_llm.fields import Section, as_tuple, distinct
@@ -28,22 +30,16 @@ from shortened_llm.fields import Section, as_tuple, distinct
 UNITS = ("block", "sublayer", "width", "weight")
 
 
-def _known_criterion(name: str) -> str:
-    if name not in CRITERIA:
-        raise ValueError(f"should be one of {', '.join(map(repr, CRITERIA))}")
-    return name
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    """A validator of a name."""
+    allowed = tuple(names)
 
+    def check(name: str) -> str:
+        if name not in allowed:
+            raise ValueError(f"should be one of {', '.join(map(repr, allowed))}")
+        return name
 
-def _known_width_criterion(name: str) -> str:
-    if name not in WIDTH_CRITERIA:
-        raise ValueError(f"should be one of {', '.join(map(repr, WIDTH_CRITERIA))}")
-    return name
-
-
-def _known_weight_criterion(name: str) -> str:
-    if name not in WEIGHT_CRITERIA:
-        raise ValueError(f"should be one of {', '.join(map(repr, WEIGHT_CRITERIA))}")
-    return name
+    return AfterValidator(check)
 
 
 def _known_pattern(text: object) -> object:
@@ -114,7 +110,7 @@ class _DepthEntry(_Entry):
     unit: Annotated[Literal["block", "sublayer"], BeforeValidator(_known_unit)] = "block"
     """What is removed. block: a decoder layer; sublayer: its attention or its MLP, each by itself."""
     criteria: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_criterion)], ...],
+        tuple[Annotated[str, _one_of(CRITERIA)], ...],
         BeforeValidator(as_tuple),
         AfterValidator(distinct),
     ] = Field(
@@ -181,7 +177,7 @@ class _WidthEntry(_Entry):
     unit: Literal["width"]
     """What is removed. width: key-value heads, each with its query heads, and channels of the MLP."""
     criteria: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_width_criterion)], ...],
+        tuple[Annotated[str, _one_of(WIDTH_CRITERIA)], ...],
         BeforeValidator(as_tuple),
         AfterValidator(distinct),
     ] = Field(
@@ -232,20 +228,6 @@ class _WidthEntry(_Entry):
         return {name: getattr(self, name) for name in own} | refit | bias | self.options(criterion).model_dump()
 
 
-class AlphaOptions(Section):
-    """Blocks whose weights have heavy-tailed spectra are well trained, and lose less. Source: AlphaPruning, arXiv
-    2410.10912."""
-
-    epsilon: float = Field(0.2, ge=0, lt=1)
-    """How far the shares of blocks lie apart: before they are scaled, from 1 - epsilon to 1 + epsilon."""
-    estimator: Literal["mid", "peak"] = "mid"
-    """What counts as the tail of a spectrum. mid: its upper half, which is stable; peak: from the value on from which a
-    power law fits best, near the mode of the histogram."""
-
-    def __str__(self) -> str:
-        return f"{self.estimator} {self.epsilon:g}"
-
-
 class JointRefit(Section):
     """The weights of each output that stay are the best there are for its mask: all of them make up for all that go.
     Source: MRP, arXiv 2410.15567, section 3."""
@@ -258,13 +240,13 @@ class JointRefit(Section):
 
 
 class _WeightEntry(_Entry):
-    """Single weights of the blocks' linear layers, which become zero: fewer weights that count, and no speed. Each
-    criterion's options stand under its name."""
+    """Single weights of the blocks' linear layers, which become zero: fewer weights that count, and no speed. The
+    options of each criterion, allocation and refinement stand under its name."""
 
     unit: Literal["weight"]
     """What is removed. weight: single weights."""
     criteria: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_weight_criterion)], ...],
+        tuple[Annotated[str, _one_of(WEIGHT_CRITERIA)], ...],
         BeforeValidator(as_tuple),
         AfterValidator(distinct),
     ] = Field(
@@ -275,9 +257,12 @@ class _WeightEntry(_Entry):
     pattern: Annotated[str, BeforeValidator(_known_pattern)] = "unstructured"
     """Which weights may go together. unstructured: any, as many as search.ratios says; N:M, such as "2:4": of M
     consecutive inputs of an output N stay, which is a ratio by itself."""
-    allocation: Literal["uniform", "alpha"] = "uniform"
-    """How much of each block's weights goes. uniform: alike; alpha: by the spectra of its matrices."""
-    alpha: AlphaOptions = AlphaOptions()
+    allocation: Annotated[str, _one_of(("uniform", *ALLOCATORS))] = "uniform"
+    """How much of each block's weights goes. uniform: alike; alpha: by the spectra of its matrices; owl: by how many of
+    its weights stand out."""
+    refine: Annotated[str, _one_of(("none", *REFINERS))] = "none"
+    """Which weights come back while as many others go, once the criterion has chosen. none; dsnot: those that keep an
+    output's mean; barber: those with the larger gradients. The weights that stay are then those of the model."""
     refit: JointRefit | None = None
     """How the weights that stay make up for those that go, in the place of what a criterion does by itself; reads
     calibration text. With sparsegpt its mask, which it chooses by its own updates, has the best of both."""
@@ -285,15 +270,31 @@ class _WeightEntry(_Entry):
     """Compute type of the pass over the blocks."""
 
     @model_validator(mode="after")
-    def _allocation_fits(self) -> "_WeightEntry":
-        if self.allocation != "uniform" and self.pattern != "unstructured":
-            raise ValueError(
-                f"allocation is {self.allocation!r}, but pattern {self.pattern} takes as much from every block; set "
-                "pattern: unstructured, or allocation: uniform"
-            )
-        if self.allocation == "uniform" and "alpha" in self.model_fields_set:
-            raise ValueError("options of alpha are given, but allocation is 'uniform'; set allocation: alpha")
+    def _steps_fit(self) -> "_WeightEntry":
+        for field, table in (("allocation", ALLOCATORS), ("refine", REFINERS)):
+            chosen = getattr(self, field)
+            for name in table:
+                if name in self.model_fields_set and name != chosen:
+                    raise ValueError(f"options of {name} are given, but {field} is {chosen!r}; set {field}: {name}")
+        for name in (*self.criteria, self.allocation, self.refine):
+            if isinstance(options := getattr(self, name, None), WeightOptions):
+                options.check(name, self.pattern)
         return self
+
+    @property
+    def allocator(self) -> WeightOptions | None:
+        """How the share of each block follows; None: it is that of all."""
+        return getattr(self, self.allocation, None)
+
+    @property
+    def refiner(self) -> WeightOptions | None:
+        """How the masks are refined; None: they are not."""
+        return getattr(self, self.refine, None)
+
+    def reads_text(self, criterion: str) -> bool:
+        """Whether a plan by the criterion depends on calibration text."""
+        steps = (ALLOCATORS.get(self.allocation), REFINERS.get(self.refine))
+        return super().reads_text(criterion) or any(step.reads_text for step in steps if step)
 
     @property
     def rows(self) -> Mapping[str, WeightCriterion]:
@@ -308,17 +309,22 @@ class _WeightEntry(_Entry):
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "pattern", "dtype")
-        alpha = {"alpha": str(self.alpha)} if self.allocation == "alpha" else {}
+        steps = {self.allocation: self.allocator, self.refine: self.refiner}
+        done = {
+            name: ", ".join(f"{field} {value}" for field, value in step.model_dump().items())
+            for name, step in steps.items()
+            if step
+        }
         refit = {"refit": str(self.refit)} if self.refit else {}
-        return {name: getattr(self, name) for name in own} | alpha | refit | self.options(criterion).model_dump()
+        return {name: getattr(self, name) for name in own} | done | refit | self.options(criterion).model_dump()
 
 
 def _with_options(
     base: type[Section],
     name: str,
-    rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightCriterion],
+    rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightStep],
 ) -> Any:
-    """The section with a field for the options of each criterion."""
+    """The section with a field for the options of each row."""
     fields: dict[str, Any] = {
         name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
         for name, row in rows.items()
@@ -333,7 +339,7 @@ if TYPE_CHECKING:
 else:
     DepthPruning = _with_options(_DepthEntry, "DepthPruning", CRITERIA)
     WidthPruning = _with_options(_WidthEntry, "WidthPruning", WIDTH_CRITERIA)
-    WeightPruning = _with_options(_WeightEntry, "WeightPruning", WEIGHT_CRITERIA)
+    WeightPruning = _with_options(_WeightEntry, "WeightPruning", {**WEIGHT_CRITERIA, **ALLOCATORS, **REFINERS})
 
 
 def _which(value: object) -> str:

@@ -37,11 +37,14 @@ def linear_inputs(block: nn.Module) -> dict[str, int]:
     }
 
 
+def linear_size(block: nn.Module) -> int:
+    """Weights (count) of a block's linear layers; raises as `linear_layers`."""
+    return sum(layer.get_parameter("weight").numel() for layer in linear_layers(block).values())
+
+
 def linear_sizes(blocks: Iterable[nn.Module]) -> tuple[int, ...] | None:
     """Weights (count) of each block's linear layers; None where these do not hold all of its matrices."""
     try:
-        return tuple(
-            sum(one.get_parameter("weight").numel() for one in linear_layers(block).values()) for block in blocks
-        )
+        return tuple(map(linear_size, blocks))
     except BadInputError:
         return None

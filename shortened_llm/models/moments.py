@@ -10,29 +10,38 @@ from torch import nn
 class Moments:
     """First and second moments of the inputs of a layer, in fp64, where the inputs lie."""
 
-    def __init__(self, *, joint: bool) -> None:
-        """With `joint` the products of every two inputs are summed, else the squares of each."""
-        self.joint = joint
+    def __init__(self, *, joint: bool, within: bool = False) -> None:
+        """With `joint` the products of every two inputs are summed, else the squares of each; with `within` also the
+        variances within sequences."""
+        self.joint, self.within = joint, within
         self.count = 0
         """Tokens."""
+        self.sequences = 0
+        """Sequences; counted with `within`."""
         self._sums = torch.zeros(())
         self._products = torch.zeros(())
+        self._variances = torch.zeros(())
 
     def add(self, inputs: torch.Tensor) -> None:
-        """Take inputs, [..., inputs], of some tokens."""
+        """Take inputs, [..., inputs], of some tokens; with `within` those of whole sequences, [..., length, inputs]."""
         flat = inputs.detach().flatten(0, -2).double()
         self.count += len(flat)
         self._sums = self._sums.to(flat.device) + flat.sum(dim=0)
         products = flat.T @ flat if self.joint else flat.square().sum(dim=0)
         self._products = self._products.to(flat.device) + products
+        if self.within:
+            sequences = inputs.detach().flatten(0, -3).double()
+            self.sequences += len(sequences)
+            self._variances = self._variances.to(flat.device) + sequences.var(dim=1, correction=0).sum(dim=0)
 
     def with_others(self, others: "Moments") -> "Moments":
         """The moments over the tokens of both."""
         if not others.count:
             return self
-        both = Moments(joint=self.joint)
-        both.count = self.count + others.count
+        both = Moments(joint=self.joint, within=self.within)
+        both.count, both.sequences = self.count + others.count, self.sequences + others.sequences
         both._sums, both._products = self._sums + others._sums, self._products + others._products
+        both._variances = self._variances + others._variances
         return both
 
     @property
@@ -60,6 +69,12 @@ class Moments:
     def variance(self) -> torch.Tensor:
         """Variance of each input over tokens, [inputs]."""
         return (self.squares - self.mean.square()).clamp(min=0)
+
+    @property
+    def variance_within(self) -> torch.Tensor:
+        """Mean over sequences of the variance of each input over the tokens of one, [inputs]."""
+        assert self.within
+        return self._variances / self.sequences
 
 
 @contextmanager

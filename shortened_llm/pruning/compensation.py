@@ -17,18 +17,17 @@ from torch import nn
 from shortened_llm.config import CalibrationConfig, Refit
 from shortened_llm.data.calibration import calibration_identity
 from shortened_llm.data.sources import Documents
-from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER, StepLog
 from shortened_llm.models.axes import NOTHING, Axis, axes_of
 from shortened_llm.models.biases import Biases, biases_of
 from shortened_llm.models.calibration import model_tokens
 from shortened_llm.models.files import TensorHeader, block_prefix
-from shortened_llm.models.moments import Moments, layer_of, observed
+from shortened_llm.models.moments import Moments, layer_of
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import view_config, view_files
-from shortened_llm.models.walk import BlockWalk, sequences_in_memory
 from shortened_llm.models.write import WeightWriter, torch_dtype
+from shortened_llm.pruning.inputs import BlockInputs
 from shortened_llm.pruning.refit import refit
 from shortened_llm.records import ModelRef, Payload, TensorsTransform, Transform, WidthsTransform, kept_blocks
 from shortened_llm.storage.layout import COMPENSATIONS
@@ -211,23 +210,17 @@ def compensated(
         tokens: calibration sequences, [sequences, length], in CPU memory.
         chosen: counts the projections of each damping; None: of those that stay as they were.
     """
-    fitting = sequences_in_memory(streamed, 1, tokens.shape[1], memory_gib)
-    if fitting < len(tokens):
-        raise BadInputError(
-            f"calibration.num_sequences: refit and bias keep the hidden states of all {len(tokens)} sequences, and "
-            f"memory has room for {fitting}; ask for fewer or shorter ones, or raise resources.scoring_memory_gib"
-        )
-    walk, steps = BlockWalk.of(streamed, tokens.shape[1]), StepLog(streamed.num_blocks)
-    states = walk.new_states(1, tokens)[0]
+    inputs = BlockInputs.of(streamed, tokens, memory_gib=memory_gib, reader="refit and bias")
+    steps = StepLog(streamed.num_blocks)
     # Moments of both parts and of all follow from those of the two.
     num_seen = len(tokens) - (options.num_held_out(len(tokens)) if options else 0)
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):
         cut = projections.cut_in(index)
-        seen, held_out = ({layer_of(output.tensor): Moments(joint=options is not None) for output in cut} for _ in "ab")
-        for part, moments in ((states[:num_seen], seen), (states[num_seen:], held_out)):
-            with observed(block, moments):
-                for sequences in part.split(walk.sequences_per_call) if cut and len(part) else ():
-                    walk.apply(index, block, sequences)
+        layers = [layer_of(output.tensor) for output in cut]
+        seen, held_out = (
+            inputs.observe(index, block, layers, joint=options is not None, part=part)
+            for part in (slice(num_seen), slice(num_seen, None))
+        )
         new = {name: torch.zeros(shape) for name, shape in projections.shapes(index).items()}
         for output, header in cut.items():
             layer = layer_of(output.tensor)
@@ -237,9 +230,7 @@ def compensated(
             )  # fmt: skip
             chosen[damping] += 1
             new |= {f"{layer}.{name}": tensor for name, tensor in of_layer.items() if f"{layer}.{name}" in new}
-        walk.apply_in_place(index, block, states)
-        if not states.isfinite().all():
-            raise NonFiniteLossError(f"block {index} gives numbers that are not finite once it is narrowed")
+        inputs.pass_through(index, block)
         for name in projections.shapes(index):
             yield f"{index}.{name}", new[name]
         steps.add()

@@ -67,5 +67,5 @@ from shortened_llm.records.units import (
     units_gone,
     units_of,
 )
-from shortened_llm.records.weights import WeightRanking
+from shortened_llm.records.weights import SpectralExponents, WeightRanking
 from shortened_llm.records.widths import Narrowing, Scores, WidthScores, packed, unpacked

@@ -24,3 +24,11 @@ class WeightRanking:
     def ranking(self) -> str:
         """The criterion, and what tells it from others, such as `wanda (weights)`."""
         return ranking_name(self.criterion, "weight", self.calibration, self.settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectralExponents:
+    """How heavy the tails of the spectra of a model's weights are."""
+
+    of_blocks: tuple[float, ...]
+    """Mean exponent of the matrices of each block."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from shortened_llm.config import CalibrationConfig, WeightPruning, WidthPruning
+from shortened_llm.config import WeightPruning, WidthPruning
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
@@ -29,8 +29,10 @@ from shortened_llm.models.toy import build_toy
 from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
 from shortened_llm.pruning.compensation import Projections, compensated
-from shortened_llm.pruning.weight.layerwise import WeightsJob, pruned_blocks
+from shortened_llm.pruning.weight.layerwise import pruned_blocks
 from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.pruning.weight.recipe import Recipe
+from shortened_llm.pruning.weight.shares import DenseModel, shares_of_blocks
 from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
@@ -183,15 +185,14 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
     """
     pattern = parse_pattern("unstructured", 0.5)  # a toy's layers may make no whole groups
     for name in entry.criteria:
-        job = WeightsJob(
-            model=toy.ref, transforms=(), criterion=name, options=entry.options(name), pattern=pattern,
-            pattern_name="unstructured", refit=entry.refit, documents=None, dtype="float32",
-            calibration=CalibrationConfig(path="toy"),
-        )  # fmt: skip
+        recipe = Recipe.of(entry, name, pattern)
         with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
-            tokens = toy.tokens if job.reads_text else None
-            streamed, shares = StreamedModel.open(toy.ref, "float32"), (0.5,) * toy.ref.num_blocks
-            list(pruned_blocks(streamed, tokens, job, shares, memory_gib=None))
+            tokens, streamed = toy.tokens if recipe.reads_text else None, StreamedModel.open(toy.ref, "float32")
+            model = DenseModel(
+                ref=toy.ref, streamed=streamed, tokens=tokens, sparsity=pattern.sparsity, memory_gib=None,
+            )  # fmt: skip
+            shares = shares_of_blocks(model, recipe.allocation)
+            list(pruned_blocks(streamed, tokens, recipe, shares, memory_gib=None))
 
 
 def try_export(toy: Toy) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from shortened_llm.config import WeightPruning, WidthPruning
 from shortened_llm.pruning.compensation import CompensationJob
 from shortened_llm.pruning.plan import Choice
-from shortened_llm.pruning.weight.layerwise import WeightsJob
+from shortened_llm.pruning.weight.job import WeightsJob
+from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.pruning.weight.target import pattern_of
 from shortened_llm.pruning.work import PlanWork
 from shortened_llm.records import ModelSize
@@ -29,12 +30,7 @@ def _work(choice: Choice, scoring: ScoringJob, size: ModelSize) -> PlanWork | No
         return WeightsJob(
             model=scoring.model,
             transforms=choice.transforms,
-            criterion=choice.label.criterion,
-            options=entry.options(choice.label.criterion),
-            pattern=pattern_of(entry.pattern, choice.label.target, size),
-            pattern_name=entry.pattern,
-            alpha=entry.alpha if entry.allocation == "alpha" else None,
-            refit=entry.refit,
+            recipe=Recipe.of(entry, choice.label.criterion, pattern_of(entry.pattern, choice.label.target, size)),
             documents=scoring.documents,
             calibration=scoring.calibration,
             dtype=entry.dtype,

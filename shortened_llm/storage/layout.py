@@ -18,7 +18,7 @@ TOKENS, TOKEN_SHARDS = "tokens", "token_shards"
 MEASUREMENTS, SCORES = "measurements", "scores"
 RETRAINED, STABLE = "retrained", "stable"
 EVALUATIONS = "evaluations"
-COMPENSATIONS, MASKS = "compensations", "masks"
+COMPENSATIONS, MASKS, SPECTRA = "compensations", "masks", "spectra"
 TRIALS = "trials"
 
 EXPERIMENTS, CLEANING = "experiments", "cleaning"

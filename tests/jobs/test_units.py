@@ -56,6 +56,19 @@ def weight(**options: object) -> list[str]:
         (weight(pattern="2:4", allocation="alpha"), ["allocation is 'alpha'", "2:4", "pattern: unstructured"]),
         (weight(allocation="alpha", alpha={"epsilon": 1}), ["pruning.alpha.epsilon", "less than 1"]),
         (weight(alpha={"epsilon": 0.1}), ["options of alpha", "allocation: alpha"]),
+        (weight(allocation="owl", pattern="2:4"), ["allocation is 'owl'", "2:4", "allocation: uniform"]),
+        (weight(allocation="best"), ["pruning.allocation", "'best'", "'uniform', 'alpha', 'owl'"]),
+        (weight(refine="better"), ["pruning.refine", "'better'", "'none', 'dsnot', 'barber'"]),
+        (weight(dsnot={"cycles": 3}), ["options of dsnot", "refine is 'none'", "refine: dsnot"]),
+        (weight(refine="dsnot", dsnot={"cycles": 0}), ["pruning.dsnot.cycles", "greater than or equal to 1"]),
+        (
+            weight(refine="barber", pattern="2:4", barber={"granularity": "block"}),
+            ["barber.granularity is 'block'", "2:4", "granularity: row"],
+        ),
+        (
+            weight(criteria=["mrp"], mrp={"mask": "joint"}),
+            ["mrp.mask is 'joint'", "pattern is unstructured", "mask: single"],
+        ),
         ([*weight(), *PARAMETERS], ["search.of is 'parameters'", "stay in the files", "nonzero"]),
         ([*weight(), "--search.of", "nonzero", "--search.ratios", "[0.99]"], ["search.ratios: 0.99", "linear layers"]),
         (

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shortened_llm.config import CalibrationConfig
-from shortened_llm.criteria.weight import WEIGHT_CRITERIA
+from shortened_llm.config import CalibrationConfig, WeightPruning
 from shortened_llm.models.load import load_model
 from shortened_llm.models.parts import NoPart
-from shortened_llm.pruning.weight.layerwise import WeightsJob
+from shortened_llm.pruning.weight.job import WeightsJob
 from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.records import BlocksTransform, SublayersTransform, WeightsTransform, WidthsTransform, of_kind
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.train import train
@@ -65,13 +65,12 @@ def test_zeros_are_held(make_job: MakeJob, local_store: Store, method: str, crit
     """In training, on resuming and in the export, to the weight; what is trained on from there holds them too."""
     job = make_job(method)
     text = CalibrationConfig(path="rows", num_sequences=4, sequence_length=16)
-    masks = WeightsJob(
-        model=job.model, transforms=(), criterion=criterion, options=WEIGHT_CRITERIA[criterion].options(),
-        pattern=parse_pattern("2:4"), pattern_name="2:4", documents=None, calibration=text, dtype="float32",
-    )  # fmt: skip
+    entry = WeightPruning(unit="weight", criteria=[criterion], pattern="2:4")
+    recipe = Recipe.of(entry, criterion, parse_pattern("2:4"))
+    masks = WeightsJob(model=job.model, transforms=(), recipe=recipe, documents=None, calibration=text, dtype="float32")
     tokens = torch.randint(3, 200, (4, 16), generator=torch.Generator().manual_seed(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WeightsJob, "_tokens", lambda self, streamed: tokens if self.reads_text else None)
+        patch.setattr(WeightsJob, "_tokens", lambda self, streamed: tokens if self.recipe.reads_text else None)
         masks.compute(local_store, device="cpu", memory_gib=None)
     found = masks.stored(local_store)
     assert found is not None

@@ -1,10 +1,9 @@
 """Magnitude: the smallest weights go."""
 
-from shortened_llm.criteria.criterion import CriterionOptions
-from shortened_llm.criteria.weight.criterion import WeightCriterion
+from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions
 
 
-class WeightMagnitudeOptions(CriterionOptions):
+class WeightMagnitudeOptions(WeightOptions):
     """The smallest absolute values of each matrix go, or of each group of a pattern N:M. No data. Source: the baseline
     of Han et al., arXiv 1506.02626."""
 

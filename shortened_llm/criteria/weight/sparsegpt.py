@@ -2,11 +2,10 @@
 
 from pydantic import Field
 
-from shortened_llm.criteria.criterion import CriterionOptions
-from shortened_llm.criteria.weight.criterion import WeightCriterion
+from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions
 
 
-class SparseGptOptions(CriterionOptions):
+class SparseGptOptions(WeightOptions):
     """With U the upper Cholesky factor of the inverse of 2 X Xᵀ, weights with the smallest W² / U_jj² go, pooled over
     the rows and a block of columns, or in each group of a pattern N:M; the columns behind take up their error. Source:
     SparseGPT, arXiv 2301.00774, section 3."""

@@ -2,6 +2,8 @@
 
 import torch
 
+from shortened_llm.pruning.weight.hessian import damped_inverse
+
 MOST_BYTES = 2**28
 """The most that the systems that are solved at a time take."""
 
@@ -19,11 +21,7 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
         hessian: 2 X Xᵀ of the inputs, in any scale, [inputs, inputs], fp64.
         damping: share of the mean of its diagonal that is added to it.
     """
-    hessian = hessian.clone()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    inverse = damped_inverse(hessian, damping)
     most = int((~kept).sum(dim=1).max())
     if not most:
         return weight.clone()

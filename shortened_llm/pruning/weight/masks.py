@@ -7,53 +7,68 @@ from typing import Any
 import torch
 
 from shortened_llm.models.moments import Moments
+from shortened_llm.pruning.weight.mrp import mrp
 from shortened_llm.pruning.weight.pattern import Pattern
 from shortened_llm.pruning.weight.sparsegpt import sparsegpt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What a criterion is given of a layer."""
+    """What a step is given of a layer."""
 
     weight: torch.Tensor
     """[outputs, inputs], fp64."""
     moments: Moments | None
-    """What its inputs are like; None for a criterion that reads no text."""
+    """What its inputs are like; None where no text is read."""
     num_sequences: int
     pattern: Pattern
-    options: Any
-    """The criterion's own."""
+
+    @property
+    def inputs(self) -> Moments:
+        """What its inputs are like, where text is read."""
+        assert self.moments is not None
+        return self.moments
 
     @property
     def hessian(self) -> torch.Tensor:
         """2 X Xᵀ, of the mean sequence, [inputs, inputs]."""
-        assert self.moments is not None
-        gram = self.moments.gram(torch.zeros_like(self.moments.mean))
-        return gram * (2 * self.moments.count / self.num_sequences)
+        gram = self.inputs.gram(torch.zeros_like(self.inputs.mean))
+        return gram * (2 * self.inputs.count / self.num_sequences)
+
+    @property
+    def saliency(self) -> torch.Tensor:
+        """|weight| x root of the mean square of its input, [outputs, inputs]."""
+        return self.weight.abs() * self.inputs.squares.sqrt()
 
 
-def magnitude(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+def by_magnitude(layer: Layer, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask, True where a weight stays."""
     kept = layer.pattern.lowest(layer.weight.abs())
     return layer.weight * kept, kept
 
 
-def wanda(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+def by_wanda(layer: Layer, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask."""
-    assert layer.moments is not None
-    kept = layer.pattern.lowest_in_rows(layer.weight.abs() * layer.moments.squares.sqrt())
+    kept = layer.pattern.lowest_in_rows(layer.saliency)
     return layer.weight * kept, kept
 
 
-def by_sparsegpt(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+def by_sparsegpt(layer: Layer, options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask."""
-    options = layer.options
     return sparsegpt(layer.weight, layer.hessian, layer.pattern, damping=options.damping, block_size=options.block_size)
 
 
-MASKERS: dict[str, Callable[[Layer], tuple[torch.Tensor, torch.Tensor]]] = {
-    "magnitude": magnitude,
-    "wanda": wanda,
+def by_mrp(layer: Layer, options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pruned weight and the mask."""
+    return mrp(
+        layer.weight, layer.hessian, layer.pattern, mask=options.mask, update=options.update, damping=options.damping
+    )
+
+
+MASKERS: dict[str, Callable[[Layer, Any], tuple[torch.Tensor, torch.Tensor]]] = {
+    "magnitude": by_magnitude,
+    "wanda": by_wanda,
     "sparsegpt": by_sparsegpt,
+    "mrp": by_mrp,
 }
-"""By the names of `WEIGHT_CRITERIA`."""
+"""By the names of `WEIGHT_CRITERIA`; given a layer and the criterion's options."""

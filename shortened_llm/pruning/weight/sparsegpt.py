@@ -2,6 +2,7 @@
 
 import torch
 
+from shortened_llm.pruning.weight.hessian import damped_inverse, dead_inputs
 from shortened_llm.pruning.weight.pattern import Pattern
 
 
@@ -21,26 +22,44 @@ def sparsegpt(
         damping: share of the mean of the diagonal that is added to it.
         block_size: columns (count) of a block.
     """
-    weight, hessian = weight.clone(), hessian.clone()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
-    weight[:, dead] = 0
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    kept = torch.ones_like(weight, dtype=torch.bool)
-    columns = weight.shape[1]
-    if pattern.of is not None:
-        block_size = max(1, block_size // pattern.of) * pattern.of
+    return _swept(weight, hessian, pattern, None, damping=damping, block_size=block_size)
+
+
+def swept_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor, *, damping: float) -> torch.Tensor:
+    """What SparseGPT makes of the weights that stay when the mask is given; see `sparsegpt`.
+
+    Args:
+        kept: the mask, [outputs, inputs].
+    """
+    return _swept(weight, hessian, None, kept, damping=damping, block_size=128)[0]
+
+
+def _swept(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    pattern: Pattern | None,
+    mask: torch.Tensor | None,
+    *,
+    damping: float,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """With a mask that is given, or chosen by a pattern on the way."""
+    weight, columns = weight.clone(), weight.shape[1]
+    weight[:, dead_inputs(hessian)] = 0
+    upper = torch.linalg.cholesky(damped_inverse(hessian, damping), upper=True)
+    diagonal = upper.diagonal()
+    kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    group_size = pattern.of if pattern else None
+    if group_size is not None:
+        block_size = max(1, block_size // group_size) * group_size
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
         errors = torch.zeros_like(weight[:, start:stop])
-        diagonal = upper.diagonal()
-        if pattern.of is None:
+        if pattern and group_size is None:
             kept[:, start:stop] = pattern.lowest((weight[:, start:stop] / diagonal[start:stop]).square())
         for column in range(start, stop):
-            if pattern.of is not None and column % pattern.of == 0:
-                group = slice(column, column + pattern.of)
+            if pattern and group_size is not None and column % group_size == 0:
+                group = slice(column, column + group_size)
                 kept[:, group] = pattern.lowest_in_rows((weight[:, group] / diagonal[group]).square())
             error = weight[:, column] * ~kept[:, column] / diagonal[column]
             weight[:, column:stop] -= torch.outer(error, upper[column, column:stop])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
 
-from shortened_llm.config import AlphaOptions, JointRefit
-from shortened_llm.criteria.weight import WEIGHT_CRITERIA
+from shortened_llm.config import JointRefit, WeightPruning
+from shortened_llm.criteria.weight.allocation import AlphaOptions
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
@@ -21,8 +21,10 @@ from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import empty_view, size_of
-from shortened_llm.pruning.weight.layerwise import WeightsJob
+from shortened_llm.pruning.weight import shares
+from shortened_llm.pruning.weight.job import WeightsJob
 from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.records import (
     BlocksTransform,
     ModelRef,
@@ -44,12 +46,17 @@ CONFIGS: dict[str, PretrainedConfig] = FAMILIES | {
 
 
 def job_for(
-    ref: ModelRef, documents: Documents, criterion: str, *transforms: Transform, pattern: str = "unstructured"
+    ref: ModelRef,
+    documents: Documents,
+    criterion: str,
+    *transforms: Transform,
+    pattern: str = "unstructured",
+    **settings: object,
 ) -> WeightsJob:
+    entry = WeightPruning(unit="weight", criteria=[criterion], pattern=pattern, **settings)  # type: ignore[arg-type]
     return WeightsJob(
-        model=ref, transforms=transforms, criterion=criterion, options=WEIGHT_CRITERIA[criterion].options(),
-        pattern=parse_pattern(pattern, 0.5), pattern_name=pattern, documents=documents, calibration=documents.source,  # type: ignore[arg-type]
-        dtype="float32",
+        model=ref, transforms=transforms, recipe=Recipe.of(entry, criterion, parse_pattern(pattern, 0.5)),
+        documents=documents, calibration=documents.source, dtype="float32",  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -202,13 +209,17 @@ def test_shares_of_blocks_follow_from_their_spectra(
             values[:] = values[0] * torch.arange(1, len(values) + 1) ** -1.5
             weight.copy_(left @ torch.diag(values) @ right)
     ref = saved(model, tmp_path / "model")
-    job = replace(job_for(ref, documents, "wanda"), alpha=AlphaOptions(epsilon=0.3))
+    job = job_for(ref, documents, "wanda", allocation="alpha", alpha=AlphaOptions(epsilon=0.3))
     found = zeros(load_model(pruned(job, local_store), "float32"))
     sizes = size_of(model.config, "float32").linear_parameters
     assert sizes is not None
     assert sum(found) / sum(sizes) == pytest.approx(0.5, abs=0.02)  # each row is rounded down
     assert min(found) == found[2] < 0.75 * sorted(found)[1]
-    assert job.identity != replace(job, alpha=None).identity
+    assert job.identity != job_for(ref, documents, "wanda").identity
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "spectral_exponent", None)  # it is not measured again
+        other = job_for(ref, documents, "magnitude", allocation="alpha", alpha=AlphaOptions(epsilon=0.1))
+        assert min(zeros(load_model(pruned(other, local_store), "float32"))) > min(found)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt"])
@@ -219,7 +230,7 @@ def test_refit_makes_the_most_of_a_mask(
     model, _ = save_random_model(FAMILIES["llama"])
     ref = saved(model, tmp_path / "model")
     job = job_for(ref, documents, criterion)
-    refitted = replace(job, refit=JointRefit(damping=1e-6))
+    refitted = job_for(ref, documents, criterion, refit=JointRefit(damping=1e-6))
     rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
     plain, better = (load_model(pruned(one, local_store), "float32") for one in (job, refitted))
     for name, layer in linear_layers(find_blocks(model)[0]).items():
@@ -240,3 +251,84 @@ def test_conv1d_is_masked_along_its_inputs(
     assert matrix.shape == (48, 32)
     assert ((matrix != 0).reshape(-1, 4).sum(dim=1) == 2).all()
     np.testing.assert_array_equal((layer.weight != 0).sum(dim=0).numpy(), 16)
+
+
+def layer_masks(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {
+        f"{index}.{name}": as_matrix(layer, layer.get_parameter("weight").detach()) != 0
+        for index, block in enumerate(find_blocks(model))
+        for name, layer in linear_layers(block).items()
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize(
+    "refine",
+    [
+        {"refine": "dsnot", "dsnot": {"layers": "both", "threshold": 0.0}},
+        {"refine": "dsnot", "dsnot": {"threshold": 0.0}},
+        {"refine": "barber", "barber": {"rate": 0.5}},
+    ],
+    ids=["dsnot-both", "dsnot", "barber"],
+)
+def test_refined_masks_hold_other_weights_as_they_were(
+    family: str, pattern: str, refine: dict, save_random_model: SaveModel, documents: Documents, local_store: Store,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """As many of each row and group, and all others are those of the model, whatever the criterion does to them."""
+    model, _ = save_random_model(CONFIGS[family])
+    ref = saved(model, tmp_path / family)
+    job = job_for(ref, documents, "mrp", pattern=pattern, **refine)
+    assert not job.recipe.changes_weights
+    loaded, plain = (
+        load_model(pruned(one, local_store), "float32")
+        for one in (job, job_for(ref, documents, "mrp", pattern=pattern))
+    )
+    dense = dict(model.named_parameters())
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, torch.where(weight == 0, 0, dense[name].to(weight.dtype)))
+    masks, before = layer_masks(loaded), layer_masks(plain)
+    moved = {name for name in masks if not torch.equal(masks[name], before[name])}
+    for name, mask in masks.items():
+        size = 4 if pattern == "2:4" else mask.shape[1]
+        assert torch.equal(mask.reshape(-1, size).sum(dim=1), before[name].reshape(-1, size).sum(dim=1))
+    parts = {name.split(".")[1] for name in moved if name.startswith("0.")}
+    is_attention_alone = refine["refine"] == "dsnot" and "layers" not in refine["dsnot"]
+    assert len(parts) == (1 if is_attention_alone else 2)
+    transform = job.stored(local_store)
+    assert transform is not None
+    assert refine["refine"] in transform.words
+    assert transform.words.endswith("exchanged)")
+
+
+def test_refined_masks_are_refitted(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    settings = {"refine": "barber", "barber": {"rate": 1.0, "granularity": "matrix"}}
+    plain, refitted = (
+        job_for(ref, documents, "wanda", **settings, **refit) for refit in ({}, {"refit": JointRefit(damping=1e-6)})
+    )
+    masks = [layer_masks(load_model(pruned(job, local_store), "float32")) for job in (plain, refitted)]
+    first = [name for name in masks[0] if name.startswith("0.")]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in first)
+    assert refitted.recipe.names == ("unstructured", "wanda", "barber", "refitted")
+
+
+def test_blocks_whose_weights_stand_out_lose_less(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    model, _ = save_random_model(FAMILIES["llama"])
+    with torch.no_grad():
+        for layer in linear_layers(find_blocks(model)[3]).values():
+            layer.get_parameter("weight")[:, ::8] *= 30
+    ref = saved(model, tmp_path / "model")
+    job = job_for(ref, documents, "magnitude", allocation="owl")
+    assert job.recipe.reads_text
+    found = zeros(load_model(pruned(job, local_store), "float32"))
+    sizes = size_of(model.config, "float32").linear_parameters
+    assert sizes is not None
+    assert sum(found) / sum(sizes) == pytest.approx(0.5, abs=1e-3)
+    assert min(found) == found[3] < 0.8 * sorted(found)[1]

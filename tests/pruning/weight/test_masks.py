@@ -15,6 +15,9 @@ from shortened_llm.pruning.weight.sparsegpt import sparsegpt
 OUTPUTS, INPUTS, TOKENS = 12, 32, 500
 PATTERNS = (parse_pattern("2:4"), parse_pattern("4:8"), parse_pattern("1:4"), parse_pattern("unstructured", 0.5))
 
+IN_ROWS = ("wanda", "mrp")
+"""They take as much from every output."""
+
 
 def moments(inputs: torch.Tensor) -> Moments:
     found = Moments(joint=True)
@@ -37,11 +40,8 @@ def weight() -> torch.Tensor:
 
 
 def pruned(criterion: str, weight: torch.Tensor, inputs: torch.Tensor, pattern: Pattern, **options: object):  # type: ignore[no-untyped-def]
-    layer = Layer(
-        weight=weight, moments=moments(inputs), num_sequences=4, pattern=pattern,
-        options=WEIGHT_CRITERIA[criterion].options(**options),
-    )  # fmt: skip
-    return MASKERS[criterion](layer)
+    layer = Layer(weight=weight, moments=moments(inputs), num_sequences=4, pattern=pattern)
+    return MASKERS[criterion](layer, WEIGHT_CRITERIA[criterion].options(**options))
 
 
 def loss(weight: torch.Tensor, other: torch.Tensor, inputs: torch.Tensor) -> float:
@@ -61,7 +61,7 @@ def test_as_many_go_as_were_asked(criterion: str, pattern: Pattern, weight, inpu
         assert new.isfinite().all()
         if pattern.of is not None:
             assert (kept.reshape(-1, pattern.of).sum(dim=1) == pattern.kept).all()
-        if criterion == "wanda":
+        if criterion in IN_ROWS:
             assert ((~kept).sum(dim=1) == pattern.sparsity * INPUTS).all()
         if not WEIGHT_CRITERIA[criterion].changes_weights:
             assert torch.equal(new[kept], given[kept])
@@ -73,7 +73,7 @@ def test_counts_are_rounded_down_and_nothing_goes_at_zero(criterion: str, weight
     assert kept.all()
     assert torch.equal(new, weight)
     _, kept = pruned(criterion, weight, inputs, Pattern(sparsity=0.49))
-    per_row = criterion == "wanda"
+    per_row = criterion in IN_ROWS
     assert (~kept).sum() == (OUTPUTS * int(0.49 * INPUTS) if per_row else int(0.49 * weight.numel()))
 
 
@@ -135,7 +135,7 @@ def test_dead_inputs_are_no_trouble(weight, inputs) -> None:
     for criterion, pattern in itertools.product(WEIGHT_CRITERIA, PATTERNS):
         new, _ = pruned(criterion, weight, inputs, pattern)
         assert new.isfinite().all()
-        if criterion == "sparsegpt":
+        if WEIGHT_CRITERIA[criterion].changes_weights:
             assert not new[:, [3, 9]].any()
 
 

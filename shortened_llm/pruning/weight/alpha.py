@@ -1,0 +1,67 @@
+"""AlphaPruning: blocks whose spectra have heavy tails are well trained, and lose less."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+Estimator = Literal["mid", "peak", "public"]
+
+
+def tail_exponent(eigenvalues: torch.Tensor, number: int) -> float:
+    """Hill's estimate of the exponent a of a density λ^−a in the tail, from the largest so many of the eigenvalues.
+
+    α = 1 + k / Σ ln(λ_{n−i+1} / λ_{n−k}) over i = 1 … k. Source: Hill, Annals of Statistics 3, 1975.
+
+    Args:
+        eigenvalues: ascending, [n], above 0.
+        number: k, less than n.
+    """
+    tail, edge = eigenvalues[len(eigenvalues) - number :], eigenvalues[len(eigenvalues) - number - 1]
+    return 1 + number / float((tail / edge).log().sum())
+
+
+def spectral_exponent(weight: torch.Tensor, estimator: Estimator) -> float:
+    """The exponent of the tail of the squares of a matrix's singular values.
+
+    Args:
+        weight: [outputs, inputs].
+        estimator: mid: the upper half is the tail. peak: of the values near the mode of the histogram of log λ, the one
+            from which on a power law fits best, by the distance of Kolmogorov and Smirnov. Source: AlphaPruning, arXiv
+            2410.10912, section 3, and the code of its authors' earlier work, which names the two so. public: likewise,
+            but a tail may begin above the logarithm of peak's lower bound, as in that code.
+    """
+    values = torch.linalg.svdvals(weight.double()).square().flip(0)
+    values = values[values > 1e-12 * values[-1]]
+    if estimator == "mid":
+        return tail_exponent(values, len(values) // 2)
+    counts, edges = torch.histogram(values.log10(), bins=100)
+    peak = int(counts.argmax())
+    low, high = 0.95 * 10 ** float(edges[peak]), 1.5 * 10 ** float(edges[peak + 1])
+    if estimator == "public":
+        low = math.log10(low)
+    candidates = [index for index in range(len(values) - 1) if low < values[index] < high]
+    fits = [(_distance(values[index:]), index) for index in candidates or [len(values) // 2]]
+    _, best = min(fits)
+    return tail_exponent(values, len(values) - best - 1)
+
+
+def _distance(tail: torch.Tensor) -> float:
+    """The largest distance between the distribution of a tail and of the power law that fits it."""
+    exponent = tail_exponent(tail, len(tail) - 1)
+    law = 1 - (tail / tail[0]) ** (1 - exponent)
+    return float((law - torch.arange(len(tail)) / len(tail)).abs().max())
+
+
+def alpha_shares(exponents: Sequence[float], spread: float) -> tuple[float, ...]:
+    """The share of each block's weights that goes, in proportion: the larger its exponent, the more.
+
+    r_b = (1 − ε) + (q_b − q_min) / (q_max − q_min) · 2ε. Source: AlphaPruning, arXiv 2410.10912, section 3.
+
+    Args:
+        exponents: q, the mean of each block's matrices.
+        spread: ε, 0 for equal shares.
+    """
+    low, high = min(exponents), max(exponents)
+    return tuple(1 - spread + ((q - low) / (high - low) if high > low else 0.5) * 2 * spread for q in exponents)
