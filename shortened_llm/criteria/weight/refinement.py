@@ -17,7 +17,7 @@ class DsnotOptions(WeightOptions):
     threshold: float = Field(0.1, ge=0)
     """The change of an output's mean, summed over the tokens of a sequence, at which its exchanges end."""
     power: float = Field(1.0, ge=0)
-    """Of the variance of an input, by which what comes back is divided: what varies little comes back first."""
+    """What comes back is divided by this power of the variance of its input: what varies little comes back first."""
     layers: Literal["attention", "mlp", "both"] = "attention"
     """The layers whose masks are refined."""
     accept: Literal["improving", "always"] = "improving"

@@ -34,7 +34,7 @@ class DenseModel:
     """Calibration sequences, [sequences, length]; None where no text is read."""
     memory_gib: float | None
     sparsity: float
-    """Of all."""
+    """The share of all weights that goes."""
     store: Store | None = None
     """Where what depends on the weights alone is kept for other plans."""
 
