@@ -23,11 +23,6 @@ def _check_weights(prunings: Sequence[Pruning], search: SearchSection, retrainin
             f"search.rounds is {list(search.rounds)}, but single weights go at once; drop rounds, or give pruning of "
             "unit weight a search of its own"
         )
-    if retraining.adapters:
-        raise ValueError(
-            "pruning.unit is 'weight', but adapters that are merged would fill its zeros; drop the methods of "
-            "retraining with lora"
-        )
     if "scratch" in search.controls or "random" in search.controls or "scratch" in retraining.methods:
         raise ValueError(
             "pruning.unit is 'weight', for which there are no controls random and scratch; give search.controls: "

@@ -188,16 +188,18 @@ def initial_adapter(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def merged(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+def merged(layer: nn.Module, weight: torch.Tensor, *, holds_zeros: bool) -> torch.Tensor:
     """W + alpha / rank x B A in float32, shape of `weight`. A collective where the adapter is sharded.
 
     Args:
         layer: peft's layer around the one that `weight` belongs to.
         weight: the whole of it.
+        holds_zeros: whether it stays zero where it is; see `mask_adapters`.
     """
     down, up = (whole_tensor(half[ADAPTER].weight).float() for half in (layer.lora_A, layer.lora_B))  # type: ignore[index,union-attr]
     product = layer.scaling[ADAPTER] * (up @ down)  # type: ignore[index]
-    return weight.float() + (product.T if layer.fan_in_fan_out else product)
+    added = product.T if layer.fan_in_fan_out else product
+    return weight.float() + (added * (weight != 0) if holds_zeros else added)
 
 
 def gathered_adapter(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.prepare import freeze
 from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.retraining.sharding import make_mesh, open_sharded
+from shortened_llm.retraining.zeros import holds_zeros
 from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.payload import upload, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
@@ -53,7 +54,8 @@ class Exported:
 
     model: ModelRef
     adapter: ModelRef | None
-    """Where the run trained adapters: these alone, which are merged in `model`."""
+    """Where the run trained adapters of a model that has no single weights pruned: these alone, which are merged in
+    `model`."""
 
 
 @torch.no_grad()
@@ -67,7 +69,8 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
         ExportError: what was written does not load as the model that was trained.
     """
     logits = probe_logits(_frugal(model))
-    adapter = gathered_adapter(model) if job.recipe.lora else {}
+    # Beside the zeros of a sparse model, adapters that peft reads would be others than those that were trained.
+    adapter = gathered_adapter(model) if job.recipe.lora and not holds_zeros(job.model) else {}
     exported = _shared(_write(model, job, store, rank))
     _verify(exported, logits, job, model.device)
     if rank != 0:
@@ -87,7 +90,7 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
     """Gather tensor by tensor; on rank 0 each file is uploaded while the next is gathered, then deleted here."""
     plain, held = plain_model(job.model, job.export_dtype), empty_view(job.model).state_dict().keys()
     names = stored_names(plain)
-    tensors = gathered(model, [name for name in names if name in held])
+    tensors = gathered(model, [name for name in names if name in held], holds_zeros=holds_zeros(job.model))
     if rank != 0:
         for _ in tensors:
             pass
@@ -191,14 +194,20 @@ def _reference(job: RetrainingJob, url: str, files: tuple[FileEntry, ...]) -> Mo
 
 
 @torch.no_grad()
-def gathered(model: nn.Module, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def gathered(
+    model: nn.Module, names: Sequence[str], *, holds_zeros: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Each of the named tensors, whole, adapters merged, one after another: (plain name, tensor). A collective, in
-    which every process must take all of them."""
+    which every process must take all of them.
+
+    Args:
+        holds_zeros: whether what is zero beside an adapter stays so.
+    """
     tensors = {plain_name(n): (n, t) for n, t in model.state_dict(keep_vars=True).items() if not is_adapter(n)}
     adapted = adapted_layers(model)
     for wanted in names:
         name, tensor = tensors[wanted]
         whole = whole_tensor(tensor)
         if name.endswith(".base_layer.weight"):
-            whole = merged(adapted[wanted.removesuffix(".weight")], whole)
+            whole = merged(adapted[wanted.removesuffix(".weight")], whole, holds_zeros=holds_zeros)
         yield wanted, whole

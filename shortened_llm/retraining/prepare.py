@@ -10,12 +10,16 @@ from shortened_llm.models.blocks import find_blocks, find_decoder
 from shortened_llm.models.build import DTYPES
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.adapters import inject_adapters
+from shortened_llm.retraining.masked_adapters import mask_adapters
 
 
-def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str) -> None:
+def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str, *, holds_zeros: bool = False) -> None:
     """Freeze what the method does not train, and add what it does; works on the meta device.
 
     Trained weights are float32, frozen ones lie in the compute dtype: they need no master copy.
+
+    Args:
+        holds_zeros: whether adapters leave weights that are zero as they are.
 
     Raises:
         BadInputError: adapters would go nowhere.
@@ -23,6 +27,8 @@ def prepare_method(model: PreTrainedModel, recipe: Recipe, dtype: str) -> None:
     row = METHODS[recipe.method]
     if recipe.lora is not None:
         inject_adapters(model, recipe.lora)
+        if holds_zeros:
+            mask_adapters(model)
     elif row.trained is not None and row.options is not None:
         model.requires_grad_(False)
         parts = ModelParts(

@@ -26,7 +26,7 @@ from shortened_llm.retraining.prepare import freeze, prepare_method
 from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.retraining.sharding import gathers_once, make_mesh, open_sharded
 from shortened_llm.retraining.step import make_optimizer
-from shortened_llm.retraining.zeros import HeldZeros
+from shortened_llm.retraining.zeros import HeldZeros, holds_zeros
 
 
 def train(
@@ -103,7 +103,7 @@ def _open_student(job: RetrainingJob, mesh: DeviceMesh, device: torch.device) ->
     recipe = job.recipe
     model = open_sharded(
         job.model, mesh, job.dtype, job.placement, device=device, sequence_length=recipe.sequence_length,
-        prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype),
+        prepare=partial(prepare_method, recipe=recipe, dtype=job.dtype, holds_zeros=holds_zeros(job.model)),
         initialise=partial(initial_adapter, seed=recipe.seed) if recipe.lora else None,
     )  # fmt: skip
     if METHODS[recipe.method].from_random:

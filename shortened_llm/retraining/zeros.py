@@ -10,6 +10,11 @@ from shortened_llm.models.shards import plain_name
 from shortened_llm.records import ModelRef, WeightsTransform, of_kind
 
 
+def holds_zeros(ref: ModelRef) -> bool:
+    """Whether single weights of a model were pruned."""
+    return of_kind(ref.transforms, WeightsTransform) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class HeldZeros:
     """Trained parameters with zeros, and where these are not in this process's part of each."""

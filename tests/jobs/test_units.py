@@ -76,7 +76,6 @@ def weight(**options: object) -> list[str]:
             ["search.ratios: pruning.pattern 2:4 makes 0.", "asked are 0.2", "give 0."],
         ),
         ([*weight(), "--search.rounds", "[2]"], ["search.rounds", "go at once"]),
-        ([*weight(), "--retraining.methods", "[lora]"], ["adapters", "would fill its zeros"]),
         ([*weight(), "--search.controls", "[random]"], ["no controls random", "[dense]"]),
         (
             ["--pruning", json.dumps([{"unit": "block"}, {"unit": "weight"}])],

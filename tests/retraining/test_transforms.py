@@ -14,7 +14,7 @@ from shortened_llm.pruning.weight.job import WeightsJob
 from shortened_llm.pruning.weight.pattern import parse_pattern
 from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.records import BlocksTransform, SublayersTransform, WeightsTransform, WidthsTransform, of_kind
-from shortened_llm.retraining.export import export_sharded
+from shortened_llm.retraining.export import export_sharded, probe_logits
 from shortened_llm.retraining.train import train
 from shortened_llm.retraining.zeros import HeldZeros
 from shortened_llm.storage.store import Store
@@ -59,11 +59,12 @@ def test_training_resumes_and_exports_zeros(make_job: MakeJob, local_store: Stor
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("method", ["cpt", "distill"])
+@pytest.mark.parametrize("method", ["cpt", "distill", "lora"])
 @pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt"])
 def test_zeros_are_held(make_job: MakeJob, local_store: Store, method: str, criterion: str) -> None:
-    """In training, on resuming and in the export, to the weight; what is trained on from there holds them too."""
-    job = make_job(method)
+    """In training, on resuming and in the export, to the weight; what is trained on from there holds them too. Adapters
+    are trained as they are merged."""
+    job = make_job(method, lora={"learning_rate": 3e-2})
     text = CalibrationConfig(path="rows", num_sequences=4, sequence_length=16)
     entry = WeightPruning(unit="weight", criteria=[criterion], pattern="2:4")
     recipe = Recipe.of(entry, criterion, parse_pattern("2:4"))
@@ -90,6 +91,12 @@ def test_zeros_are_held(make_job: MakeJob, local_store: Store, method: str, crit
             assert torch.equal(weight == 0, begins[name] == 0)
             moved += int((weight != begins[name]).sum())
     assert moved > 0.4 * sum(found.zeros)
+    if method == "lora":
+        trained, merged = probe_logits(model.eval()), probe_logits(plain)
+        torch.testing.assert_close(trained, merged, rtol=0, atol=1e-4 * float(merged.abs().max()))
+        begun = probe_logits(load_model(job.model, "float32"))
+        assert (merged - begun).abs().max() > 0.01 * merged.abs().max()
+        assert exported.adapter is None
     left = of_kind(exported.model.transforms, WeightsTransform)
     assert left is not None
     assert len(HeldZeros.of(load_model(exported.model, "float32"), exported.model).masks) == 8 * 7
