@@ -258,10 +258,16 @@ class WeightsTransform:
     """(block, its index in the names of the tensors), ascending, as in `TensorsTransform`."""
     zeros: tuple[int, ...]
     """Weights (count) that are zero in each of these blocks."""
+    weights: tuple[int, ...]
+    """Weights (count) of the layers of each, of which they are."""
+    pattern: str
+    """`unstructured`, or N:M: N of M consecutive inputs stay."""
     layers: tuple[str, ...]
     """Names of the layers in a block whose weights may be zero."""
     payload: Payload | None = None
     """Where the masks, and weights that changed, lie; None where an export holds the zeros."""
+    exchanged: int | None = None
+    """Weights (count) that a refinement of the masks brought back in the place of others; None where there was none."""
     kind: Literal["weights"] = "weights"
 
     is_compact: ClassVar[bool] = True
@@ -285,12 +291,16 @@ class WeightsTransform:
     def renumbered(self, new: Mapping[int, int]) -> "WeightsTransform":
         """With each block's index replaced; those of blocks that have none are left out."""
         left = sorted(
-            (new[block], name, zeros)
-            for (block, name), zeros in zip(self.blocks, self.zeros, strict=True)
+            (new[block], name, zeros, weights)
+            for (block, name), zeros, weights in zip(self.blocks, self.zeros, self.weights, strict=True)
             if block in new
         )
-        blocks = tuple((block, name) for block, name, _ in left)
-        return replace(self, blocks=blocks, zeros=tuple(zeros for *_, zeros in left))
+        return replace(
+            self,
+            blocks=tuple((block, name) for block, name, _, _ in left),
+            zeros=tuple(zeros for _, _, zeros, _ in left),
+            weights=tuple(weights for *_, weights in left),
+        )
 
 
 Transform = BlocksTransform | SublayersTransform | WidthsTransform | TensorsTransform | WeightsTransform

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
-from shortened_llm.records import Experiment, GenerationPoint
+from shortened_llm.records import Experiment, GenerationPoint, Size
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn, Stage, protocol_notes
 from shortened_llm.reporting.efficiency import (
@@ -154,7 +155,7 @@ def panel_groups(
     first = [index for index, column in enumerate(texts) if column.unit in experiment.unseen_units] or [0]
     qualities = [*(perplexities[index] for index in first[:1] if perplexities), *means]
     groups = [
-        ("Size", [parameters(experiment)], [*perplexities, *means]),
+        ("Size", sizes(experiment, rows), [*perplexities, *means]),
         ("Latency", measured_costs(rows, "latency", "s", 0, lambda point: point.latency), qualities),
         (
             "Peak memory",
@@ -202,16 +203,24 @@ def task_means(title: str, tasks: TaskSet, dense: Measurements) -> Quantity:
     )
 
 
-def parameters(experiment: Experiment) -> Quantity:
+def sizes(experiment: Experiment, rows: Sequence[TrialRow]) -> list[Quantity]:
+    """Parameters; and those that are not zero, where any are."""
+    have_zeros = any(row.plan.size.nonzero_parameters < row.plan.size.parameters for row in rows)
+    all_of, counting = attrgetter("parameters"), attrgetter("nonzero_parameters")
+    found = [parameters(experiment, "parameters", all_of)]
+    return [*found, parameters(experiment, "non-zero parameters", counting)] if have_zeros else found
+
+
+def parameters(experiment: Experiment, name: str, number: Callable[[Size], int]) -> Quantity:
     scale, unit = (1e9, "billions") if experiment.dense_size.parameters >= 1e9 else (1e6, "millions")
     return Quantity(
-        title="parameters",
-        axis=f"parameters ({unit})",
+        title=name,
+        axis=f"{name} ({unit})",
         protocol="",
         lower_is_better=True,
-        dense=experiment.dense_size.parameters / scale,
-        of=lambda row, stage: row.plan.size.parameters / scale,
-        written=lambda value: f"{formats.parameters(value * scale)} parameters",
+        dense=number(experiment.dense_size) / scale,
+        of=lambda row, stage: number(row.plan.size) / scale,
+        written=lambda value: f"{formats.parameters(value * scale)} {name}",
     )
 
 

@@ -16,6 +16,7 @@ from shortened_llm.reporting.race import Race, race
 from shortened_llm.reporting.recommendation import Recommendation, recommend
 from shortened_llm.reporting.recovery_lines import TargetRecovery, target_recovery
 from shortened_llm.reporting.rows import Texts, TrialRow, criteria_sets, trial_rows
+from shortened_llm.reporting.sparsity import SparseLine, sparse_lines
 from shortened_llm.reporting.style import SeriesStyle, series_styles
 from shortened_llm.reporting.tasks import TasksSection, tasks_section
 from shortened_llm.reporting.ways import WaysTable, ways_tables
@@ -67,6 +68,8 @@ class ReportView:
     protocols: tuple[ProtocolLine, ...]
     ways: tuple[WaysTable, ...]
     """One for each target that several ways of shortening reached."""
+    sparse: tuple[SparseLine, ...]
+    """One for each plan that sets single weights to zero."""
     comparisons: tuple[MethodsSection, ...]
     race: Race | None
     """None where the search has no rungs."""
@@ -158,6 +161,7 @@ def report_view(experiment: Experiment) -> ReportView:
             if column.kind != "bits_per_byte" and column.metric != "top1"  # by the protocol of their task, and of kl
         ),
         ways=ways_tables(experiment, rows),
+        sparse=sparse_lines(rows),
         comparisons=methods_sections(experiment, rows, dense, texts),
         race=found,
         recoveries=tuple(target_recovery(one, experiment.dense_selection) for one in (found.targets if found else ())),

@@ -16,6 +16,7 @@ from shortened_llm.models.load import load_model
 from shortened_llm.records import SublayersTransform, TensorsTransform, UnitScores, WidthsTransform, of_kind
 from shortened_llm.reporting.card import trial_cards
 from shortened_llm.reporting.rows import best_of_each_way, search_loss, trial_rows, way_of
+from shortened_llm.reporting.sparsity import sparse_lines
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.ways import WayLine, ways_tables
 from shortened_llm.reporting.write import write_report
@@ -143,7 +144,11 @@ def _as_if_slow_at_batch_1(line: WayLine) -> WayLine:
 def test_single_weights_are_compared_with_blocks(tiny_values: dict, local_store: Store, tmp_path: Path) -> None:
     """At equal non-zero parameters, trained alike; the zeros stay, in training too."""
     values = small(tiny_values)
-    values["pruning"] = [ENTRIES[0], {"unit": "weight", "criteria": ["wanda", "sparsegpt"]}]
+    values["pruning"] = [
+        ENTRIES[0],
+        {"unit": "weight", "criteria": ["wanda", "sparsegpt"]},
+        {"unit": "weight", "criteria": ["mrp"], "allocation": "owl", "owl": {"multiple": 2}, "refine": "dsnot"},
+    ]
     values["search"] = {"ratios": [0.25], "of": "nonzero", "controls": ["dense"]}
     values["retraining"] |= {"methods": ["none", "cpt"]}
     pipeline = Pipeline(parse_config(values), local_store)
@@ -155,7 +160,7 @@ def test_single_weights_are_compared_with_blocks(tiny_values: dict, local_store:
     rows = trial_rows(experiment)
     assert {row.status for row in rows} == {"done"}
     sparse = [row for row in rows if way_of(row.trial) == ("weight",)]
-    assert len(sparse) == 4
+    assert len(sparse) == 6
     for row in sparse:
         result = read_result(local_store, row.trial.spec)
         assert result is not None
@@ -167,8 +172,25 @@ def test_single_weights_are_compared_with_blocks(tiny_values: dict, local_store:
         assert row.plan.parameter_ratio == 0
     write_report(experiment, tmp_path / "report")
     page = (tmp_path / "report/report.html").read_text()
-    for words in ("wanda (weights)", "of the blocks&#39; weights zero", "sparse"):
+    for words in ("wanda (weights)", "of the blocks&#39; weights zero", "sparse", "non-zero parameters (millions)"):
         assert words in page
+    lines = sparse_lines(rows)
+    assert len(lines) == 3
+    for line in lines:
+        size = line.row.plan.size
+        counted = [share * weights for share, weights in zip(line.shares, line.transform.weights, strict=True) if share]
+        assert round(sum(counted)) == size.parameters - size.nonzero_parameters
+        assert f"{line.bitmask_bytes / 1e9:.3g}" in page
+        assert line.packed_bytes is None
+        stored = size.nonzero_parameters * size.num_bytes / size.parameters
+        assert line.bitmask_bytes == pytest.approx(stored + sum(line.transform.weights) / 8)
+    spread = [max(line.shares) - min(line.shares) for line in lines]  # type: ignore[type-var]
+    assert spread[2] > 0.1 > max(spread[:2])
+    assert [line.transform.exchanged is None for line in lines] == [True, True, False]
+    halves = replace(lines[0], transform=replace(lines[0].transform, pattern="2:4"))
+    assert halves.packed_bytes == pytest.approx(
+        lines[0].row.plan.size.num_bytes - sum(lines[0].transform.weights) * (4 - (4 / 2 + 1 / 8))
+    )
 
 
 @pytest.mark.usefixtures("process_group")

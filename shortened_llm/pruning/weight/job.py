@@ -103,17 +103,18 @@ class WeightsJob:
             writer.close()
             payload = Payload(url=url, files=upload_directory(Path(temporary), url))
         words = f"{100 * self.recipe.pattern.sparsity:.3g} % of the blocks' weights zero"
-        names = ", ".join(self.recipe.names)
         if self.recipe.refinement:
             LOGGER.info("%s brought back %s of %s weights", self.recipe.refinement[0], exchanged, sum(zeros))
-            names += f", {exchanged:,} exchanged"
         transform = WeightsTransform(
             fingerprint=self.fingerprint,
-            words=f"{words} ({names})",
+            words=f"{words} ({', '.join(self.recipe.names)})",
             blocks=tuple(
                 (block, index) for index, block in enumerate(kept_blocks(self.transforms, self.model.num_blocks))
             ),
             zeros=tuple(zeros),
+            weights=dense.sizes,
+            pattern=self.recipe.pattern_name,
+            exchanged=exchanged if self.recipe.refinement else None,
             layers=tuple(linear_layers(find_blocks(empty_view(base))[0])),
             payload=payload,
         )
