@@ -10,12 +10,9 @@ each measurement has a process of its own. Needs `python -m jobs.assets demo`, n
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,15 +21,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from shortened_llm.config import CalibrationConfig, Refit
+from shortened_llm.config import Refit
 from shortened_llm.criteria.ppl import ppl_scores
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthMeasured
-from shortened_llm.data.sources import Documents
 from shortened_llm.models.axes import axes_of, widths_of
 from shortened_llm.models.blocks import find_blocks
-from shortened_llm.models.cpu import fair_threads
-from shortened_llm.models.directory import load_tokenizer
 from shortened_llm.models.load import load_model
 from shortened_llm.models.moments import Moments, layer_of, observed
 from shortened_llm.models.stream import StreamedModel
@@ -55,12 +49,20 @@ from shortened_llm.scoring.measure import MEASUREMENTS, Inputs
 from shortened_llm.scoring.one_pass import NLL, walk_statistics
 from shortened_llm.storage.store import Store
 from tests.benchmarks.peak_memory import PeakMemory
+from tests.benchmarks.small_model import (
+    CALIBRATION,
+    HELD_OUT,
+    LENGTH,
+    MODEL,
+    alone,
+    calibration_rows,
+    perplexity,
+    text_of,
+)
 from tests.conftest import reference_to
 
-ASSETS = Path("~/.cache/shortened_llm/assets").expanduser()
 SHARE = 0.2
 """Of the blocks' parameters."""
-LENGTH, CALIBRATION, HELD_OUT = 128, 16, 64
 TRAINED, SEQUENCES_PER_STEP, LEARNING_RATE = 20_480, 8, 1e-4
 COMPENSATIONS: dict[str, tuple[Refit | None, bool, bool, int]] = {
     "as they were": (None, False, True, CALIBRATION),
@@ -76,7 +78,7 @@ PROTECT_FIRST, PROTECT_LAST = 4, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--model", type=Path, default=ASSETS / "smollm2-135m-instruct", help="directory")
+    parser.add_argument("--model", type=Path, default=MODEL, help="directory")
     flags = parser.parse_args()
     figures: dict[str, dict] = {"cost": {}, "perplexity": {}}
     print(f"{'scores':<24} {'seconds':>8} {'peak MiB':>9} {'loaded: seconds':>16} {'peak MiB':>9}", flush=True)
@@ -120,16 +122,6 @@ def plans() -> dict[str, Plan]:
     return found | {"ppl, blocks": partial(shortened, "block"), "ppl, sub-layers": partial(shortened, "sublayer")}
 
 
-def alone(work: Callable[..., dict], *arguments: object) -> dict:
-    """What `work` returns, in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=prepare) as process:
-        return process.submit(work, *arguments).result()
-
-
-def prepare() -> None:
-    torch.set_num_threads(fair_threads(1))
-
-
 def measured_cost(directory: Path, way: Callable[[ModelRef, torch.Tensor], object]) -> dict:
     ref = reference_to(directory)
     tokens = text_of(ref, "wiki", CALIBRATION)
@@ -137,17 +129,6 @@ def measured_cost(directory: Path, way: Callable[[ModelRef, torch.Tensor], objec
     with PeakMemory() as memory:
         way(ref, tokens)
     return {"seconds": time.perf_counter() - started, "bytes": memory.host_bytes}
-
-
-def text_of(ref: ModelRef, name: str, sequences: int, *, last: bool = False) -> torch.Tensor:
-    """Sequences from the beginning or the end of a text, [sequences, length]."""
-    lines = (ASSETS / "texts" / f"{name}.jsonl").read_text().splitlines()
-    tokenizer, needed, ids = load_tokenizer(Path(ref.url)), sequences * LENGTH, list[int]()
-    for line in reversed(lines) if last else lines:
-        ids += tokenizer(json.loads(line)["text"])["input_ids"]
-        if len(ids) >= needed:
-            break
-    return torch.tensor(ids[:needed]).view(sequences, LENGTH)
 
 
 def streamed_scores(criterion: str, ref: ModelRef, tokens: torch.Tensor) -> WidthScores:
@@ -236,17 +217,6 @@ def perplexity_of(directory: Path, plan: Plan) -> dict:
     return {"perplexity": perplexity(load_model(ref.view(transforms), "float32"), ref), "parameters": parameters}
 
 
-def perplexity(model: PreTrainedModel, ref: ModelRef) -> float:
-    """Over held-out sequences of wiki and c4 together."""
-    losses: list[float] = []
-    for name in ("wiki", "c4"):
-        for part in text_of(ref, name, HELD_OUT, last=True).split(8):
-            with torch.inference_mode():
-                logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
-            losses.append(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten()).item())
-    return math.exp(float(np.mean(losses)))
-
-
 def compensation_of(directory: Path, refit: Refit | None, bias: bool, trains: bool, sequences: int) -> dict:
     """The channels that flap chooses go, and what is left makes up for them."""
     ref = reference_to(directory)
@@ -255,16 +225,10 @@ def compensation_of(directory: Path, refit: Refit | None, bias: bool, trains: bo
     started = time.perf_counter()
     with TemporaryDirectory() as temporary:
         if refit or bias:
-            rows = text_of(ref, "wiki", sequences).tolist()
-            file = Path(temporary, "rows.jsonl")
-            file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-            source = CalibrationConfig(path=str(file), num_sequences=sequences, sequence_length=LENGTH)
-            documents = Documents(
-                source=source, purpose="calibration", shared_with=(), files=(str(file),), commit=None,
-                field_path="calibration",
-            )  # fmt: skip
+            documents = calibration_rows(ref, sequences, Path(temporary))
             job = CompensationJob(
-                model=ref, transforms=plan, refit=refit, bias=bias, documents=documents, calibration=source,
+                model=ref, transforms=plan, refit=refit, bias=bias, documents=documents, calibration=documents.source,  # type: ignore[arg-type]
+
                 dtype="float32",
             )  # fmt: skip
             store = Store.at(f"{temporary}/results")

@@ -4,8 +4,8 @@ import torch
 
 from shortened_llm.pruning.weight.hessian import damped_inverse
 
-MOST_BYTES = 2**28
-"""The most that the systems that are solved at a time take."""
+MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
+"""The most that the systems that are solved at a time take: a processor's cache, or enough to fill a GPU."""
 
 
 def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor, *, damping: float) -> torch.Tensor:
@@ -28,7 +28,7 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
     # The removed inputs of each row come first; rows that lose fewer are filled up with inputs that are not touched.
     order = kept.to(torch.int8).argsort(dim=1, stable=True)[:, :most]
     is_removed = ~kept.gather(1, order)
-    rows = max(1, MOST_BYTES // (most * most * weight.element_size()))
+    rows = max(1, MOST_BYTES[weight.device.type] // (most * most * weight.element_size()))
     parts = zip(weight.split(rows), order.split(rows), is_removed.split(rows), strict=True)
     found = torch.cat([_solved(own, places, removed, inverse) for own, places, removed in parts])
     return found * kept  # to the last bit
@@ -44,8 +44,9 @@ def _solved(weight: torch.Tensor, places: torch.Tensor, removed: torch.Tensor, i
         inverse: C, [inputs, inputs].
     """
     systems = inverse[places[:, :, None], places[:, None, :]]
-    both = removed[:, :, None] & removed[:, None, :]
-    systems = torch.where(both, systems, torch.eye(places.shape[1], dtype=weight.dtype, device=weight.device))
+    if not removed.all():
+        both = removed[:, :, None] & removed[:, None, :]
+        systems = torch.where(both, systems, torch.eye(places.shape[1], dtype=weight.dtype, device=weight.device))
     wanted = weight.gather(1, places) * removed
     solution = torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(systems))[:, :, 0]
     spread = torch.zeros_like(weight).scatter_(1, places, solution)
