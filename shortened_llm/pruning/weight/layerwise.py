@@ -82,6 +82,7 @@ def _pruned(index: int, block: nn.Module, inputs: BlockInputs | None, recipe: Re
             moments=moments.get(name),
             num_sequences=0 if inputs is None else len(inputs.states),
             pattern=replace(recipe.pattern, sparsity=share),
+            is_mask_alone=recipe.refinement is not None or recipe.refit is not None,
         )
         for name, module in modules.items()
     }

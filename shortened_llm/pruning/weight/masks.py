@@ -22,6 +22,8 @@ class Layer:
     """What its inputs are like; None where no text is read."""
     num_sequences: int
     pattern: Pattern
+    is_mask_alone: bool = False
+    """Whether what the criterion makes of the weights that stay is not used."""
 
     @property
     def inputs(self) -> Moments:
@@ -60,9 +62,8 @@ def by_sparsegpt(layer: Layer, options: Any) -> tuple[torch.Tensor, torch.Tensor
 
 def by_mrp(layer: Layer, options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask."""
-    return mrp(
-        layer.weight, layer.hessian, layer.pattern, mask=options.mask, update=options.update, damping=options.damping
-    )
+    update = None if layer.is_mask_alone else options.update
+    return mrp(layer.weight, layer.hessian, layer.pattern, mask=options.mask, update=update, damping=options.damping)
 
 
 MASKERS: dict[str, Callable[[Layer, Any], tuple[torch.Tensor, torch.Tensor]]] = {

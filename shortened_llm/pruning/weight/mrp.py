@@ -21,7 +21,7 @@ def mrp(
     pattern: Pattern,
     *,
     mask: Literal["single", "joint"],
-    update: Literal["single", "joint"],
+    update: Literal["single", "joint"] | None,
     damping: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask, True where a weight stays; see `MrpOptions`.
@@ -29,6 +29,7 @@ def mrp(
     Args:
         weight: [outputs, inputs], fp64.
         hessian: 2 X Xᵀ of its inputs, in any scale, [inputs, inputs], fp64.
+        update: None: weights that stay are those that are given.
     """
     weight = weight.masked_fill(dead_inputs(hessian), 0)
     inverse = damped_inverse(hessian, damping)
@@ -36,6 +37,8 @@ def mrp(
         kept = jointly_cheapest(weight, inverse, pattern)
     else:
         kept = pattern.lowest_in_rows(weight.square() / inverse.diagonal())
+    if update is None:
+        return weight * kept, kept
     change = joint_update if update == "joint" else swept_update
     return change(weight, kept, hessian, damping=damping), kept
 
