@@ -92,6 +92,9 @@ class WeightsJob:
             store=store,
         )  # fmt: skip
         shares = shares_of_blocks(dense, self.recipe.allocation)
+        if self.recipe.allocation:
+            listed = " ".join(f"{share:.2f}" for share in shares)
+            LOGGER.info("%s: shares of the blocks' weights that go: %s", self.recipe.allocation[0], listed)
         zeros, exchanged, changes = [], 0, self.recipe.changes_weights
         with temporary_directory() as temporary:
             writer = WeightWriter(_layout(base, changes=changes), Path(temporary), on_file=lambda _: None)

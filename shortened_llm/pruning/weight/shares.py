@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.logs import LOGGER, StepLog
+from shortened_llm.logs import StepLog
 from shortened_llm.models.linears import as_matrix, linear_layers, linear_size
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.pruning.inputs import BlockInputs
@@ -63,7 +63,6 @@ def by_alpha(model: DenseModel, options: Any) -> tuple[float, ...]:
     key = fingerprint(identity)
     found = model.store.read(SPECTRA, key, SpectralExponents) if model.store else None
     if found is None:
-        LOGGER.info("reading the spectra")
         found = SpectralExponents(of_blocks=tuple(model.each_block(exponent)))
         if model.store:
             model.store.write(SPECTRA, key, found, identity=identity, parents=model.ref.parents)
@@ -91,7 +90,6 @@ def by_owl(model: DenseModel, options: Any) -> tuple[float, ...]:
             options.multiple,
         )  # fmt: skip
 
-    LOGGER.info("reading which weights stand out")
     return owl_shares(model.each_block(stand_out), model.sizes, model.sparsity, options.spread)
 
 
@@ -110,6 +108,4 @@ def shares_of_blocks(model: DenseModel, allocation: tuple[str, Any] | None) -> t
     name, options = allocation
     with torch.no_grad():
         wanted = ALLOCATORS[name](model, options)
-    found = allocated(wanted, model.sizes, model.sparsity)
-    LOGGER.info("shares of the blocks' weights that go: %s", " ".join(f"{share:.2f}" for share in found))
-    return found
+    return allocated(wanted, model.sizes, model.sparsity)
