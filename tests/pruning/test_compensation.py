@@ -108,7 +108,7 @@ def test_copies_of_channels_are_removed_without_a_trace(
 
 @torch.no_grad()
 def test_a_constant_channel_is_removed_without_a_trace_by_a_bias(
-    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+    save_random_model: SaveModel, documents: Documents, store: Store, tmp_path: Path
 ) -> None:
     model, _ = save_random_model(MLP_BIAS)
     constant = {0: {1, 5}, 1: {3, 4}}
@@ -121,7 +121,7 @@ def test_a_constant_channel_is_removed_without_a_trace_by_a_bias(
     transform = without_channels(model.config, constant)
     assert (logits(load_model(ref.view((transform,)), "float32")) - logits(model)).abs().max() > 1e-3
     for refit in (None, Refit(damping=(0.1,))):
-        view = compensated(job_for(ref, documents, transform, bias=True, refit=refit), local_store)
+        view = compensated(job_for(ref, documents, transform, bias=True, refit=refit), store)
         tensors = of_kind(view.transforms, TensorsTransform)
         assert tensors is not None
         assert (tensors.config_fields, tensors.added) == ((), 0)

@@ -224,7 +224,7 @@ def test_shares_of_blocks_follow_from_their_spectra(
 
 @pytest.mark.parametrize("criterion", ["magnitude", "sparsegpt"])
 def test_refit_makes_the_most_of_a_mask(
-    criterion: str, save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+    criterion: str, save_random_model: SaveModel, documents: Documents, store: Store, tmp_path: Path
 ) -> None:
     """In the first block, whose inputs are the dense model's: the mask stays, and the outputs are nearer."""
     model, _ = save_random_model(FAMILIES["llama"])
@@ -232,7 +232,7 @@ def test_refit_makes_the_most_of_a_mask(
     job = job_for(ref, documents, criterion)
     refitted = job_for(ref, documents, criterion, refit=JointRefit(damping=1e-6))
     rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
-    plain, better = (load_model(pruned(one, local_store), "float32") for one in (job, refitted))
+    plain, better = (load_model(pruned(one, store), "float32") for one in (job, refitted))
     for name, layer in linear_layers(find_blocks(model)[0]).items():
         inputs, dense = read_by(layer, model, torch.tensor(rows)), layer.get_parameter("weight").detach().double()
         found = [find_blocks(one)[0].get_submodule(name).get_parameter("weight").detach() for one in (plain, better)]
