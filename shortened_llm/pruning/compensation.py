@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,13 +25,13 @@ from shortened_llm.models.files import TensorHeader, block_prefix
 from shortened_llm.models.moments import Moments, layer_of
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import view_config, view_files
-from shortened_llm.models.write import WeightWriter, torch_dtype
+from shortened_llm.models.write import torch_dtype
 from shortened_llm.pruning.inputs import BlockInputs
 from shortened_llm.pruning.refit import refit
-from shortened_llm.records import ModelRef, Payload, TensorsTransform, Transform, WidthsTransform, kept_blocks
+from shortened_llm.pruning.work import uploaded
+from shortened_llm.records import ModelRef, TensorsTransform, Transform, WidthsTransform, kept_blocks
 from shortened_llm.storage.layout import COMPENSATIONS
-from shortened_llm.storage.payload import has_files, upload_directory
-from shortened_llm.storage.scratch import temporary_directory
+from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 
 STAGE_VERSION = 1
@@ -103,14 +102,8 @@ class CompensationJob:
         tokens = model_tokens(self.model, streamed, self.documents, self.calibration)
         projections = Projections.of(self.narrowed, refits=self.refit is not None, bias=self.bias)
         chosen: Counter[float | None] = Counter()
-        url = store.attempt_url(COMPENSATIONS, self.fingerprint)
-        with temporary_directory() as temporary:
-            writer = WeightWriter(projections.layout, Path(temporary), on_file=lambda _: None)
-            new = compensated(streamed, tokens, projections, self.refit, memory_gib=memory_gib, chosen=chosen)
-            for name, tensor in new:
-                writer.add(name, tensor)
-            writer.close()
-            payload = Payload(url=url, files=upload_directory(Path(temporary), url))
+        new = compensated(streamed, tokens, projections, self.refit, memory_gib=memory_gib, chosen=chosen)
+        payload = uploaded(new, projections.layout, store.attempt_url(COMPENSATIONS, self.fingerprint))
         if self.refit:
             LOGGER.info("refitted %s", _counted(chosen))
         done = {"refitted output projections": self.refit, "biases for what is gone": projections.biases.layers}

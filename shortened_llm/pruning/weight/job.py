@@ -1,8 +1,7 @@
 """Single weights of a plan: masks, or changed weights, computed once and stored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,14 +18,14 @@ from shortened_llm.models.linears import as_matrix, linear_layers
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.transforms.weights import KEPT, packed_mask
 from shortened_llm.models.view import empty_view, view_files
-from shortened_llm.models.write import WeightWriter, torch_dtype
+from shortened_llm.models.write import torch_dtype
 from shortened_llm.pruning.weight.layerwise import PrunedBlock, pruned_blocks
 from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.pruning.weight.shares import DenseModel, shares_of_blocks
-from shortened_llm.records import ModelRef, Payload, Transform, WeightsTransform, kept_blocks
+from shortened_llm.pruning.work import uploaded
+from shortened_llm.records import ModelRef, Transform, WeightsTransform, kept_blocks
 from shortened_llm.storage.layout import MASKS
-from shortened_llm.storage.payload import has_files, upload_directory
-from shortened_llm.storage.scratch import temporary_directory
+from shortened_llm.storage.payload import has_files
 from shortened_llm.storage.store import Store
 
 STAGE_VERSION = 2
@@ -86,7 +85,7 @@ class WeightsJob:
         LOGGER.info("reading the model")
         base = self.model.view(self.transforms)
         streamed = StreamedModel.open(base, self.dtype, device=device)
-        url, tokens = store.attempt_url(MASKS, self.fingerprint), self._tokens(streamed)
+        tokens = self._tokens(streamed)
         dense = DenseModel(
             ref=base, streamed=streamed, tokens=tokens, sparsity=self.recipe.pattern.sparsity, memory_gib=memory_gib,
             store=store,
@@ -95,19 +94,19 @@ class WeightsJob:
         if self.recipe.allocation:
             listed = " ".join(f"{share:.2f}" for share in shares)
             LOGGER.info("%s: shares of the blocks' weights that go: %s", self.recipe.allocation[0], listed)
-        zeros, exchanged, changes = [], 0, self.recipe.changes_weights
-        with temporary_directory() as temporary:
-            writer = WeightWriter(_layout(base, changes=changes), Path(temporary), on_file=lambda _: None)
+        zeros, exchanged, changes = list[int](), list[int](), self.recipe.changes_weights
+
+        def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for index, block, pruned in pruned_blocks(streamed, tokens, self.recipe, shares, memory_gib=memory_gib):
                 zeros.append(pruned.zeros)
-                exchanged += pruned.exchanged
+                exchanged.append(pruned.exchanged)
                 for name, tensor in _stored_tensors(block, pruned, changes=changes).items():
-                    writer.add(f"{index}.{name}", tensor)
-            writer.close()
-            payload = Payload(url=url, files=upload_directory(Path(temporary), url))
+                    yield f"{index}.{name}", tensor
+
+        payload = uploaded(tensors(), _layout(base, changes=changes), store.attempt_url(MASKS, self.fingerprint))
         words = f"{100 * self.recipe.pattern.sparsity:.3g} % of the blocks' weights zero"
         if self.recipe.refinement:
-            LOGGER.info("%s brought back %s of %s weights", self.recipe.refinement[0], exchanged, sum(zeros))
+            LOGGER.info("%s brought back %s of %s weights", self.recipe.refinement[0], sum(exchanged), sum(zeros))
         transform = WeightsTransform(
             fingerprint=self.fingerprint,
             words=f"{words} ({', '.join(self.recipe.names)})",
@@ -117,7 +116,7 @@ class WeightsJob:
             zeros=tuple(zeros),
             weights=dense.sizes,
             pattern=self.recipe.pattern_name,
-            exchanged=exchanged if self.recipe.refinement else None,
+            exchanged=sum(exchanged) if self.recipe.refinement else None,
             layers=tuple(linear_layers(find_blocks(empty_view(base))[0])),
             payload=payload,
         )
