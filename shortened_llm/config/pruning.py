@@ -309,14 +309,16 @@ class _WeightEntry(_Entry):
     def settings(self, criterion: str) -> dict[str, object]:
         """All that the removal by one criterion depends on, besides the model and the text."""
         own = ("unit", "pattern", "dtype")
-        steps = {self.allocation: self.allocator, self.refine: self.refiner}
-        done = {
-            name: ", ".join(f"{field} {value}" for field, value in step.model_dump().items())
-            for name, step in steps.items()
-            if step
-        }
+        steps = {"allocation": self.allocator, "refine": self.refiner}
+        done = {name: f"{getattr(self, name)}{_not_default(step)}" for name, step in steps.items() if step}
         refit = {"refit": str(self.refit)} if self.refit else {}
         return {name: getattr(self, name) for name in own} | done | refit | self.options(criterion).model_dump()
+
+
+def _not_default(options: CriterionOptions) -> str:
+    """` epsilon 0.3`: what a user set to other than its default."""
+    fields = type(options).model_fields
+    return "".join(f" {name} {value}" for name, value in options if value != fields[name].default)
 
 
 def _with_options(
