@@ -19,6 +19,9 @@ agreement is measured. Caches of generation and the logits of tasks come on top,
 Scoring (scoring/README.md): two blocks, one gradient of a block for Taylor, hidden states of the calibration before and
 behind each block, and tiles of logits. On one H200, 8 B parameters in 32 blocks, 10 x 128 tokens: 2.4 against 2.4 GiB
 measured for perplexity, 1.7 against 1.8 for Taylor.
+
+Passes that prune single weights, or compensate, block after block: two blocks, the hidden states once, and in fp64 the
+weights of a block before and after, the products of every two inputs of its layers, and work space for one layer.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig
+from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig, WeightPruning
 from shortened_llm.criteria.criterion import Criterion
 from shortened_llm.criteria.weight.criterion import WeightCriterion
 from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
@@ -34,6 +37,7 @@ from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.flops import active_share
 from shortened_llm.models.head import CHUNK_TOKENS, MOST_LOGIT_BYTES
+from shortened_llm.models.linears import as_matrix, linear_layers
 from shortened_llm.models.vocabulary import TILE_TOKENS, TILE_VOCABULARY
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.sharding import RESIDENT_SHARE
@@ -43,6 +47,8 @@ STUDENT_CHUNKS, TEACHER_CHUNKS, EVALUATION_CHUNKS = 4, 2, 3
 """Chunks of logits in float32 that are alive at a time."""
 TILES = 2.5
 """Tiles of logits in float32 that are alive while the vocabulary is walked."""
+SQUARES_OF_A_LAYER, COPIES_OF_A_LAYER = 4, 3
+"""In fp64, while a layer is pruned: products of its inputs and what is made of them, and its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +125,43 @@ def scorer_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: f
         dense: without weights.
         memory: of a GPU, in bytes, where it is known.
     """
-    rows = [entry.rows[criterion] for entry in config.prunings for criterion in entry.criteria]
-    found = [_of_criterion(dense, row, config, memory) for row in rows]
+    tokens = max((text.num_sequences * text.sequence_length for text in config.calibrations), default=0)
+    found = []
+    for entry in config.prunings:
+        if isinstance(entry, WeightPruning) or entry.compensates:
+            rows = [entry.rows[criterion] for criterion in entry.criteria]
+            is_joint = entry.compensates or any(isinstance(row, WeightCriterion) and row.joint for row in rows)
+            found.append(layerwise_memory(dense, DTYPES[entry.dtype].itemsize, tokens, is_joint=is_joint))
+        if not isinstance(entry, WeightPruning):
+            found += [_of_criterion(dense, entry.rows[criterion], config, memory) for criterion in entry.criteria]
     return max(found, key=lambda one: one.peak)
+
+
+def layerwise_memory(dense: PreTrainedModel, width: int, tokens: int, *, is_joint: bool) -> ProcessMemory:
+    """The memory of a pass that prunes or compensates block after block.
+
+    Args:
+        dense: without weights.
+        width: bytes of a number of the compute type.
+        tokens: of the calibration text.
+        is_joint: whether it holds the products of every two inputs of a layer.
+    """
+    block = max(find_blocks(dense), key=_num_parameters)
+    matrices = [as_matrix(layer, layer.get_parameter("weight")) for layer in linear_layers(block).values()]
+    inputs, largest = [matrix.shape[1] for matrix in matrices], max(matrix.numel() for matrix in matrices)
+    whole_and_pruned = 2 * sum(matrix.numel() for matrix in matrices)
+    moments = sum(size**2 for size in inputs) if is_joint else sum(inputs)
+    solved = SQUARES_OF_A_LAYER * max(inputs) ** 2 if is_joint else 0
+    states = width * tokens * dense.config.hidden_size
+    return ProcessMemory(
+        lasting=2.0 * width * _num_parameters(block) + states,
+        passing=8.0 * (whole_and_pruned + moments + solved + COPIES_OF_A_LAYER * largest),
+    )
 
 
 def _of_criterion(
     dense: PreTrainedModel,
-    criterion: Criterion | WidthCriterion | WeightCriterion,
+    criterion: Criterion | WidthCriterion,
     config: ExperimentConfig,
     memory: float | None,
 ) -> ProcessMemory:

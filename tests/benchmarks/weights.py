@@ -33,9 +33,10 @@ from shortened_llm.pruning.weight.masks import MASKERS, Layer
 from shortened_llm.pruning.weight.mrp import mrp
 from shortened_llm.pruning.weight.pattern import parse_pattern
 from shortened_llm.pruning.weight.recipe import Recipe
+from shortened_llm.search.memory import layerwise_memory
 from shortened_llm.storage.store import Store
 from tests.benchmarks.peak_memory import PeakMemory
-from tests.benchmarks.small_model import CALIBRATION, MODEL, alone, calibration_rows, perplexity, text_of
+from tests.benchmarks.small_model import CALIBRATION, LENGTH, MODEL, alone, calibration_rows, perplexity, text_of
 from tests.conftest import reference_to
 
 POOLED = {"refine": "barber", "barber": {"rate": 0.1, "granularity": "block"}}
@@ -80,15 +81,16 @@ def main() -> None:
     flags = parser.parse_args()
     figures: dict[str, dict] = {"quality": {}}
     print(f"dense: perplexity {alone(dense, flags.model)['perplexity']:.1f} on wiki + c4", flush=True)
-    print(f"{'half of the weights':<60} {'seconds':>8} {'peak MiB':>9} {'exchanged':>10} {'wiki + c4':>10}", flush=True)
+    print(f"{'half of the weights':<60} {'seconds':>8} {'peak MiB':>9} {'estimated':>9}", end=" ")
+    print(f"{'exchanged':>10} {'wiki + c4':>10}", flush=True)
     for pattern, cases in CASES.items():
         for criterion, settings in cases:
             found = alone(pruned, flags.model, pattern, criterion, settings)
             title = ", ".join([pattern, criterion, *_words(settings)])
             figures["quality"][title] = found
             print(
-                f"{title:<60} {found['seconds']:>8.1f} {found['bytes'] / 2**20:>9.0f} {found['exchanged']:>10,} "
-                f"{found['perplexity']:>10.1f}",
+                f"{title:<60} {found['seconds']:>8.1f} {found['bytes'] / 2**20:>9.0f} "
+                f"{found['estimated'] / 2**20:>9.0f} {found['exchanged']:>10,} {found['perplexity']:>10.1f}",
                 flush=True,
             )
     found = figures["order"] = alone(order_of_losses, flags.model)
@@ -138,9 +140,12 @@ def pruned(directory: Path, pattern: str, criterion: str, settings: dict) -> dic
         transform = job.stored(store)
         assert transform is not None
         model = load_model(ref.view((transform,)), "float32")
+    streamed = StreamedModel.open(ref, "float32")
+    estimate = layerwise_memory(streamed.model, 4, CALIBRATION * LENGTH, is_joint=job.recipe.is_joint)
     return {
         "seconds": seconds,
         "bytes": memory.host_bytes,
+        "estimated": estimate.peak,
         "exchanged": transform.exchanged or 0,
         "perplexity": perplexity(model, ref),
     }

@@ -378,3 +378,17 @@ def test_an_untrained_trial_is_no_matter_of_accelerators() -> None:
     budget = BudgetConfig(accelerator_hours=1.0)
     assert over_budget(budget, nothing, (), spent=2.0, elapsed=0.0, beside=0.0) is None
     assert over_budget(budget, some, (), spent=2.0, elapsed=0.0, beside=0.0) is not None
+
+
+def test_layerwise_passes_hold_a_block_and_the_products_of_its_inputs(tiny_values: dict) -> None:
+    """Of an 8 B shape: 4,096 inputs six times and 14,336 once, in fp64."""
+    dense, found = shapes_of("8b").dense, {}
+    for name, settings in {"wanda": {}, "sparsegpt": {}, "magnitude": {"refit": {}}}.items():
+        values = tiny_values | {"pruning": {"unit": "weight", "criteria": [name], **settings}}
+        values["search"] = {"ratios": [0.5], "controls": ["dense"]}
+        found[name] = scorer_memory(dense, parse_config(values), memory=139 * GIB)
+    products = 8 * (6 * 4096**2 + 14_336**2)
+    assert found["sparsegpt"] == found["magnitude"]
+    assert found["sparsegpt"].peak - found["wanda"].peak == pytest.approx(products + 8 * 4 * 14_336**2, rel=0.01)
+    assert 4 < found["wanda"].peak / GIB < 8
+    assert 12 < found["sparsegpt"].peak / GIB < 16
