@@ -45,7 +45,7 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
 def _known_pattern(text: object) -> object:
     if text == "unstructured":
         return text
-    found = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text) if isinstance(text, str) else None
     if found is None or not 0 < int(found[1]) < int(found[2]):
         raise ValueError("should be 'unstructured', or N:M with N less than M, such as '2:4', in quotes")
     return text

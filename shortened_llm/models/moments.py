@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from shortened_llm.errors import BadInputError
+
 
 class Moments:
     """First and second moments of the inputs of a layer, in fp64, where the inputs lie."""
@@ -17,7 +19,7 @@ class Moments:
         self.count = 0
         """Tokens."""
         self.sequences = 0
-        """Sequences; counted with `within`."""
+        """Sequences; counted with `within`, where they can be told apart."""
         self._sums = torch.zeros(())
         self._products = torch.zeros(())
         self._variances = torch.zeros(())
@@ -29,7 +31,7 @@ class Moments:
         self._sums = self._sums.to(flat.device) + flat.sum(dim=0)
         products = flat.T @ flat if self.joint else flat.square().sum(dim=0)
         self._products = self._products.to(flat.device) + products
-        if self.within:
+        if self.within and inputs.dim() > 2:
             sequences = inputs.detach().flatten(0, -3).double()
             self.sequences += len(sequences)
             self._variances = self._variances.to(flat.device) + sequences.var(dim=1, correction=0).sum(dim=0)
@@ -72,8 +74,17 @@ class Moments:
 
     @property
     def variance_within(self) -> torch.Tensor:
-        """Mean over sequences of the variance of each input over the tokens of one, [inputs]."""
+        """Mean over sequences of the variance of each input over the tokens of one, [inputs].
+
+        Raises:
+            BadInputError: the layer reads the tokens of all sequences as one.
+        """
         assert self.within
+        if not self.sequences:
+            raise BadInputError(
+                "pruning.refine: is 'dsnot', but a layer of this family reads the tokens of all sequences as one, so "
+                "that they cannot be told apart; refine other layers (pruning.dsnot.layers), or set refine: none"
+            )
         return self._variances / self.sequences
 
 

@@ -24,7 +24,7 @@ class SparseLine:
 
     @property
     def _bytes_each(self) -> float:
-        return self.row.plan.size.num_bytes / self.row.plan.size.parameters
+        return self.row.plan.dense.num_bytes / self.row.plan.dense.parameters
 
     @property
     def _bytes_of_others(self) -> float:

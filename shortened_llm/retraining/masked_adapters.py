@@ -28,7 +28,7 @@ def _forward(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
         return output
     dropped = layer.lora_dropout[ADAPTER](inputs)
     # Kept for the backward pass, the products of all layers would take the memory of another model.
-    added = checkpoint(partial(_added, layer), dropped, use_reentrant=False)
+    added = checkpoint(partial(_added, layer), dropped, use_reentrant=False, preserve_rng_state=False)
     return output + added.to(output.dtype)
 
 

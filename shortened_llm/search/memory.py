@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingConfig, WeightPruning
 from shortened_llm.criteria.criterion import Criterion
 from shortened_llm.criteria.weight.criterion import WeightCriterion
+from shortened_llm.criteria.weight.refinement import REFINERS
 from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
@@ -131,13 +132,21 @@ def scorer_memory(dense: PreTrainedModel, config: ExperimentConfig, *, memory: f
         if isinstance(entry, WeightPruning) or entry.compensates:
             rows = [entry.rows[criterion] for criterion in entry.criteria]
             is_joint = entry.compensates or any(isinstance(row, WeightCriterion) and row.joint for row in rows)
-            found.append(layerwise_memory(dense, DTYPES[entry.dtype].itemsize, tokens, is_joint=is_joint))
+            refiner = REFINERS.get(entry.refine) if isinstance(entry, WeightPruning) else None
+            found.append(
+                layerwise_memory(
+                    dense, DTYPES[entry.dtype].itemsize, tokens, is_joint=is_joint,
+                    takes_gradients=refiner is not None and refiner.takes_gradients,
+                )
+            )  # fmt: skip
         if not isinstance(entry, WeightPruning):
             found += [_of_criterion(dense, entry.rows[criterion], config, memory) for criterion in entry.criteria]
     return max(found, key=lambda one: one.peak)
 
 
-def layerwise_memory(dense: PreTrainedModel, width: int, tokens: int, *, is_joint: bool) -> ProcessMemory:
+def layerwise_memory(
+    dense: PreTrainedModel, width: int, tokens: int, *, is_joint: bool, takes_gradients: bool = False
+) -> ProcessMemory:
     """The memory of a pass that prunes or compensates block after block.
 
     Args:
@@ -145,6 +154,7 @@ def layerwise_memory(dense: PreTrainedModel, width: int, tokens: int, *, is_join
         width: bytes of a number of the compute type.
         tokens: of the calibration text.
         is_joint: whether it holds the products of every two inputs of a layer.
+        takes_gradients: whether a block's weights get some: whole, pruned, their gradients, and squares of these.
     """
     block = max(find_blocks(dense), key=_num_parameters)
     matrices = [as_matrix(layer, layer.get_parameter("weight")) for layer in linear_layers(block).values()]
@@ -153,9 +163,10 @@ def layerwise_memory(dense: PreTrainedModel, width: int, tokens: int, *, is_join
     moments = sum(size**2 for size in inputs) if is_joint else sum(inputs)
     solved = SQUARES_OF_A_LAYER * max(inputs) ** 2 if is_joint else 0
     states = width * tokens * dense.config.hidden_size
+    gradients = 2.0 * (width + 4) * _num_parameters(block) if takes_gradients else 0.0
     return ProcessMemory(
         lasting=2.0 * width * _num_parameters(block) + states,
-        passing=8.0 * (whole_and_pruned + moments + solved + COPIES_OF_A_LAYER * largest),
+        passing=8.0 * (whole_and_pruned + moments + solved + COPIES_OF_A_LAYER * largest) + gradients,
     )
 
 

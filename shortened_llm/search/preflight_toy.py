@@ -17,11 +17,13 @@ from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import NLL
 from shortened_llm.errors import BadInputError, Faults, brief
 from shortened_llm.models.axes import widths_of
+from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import check_generation, export_view, probe_tokens
 from shortened_llm.models.head import IGNORE, check_head, next_token_labels, training_loss
 from shortened_llm.models.isolation import choose_isolation
+from shortened_llm.models.linears import linear_inputs
 from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
@@ -30,7 +32,7 @@ from shortened_llm.models.transforms import KINDS
 from shortened_llm.models.view import check_transforms
 from shortened_llm.pruning.compensation import Projections, compensated
 from shortened_llm.pruning.weight.layerwise import pruned_blocks
-from shortened_llm.pruning.weight.pattern import parse_pattern
+from shortened_llm.pruning.weight.pattern import Pattern, parse_pattern
 from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.pruning.weight.shares import DenseModel, shares_of_blocks
 from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
@@ -183,7 +185,7 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
     Raises:
         BadInputError: naming the family.
     """
-    pattern = parse_pattern("unstructured", 0.5)  # a toy's layers may make no whole groups
+    pattern = _toy_pattern(entry.pattern, toy)
     for name in entry.criteria:
         recipe = Recipe.of(entry, name, pattern)
         with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
@@ -193,6 +195,14 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
             )  # fmt: skip
             shares = shares_of_blocks(model, recipe.allocation)
             list(pruned_blocks(streamed, tokens, recipe, shares, memory_gib=None))
+
+
+def _toy_pattern(name: str, toy: Toy) -> Pattern:
+    """The pattern, or one of smaller groups where a toy's layers make no whole ones."""
+    pattern = parse_pattern(name, 0.5)
+    inputs = {size for block in find_blocks(toy.model) for size in linear_inputs(block).values()}
+    fits = pattern.of is None or not any(size % pattern.of for size in inputs)
+    return pattern if fits else parse_pattern("1:2")
 
 
 def try_export(toy: Toy) -> None:

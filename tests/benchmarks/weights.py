@@ -141,7 +141,9 @@ def pruned(directory: Path, pattern: str, criterion: str, settings: dict) -> dic
         assert transform is not None
         model = load_model(ref.view((transform,)), "float32")
     streamed = StreamedModel.open(ref, "float32")
-    estimate = layerwise_memory(streamed.model, 4, CALIBRATION * LENGTH, is_joint=job.recipe.is_joint)
+    estimate = layerwise_memory(
+        streamed.model, 4, CALIBRATION * LENGTH, is_joint=job.recipe.is_joint, takes_gradients=entry.refine == "barber"
+    )
     return {
         "seconds": seconds,
         "bytes": memory.host_bytes,

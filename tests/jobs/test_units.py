@@ -69,6 +69,11 @@ def weight(**options: object) -> list[str]:
             weight(criteria=["mrp"], mrp={"mask": "joint"}),
             ["mrp.mask is 'joint'", "pattern is unstructured", "mask: single"],
         ),
+        (
+            weight(criteria=["mrp"], mrp={"mask": "joint"}, pattern="8:16"),
+            ["mrp.mask is 'joint'", "8:16 has 12,870", "smaller groups"],
+        ),
+        (weight(pattern="02:4"), ["pruning.pattern", "'02:4'"]),
         ([*weight(), *PARAMETERS], ["search.of is 'parameters'", "stay in the files", "nonzero"]),
         ([*weight(), "--search.of", "nonzero", "--search.ratios", "[0.99]"], ["search.ratios: 0.99", "linear layers"]),
         (
@@ -130,3 +135,20 @@ def test_text_is_read_where_weights_are_computed_from_it(command) -> None:
         code, _, err = command(score.main, *width(criteria=["magnitude"], **compensated), *missing)
         assert code == 2
         assert "calibration.path" in err
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"criteria": ["mrp"], "pattern": "2:4", "mrp": {"mask": "joint"}, "refine": "dsnot"},
+        {"criteria": ["mrp"], "pattern": "1:3", "mrp": {"mask": "joint", "update": "single"}},
+        {"criteria": ["wanda", "sparsegpt"], "allocation": "alpha", "alpha": {"estimator": "peak"}, "refine": "barber"},
+        {"criteria": ["magnitude"], "allocation": "owl", "refit": {}},
+    ],
+    ids=str,
+)
+def test_every_step_is_tried_on_a_toy(entry: dict, command) -> None:
+    """A dry run prunes a small model of the class; its inputs may make no whole groups of the pattern."""
+    code, _, err = command(search.main, *weight(**entry), "--search.controls", "[dense]", "--dry-run")
+    refused = entry.get("pattern") == "1:3"
+    assert (code, "128 inputs" in err) == ((2, True) if refused else (0, False)), err

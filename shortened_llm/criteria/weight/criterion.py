@@ -19,6 +19,7 @@ class WeightStep:
 
     options: type[WeightOptions]
     reads_text: bool
+    takes_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

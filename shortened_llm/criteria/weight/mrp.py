@@ -1,10 +1,14 @@
 """MRP: what goes is chosen by what it costs once the weights that stay have made up for it, and they do, together."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
 
 from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions
+
+MOST_CHOICES = 1000
+"""Of a group, that are tried one by one."""
 
 
 class MrpOptions(WeightOptions):
@@ -26,6 +30,11 @@ class MrpOptions(WeightOptions):
             raise ValueError(
                 f"{name}.mask is 'joint', which tries all choices of a group, but pattern is unstructured; "
                 "give a pattern N:M such as '2:4', or mask: single"
+            )
+        if self.mask == "joint" and (choices := math.comb(*map(int, reversed(pattern.split(":"))))) > MOST_CHOICES:
+            raise ValueError(
+                f"{name}.mask is 'joint', which tries all choices of a group, but pattern {pattern} has {choices:,}, "
+                f"more than {MOST_CHOICES:,}; give smaller groups, or mask: single"
             )
 
 

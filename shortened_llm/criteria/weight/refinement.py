@@ -45,6 +45,6 @@ class BarberOptions(WeightOptions):
 
 REFINERS: dict[str, WeightStep] = {
     "dsnot": WeightStep(options=DsnotOptions, reads_text=True),
-    "barber": WeightStep(options=BarberOptions, reads_text=True),
+    "barber": WeightStep(options=BarberOptions, reads_text=True, takes_gradients=True),
 }
 """Beside `none`."""

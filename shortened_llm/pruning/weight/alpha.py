@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 Estimator = Literal["mid", "peak", "public"]
+BINS = 100
+"""Of the histogram of a spectrum."""
 
 
 def tail_exponent(eigenvalues: torch.Tensor, number: int) -> float:
@@ -22,36 +24,44 @@ def tail_exponent(eigenvalues: torch.Tensor, number: int) -> float:
     return 1 + number / float((tail / edge).log().sum())
 
 
-def spectral_exponent(weight: torch.Tensor, estimator: Estimator) -> float:
-    """The exponent of the tail of the squares of a matrix's singular values.
+def spectral_exponent(weight: torch.Tensor, estimator: Estimator) -> float | None:
+    """The exponent of the tail of the squares of a matrix's singular values; None where they have no tail.
 
     Args:
         weight: [outputs, inputs].
         estimator: mid: the upper half is the tail. peak: of the values near the mode of the histogram of log λ, the one
             from which on a power law fits best, by the distance of Kolmogorov and Smirnov. Source: AlphaPruning, arXiv
             2410.10912, section 3, and the code of its authors' earlier work, which names the two so. public: likewise,
-            but a tail may begin above the logarithm of peak's lower bound, as in that code.
+            but a tail may begin above the logarithm of peak's lower bound, and its first value is counted as one more,
+            as in that code.
     """
-    values = torch.linalg.svdvals(weight.double()).square().flip(0)
+    values = torch.linalg.svdvals(weight.double()).square().flip(0).cpu()  # of the many small steps none is for a GPU
     values = values[values > 1e-12 * values[-1]]
+    if len(values) < 2 or values[0] > values[-1] * (1 - 1e-9):
+        return None
     if estimator == "mid":
         return tail_exponent(values, len(values) // 2)
-    counts, edges = torch.histogram(values.log10(), bins=100)
-    peak = int(counts.argmax())
-    low, high = 0.95 * 10 ** float(edges[peak]), 1.5 * 10 ** float(edges[peak + 1])
+    logs = values.log10()
+    low, high = float(logs[0]), float(logs[-1])
+    peak = int(torch.histc(logs, bins=BINS, min=low, max=high).argmax())
     if estimator == "public":
-        low = math.log10(low)
-    candidates = [index for index in range(len(values) - 1) if low < values[index] < high]
-    fits = [(_distance(values[index:]), index) for index in candidates or [len(values) // 2]]
-    _, best = min(fits)
-    return tail_exponent(values, len(values) - best - 1)
+        mode = 10 ** float(torch.linspace(low, high, BINS, dtype=values.dtype)[peak])
+        first, last = math.log10(0.95 * mode), 1.5 * mode
+    else:
+        width = (high - low) / BINS
+        first, last = 0.95 * 10 ** (low + width * peak), 1.5 * 10 ** (low + width * (peak + 1))
+    starts = [index for index in range(len(values) - 1) if first < values[index] < last and values[index] < values[-1]]
+    more = 1 if estimator == "public" else 0
+    _, exponent = min(_fitted(values[start:], more) for start in starts or [len(values) // 2 - 1])
+    return exponent
 
 
-def _distance(tail: torch.Tensor) -> float:
-    """The largest distance between the distribution of a tail and of the power law that fits it."""
-    exponent = tail_exponent(tail, len(tail) - 1)
+def _fitted(tail: torch.Tensor, more: int) -> tuple[float, float]:
+    """The largest distance between the distribution of a tail and of the power law that fits it, and its exponent."""
+    number = len(tail) - 1
+    exponent = 1 + (tail_exponent(tail, number) - 1) * (number + more) / number
     law = 1 - (tail / tail[0]) ** (1 - exponent)
-    return float((law - torch.arange(len(tail)) / len(tail)).abs().max())
+    return float((law - torch.arange(len(tail)) / len(tail)).abs().max()), exponent
 
 
 def alpha_shares(exponents: Sequence[float], spread: float) -> tuple[float, ...]:

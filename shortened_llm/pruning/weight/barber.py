@@ -1,6 +1,6 @@
 """LLM-Barber: weights come back whose gradients are large, and others go in their place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -9,24 +9,25 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from shortened_llm.models.walk import Call
+from shortened_llm.pruning.inputs import BlockInputs
 from shortened_llm.pruning.weight.pattern import Pattern
 
 Granularity = Literal["block", "matrix", "row", "column"]
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def squared_gradients(
-    module: nn.Module, calls: Sequence[Call], dense: Mapping[str, torch.Tensor], masked: Mapping[str, torch.Tensor]
+    module: nn.Module, calls: Iterable[Call], dense: Mapping[str, torch.Tensor], masked: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Mean over calls of the squared gradient, at the dense weights, of the mean squared difference between what a
-    module gives with them and with masked ones; by their names.
+    module gives with them and with masked ones; float32, by their names.
 
     Args:
         calls: arguments of the module, one sequence each.
         dense: weights of the module, by their names in it.
         masked: the same with zeros.
     """
-    found = {name: torch.zeros_like(weight) for name, weight in dense.items()}
+    found, number = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in dense.items()}, 0
     with torch.enable_grad():
         leaves = {name: weight.detach().requires_grad_() for name, weight in dense.items()}
         for positional, keywords in calls:
@@ -35,8 +36,9 @@ def squared_gradients(
             output = _output(functional_call(module, leaves, positional, dict(keywords)))
             gradients = torch.autograd.grad(F.mse_loss(output.float(), target.float()), list(leaves.values()))
             for name, gradient in zip(leaves, gradients, strict=True):
-                found[name] += gradient.square() / len(calls)
-    return found
+                found[name] += gradient.float().square()
+            number += 1
+    return {name: total / number for name, total in found.items()}
 
 
 def _output(given: Any) -> torch.Tensor:
@@ -99,8 +101,7 @@ def _in_groups(kept: torch.Tensor, scores: torch.Tensor, size: int, rate: float)
 
 
 def _pairs(kept: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Places of what comes back and of what goes, and whether the former is more important, [places, pairs]; those of
-    which it is come first."""
+    """The columns of what comes back and of what goes, and whether the former is more important, [places, pairs]."""
     back, going = scores.where(~kept, -torch.inf), scores.where(kept, torch.inf)
     most = int(torch.minimum(kept.sum(dim=1), (~kept).sum(dim=1)).max())
     grown = back.argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -121,13 +122,16 @@ def _share(rate: float, number: int) -> int:
     return int(Fraction(str(rate)) * number)
 
 
-def calls_of(module: nn.Module, runs: Iterator[object]) -> list[Call]:
-    """The arguments of a module in each of some runs."""
+def calls_of(name: str, index: int, block: nn.Module, inputs: BlockInputs) -> Iterator[Call]:
+    """The arguments of a module of a block, of one sequence after another."""
     seen: list[Call] = []
-    hook = module.register_forward_pre_hook(lambda _, given, named: seen.append((given, named)), with_kwargs=True)
-    try:
-        for _ in runs:
-            pass
-    finally:
+
+    def keep(_: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        seen.append((positional, keywords))
+
+    for sequence in inputs.states.split(1):
+        hook = block.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
+        with torch.no_grad():
+            inputs.walk.apply(index, block, sequence)
         hook.remove()
-    return seen
+        yield seen.pop()

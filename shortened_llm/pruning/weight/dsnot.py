@@ -6,6 +6,9 @@ import torch
 
 from shortened_llm.pruning.weight.pattern import Pattern
 
+SMALLEST = 1e-30
+"""Of a variance to a power: far below any, and far from overflow."""
+
 
 def dsnot(
     weight: torch.Tensor,
@@ -40,7 +43,8 @@ def dsnot(
     """
     kept, free = kept.clone(), torch.ones_like(kept)
     moves = weight * means
-    growth, size = moves / variances.clamp(min=torch.finfo(weight.dtype).tiny) ** power, weight.abs() * norms
+    # An input without variance comes back first; one that is always zero moves nothing.
+    growth, size = moves / (variances**power).clamp(min=SMALLEST), weight.abs() * norms
     error = (moves * ~kept).sum(dim=1)
     rows = (error.abs() > threshold).nonzero().flatten()
     for _ in range(cycles):
@@ -53,7 +57,7 @@ def dsnot(
         may_go &= _group_of(grown, pattern.of, kept.shape[1]) if pattern.of is not None else sign * moves[rows] < 0
         gone = size[rows].where(may_go, torch.inf).argmin(dim=1)
         new = own - moves[rows, grown] + moves[rows, gone]
-        going_on = may_grow.any(dim=1) & may_go.any(dim=1)
+        going_on = may_grow.gather(1, grown[:, None])[:, 0] & may_go.gather(1, gone[:, None])[:, 0]
         if accept == "improving":
             going_on &= new.abs() < own.abs()
         rows, grown, gone, new = rows[going_on], grown[going_on], gone[going_on], new[going_on]

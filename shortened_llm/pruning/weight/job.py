@@ -117,7 +117,7 @@ class WeightsJob:
             weights=dense.sizes,
             pattern=self.recipe.pattern_name,
             exchanged=sum(exchanged) if self.recipe.refinement else None,
-            layers=tuple(linear_layers(find_blocks(empty_view(base))[0])),
+            layers=tuple(dict.fromkeys(name for one in find_blocks(empty_view(base)) for name in linear_layers(one))),
             payload=payload,
         )
         store.write(MASKS, self.fingerprint, transform, identity=self.identity, parents=base.parents)

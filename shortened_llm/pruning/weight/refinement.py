@@ -45,8 +45,8 @@ def by_dsnot(block: MaskedBlock, options: Any) -> dict[str, torch.Tensor]:
             layer.weight,
             block.kept[name],
             layer.pattern,
-            means=moments.mean * moments.count / moments.sequences,
             variances=moments.variance_within,
+            means=moments.mean * moments.count / layer.num_sequences,
             norms=moments.squares.sqrt(),
             **options.model_dump(exclude={"layers"}),
         )
@@ -60,14 +60,16 @@ def by_barber(block: MaskedBlock, options: Any) -> dict[str, torch.Tensor]:
         if not (names := block.layers_of(part)):
             continue
         prefix = part_name(block.module, part)
-        module, walk = block.module.get_submodule(prefix), block.inputs.walk
-        calls = calls_of(module, (walk.apply(block.index, block.module, one) for one in block.inputs.states.split(1)))
+        calls = calls_of(prefix, block.index, block.module, block.inputs)
         own = {name: block.module.get_submodule(name) for name in names}
         dense = {name: own[name].get_parameter("weight").detach().clone() for name in names}
         masked = {name: dense[name] * as_matrix(own[name], block.kept[name]) for name in names}
         inside = {name: f"{name.removeprefix(f'{prefix}.')}.weight" for name in names}
         squares = squared_gradients(
-            module, calls, {inside[name]: dense[name] for name in names}, {inside[name]: masked[name] for name in names}
+            block.module.get_submodule(prefix),
+            calls,
+            {inside[name]: dense[name] for name in names},
+            {inside[name]: masked[name] for name in names},
         )
         importance = {name: as_matrix(own[name], dense[name].abs() * squares[inside[name]].sqrt()) for name in names}
         kept, pattern = {name: block.kept[name] for name in names}, block.layers[names[0]].pattern

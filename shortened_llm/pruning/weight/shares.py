@@ -22,6 +22,8 @@ from shortened_llm.storage.layout import SPECTRA
 from shortened_llm.storage.store import Store
 
 STAGE_VERSION = 1
+LIGHT = 10.0
+"""The exponent of a block whose matrices have no tails, such as zeros: it was hardly trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,15 @@ def by_alpha(model: DenseModel, options: Any) -> tuple[float, ...]:
 
     def exponent(_: int, block: nn.Module) -> float:
         weights = [layer.get_parameter("weight").detach() for layer in linear_layers(block).values()]
-        return sum(spectral_exponent(weight, options.estimator) for weight in weights) / len(weights)
+        known = [one for weight in weights if (one := spectral_exponent(weight, options.estimator)) is not None]
+        return sum(known) / len(known) if known else LIGHT
 
-    identity = {"stage": STAGE_VERSION, "model": model.ref.identity, "estimator": options.estimator}
+    identity = {
+        "stage": STAGE_VERSION,
+        "model": model.ref.identity,
+        "dtype": str(model.streamed.dtype),
+        "estimator": options.estimator,
+    }
     key = fingerprint(identity)
     found = model.store.read(SPECTRA, key, SpectralExponents) if model.store else None
     if found is None:

@@ -72,3 +72,28 @@ def test_weights_stand_out_of_their_block() -> None:
     scores = [torch.ones(90), torch.tensor([1.0] * 8 + [7.0, 31.0])]
     assert outliers(scores, 5.0) == 0.02
     assert outliers(scores, 6.0) == 0.01
+
+
+@pytest.mark.parametrize("estimator", get_args(Estimator))
+def test_matrices_without_a_tail_have_no_exponent(estimator: Estimator) -> None:
+    ones = torch.ones((5, 7))
+    for weight in (torch.zeros((5, 7)), ones, torch.eye(6)):
+        assert spectral_exponent(weight, estimator) is None
+
+
+def test_the_public_estimator_is_its_formula() -> None:
+    """Of the tails that begin above the logarithm of .95 of the mode, up to 1.5 times it, the one that fits best."""
+    scales = torch.diag(torch.linspace(0.2, 3, 90).double())
+    weight = torch.randn((60, 90), generator=torch.Generator().manual_seed(3), dtype=torch.float64) @ scales
+    values = np.sort(np.linalg.svd(weight.numpy(), compute_uv=False) ** 2)
+    logs = np.log10(values)
+    counts, _ = np.histogram(logs, bins=100, range=(logs[0], logs[-1]))
+    mode = 10 ** np.linspace(logs[0], logs[-1], 100)[counts.argmax()]
+    found = []
+    for start in range(len(values) - 1):
+        if np.log10(0.95 * mode) < values[start] < 1.5 * mode:
+            tail = values[start:]
+            exponent = 1 + len(tail) / np.log(tail / tail[0]).sum()
+            law = 1 - (tail / tail[0]) ** (1 - exponent)
+            found.append((np.abs(law - np.arange(len(tail)) / len(tail)).max(), exponent))
+    assert spectral_exponent(weight, "public") == pytest.approx(min(found)[1], rel=1e-6)

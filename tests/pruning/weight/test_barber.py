@@ -79,8 +79,8 @@ def test_exchanges_are_those_of_a_loop(pattern: Pattern, granularity: str, rate:
     assert (exchanged > 0) == (rate > 0)
 
 
-@pytest.mark.parametrize(("pattern", "granularity"), CASES)
-def test_full_masks_stay(pattern: Pattern, granularity: str, importance) -> None:
+@pytest.mark.parametrize("granularity", ["block", "matrix", "row", "column"])
+def test_full_masks_stay(granularity: str, importance) -> None:
     full = {name: torch.ones_like(scores, dtype=torch.bool) for name, scores in importance.items()}
     found = rebuilt(full, importance, Pattern(sparsity=0.0), rate=1.0, granularity=granularity)  # type: ignore[arg-type]
     assert all(mask.all() for mask in found.values())

@@ -104,3 +104,19 @@ def test_nothing_changes_where_nothing_is_wrong(pattern: Pattern, given) -> None
     }
     found = refined(dead, kept, pattern, accept="always")
     assert torch.equal(found.reshape(-1, 4).sum(dim=1).reshape(OUTPUTS, -1).sum(dim=1), kept.sum(dim=1))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("accept", ["improving", "always"])
+def test_inputs_without_variance_lose_no_weight(pattern: Pattern, power: float, accept: str, given) -> None:
+    """Constant inputs may come back first; dead ones move nothing, and the counts stay."""
+    variances, means = given["variances"].clone(), given["means"].clone()
+    variances[[1, 2, 5, 6]] = 0
+    means[[2, 6]] = 0
+    kept = pattern.lowest_in_rows(given["weight"].abs())
+    found = refined(given | {"variances": variances, "means": means}, kept, pattern, power=power, accept=accept)
+    size = pattern.of or INPUTS
+    assert torch.equal(found.reshape(-1, size).sum(dim=1), kept.reshape(-1, size).sum(dim=1))
+    if accept == "improving" and pattern.of is None:
+        assert not (found & ~kept)[:, [2, 6]].any()

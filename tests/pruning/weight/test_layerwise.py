@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PretrainedConfig, PreTrainedModel
 
 from shortened_llm.config import JointRefit, WeightPruning
 from shortened_llm.criteria.weight.allocation import AlphaOptions
@@ -22,6 +22,8 @@ from shortened_llm.models.shards import fill_shards
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.view import empty_view, size_of
 from shortened_llm.pruning.weight import shares
+from shortened_llm.pruning.weight.barber import rebuilt
+from shortened_llm.pruning.weight.dsnot import dsnot
 from shortened_llm.pruning.weight.job import WeightsJob
 from shortened_llm.pruning.weight.pattern import parse_pattern
 from shortened_llm.pruning.weight.recipe import Recipe
@@ -134,6 +136,11 @@ def test_every_way_of_loading_has_the_zeros(
     assert torch.equal(logits(again), logits(loaded))
 
 
+def rows_of(documents: Documents) -> torch.Tensor:
+    rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
+    return torch.tensor(rows)
+
+
 def read_by(module: nn.Module, model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     seen: list[torch.Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -149,8 +156,7 @@ def test_each_block_is_pruned_by_what_it_reads_behind_the_pruned_ones(
     model, _ = save_random_model(FAMILIES["llama"])
     ref = saved(model, tmp_path / "model")
     loaded = load_model(pruned(job_for(ref, documents, "wanda"), local_store), "float32")
-    rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
-    tokens, reference = torch.tensor(rows), load_model(ref, "float32")
+    tokens, reference = rows_of(documents), load_model(ref, "float32")
     for index, block in enumerate(find_blocks(reference)):
         masks = {}
         for name, layer in linear_layers(block).items():
@@ -231,10 +237,9 @@ def test_refit_makes_the_most_of_a_mask(
     ref = saved(model, tmp_path / "model")
     job = job_for(ref, documents, criterion)
     refitted = job_for(ref, documents, criterion, refit=JointRefit(damping=1e-6))
-    rows = [json.loads(line)["input_ids"] for line in Path(documents.files[0]).read_text().splitlines()]
     plain, better = (load_model(pruned(one, store), "float32") for one in (job, refitted))
     for name, layer in linear_layers(find_blocks(model)[0]).items():
-        inputs, dense = read_by(layer, model, torch.tensor(rows)), layer.get_parameter("weight").detach().double()
+        inputs, dense = read_by(layer, model, rows_of(documents)), layer.get_parameter("weight").detach().double()
         found = [find_blocks(one)[0].get_submodule(name).get_parameter("weight").detach() for one in (plain, better)]
         assert torch.equal(found[0] == 0, found[1] == 0)
         losses = [(inputs @ (dense - one.double()).T).square().sum().item() for one in found]
@@ -333,3 +338,91 @@ def test_blocks_whose_weights_stand_out_lose_less(
     assert sizes is not None
     assert sum(found) / sum(sizes) == pytest.approx(0.5, abs=1e-3)
     assert min(found) == found[3] < 0.8 * sorted(found)[1]
+
+
+def test_dsnot_is_told_means_and_variances_of_sequences(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    """In the first block, written out: the mean over sequences of their sums, and of their own variances."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    settings = {"threshold": 0.02, "layers": "both"}
+    loaded = load_model(
+        pruned(job_for(ref, documents, "wanda", refine="dsnot", dsnot=settings), local_store), "float32"
+    )
+    tokens, masks = rows_of(documents), layer_masks(loaded)
+    exchanged = 0
+    for name, layer in linear_layers(find_blocks(model)[0]).items():
+        weight = layer.get_parameter("weight").detach().double()
+        read = read_by(layer, model, tokens).reshape(len(tokens), -1, weight.shape[1])
+        norms = read.flatten(0, 1).norm(dim=0)
+        pattern = parse_pattern("unstructured", 0.5)
+        kept = pattern.lowest_in_rows(weight.abs() * norms)
+        wanted = dsnot(
+            weight, kept, pattern, means=read.sum(dim=1).mean(dim=0),
+            variances=torch.stack([one.var(dim=0, correction=0) for one in read]).mean(dim=0),
+            norms=norms, cycles=50, threshold=0.02, power=1.0, accept="improving",
+        )  # fmt: skip
+        assert torch.equal(masks[f"0.{name}"], wanted), name
+        exchanged += int((wanted & ~kept).sum())
+    assert exchanged > 20
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_barber_is_told_gradients_of_attention_and_then_of_the_mlp(
+    pattern: str, save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    """In the first block, written out: the MLP reads what the attention gives with its refined masks."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    job = job_for(ref, documents, "wanda", pattern=pattern, refine="barber", barber={"rate": 1.0})
+    masks, base, tokens = layer_masks(load_model(pruned(job, local_store), "float32")), {}, rows_of(documents)
+    block, own = find_blocks(model)[0], parse_pattern(pattern, 0.5)
+    for name, layer in linear_layers(block).items():
+        weight = layer.get_parameter("weight").detach().double()
+        base[name] = own.lowest_in_rows(weight.abs() * read_by(layer, model, tokens).norm(dim=0))
+    for part in ("self_attn", "mlp"):
+        module, squares = block.get_submodule(part), {}
+        layers = {name: layer for name, layer in linear_layers(block).items() if name.startswith(part)}
+        dense = {name: layer.get_parameter("weight").detach().clone() for name, layer in layers.items()}
+        for row in tokens.split(1):
+            calls: list[tuple] = []
+            hook = module.register_forward_pre_hook(lambda _, *given, to=calls: to.append(given), with_kwargs=True)
+            model(input_ids=row, use_cache=False)
+            hook.remove()
+            outputs = []
+            for kept in (base, None):
+                for name, layer in layers.items():
+                    weight = dense[name] * kept[name] if kept else dense[name].clone()
+                    layer.weight = nn.Parameter(weight)
+                given = module(*calls[0][0], **calls[0][1])
+                outputs.append(given[0] if isinstance(given, tuple) else given)
+            (outputs[1] - outputs[0].detach()).square().mean().backward()
+            for name, layer in layers.items():
+                squares[name] = squares.get(name, 0) + layer.get_parameter("weight").grad.square() / len(tokens)
+        importance = {name: dense[name].abs() * squares[name].sqrt() for name in layers}
+        wanted = rebuilt({name: base[name] for name in layers}, importance, own, rate=1.0, granularity="row")
+        for name, layer in layers.items():
+            agreement = (masks[f"0.{name}"] == wanted[name]).float().mean()
+            assert agreement > 0.999, (name, agreement)
+            assert not torch.equal(wanted[name], base[name])
+            layer.weight = nn.Parameter(dense[name] * masks[f"0.{name}"])
+
+
+def test_other_layers_may_read_all_sequences_as_one(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path
+) -> None:
+    """Those of OPT's MLP."""
+    config = OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    model, _ = save_random_model(config)
+    ref = saved(model, tmp_path / "model")
+    job = job_for(ref, documents, "wanda", refine="dsnot", dsnot={"threshold": 0.0})
+    pruned(job, local_store)
+    found = job.stored(local_store)
+    assert found is not None
+    assert found.exchanged
+    with pytest.raises(BadInputError, match="no module for its mlp"):
+        pruned(job_for(ref, documents, "wanda", refine="barber"), local_store)
