@@ -4,6 +4,7 @@ Text values expand `~` and environment variables, so that one file works on a la
 """
 
 from shortened_llm.config.budget import BudgetConfig
+from shortened_llm.config.depth import DepthPruning
 from shortened_llm.config.evaluation import (
     LOCAL_SUFFIX,
     TASK_SETS,
@@ -16,16 +17,11 @@ from shortened_llm.config.evaluation import (
 from shortened_llm.config.experiment import ExperimentConfig, changed_keys, entry_paths, flatten
 from shortened_llm.config.messages import describe_errors, parse_config, require_sections
 from shortened_llm.config.model import ModelConfig
-from shortened_llm.config.pruning import (
-    DepthPruning,
-    JointRefit,
-    Pruning,
-    Refit,
-    WeightPruning,
-    WidthPruning,
-)
+from shortened_llm.config.pruning import Pruning
 from shortened_llm.config.resources import DRIVER_RESOURCE, TRIAL_DRIVER_CPUS, NodeGroup, ResourcesConfig
 from shortened_llm.config.retraining import RetrainingConfig, retraining_section
 from shortened_llm.config.search import Control, SearchSection
 from shortened_llm.config.text import CalibrationConfig, DataSource, InstructionsConfig, TextSource, TrainingSource
 from shortened_llm.config.tracking import TrackingConfig
+from shortened_llm.config.weight import JointRefit, WeightPruning
+from shortened_llm.config.width import Refit, WidthPruning

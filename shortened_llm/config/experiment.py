@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, field_validator, model_validator
 
 from shortened_llm.config.base import OneOrSeveral, Runtime, alone
+from shortened_llm.config.depth import DepthPruning
 from shortened_llm.config.evaluation import NO_EVALUATION, EvaluationConfig
 from shortened_llm.config.metric import check_metric
 from shortened_llm.config.model import ModelConfig, StorageConfig
-from shortened_llm.config.pruning import DepthPruning, Pruning
+from shortened_llm.config.pruning import Pruning
 from shortened_llm.config.resources import ResourcesConfig
 from shortened_llm.config.retraining import NO_RETRAINING, RetrainingConfig
 from shortened_llm.config.rounds import check_rounds

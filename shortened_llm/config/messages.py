@@ -7,7 +7,8 @@ from pydantic import BaseModel, ValidationError
 
 from shortened_llm.config.base import FORMS, WEIGHT, WIDTH
 from shortened_llm.config.experiment import ExperimentConfig, section_of
-from shortened_llm.config.pruning import WeightPruning, WidthPruning
+from shortened_llm.config.weight import WeightPruning
+from shortened_llm.config.width import WidthPruning
 from shortened_llm.credentials import hidden
 from shortened_llm.errors import BadInputError
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from shortened_llm.config.pruning import Pruning, WidthPruning
+from shortened_llm.config.pruning import Pruning
 from shortened_llm.config.retraining import RetrainingConfig
 from shortened_llm.config.search import SearchSection
 from shortened_llm.config.text import CalibrationConfig
+from shortened_llm.config.width import WidthPruning
 from shortened_llm.fields import Range
 
 
