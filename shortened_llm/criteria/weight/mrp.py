@@ -8,7 +8,7 @@ from pydantic import Field
 from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions
 
 MOST_CHOICES = 1000
-"""Of a group, that are tried one by one."""
+"""The most choices of a group that are tried one by one."""
 
 
 class MrpOptions(WeightOptions):

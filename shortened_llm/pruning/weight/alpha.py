@@ -8,7 +8,7 @@ import torch
 
 Estimator = Literal["mid", "peak", "public"]
 BINS = 100
-"""Of the histogram of a spectrum."""
+"""The histogram of a spectrum has so many."""
 
 
 def tail_exponent(eigenvalues: torch.Tensor, number: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from shortened_llm.pruning.weight.pattern import Pattern
 
 SMALLEST = 1e-30
-"""Of a variance to a power: far below any, and far from overflow."""
+"""No power of a variance counts for less: far below any, and far from overflow."""
 
 
 def dsnot(
