@@ -14,7 +14,7 @@ from shortened_llm.logs import LOGGER
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.calibration import model_tokens
 from shortened_llm.models.files import TensorHeader, block_prefix
-from shortened_llm.models.linears import as_matrix, linear_layers
+from shortened_llm.models.linears import as_matrix, linear_inputs, linear_layers
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.transforms.weights import KEPT, packed_mask
 from shortened_llm.models.view import empty_view, view_files
@@ -86,6 +86,13 @@ class WeightsJob:
         base = self.model.view(self.transforms)
         streamed = StreamedModel.open(base, self.dtype, device=device)
         tokens = self._tokens(streamed)
+        if tokens is not None and self.recipe.is_joint:
+            most = max(size for block in streamed.blocks for size in linear_inputs(block).values())
+            if tokens.numel() < most:
+                LOGGER.warning(
+                    "calibration: %s tokens do not tell apart the %s inputs of a layer, whose weights follow from the "
+                    "damping too; give more sequences", f"{tokens.numel():,}", f"{most:,}",
+                )  # fmt: skip
         dense = DenseModel(
             ref=base, streamed=streamed, tokens=tokens, sparsity=self.recipe.pattern.sparsity, memory_gib=memory_gib,
             store=store,

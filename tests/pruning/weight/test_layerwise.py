@@ -426,3 +426,17 @@ def test_other_layers_may_read_all_sequences_as_one(
     assert found.exchanged
     with pytest.raises(BadInputError, match="no module for its mlp"):
         pruned(job_for(ref, documents, "wanda", refine="barber"), local_store)
+
+
+def test_too_little_text_for_a_layer_is_said(
+    save_random_model: SaveModel, documents: Documents, local_store: Store, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Where it matters: wanda reads each input by itself."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    ref = saved(model, tmp_path / "model")
+    few = documents.source.model_copy(update={"num_sequences": 2})
+    for criterion, refit in (("wanda", {}), ("sparsegpt", {}), ("wanda", {"refit": {}})):
+        caplog.clear()
+        pruned(replace(job_for(ref, documents, criterion, **refit), calibration=few), local_store)
+        assert ("32 tokens do not tell apart the 48 inputs" in caplog.text) == (criterion == "sparsegpt" or bool(refit))
