@@ -2,6 +2,7 @@
 
 import torch
 
+from shortened_llm.models.cpu import one_thread
 from shortened_llm.pruning.weight.hessian import damped_inverse
 
 MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
@@ -30,7 +31,8 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
     is_removed = ~kept.gather(1, order)
     rows = max(1, MOST_BYTES[weight.device.type] // (most * most * weight.element_size()))
     parts = zip(weight.split(rows), order.split(rows), is_removed.split(rows), strict=True)
-    found = torch.cat([_solved(own, places, removed, inverse) for own, places, removed in parts])
+    with one_thread():
+        found = torch.cat([_solved(own, places, removed, inverse) for own, places, removed in parts])
     return found * kept  # to the last bit
 
 
