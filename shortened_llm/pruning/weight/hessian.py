@@ -3,8 +3,8 @@
 import torch
 
 
-def damped_inverse(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """C, the inverse of 2 X Xᵀ with damping, [inputs, inputs], fp64.
+def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """2 X Xᵀ with damping, [inputs, inputs], fp64.
 
     The diagonal of an input that is always zero becomes 1, so that it has nothing to do with the others.
 
@@ -15,7 +15,12 @@ def damped_inverse(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     hessian = hessian.clone()
     hessian.diagonal()[dead_inputs(hessian)] = 1
     hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    return torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return hessian
+
+
+def damped_inverse(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """C, the inverse of `damped`."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian, damping)))
 
 
 def dead_inputs(hessian: torch.Tensor) -> torch.Tensor:

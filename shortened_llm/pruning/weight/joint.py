@@ -1,9 +1,12 @@
 """The best that the weights that stay can do for those that go, of each output together."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import torch
 
 from shortened_llm.models.cpu import one_thread
-from shortened_llm.pruning.weight.hessian import damped_inverse
+from shortened_llm.pruning.weight.hessian import damped, damped_inverse
 
 MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """The most that the systems that are solved at a time take: a processor's cache, or enough to fill a GPU."""
@@ -12,9 +15,10 @@ MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
 def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor, *, damping: float) -> torch.Tensor:
     """The weights with zeros outside the mask whose outputs are nearest to those of all weights.
 
-    With H the damped Hessian, C = H⁻¹ and P what a row loses, w − w_P (C_PP)⁻¹ C_P,: minimises the loss ½ δw H δwᵀ
-    under δw_P = −w_P. Rows have nothing to do with one another, and are solved many at a time. Source: MRP, arXiv
-    2410.15567, section 3, after the optimal brain surgeon.
+    With H the damped Hessian, C = H⁻¹, and P what a row loses and K what it keeps, w − w_P (C_PP)⁻¹ C_P,: minimises the
+    loss ½ δw H δwᵀ under δw_P = −w_P; it is (H_KK)⁻¹ (H w)_K on K. Each row takes the smaller system. Rows have nothing
+    to do with one another, and many of like size are solved at a time. Source: MRP, arXiv 2410.15567, section 3, after
+    the optimal brain surgeon.
 
     Args:
         weight: [outputs, inputs], fp64.
@@ -22,34 +26,45 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
         hessian: 2 X Xᵀ of the inputs, in any scale, [inputs, inputs], fp64.
         damping: share of the mean of its diagonal that is added to it.
     """
-    inverse = damped_inverse(hessian, damping)
-    most = int((~kept).sum(dim=1).max())
-    if not most:
-        return weight.clone()
-    # The removed inputs of each row come first; rows that lose fewer are filled up with inputs that are not touched.
-    order = kept.to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-    is_removed = ~kept.gather(1, order)
-    rows = max(1, MOST_BYTES[weight.device.type] // (most * most * weight.element_size()))
-    parts = zip(weight.split(rows), order.split(rows), is_removed.split(rows), strict=True)
-    with one_thread():
-        found = torch.cat([_solved(own, places, removed, inverse) for own, places, removed in parts])
+    matrix, inverse = damped(hessian, damping), damped_inverse(hessian, damping)
+    by_removed = 2 * (~kept).sum(dim=1) <= kept.shape[1]
+    found = weight.clone()
+    with one_thread() if weight.device.type == "cpu" else nullcontext():
+        for rows in _of_like_size(~kept, by_removed):
+            own = weight[rows]
+            found[rows] = own - _solved(inverse, ~kept[rows], own) @ inverse
+        for rows in _of_like_size(kept, ~by_removed):
+            found[rows] = _solved(matrix, kept[rows], weight[rows] @ matrix)
     return found * kept  # to the last bit
 
 
-def _solved(weight: torch.Tensor, places: torch.Tensor, removed: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Some rows.
+def _of_like_size(places: torch.Tensor, wanted: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Indices of the wanted rows that have any places, those with the most first, as many as memory allows."""
+    numbers = places.sum(dim=1) * wanted
+    order, sizes = numbers.argsort(descending=True, stable=True), sorted(numbers.tolist(), reverse=True)
+    start, end = 0, sum(size > 0 for size in sizes)
+    while start < end:
+        number = max(1, MOST_BYTES[places.device.type] // (8 * sizes[start] ** 2))
+        yield order[start : min(start + number, end)]
+        start += number
+
+
+def _solved(matrix: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """For each row with the places P, x with matrix_PP x_P = wanted_P and zeros elsewhere.
 
     Args:
-        weight: [rows, inputs].
-        places: inputs that go, and others behind them, [rows, most].
-        removed: which of these go, [rows, most].
-        inverse: C, [inputs, inputs].
+        matrix: [inputs, inputs].
+        places: P, [rows, inputs].
+        wanted: [rows, inputs].
     """
-    systems = inverse[places[:, :, None], places[:, None, :]]
-    if not removed.all():
-        both = removed[:, :, None] & removed[:, None, :]
-        systems = torch.where(both, systems, torch.eye(places.shape[1], dtype=weight.dtype, device=weight.device))
-    wanted = weight.gather(1, places) * removed
-    solution = torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(systems))[:, :, 0]
-    spread = torch.zeros_like(weight).scatter_(1, places, solution)
-    return weight - spread @ inverse
+    most = int(places.sum(dim=1).max())
+    # Rows with fewer places are filled up with others, whose equations are 1 x = 0.
+    order = (~places).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+    own = places.gather(1, order)
+    systems = matrix[order[:, :, None], order[:, None, :]]
+    if not own.all():
+        both = own[:, :, None] & own[:, None, :]
+        systems = torch.where(both, systems, torch.eye(most, dtype=matrix.dtype, device=matrix.device))
+    right = (wanted.gather(1, order) * own)[:, :, None]
+    solution = torch.cholesky_solve(right, torch.linalg.cholesky(systems))[:, :, 0]
+    return torch.zeros_like(wanted).scatter_(1, order, solution)

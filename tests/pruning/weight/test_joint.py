@@ -24,13 +24,13 @@ def weight() -> torch.Tensor:
 
 
 def masks(kind: str) -> torch.Tensor:
-    """As many of each row, or not."""
+    """As many of each row, or not; of most rows most."""
     scores = torch.rand((OUTPUTS, INPUTS), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    pattern = Pattern(sparsity=0.4)
+    pattern = Pattern(sparsity=0.7 if kind == "most" else 0.4)
     return pattern.lowest_in_rows(scores) if kind == "rows" else pattern.lowest(scores)
 
 
-@pytest.mark.parametrize("kind", ["rows", "matrix"])
+@pytest.mark.parametrize("kind", ["rows", "matrix", "most"])
 def test_it_is_least_squares_on_the_kept_inputs(kind: str, weight, inputs) -> None:
     kept, hessian = masks(kind), 2 * inputs.T @ inputs
     found = joint_update(weight, kept, hessian, damping=1e-13)
@@ -51,8 +51,9 @@ def test_one_weight_is_the_optimal_brain_surgeons(weight, inputs) -> None:
     torch.testing.assert_close(joint_update(weight, kept, hessian, damping=0.01), wanted * kept)
 
 
-def test_it_is_one_after_another_with_the_inverse_brought_up_to_date(weight, inputs) -> None:
-    hessian, kept = 2 * inputs.T @ inputs, masks("matrix")
+@pytest.mark.parametrize("kind", ["matrix", "most"])
+def test_it_is_one_after_another_with_the_inverse_brought_up_to_date(kind: str, weight, inputs) -> None:
+    hessian, kept = 2 * inputs.T @ inputs, masks(kind)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(INPUTS)
     wanted = weight.clone()
     for row in range(OUTPUTS):
@@ -72,8 +73,10 @@ def test_it_is_never_worse_than_sparsegpts_update_or_zeroing(weight, inputs) -> 
     assert joint_loss < zeroing
 
 
-def test_rows_in_parts_are_the_same(weight, inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    hessian, kept = 2 * inputs.T @ inputs, masks("matrix")
+@pytest.mark.parametrize("kind", ["matrix", "most"])
+def test_rows_in_parts_are_the_same(kind: str, weight, inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    hessian, kept = 2 * inputs.T @ inputs, masks(kind)
+    kept[2], kept[3] = False, True
     whole = joint_update(weight, kept, hessian, damping=0.01)
     monkeypatch.setattr(joint, "MOST_BYTES", {"cpu": 1})
     torch.testing.assert_close(joint_update(weight, kept, hessian, damping=0.01), whole)
