@@ -3,8 +3,6 @@
 import math
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,19 +93,6 @@ def encode(stories: list[str]) -> "torch.Tensor":
     return torch.tensor([token for story in stories for token in (*story.encode(), END_OF_TEXT_ID)])
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: operations this small gain little from more, and wait long for them on a busy machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def train(model: "LlamaForCausalLM", tokens: "torch.Tensor", recipe: TinyRecipe) -> None:
     """AdamW on windows of `tokens` drawn at random; one progress line every few seconds."""
     import torch
@@ -162,6 +147,8 @@ def stage_tiny(directory: Path, downloads: Path, recipe: TinyRecipe | None = Non
     texts.mkdir()
     write_documents(texts / "stories.jsonl", stories)
     write_documents(texts / "news.jsonl", news(downloads)[:NUM_NEWS])
+
+    from shortened_llm.models.cpu import one_thread  # whose torch takes seconds
 
     model = new_model(recipe.seed)
     with one_thread():

@@ -62,7 +62,7 @@ class _WeightEntry(Entry):
     output's mean; barber: those with the larger gradients. The weights that stay are then those of the model."""
     refit: JointRefit | None = None
     """How the weights that stay make up for those that go, in the place of what a criterion does by itself; reads
-    calibration text. With sparsegpt its mask, which it chooses by its own updates, has the best of both."""
+    calibration text. With sparsegpt the mask is still the one that it chooses by its own updates."""
     dtype: Dtype = "float32"
     """Compute type of the pass over the blocks."""
 

@@ -62,7 +62,7 @@ def release_freed_memory() -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: where matrices are small, threads lose more at their barriers than they gain."""
+    """Compute with one thread: operations on small matrices gain little from more, and wait long for them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -22,8 +22,9 @@ from jobs.assets.directory import build_directory, sole_writer
 from jobs.assets.packages import DownloadError, Package, fetch
 from jobs.assets.tasks import parse_choices, parse_item, stage_tasks
 from jobs.assets.texts import line_documents, news_documents, stage_texts, story_documents, wiki_documents
-from jobs.assets.tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, one_thread, stage_tiny, train
+from jobs.assets.tiny import TinyRecipe, bits_per_byte, byte_tokenizer, encode, new_model, stage_tiny, train
 from shortened_llm.fingerprint import file_sha256
+from shortened_llm.models.cpu import one_thread
 
 STORIES = [f"Once upon a time there were {n} cats. They slept all day." for n in range(40)]
 MEMBERS = {
