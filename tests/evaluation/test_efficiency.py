@@ -29,6 +29,7 @@ from shortened_llm.evaluation.generation import (
     time_shares,
 )
 from shortened_llm.models.axes import widths_of
+from shortened_llm.models.cpu import one_thread
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model, loaded_bytes
@@ -42,12 +43,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """A tiny model gains nothing from more, and loses much where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def measure(dense: ModelRef, model: ModelRef, settings: EfficiencyConfig = SMALL, **options: object) -> EfficiencyScore:

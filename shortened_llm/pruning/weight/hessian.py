@@ -20,7 +20,12 @@ def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
 
 def damped_inverse(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """C, the inverse of `damped`."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian, damping)))
+    return inverted(damped(hessian, damping))
+
+
+def inverted(matrix: torch.Tensor) -> torch.Tensor:
+    """The inverse of a positive definite matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
 def dead_inputs(hessian: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from shortened_llm.models.cpu import one_thread
-from shortened_llm.pruning.weight.hessian import damped, damped_inverse
+from shortened_llm.pruning.weight.hessian import damped, inverted
 
 MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
 """The most that the systems that are solved at a time take: a processor's cache, or enough to fill a GPU."""
@@ -26,7 +26,8 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
         hessian: 2 X Xᵀ of the inputs, in any scale, [inputs, inputs], fp64.
         damping: share of the mean of its diagonal that is added to it.
     """
-    matrix, inverse = damped(hessian, damping), damped_inverse(hessian, damping)
+    matrix = damped(hessian, damping)
+    inverse = inverted(matrix)
     by_removed = 2 * (~kept).sum(dim=1) <= kept.shape[1]
     found = weight.clone()
     with one_thread() if weight.device.type == "cpu" else nullcontext():
