@@ -1,11 +1,10 @@
 """The best that the weights that stay can do for those that go, of each output together."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
 
-from shortened_llm.models.cpu import one_thread
+from shortened_llm.models.cpu import map_in_threads
 from shortened_llm.pruning.weight.hessian import damped, inverted
 
 MOST_BYTES = {"cpu": 2**23, "cuda": 2**28}
@@ -29,25 +28,11 @@ def joint_update(weight: torch.Tensor, kept: torch.Tensor, hessian: torch.Tensor
     matrix = damped(hessian, damping)
     inverse = inverted(matrix)
     by_removed = 2 * (~kept).sum(dim=1) <= kept.shape[1]
-    found = weight.clone()
-    with one_thread() if weight.device.type == "cpu" else nullcontext():
-        for rows in _of_like_size(~kept, by_removed):
-            own = weight[rows]
-            found[rows] = own - _solved(inverse, ~kept[rows], own) @ inverse
-        for rows in _of_like_size(kept, ~by_removed):
-            found[rows] = _solved(matrix, kept[rows], weight[rows] @ matrix)
+    found = torch.empty_like(weight)
+    own = weight[by_removed]
+    found[by_removed] = own - _solved(inverse, ~kept[by_removed], own) @ inverse
+    found[~by_removed] = _solved(matrix, kept[~by_removed], weight[~by_removed] @ matrix)
     return found * kept  # to the last bit
-
-
-def _of_like_size(places: torch.Tensor, wanted: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Indices of the wanted rows that have any places, those with the most first, as many as memory allows."""
-    numbers = places.sum(dim=1) * wanted
-    order, sizes = numbers.argsort(descending=True, stable=True), sorted(numbers.tolist(), reverse=True)
-    start, end = 0, sum(size > 0 for size in sizes)
-    while start < end:
-        number = max(1, MOST_BYTES[places.device.type] // (8 * sizes[start] ** 2))
-        yield order[start : min(start + number, end)]
-        start += number
 
 
 def _solved(matrix: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -58,6 +43,31 @@ def _solved(matrix: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor) ->
         places: P, [rows, inputs].
         wanted: [rows, inputs].
     """
+
+    def solve(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows, _solved_together(matrix, places[rows], wanted[rows])
+
+    solution = torch.zeros_like(wanted)
+    # On CPU a thread solves systems of its own: several gain little from one, and wait long for one another.
+    spread = map_in_threads if matrix.device.type == "cpu" else map
+    for rows, found in spread(solve, _of_like_size(places)):
+        solution[rows] = found
+    return solution
+
+
+def _of_like_size(places: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Indices of the rows that have any places, those with the most first, as many as memory allows."""
+    numbers = places.sum(dim=1)
+    order, sizes = numbers.argsort(descending=True, stable=True), sorted(numbers.tolist(), reverse=True)
+    start, end = 0, sum(size > 0 for size in sizes)
+    while start < end:
+        number = max(1, MOST_BYTES[places.device.type] // (8 * sizes[start] ** 2))
+        yield order[start : min(start + number, end)]
+        start += number
+
+
+def _solved_together(matrix: torch.Tensor, places: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """What `_solved` finds, of rows with about as many places."""
     most = int(places.sum(dim=1).max())
     # Rows with fewer places are filled up with others, whose equations are 1 x = 0.
     order = (~places).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
