@@ -16,7 +16,7 @@ from shortened_llm.models.stream import StreamedModel
 
 # Tokens per application of a block, times the bytes of a value: enough to fill the machine, few enough for the block's
 # inner activations.
-TOKEN_BYTES_PER_CALL = {"cpu": 2048, "cuda": 32_768}
+TOKEN_BYTES_PER_CALL = {"cpu": 1024, "cuda": 32_768}
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
