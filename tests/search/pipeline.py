@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from transformers import PreTrainedModel
+
 from jobs.prune import plans_here
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.config.metric import objective
@@ -25,6 +27,7 @@ from shortened_llm.records import (
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.progress import RunProgress
 from shortened_llm.scoring.job import ScoringJob, rankings, scoring_jobs
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
@@ -100,7 +103,10 @@ class Pipeline:
 
     def run(self, job: RetrainingJob) -> RetrainedModel:
         """Train, export, record; as a worker does."""
-        model, progress = run(job, Recorder())
+        return self.written(job, *run(job, Recorder()))
+
+    def written(self, job: RetrainingJob, model: PreTrainedModel, progress: RunProgress) -> RetrainedModel:
+        """What a run made, exported and recorded."""
         exported = export_sharded(model, job, self.store, rank=0)
         assert exported is not None
         write_run(job, exported, progress, self.store)

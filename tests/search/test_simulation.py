@@ -6,7 +6,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from tests.benchmarks.search.grid import read_points
+from tests.benchmarks.search.grid import read_points, recorded
 from tests.benchmarks.search.replay import Grid, ours, run
 from tests.benchmarks.search.simulation import Costs, simulate, trial_spent
 
@@ -15,7 +15,7 @@ PARTS = (100.0, 100.0, 50.0)
 
 @pytest.fixture(scope="module")
 def grid() -> Grid:
-    return Grid(read_points())
+    return Grid(read_points(recorded("tiny")))
 
 
 @pytest.mark.parametrize("slots", [1, 4])

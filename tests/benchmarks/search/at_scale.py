@@ -24,7 +24,7 @@ from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.search.estimate import RunShape, Shapes
 from shortened_llm.search.forecast import BYTES_OF_TRAINED
 from shortened_llm.search.space import shortened
-from tests.benchmarks.search.grid import Point, read_points
+from tests.benchmarks.search.grid import Point, read_points, recorded
 from tests.benchmarks.search.replay import Grid, Trial, full_grid, ours
 from tests.benchmarks.search.simulation import Costs, Spent, simulate
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     arguments = parser.parse_args()
-    machines, points = Machines(), read_points()
+    machines, points = Machines(), read_points(recorded("tiny"))
     scaled = Scaled(Grid(points))
     for one in fields(machines):
         print(f"{one.name:<17} {getattr(machines, one.name):>9.4g} {one.metadata['unit']:<12} {one.metadata['source']}")
