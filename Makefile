@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Processes share the cores: a thread that waits must not keep others from running.
+export OMP_WAIT_POLICY := PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo submit test test-unit test-faults test-gpu verify-published lint format type fields clean
 
