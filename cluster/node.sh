@@ -15,6 +15,9 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray
 [[ -s $RAY_AUTH_TOKEN_PATH ]] || fail "$RAY_AUTH_TOKEN_PATH: no token; README.md says how to make the one of all nodes"
 [[ $(stat -Lc %a "$RAY_AUTH_TOKEN_PATH") == ?00 ]] || fail "$RAY_AUTH_TOKEN_PATH: others can read it; chmod 600"
 
+# Processes share a node's cores, so a CPU thread that waits must not keep others from running.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 # Fixed ports, some of which Ray would draw by chance; README.md lists them for the firewall.
 export AUTOSCALER_METRIC_PORT=6387 DASHBOARD_METRIC_PORT=6388
 options=(
