@@ -40,7 +40,7 @@ def smollm2(assets: Path) -> dict[str, Any]:
     """SmolLM2-135M, on 32 x 512 tokens."""
     wiki = str(assets / "texts/wiki.jsonl")
     return {
-        "model": {"path": str(assets / "smollm2-135m-instruct"), "dtype": "bfloat16"},
+        "model": {"path": str(assets / "smollm2-135m-instruct"), "dtype": "float32"},
         "calibration": {"path": wiki, "num_sequences": 10, "sequence_length": 128},
         "pruning": {"criteria": ["ppl", "taylor", "magnitude"], "protect_first": 4, "protect_last": 2},
         "search": {"ratios": [0.2, 0.4], "rungs": RUNGS},
