@@ -14,6 +14,7 @@ from shortened_llm.search.outline import Outline
 from shortened_llm.search.preflight import SearchFacts
 from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.storage.store import Store
+from shortened_llm.storage.urls import free_bytes
 
 
 def _budgets(retraining: RetrainingConfig) -> str:
@@ -65,11 +66,16 @@ def _costs(config: ExperimentConfig, forecast: Forecast) -> list[str]:
     lines.append(f"uncounted   {'; '.join(forecast.notes)}")
     if budget:
         lines.append(f"budget      {_budget(budget, forecast)}")
-    lines.append(
-        f"storage     {_size(forecast.model_bytes)} of models that stay, {_size(forecast.checkpoint_bytes)} of "
-        "checkpoints at a time"
-    )
+    lines.append(f"storage     {_storage(forecast, free_bytes(config.storage.url))}")
     return lines
+
+
+def _storage(forecast: Forecast, free: int | None) -> str:
+    needed = f"{_size(forecast.model_bytes)} of models that stay, {_size(forecast.checkpoint_bytes)} of checkpoints"
+    if free is None:
+        return f"{needed} at a time"
+    scarce = free < forecast.model_bytes + forecast.checkpoint_bytes
+    return f"{needed} at a time; {'only ' * scarce}{_size(free)} are free"
 
 
 def _budget(budget: BudgetConfig, forecast: Forecast) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,14 @@ from shortened_llm.storage.retry import retried
 def is_local(url: str) -> bool:
     """Whether `url` is a path of this machine."""
     return "://" not in url or url.startswith("file://")
+
+
+def free_bytes(url: str) -> int | None:
+    """What may still be written below a directory, which need not be there yet; None for any other URL."""
+    if not is_local(url):
+        return None
+    path = Path(filesystem(url)[1])
+    return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.is_dir())).free
 
 
 def normalise(url: str) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,10 @@ LLAMA = {
 }  # fmt: skip
 
 
+def _number(digits: str) -> float:
+    return float(digits.replace(",", ""))
+
+
 def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, tmp_path: Path) -> None:
     values = yaml.safe_load((ROOT / "jobs/configs/llama2_7b.yaml").read_text())
     model = tmp_path / "model"
@@ -211,6 +216,11 @@ def test_what_a_search_of_7b_costs_is_told_before_its_files_are_there(command, t
     hours = float(re.search(r"cost +about ([\d.]+) accelerator-hours", out)[1])  # type: ignore[index]
     assert pytest.approx(hours, rel=0.15) == 6 * 5e9 * 3.6e9 / (0.4 * 3.12e14) / 3600
     assert re.search(r"they cost [\d,]+ at 2 an hour", out)
+    stay, at_a_time, only, free = re.search(  # type: ignore[union-attr]
+        r"storage +([\d,.]+) GiB .* ([\d,.]+) GiB of checkpoints at a time; (only )?([\d,.]+) GiB are free", out
+    ).groups()
+    assert bool(only) == (_number(free) < _number(stay) + _number(at_a_time))
+    assert _number(free) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**30, abs=5)
     for process in ("worker", "evaluator", "scoring task"):
         assert re.search(rf"GPU memory +about [\d.]+ GiB at the peak of each {process}.*of 80.0 GiB", out)
     unchecked = [line for line in out.splitlines() if line.startswith("unchecked")]
