@@ -34,7 +34,7 @@ from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.search.rounds import divided, steps_to
 from shortened_llm.search.space import shortened
 from shortened_llm.search.stored.experiment import read_experiment
-from shortened_llm.search.strategies.rungs import REDUCTION
+from shortened_llm.search.strategies.rungs import REDUCTION, most_promoted
 from shortened_llm.storage.store import Store
 
 BYTES_OF_TRAINED = 12
@@ -296,8 +296,13 @@ def _checkpoint_bytes(config: ExperimentConfig, trained: Sequence[_Expected], sh
         for one in trained
     ]
     lowest = min((one.share for one in trained), default=1.0)
-    keeps = bool(config.search.rungs) or config.retraining.keep_stable_checkpoint
-    kept = sum(one.number * size for one, size in sizes if one.share == lowest) if keeps else 0.0
+    at_lowest = [(one.number, size) for one, size in sizes if one.share == lowest]
+    number = sum(number for number, _ in at_lowest)
+    # Where others may still come, no candidate is beaten for good.
+    may_rise = number if config.search.trials else most_promoted(math.ceil(number))
+    keeps_all, keeps_some = config.retraining.keep_stable_checkpoint, bool(config.search.rungs and number)
+    share = 1.0 if keeps_all else min(1.0, may_rise / number) if keeps_some else 0.0
+    kept = share * sum(number * size for number, size in at_lowest)
     running = min(config.search.max_concurrent_trials, sum(one.number for one in trained))
     return kept + running * CHECKPOINTS_KEPT * max((size for _, size in sizes), default=0.0)
 

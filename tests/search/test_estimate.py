@@ -20,6 +20,7 @@ from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import requests
 from shortened_llm.records import ModelRef, RetrainedModel, TrialFailure, TrialSpec, accelerator_seconds
 from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.launch import CHECKPOINTS_KEPT
 from shortened_llm.retraining.prepare import prepare_method
 from shortened_llm.retraining.recipe import chains
 from shortened_llm.search.budget import Allowance, over_budget
@@ -207,6 +208,11 @@ def test_the_forecast_of_rungs_adds_up(tiny_values: dict, tiny_model: ModelRef, 
     assert per_step is not None
     assert found.accelerator_hours == pytest.approx(per_step / 10 * sum(steps))
     assert found.hours == pytest.approx(found.accelerator_hours / 2)  # of two workers
+    tiny_values["retraining"]["keep_stable_checkpoint"] = True
+    config = parse_config(tiny_values)
+    keeps = forecast_search(config, model_facts(config, tiny_model), local_store, NO_NODES)
+    running = config.search.max_concurrent_trials * CHECKPOINTS_KEPT
+    assert found.checkpoint_bytes / keeps.checkpoint_bytes == pytest.approx((5 + running) / (9 + running))
 
 
 class Search:

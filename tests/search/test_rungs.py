@@ -140,31 +140,47 @@ def test_state_is_kept_only_for_those_that_go_on(nine: SearchSpace, candidates: 
     grid = nine.trials(candidates.plans)
     low = {spec.learning_rate: nine.at_rung(spec, 0.1) for spec in grid}
     results: Mapping[str, TrialResult] = {s.fingerprint: result(s, nine, loss_of(s), 0.0) for s in low.values()}
-    some = dict(list(results.items())[:6])
-    assert left_behind(nine, candidates, Outcomes(specs=(), results=some), rungs=RUNGS) == ()
-    left = left_behind(nine, candidates, Outcomes(specs=(), results=results), rungs=RUNGS)
-    rates = {spec.learning_rate for spec in left}
+    # Three of nine go up, and two that are tied at the most: the worst of six cannot.
+    five, six = (dict(list(results.items())[:number]) for number in (5, 6))
+    assert left_behind(nine, candidates, Outcomes(specs=(), results=five), rungs=RUNGS) == ()
+    (left,) = left_behind(nine, candidates, Outcomes(specs=(), results=six), rungs=RUNGS)
+    assert left.learning_rate == pytest.approx(RATES[0])
+    all_left = left_behind(nine, candidates, Outcomes(specs=(), results=results), rungs=RUNGS)
+    rates = {spec.learning_rate for spec in all_left}
     assert rates == set(low) - {
         spec.learning_rate
         for spec in propose_rungs(nine, candidates, Outcomes(specs=(), results=results), rungs=RUNGS)
         if spec.rung == 0.3
     }
-    assert {spec.rung for spec in left} == {0.1}
+    assert {spec.rung for spec in all_left} == {0.1}
 
 
-def test_state_lasts_as_long_as_any_rung_may_go_on_from_it(nine: SearchSpace, candidates: Candidates) -> None:
-    """The trials of a candidate share it: what the second rung left must outlive the first one's decision."""
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_state_lasts_as_long_as_any_rung_may_go_on_from_it(
+    tiny_values: dict, space: SearchSpace, candidates: Candidates, seed: int, noise: float
+) -> None:
+    """The trials of a candidate share it: what the second rung left must outlive the first one's decision. No
+    candidate comes back whose state is gone, whatever ends first and whichever are the best."""
+    rng = np.random.default_rng(seed)
+    rates = [1e-4 * number for number in range(1, 19)]
+    # In every other case the first half is looked at before the better ones, and goes up where all are known already.
+    order = rng.permutation(len(rates)) if seed % 2 else np.arange(len(rates))[::-1]
+    losses = dict(zip(rates, order.tolist(), strict=True))
+    many = space_of(tiny_values, space, tokens=102_400, cpt={"learning_rate": rates, "warmup_steps": 4})
     results: dict[str, TrialResult] = {}
+    gone: set[str] = set()
     while True:
         outcomes = Outcomes(specs=(), results=results)
-        proposed = propose_rungs(nine, candidates, outcomes, rungs=RUNGS)
+        proposed = propose_rungs(many, candidates, outcomes, rungs=RUNGS)
         waiting = [spec for spec in proposed if spec.fingerprint not in results]
         if not waiting:
             break
-        left = states(nine, left_behind(nine, candidates, outcomes, rungs=RUNGS))
-        assert left.isdisjoint(states(nine, waiting))
-        results[waiting[0].fingerprint] = result(waiting[0], nine, loss_of(waiting[0]), 0.0)
-    assert states(nine, left_behind(nine, candidates, outcomes, rungs=RUNGS)) == states(nine, proposed)
+        gone |= states(many, left_behind(many, candidates, outcomes, rungs=RUNGS))
+        assert gone.isdisjoint(states(many, waiting))
+        ended = waiting[rng.integers(len(waiting))]
+        results[ended.fingerprint] = result(ended, many, losses[ended.learning_rate or 0.0] - ended.rung, noise)
+    assert states(many, left_behind(many, candidates, outcomes, rungs=RUNGS)) == states(many, proposed)
 
 
 def test_rungs_are_checked(tiny_values: dict) -> None:

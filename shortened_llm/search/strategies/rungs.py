@@ -8,7 +8,7 @@ the scores do not tell apart are kept together: a short run predicts a longer on
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from shortened_llm.records import Bin, TrialResult, TrialSpec
 from shortened_llm.reporting.paired import objective_difference
@@ -35,6 +35,8 @@ class Rung:
     many there are by now."""
     is_closed: bool
     """Whether no other candidate can come to this rung."""
+    out_of_reach: frozenset[str] = frozenset()
+    """Candidates of the rung below that cannot come here any more, whatever the others do."""
 
 
 def propose_rungs(
@@ -75,7 +77,8 @@ def climbed(
         ended = results.keys() | failed
         goes_up = promoted(rung, results, ended)
         is_closed = rung.is_closed and all(spec.fingerprint in ended for spec in rung.entrants)
-        rung = Rung(entrants=tuple(goes_up), enough=REDUCTION, is_closed=is_closed)
+        beaten = frozenset(spec.fingerprint for spec in _out_of_reach(rung, results))
+        rung = Rung(entrants=tuple(goes_up), enough=REDUCTION, is_closed=is_closed, out_of_reach=beaten)
 
 
 def promoted(rung: Rung, results: Mapping[str, TrialResult], ended: set[str]) -> list[TrialSpec]:
@@ -104,6 +107,31 @@ def promoted(rung: Rung, results: Mapping[str, TrialResult], ended: set[str]) ->
     return list(found.values())
 
 
+def most_promoted(entrants: int) -> int:
+    """How many of a rung's candidates go up at the most, ties included."""
+    kept = math.ceil(entrants / REDUCTION)
+    return kept + math.ceil(MOST_TIES * kept)
+
+
+def _out_of_reach(rung: Rung, results: Mapping[str, TrialResult]) -> list[TrialSpec]:
+    """Candidates to which as many are preferred already as can go up at the most: at the end, and of the first so many
+    at any time before."""
+    if not rung.is_closed:
+        return []
+    ranked = _ranked(rung.entrants, results)
+    places = {spec.fingerprint: place for place, spec in enumerate(ranked)}
+    in_order = [places.get(spec.fingerprint, math.inf) for spec in rung.entrants]
+
+    def may_rise_early(place: int) -> bool:
+        preferred = accumulate(other < place for other in in_order)
+        firsts = range(max(rung.enough, in_order.index(place) + 1), len(in_order) + 1)
+        better = dict(enumerate(preferred, 1))
+        return any(better[seen] < seen // REDUCTION for seen in firsts)
+
+    most = most_promoted(len(rung.entrants))
+    return [spec for place, spec in enumerate(ranked) if place >= most and not may_rise_early(place)]
+
+
 def _ranked(specs: Sequence[TrialSpec], results: Mapping[str, TrialResult]) -> list[TrialSpec]:
     """Those with a finite loss, the best first."""
     found = {spec.fingerprint: results.get(spec.fingerprint) for spec in specs}
@@ -120,9 +148,8 @@ def _ties(ranked: Sequence[TrialSpec], kept: int, results: Mapping[str, TrialRes
     """Those behind the last one kept from which its loss, document by document, does not stand out."""
     if not 0 < kept < len(ranked):
         return []
-    last, most = results[ranked[kept - 1].fingerprint], math.ceil(MOST_TIES * kept)
-    ties = []
-    for spec in ranked[kept : kept + most]:
+    last, ties = results[ranked[kept - 1].fingerprint], list[TrialSpec]()
+    for spec in ranked[kept : kept + math.ceil(MOST_TIES * kept)]:
         difference = objective_difference(spec.objective, results[spec.fingerprint].after, last.after)
         if difference is None or difference.standard_error is None or difference.stands_out:
             break
@@ -147,8 +174,8 @@ def left_behind(
     rungs: Sequence[float],
     sampler: Sampler = every_point,
 ) -> tuple[TrialSpec, ...]:
-    """The trials of candidates that will go no further: their rung was decided in each of their targets, and they did
-    not go up, or their next trial has ended. All trials of a candidate begin alike and share the checkpoint that the
+    """The trials of candidates that will go no further: in each of their targets they cannot go up any more, or their
+    next trial has ended. All trials of a candidate begin alike and share the checkpoint that the
     next one goes on from, so it is needed until the candidate has come as far as it will."""
     begun: dict[str, list[TrialSpec]] = {}
     needed: set[str] = set()
@@ -161,6 +188,7 @@ def left_behind(
             }
             for spec in rung.entrants:
                 begun.setdefault(spec.fingerprint, []).append(space.at_rung(spec, share))
-                if spec.fingerprint in waiting or not above.is_closed:
+                may_rise = not above.is_closed and spec.fingerprint not in above.out_of_reach
+                if spec.fingerprint in waiting or may_rise:
                     needed.add(spec.fingerprint)
     return distinct(spec for candidate, specs in begun.items() if candidate not in needed for spec in specs)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.assets import DEFAULT_DIRECTORY, DIRECTORY_VARIABLE
+from shortened_llm.config import ExperimentConfig
 from shortened_llm.logs import quiet_libraries
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.records import RetrainedModel, TrainingPoint, TrialResult
@@ -68,8 +69,8 @@ def main() -> None:
 class Continuing(Pipeline):
     """A pipeline whose runs go on from the last one where they share its beginning."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, config: ExperimentConfig, store: Store) -> None:
+        super().__init__(config, store)
         self._stable: tuple[str, Path] | None = None
 
     def run(self, job: RetrainingJob) -> RetrainedModel:
