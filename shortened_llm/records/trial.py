@@ -135,6 +135,11 @@ class TrialResult:
     """What was done to the dense model in the end, where rounds chose it."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it has every score: what is missing is tried again when the search is."""
+        return not (self.before.missing or self.after.missing)
+
+    @property
     def tokens(self) -> int:
         """Trained on, over all runs."""
         return sum(run.tokens for run in self.runs)

@@ -11,6 +11,7 @@ from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.records import (
+    BlocksTransform,
     EvalScores,
     Experiment,
     ModelRef,
@@ -40,7 +41,9 @@ NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 
 def trial_cards(experiment: Experiment) -> dict[str, dict[str, str]]:
     """`{directory or URL of an exported model: {file name: text}}`."""
-    return {row.checkpoint_url: trial_card(experiment, row) for row in trial_rows(experiment) if row.checkpoint_url}
+    # Controls, which come last, may share a candidate's model; its card is the candidate's.
+    rows = reversed(trial_rows(experiment))
+    return {row.checkpoint_url: trial_card(experiment, row) for row in rows if row.checkpoint_url}
 
 
 def trial_card(experiment: Experiment, row: TrialRow) -> dict[str, str]:
@@ -108,6 +111,11 @@ def _has_zeros(plan: PrunePlan) -> bool:
     return any(not transform.is_compact for transform in plan.transforms)
 
 
+def _is_of_blocks(plan: PrunePlan) -> bool:
+    """Whether whole blocks are all that was removed."""
+    return all(isinstance(transform, BlocksTransform) for transform in plan.transforms)
+
+
 def _adapter_card(
     plan: PrunePlan,
     recipe: Recipe,
@@ -129,7 +137,7 @@ def _adapter_card(
             sources=sources,
             begins_with=earlier.url if earlier else None,
             lost=lost,
-            has_zeros=_has_zeros(plan),
+            is_of_blocks=_is_of_blocks(plan),
             merged_url=merged_url,
             non_commercial=any(map(is_non_commercial, [provenance.base_license, *(s.license for s in sources)])),
             is_non_commercial=is_non_commercial,
@@ -211,6 +219,7 @@ def _card(
             non_commercial=any(map(is_non_commercial, [provenance.base_license, *(one.license for one in used)])),
             is_non_commercial=is_non_commercial,
             no_criteria=NO_CRITERIA,
+            is_of_blocks=_is_of_blocks(plan),
             has_zeros=_has_zeros(plan),
             is_padded=_is_padded(plan),
             is_sparse=of_kind(plan.transforms, WeightsTransform) is not None,

@@ -6,19 +6,20 @@ Columns, always in this order:
   running, stopped, waiting, left out, failed), `failure` (its cause), `left_out` (why), `best_of_target` (True, False);
 - `criteria`, `ratios` and what these are fractions of (`of`), one entry per label, separated by `;`;
 - `blocks` (count), `block_ratio` (removed / all), `parameters` (count), `parameter_ratio` (removed / all),
-  `nonzero_parameters` (count), `bytes` of the exported weights; and what was removed, of blocks
-  `removed_blocks` and those kept, as indices in the dense model, separated by spaces;
+  `nonzero_parameters` (count), `bytes` of the exported weights;
 - `control` (dense, random, scratch; empty for a candidate), `method`, `train_on` (corpus, instructions), `rounds`
-  (count) in which blocks went, `settings` of
-  the method that a search may vary, such as a rank, `learning_rates` of the training runs, separated by `;`, `seed`,
-  `rung` (share of the token budget), `candidate` (alike for its rungs; empty without), `equal_seconds` (True, False),
-  `budget_tokens` as planned, padding included;
+  (count) in which blocks went, `settings` of the method that a search may vary, such as a rank, `learning_rates` of the
+  training runs, separated by `;`, `seed`, `rung` (share of the token budget), `candidate` (alike for its rungs; empty
+  without), `equal_seconds` (True, False), `budget_tokens` as planned, padding included;
 - `tokens` without padding, `training_seconds`, `accelerator_seconds`, `trial_seconds`, `tokens_per_second`,
   `skipped_steps` and `loss_spikes` (counts), `checkpoint_url`, `adapter_url`;
 - `selection_before_mean_nll`, `selection_after_mean_nll`: mean over the selection texts, in nats per token;
   `search_metric` and `search_loss`: what the search minimises, a metric of which more is better negated;
   `selection_texts`: those texts and their protocols, separated by `;`: means of other texts cannot be compared;
 - `missing_scores`: what could not be measured and why, separated by `;`;
+- what was done to the dense model, each column only where a trial has it: `kept_blocks`, `removed_blocks`,
+  `removed_attention` and `removed_mlp` as indices in the dense model, separated by spaces; `kept_kv_heads` and
+  `kept_channels` of a block, such as `2 of 3`; `recomputed` and `zero_weights` in words;
 - per score `<role>_<stage>_<metric>:<source>:<protocol>`, where role is selection or report and stage is dense, before
   or after (retraining); a `:2` follows for a second text with the same name and protocol. Metrics: `perplexity`; that
   of a task, with `<metric>_standard_error`; `bits_per_byte` of a task's gold answers; `kl` (nats) and `top1` (share) of
@@ -181,7 +182,8 @@ def to_csv(
         for row in rows
     ]
     buffer = io.StringIO()
-    names = dict.fromkeys(name for cells in lines for name in cells) or dict.fromkeys(TRIAL_CELLS)
+    facts = (name for row in rows for name in row.plan.facts)
+    names = dict.fromkeys((*TRIAL_CELLS, *facts, *(name for cells in lines for name in cells)))
     writer = csv.DictWriter(buffer, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)

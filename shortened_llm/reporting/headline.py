@@ -1,7 +1,7 @@
 """What was found, in words: the best trial of each size and what it costs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.records import Bin, Experiment
@@ -83,14 +83,14 @@ def _summary(
     tasks: TasksSection | None,
 ) -> SizeSummary:
     plans = [row.plan for row in ([best] if best else rows)]
-    parameters = _range([formats.parameters(plan.size.parameters) for plan in plans])
-    fewer = _range([formats.percent(plan.parameter_ratio) for plan in plans])
+    parameters = _range([plan.size.parameters for plan in plans], formats.parameters)
+    fewer = _range([plan.parameter_ratio for plan in plans], formats.percent)
     if best is None:
         choice = f"No result to choose from ({status_counts(rows)})."
     else:
         finished = len(contenders([row.trial for row in rows])[target, best.basis])
         choice = "The only finished trial." if finished == 1 else f"Best of {finished} finished trials."
-        if any(row.trial.spec.candidate for row in rows):
+        if best.learning_rates and any(row.trial.spec.candidate for row in rows):
             rung = f"with {formats.ratio(best.rung)} of the tokens, the most that any came to:"
             choice = f"{choice[:-1]} {rung}"
     facts: tuple[Fact, ...] = ()
@@ -105,10 +105,9 @@ def _summary(
     )
 
 
-def _range(words: Sequence[str]) -> str:
-    """`a`, or `a to b` of sorted ones."""
-    different = sorted(set(words))
-    return different[0] if len(different) == 1 else f"{different[0]} to {different[-1]}"
+def _range(numbers: Sequence[float], write: Callable[[float], str]) -> str:
+    """`a`, or `a to b`, the smallest and the largest."""
+    return " to ".join(dict.fromkeys((write(min(numbers)), write(max(numbers)))))
 
 
 def _texts(best: TrialRow, dense: Measurements, columns: Sequence[ScoreColumn]) -> tuple[Fact, ...]:

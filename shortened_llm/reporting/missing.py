@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shortened_llm.records import EvalScores, Experiment, MissingScore
-from shortened_llm.reporting.rows import STATUSES, TrialRow
+from shortened_llm.reporting.rows import STATUSES, TrialRow, quoted
 
 DENSE = 0
 """Stands for the dense model among the numbers of trials."""
@@ -62,7 +62,10 @@ def _missing(experiment: Experiment, rows: Sequence[TrialRow]) -> Iterator[tuple
 
 
 def _without_report(experiment: Experiment, rows: Sequence[TrialRow]) -> int:
-    """Finished trials without any report score, though the dense model has some."""
-    if experiment.dense_report == EvalScores():
+    """Finished trials that the report quotes without any score of its texts, though the dense model has some."""
+    if not experiment.dense_report.perplexity:
         return 0
-    return sum(row.status == "done" and row.trial.after == EvalScores() for row in rows)
+    asked = quoted(experiment.trials)
+    return sum(
+        row.status == "done" and row.trial.spec.fingerprint in asked and row.trial.after == EvalScores() for row in rows
+    )

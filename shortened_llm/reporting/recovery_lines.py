@@ -69,7 +69,7 @@ class TargetRecovery:
     """What a loss is, and the loss, in nats."""
     lines: tuple[RecoveryLine, ...]
     num_short: int
-    """Candidates with too few rungs for a curve."""
+    """Candidates with too few rungs for a curve, or that share no documents with the best."""
 
 
 def target_recovery(race: TargetRace, dense: EvalScores) -> TargetRecovery:

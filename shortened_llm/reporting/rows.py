@@ -257,6 +257,13 @@ def best_of_each_target(trials: Sequence[ReportedTrial]) -> dict[tuple[Bin, Basi
     return {key: ranked[0] for key, ranked in contenders(trials).items()}
 
 
+def quoted(trials: Sequence[ReportedTrial]) -> frozenset[str]:
+    """Fingerprints of the trials that a report quotes: contenders and controls. What was stopped at a rung keeps its
+    selection scores; nobody will quote it."""
+    controls = {trial.spec.fingerprint for trial in trials if trial.spec.control}
+    return frozenset(controls | {trial.spec.fingerprint for ranked in contenders(trials).values() for trial in ranked})
+
+
 def way_of(trial: ReportedTrial) -> tuple[PruneUnit, ...]:
     """What its rankings remove: blocks, sub-layers, heads and channels, or several, where they lead to one plan."""
     return tuple(sorted({label.unit for label in trial.spec.plan.labels}))

@@ -90,7 +90,12 @@ def ways_tables(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[WaysT
     """One for each target that more than one way reached."""
     by_target: dict[Bin, dict[tuple[PruneUnit, ...], list[TrialRow]]] = {}
     for row in rows:
-        if not row.is_control and row.status == "done" and row.loss is not None and row.rung == 1:
+        if (
+            not row.is_control
+            and row.status == "done"
+            and row.loss is not None
+            and (row.rung == 1 or not row.learning_rates)
+        ):
             for target in row.plan.targets:
                 by_target.setdefault(target, {}).setdefault(way_of(row.trial), []).append(row)
     return tuple(

@@ -17,7 +17,7 @@ from shortened_llm.records import (
     MissingScore,
     TrialFailure,
 )
-from shortened_llm.reporting.rows import best_of_each_target, best_of_each_way, contenders
+from shortened_llm.reporting.rows import best_of_each_target, best_of_each_way, quoted
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.trial import TrialContext, read_result
 from shortened_llm.search.units import choice_units, report_units
@@ -53,12 +53,11 @@ def measure_report(
     timed = {trial.spec.fingerprint for trial in best_of_each_way(trials)}
     controls = {trial.spec.fingerprint for trial in trials if trial.spec.control}
     chosen = best | controls
-    # What was stopped at a rung keeps its selection scores; nobody will quote it.
-    quoted = controls | {trial.spec.fingerprint for ranked in contenders(trials).values() for trial in ranked}
-    progress(f"scoring {len(quoted)} of {len(trials)} trials")
+    scored = quoted(trials)
+    progress(f"scoring {len(scored)} of {len(trials)} trials")
     pending = {}
     for index, trial in enumerate(trials):
-        if trial.result is None or trial.spec.fingerprint not in quoted:
+        if trial.result is None or trial.spec.fingerprint not in scored:
             continue
         scoring = progress.about(f"evaluate {trial.spec.name}")
         units = (*texts, *choice_units(config, roles, dense)) if trial.spec.fingerprint in chosen else texts

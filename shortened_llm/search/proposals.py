@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from shortened_llm.records import RetrainedModel, TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies.strategy import Candidates, Outcomes, Strategy
-from shortened_llm.search.trial import is_done, read_result
+from shortened_llm.search.trial import read_result
 from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.store import Store
 
@@ -103,7 +103,7 @@ class Proposals:
         self.specs = (*self.specs, *new)
         for number, spec in enumerate(new, start=first):
             self.titles.setdefault(spec.fingerprint, f"{number}/{total} {spec.name}")
-            if is_done(self._store, spec) and (result := read_result(self._store, spec)):
+            if (result := read_result(self._store, spec)) and result.is_whole:
                 self._results[spec.fingerprint] = result
         self._on_proposed(self)
         return True

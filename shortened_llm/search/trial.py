@@ -75,12 +75,6 @@ def write_result(store: Store, result: TrialResult, identity: Mapping[str, objec
     store.write(TRIALS, result.fingerprint, result, identity=identity, parents=parents)
 
 
-def is_done(store: Store, spec: TrialSpec) -> bool:
-    """Whether the trial has its result with every score: what is missing is tried again when the search is."""
-    result = read_result(store, spec)
-    return result is not None and not (result.before.missing or result.after.missing)
-
-
 def run_trial(
     spec: TrialSpec, context: TrialContext, *, train_callbacks: Sequence[object], progress: Progress
 ) -> TrialResult:

@@ -187,14 +187,19 @@ def test_runs_outside_a_search_are_needed_and_stop_nothing(local_store: Store) -
     assert not {lost, "7" * 16} & found
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"trials": []}'])
-def test_an_experiment_without_a_plan_may_need_any_record(local_store: Store, content: bytes | None) -> None:
-    stored_experiment(local_store)
+@pytest.mark.parametrize(
+    "damaged", [{}, {"experiment.json": b"{"}, {"experiment.json": b'{"trials": []}'}, {"runs.json": b"{"}]
+)
+def test_an_experiment_without_a_plan_may_need_any_record(local_store: Store, damaged: dict[str, bytes]) -> None:
+    """As may one whose plan is there, but not what was run beside it."""
+    other = replace(stored_experiment(local_store), name="other", trials=())
     rubbish = leave_rubbish(local_store)
     with hold_lease(local_store.experiment_url("other")):
         pass
-    if content is not None:
-        write_bytes(join(local_store.experiment_url("other"), "experiment.json"), content)
+    if "runs.json" in damaged:
+        write_experiment(local_store, other)
+    for name, content in damaged.items():
+        write_bytes(join(local_store.experiment_url("other"), name), content)
     everything = paths(local_store)
     main([local_store.url, "--min-age", "0", "--remove"])
     gone = {place for place in rubbish if "attempt-" in place or place.startswith("experiments/")}

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from shortened_llm.pruning.plan import chosen_plan
-from shortened_llm.records import LoraOptions, ModelSize, Provenance, SourceFacts
+from shortened_llm.records import LoraOptions, ModelSize, Provenance, SourceFacts, WidthsTransform
 from shortened_llm.reporting.card import adapter_cards, is_non_commercial, plan_card, trial_cards
 from tests.reporting.experiments import BOS_FIRST, SMALL_CUT, experiment, plan, recipe, texts, trial
 
@@ -106,6 +106,31 @@ def test_adapters_say_what_they_belong_to() -> None:
         assert "rank 8, alpha 16.0" in text
         assert "`alpaca.jsonl` (cc-by-nc-4.0)" in text
         assert "Not for commercial use" in text
+
+
+def test_adapters_of_a_narrower_model_do_not_belong_to_the_dense_one() -> None:
+    lora = LoraOptions(rank=8, alpha=16.0, dropout=0.0, target_modules=("q_proj",))
+    cut = plan((), ("flap", 0.2))
+    widths = WidthsTransform.keeping(
+        num_groups=3, num_channels=1536, groups={}, channels={block: range(1200) for block in range(cut.dense.blocks)}
+    )
+    cut = replace(cut, transforms=(widths,))
+    done = trial("f7", cut, after=texts(wiki=30.0), recipes=(replace(recipe("lora"), lora=lora),))
+    assert done.result is not None
+    (only,) = done.result.runs
+    adapter = replace(only.model, url="s3://bucket/adapter")
+    (text,) = adapter_cards(done.spec, cut, (replace(only, adapter=adapter),), PROVENANCE).values()
+    assert "1200 of 1536 channels kept" in text
+    assert "without its blocks" not in text
+    assert "`BASE` is what `python -m jobs.prune CONFIG.yaml --output OUTPUT` writes for this plan." in text
+
+
+def test_a_control_leaves_its_candidates_card() -> None:
+    done = trial("f7", plan(SMALL_CUT, ("ppl", 0.2)), after=texts(wiki=30.0))
+    drawn = replace(done.spec.plan, labels=plan(SMALL_CUT, ("random", 0.2)).labels)
+    control = replace(done, spec=replace(done.spec, control="random", plan=drawn))
+    (card,) = trial_cards(replace(experiment(), trials=(done, control))).values()
+    assert "Chosen by `ppl`" in card["README.md"]
 
 
 HOSTILE = "a|b <script>x</script>"

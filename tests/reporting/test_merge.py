@@ -63,6 +63,13 @@ def test_one_result_has_a_row_for_each_metric_and_as_a_control() -> None:
     assert len(found) == len(FIRST.trials) + 2
 
 
+def test_a_row_of_equal_seconds_stands_beside_that_of_equal_tokens() -> None:
+    first, *others = FIRST.trials
+    alike = replace(first, spec=replace(first.spec, equal_seconds=True))
+    merged = merge_experiments([replace(FIRST, trials=(first, alike, *others)), second()])
+    assert [one.spec.equal_seconds for one in merged.trials if one.spec.fingerprint == "f1"] == [False, True]
+
+
 def test_a_result_that_one_of_them_has_is_shown() -> None:
     unfinished = replace(
         FIRST,

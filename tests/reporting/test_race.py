@@ -19,7 +19,7 @@ from shortened_llm.records import (
     TrialSpec,
 )
 from shortened_llm.reporting.race import Race, race
-from shortened_llm.reporting.rows import best_of_each_target, trial_rows
+from shortened_llm.reporting.rows import best_of_each_target, quoted, trial_rows
 from shortened_llm.reporting.view import report_view
 from shortened_llm.reporting.write import write_report
 from shortened_llm.retraining.schedule import stable_end
@@ -163,6 +163,18 @@ def test_regret_is_bounded_by_what_documents_do_not_tell(run: Run) -> None:
     assert f"up to {noisy.regret:.3f} nats better" in noisy.risk
 
 
+def test_a_report_is_whole_without_report_scores_of_what_was_stopped(run: Run) -> None:
+    found = run(noise=0.02)
+    asked = quoted(found.trials)
+    assert 0 < len(asked) < len(found.trials)
+    scores = EvalScores(perplexity=(by_document("wiki", 3.0, seed=1),))
+    trials = [replace(one, after=scores) if one.spec.fingerprint in asked else one for one in found.trials]
+    assert report_view(replace(found, trials=tuple(trials), dense_report=scores)).partial is None
+    partial = report_view(replace(found, dense_report=scores)).partial
+    assert partial is not None
+    assert partial.statements[0].startswith(f"report scores of {len(asked)} finished trial")
+
+
 def test_nobody_is_stopped_while_a_rung_is_undecided(run: Run) -> None:
     one = raced(run(leave=1))
     assert not one.is_over
@@ -181,6 +193,8 @@ def test_luck_at_a_low_rung_beats_no_longer_training() -> None:
     untrained = trial("d", cut, after=texts(wiki=29.0), method="none")
     untrained = replace(untrained, spec=replace(untrained.spec, recipes=(), rung=0.1))
     assert list(best_of_each_target([lucky, second, untrained]).values()) == [untrained]
+    (size,) = report_view(replace(experiment(), trials=(lucky, second, untrained))).sizes
+    assert size.choice == "Best of 2 finished trials."
 
 
 def test_the_page_has_a_row_for_each_candidate_and_its_rungs_one_click_away(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shortened_llm.records import EvalScores, Experiment, Provenance, SourceFacts, TrialFailure
 from shortened_llm.reporting.view import report_view
-from shortened_llm.search.stored.experiment import read_experiment, write_experiment
+from shortened_llm.search.stored.experiment import publish_report, read_experiment, write_experiment
 from shortened_llm.search.stored.provenance import publish_cards, publish_trained_card
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import experiment
@@ -23,6 +23,14 @@ def planned() -> Experiment:
             replace(trial, result=None, failure=None, before=EvalScores(), after=EvalScores()) for trial in full.trials
         ),
     )
+
+
+def test_an_experiment_may_be_called_report(local_store: Store) -> None:
+    write_experiment(local_store, replace(planned(), name="report"))
+    directory = local_store.experiment_url("report")
+    publish_report(local_store, read_experiment(directory))
+    for place in (directory, f"{directory}/report", f"{directory}/report/report.html"):
+        assert read_experiment(place).name == "report"
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,14 @@ def test_csv_has_one_row_per_trial_that_reads_back(table: list[dict[str, str]]) 
                 assert float(row[column]) == score.perplexity
 
 
+def test_csv_has_what_was_removed_before_all_scores(tmp_path: Path) -> None:
+    full = experiment()
+    control = trial("d", plan((), ("dense", 0.0)), after=texts(wiki=24.0), control="dense")
+    write_report(replace(full, trials=(control, *full.trials)), tmp_path)
+    names = (tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert names[names.index("missing_scores") + 1 :][:2] == ["kept_blocks", "removed_blocks"]
+
+
 def test_csv_leaves_missing_cells_empty_and_keeps_the_cause(table: list[dict[str, str]]) -> None:
     failed = next(row for row in table if row["status"] == "failed")
     assert failed["failure"] == FAILURE

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shortened_llm.records import FileEntry
-from shortened_llm.search.trial import TRIALS, is_done, read_result
+from shortened_llm.search.trial import TRIALS, read_result
 from shortened_llm.storage.store import Store
 from tests.reporting.experiments import plan, texts, trial
 
@@ -18,7 +18,5 @@ def test_a_result_whose_model_is_gone_is_made_again(local_store: Store, tmp_path
     result = replace(one.result, model=replace(one.result.model, url=str(tmp_path), files=files))
     local_store.write(TRIALS, one.spec.fingerprint, result, identity={}, parents=())
     assert read_result(local_store, one.spec) == result
-    assert is_done(local_store, one.spec)
     weights.unlink()
     assert read_result(local_store, one.spec) is None
-    assert not is_done(local_store, one.spec)

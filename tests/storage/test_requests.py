@@ -7,7 +7,7 @@ import pytest
 from shortened_llm.records import Experiment
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.search.stored.experiment import read_config, read_experiment, write_experiment
-from shortened_llm.search.trial import is_done
+from shortened_llm.search.trial import read_result
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, write_bytes
@@ -38,7 +38,7 @@ def resumed(store: Store, planned: Experiment) -> None:
     store.probe()
     assert read_config(store, "e") is None
     with hold_lease(store.experiment_url("e"), expiry_seconds=3600.0):  # renewals follow the clock
-        assert all(is_done(store, trial.spec) for trial in planned.trials)
+        assert all(read_result(store, trial.spec) for trial in planned.trials)
         repair_run_directory(join(store.experiment_url("e"), "train", "f" * 16), num_to_keep=2)
 
 

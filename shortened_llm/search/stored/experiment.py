@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -162,7 +161,9 @@ def experiment_directory(url: str) -> str:
     directory = normalise(experiment_url(DEFAULT_STORAGE, url) if named else url)
     if directory.rsplit("/", 1)[-1] in (PLANNED, REPORTED, PAGE):
         directory = directory.rsplit("/", 1)[0]
-    return directory.rsplit("/", 1)[0] if directory.rsplit("/", 1)[-1] == REPORT else directory
+    above, _, last = directory.rpartition("/")
+    is_experiment = above.rpartition("/")[2] == EXPERIMENTS  # it may be called "report"
+    return above if last == REPORT and not is_experiment else directory
 
 
 def _read(url: str) -> Experiment | None:
@@ -225,10 +226,10 @@ def publish_to(url: str, experiment: Experiment) -> str:
     with tempfile.TemporaryDirectory(prefix="shortened_llm_report_") as temporary:
         directory = Path(temporary)
         page = write_report(experiment, directory)
-        with tempfile.TemporaryDirectory(prefix="shortened_llm_page_") as last:
-            shutil.move(page, Path(last) / page.name)
-            upload_directory(directory, url)
-            upload_directory(Path(last), url)
+        content = page.read_bytes()
+        page.unlink()
+        upload_directory(directory, url)
+        write_bytes(join(url, page.name), content)
     return join(url, page.name)
 
 

@@ -201,10 +201,11 @@ def _experiment(store: Store, name: str, paths: Collection[str]) -> _Experiment:
         for place in (PLANNED, f"{REPORT}/{REPORTED}")
         if (path := f"{EXPERIMENTS}/{name}/{place}") in paths
     ]
-    runs = read_runs(store, name) if f"{EXPERIMENTS}/{name}/{RUNS}" in paths else None
+    has_runs = f"{EXPERIMENTS}/{name}/{RUNS}" in paths
+    runs = read_runs(store, name) if has_runs else None
     dense: set[str] = set(runs.dense) if runs else set()
     trials: set[str] = set()
-    planned = bool(texts or runs)
+    planned = bool(texts or runs) and not (has_runs and runs is None)
     for text in texts:
         try:
             content = json.loads(text)

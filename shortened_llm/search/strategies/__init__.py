@@ -14,11 +14,14 @@ SAMPLERS: dict[str, Callable[[SearchSection], Sampler]] = {
     "grid": lambda search: every_point,
     "optuna": lambda search: partial(sampled, trials=search.trials or 0, rung=(*search.rungs, 1.0)[0]),
 }
-STRATEGIES: dict[str, Callable[[SearchSection], Strategy]] = {
-    "grid": lambda search: partial(propose_grid, sampler=sampler(search)),
-    "rungs": lambda search: partial(propose_rungs, rungs=search.rungs, sampler=sampler(search)),
-    "equal_seconds": lambda search: propose_equal_seconds,
+STRATEGIES: dict[str, Callable[[SearchSection], Strategy | None]] = {
+    "grid": lambda search: None if search.rungs else partial(propose_grid, sampler=sampler(search)),
+    "rungs": lambda search: (
+        partial(propose_rungs, rungs=search.rungs, sampler=sampler(search)) if search.rungs else None
+    ),
+    "equal_seconds": lambda search: propose_equal_seconds if search.equal_seconds else None,
 }
+"""In the order in which they propose; None where a configuration does not ask for one."""
 
 
 def sampler(search: SearchSection) -> Sampler:
@@ -28,5 +31,5 @@ def sampler(search: SearchSection) -> Sampler:
 
 def strategies(search: SearchSection) -> tuple[Strategy, ...]:
     """Those that a configuration asks for, in the order in which they propose."""
-    names = ["rungs" if search.rungs else "grid", *(["equal_seconds"] if search.equal_seconds else [])]
-    return tuple(STRATEGIES[name](search) for name in names)
+    found = (strategy_of(search) for strategy_of in STRATEGIES.values())
+    return tuple(strategy for strategy in found if strategy is not None)
