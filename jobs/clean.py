@@ -9,7 +9,7 @@ from shortened_llm.search.stored.unneeded import Unneeded, find_unneeded, remove
 from shortened_llm.storage.layout import cleaning_url
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, exists
+from shortened_llm.storage.urls import exists
 
 SHOWN_NAMES = 3
 
@@ -47,17 +47,10 @@ def main(arguments: Sequence[str]) -> None:
         print(table(found))
         print(f"nothing was removed; to do so: python -m jobs.clean {flags.storage} --remove" if found else "")
         return
-    place = cleaning_url(store.url)
-    held = False
-    try:
-        with hold_lease(place):  # no search begins meanwhile, and nobody else removes anything
-            held = True
-            found = find_unneeded(store, min_age=min_age)
-            print(table(found))
-            remove(store, found)
-    finally:
-        if held:  # else it is somebody's
-            delete(place)
+    with hold_lease(cleaning_url(store.url)):  # no search begins meanwhile, and nobody else removes anything
+        found = find_unneeded(store, min_age=min_age)
+        print(table(found))
+        remove(store, found)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")
 
 

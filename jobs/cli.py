@@ -99,6 +99,14 @@ def make_parser(verb: str, description: str) -> Parser:
     return parser
 
 
+def output_directory(path: str) -> Path:
+    """The type of a flag that names a directory, which need not exist."""
+    found = Path(path).expanduser()
+    if found.exists() and not found.is_dir():
+        raise argparse.ArgumentTypeError(f"{path!r} is a file; give a directory")
+    return found
+
+
 def parse_command(
     parser: Parser, arguments: Sequence[str], needs: Sequence[str] = ()
 ) -> tuple[ExperimentConfig, argparse.Namespace]:

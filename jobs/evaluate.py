@@ -3,16 +3,16 @@
 import json
 import math
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import replace
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from jobs.cli import make_parser, open_store, parse_command, run
+from jobs.cli import make_parser, open_store, output_directory, parse_command, run
 from shortened_llm.config import ExperimentConfig, ModelConfig
 from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.evaluation.efficiency import check_lengths
@@ -40,13 +40,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--candidate",
         metavar="DIR",
+        type=model_path,
         action="append",
         default=[],
         help="directory or URL of a model to compare with the dense one; once for each",
     )
     parser.add_argument("--efficiency", action="store_true", help="also measure speed and memory")
     parser.add_argument("--vllm", action="store_true", help="also measure speed behind vLLM, where that is installed")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="also write DIR/scores.json, a list of all")
+    parser.add_argument(
+        "--output", metavar="DIR", type=output_directory, help="also write DIR/scores.json, a list of all"
+    )
     config, flags = parse_command(parser, arguments, ["evaluation"])
     candidates: list[str] = flags.candidate
     store = open_store(config)
@@ -59,8 +62,6 @@ def main(arguments: Sequence[str]) -> None:
             raise BadInputError("--vllm: compares a model with the dense one; give --candidate DIR too")
     for directory in candidates:
         check_model(directory, facts)
-    if flags.output and flags.output.exists() and not flags.output.is_dir():
-        raise BadInputError(f"--output: {str(flags.output)!r} is a file; give a directory")
     if flags.dry_run:
         print(f"would score {', '.join((config.model.path, *candidates))}")
         return
@@ -101,6 +102,14 @@ def main(arguments: Sequence[str]) -> None:
     print(comparison_table(every), file=sys.stderr)
     if missing := [one for model in every for one in (*model.selection.missing, *model.report.missing)]:
         raise RuntimeError(f"{len(missing)} missing: " + "; ".join(f"{one.name}: {one.cause}" for one in missing))
+
+
+def model_path(path: str) -> str:
+    """The type of `--candidate`: as `model.path` is read."""
+    try:
+        return ModelConfig(path=path).path
+    except ValidationError as error:
+        raise ArgumentTypeError(error.errors()[0]["msg"]) from None  # without the value, which may hold keys
 
 
 def with_serving(found: EvaluatedModel, dense: ModelRef, config: ExperimentConfig) -> EvaluatedModel:

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from jobs.cli import make_parser, open_store, parse_command, run
+from jobs.cli import make_parser, open_store, output_directory, parse_command, run
 from jobs.removed_blocks import add_remove_flag, removed_blocks
 from jobs.score import DEVICE, score_here
 from shortened_llm.config import ExperimentConfig
@@ -28,7 +27,9 @@ LONGEST_NAME = 200
 def main(arguments: Sequence[str]) -> None:
     """stdout has the directory of each model, one line each."""
     parser = make_parser("prune", "Write pruned models, without retraining.")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="directory of the pruned models")
+    parser.add_argument(
+        "--output", metavar="DIR", type=output_directory, required=True, help="directory of the pruned models"
+    )
     add_remove_flag(parser, "those that each criterion removes at each ratio, a model each")
     config, flags = parse_command(parser, arguments, ["search"])
     store = open_store(config)
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
 def _file_name(label: PlanLabel) -> str:
     told_apart = [re.sub(r"[^\w.=+-]+", "-", part) for part in (label.calibration, label.settings) if part]
     of_unit = {"block": [], "sublayer": ["sublayers"], "width": ["width"], "weight": ["weights"]}[label.unit]
-    return "-".join([label.criterion, *of_unit, *told_apart, label.target.name.replace("%", "").replace(" ", "-")])
+    # Ratios that are written alike in a table are other models.
+    ratio, of = f"{100 * label.target.ratio:.6g}", label.target.name.partition("%")[2].replace(" ", "-")
+    return "-".join([label.criterion, *of_unit, *told_apart, ratio + of])
 
 
 def _directory_name(plan: PrunePlan) -> str:
@@ -80,7 +83,7 @@ def plans_here(
     """The plans by the scores that the jobs ask for, compensated in this process."""
     chosen = choices(config.search, scores, size)
     wanted = plan_works(chosen, by_ranking(scores, jobs), size)
-    for name, work in pending_works(wanted, store).items():
+    for name, work in pending_works(wanted, store):
         with about(name):
             work.compute(store, device=DEVICE, memory_gib=config.resources.scoring_memory_gib)
     return make_plans(with_works(chosen, wanted, store), size)

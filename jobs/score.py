@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from jobs.cli import make_parser, open_store, parse_command, run
+from jobs.cli import make_parser, open_store, output_directory, parse_command, run
 from shortened_llm.config import ExperimentConfig, require_sections
 from shortened_llm.errors import BadInputError
 from shortened_llm.logs import about
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--output",
         metavar="DIR",
-        type=Path,
+        type=output_directory,
         help="also write a plot, DIR/scores.png, and DIR/<criterion>.json; DIR/<criterion>-<number>.json, in the order "
         "of the configuration, where there are several rankings by a criterion",
     )

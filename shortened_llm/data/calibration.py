@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.config import CalibrationConfig
+from shortened_llm.data.rows import Tally
 from shortened_llm.data.sources import Documents
-from shortened_llm.data.tokens import encode_documents
+from shortened_llm.data.tokens import check_ids, encode_documents
 from shortened_llm.errors import BadInputError
 
 STAGE_VERSION = 2
@@ -53,7 +54,9 @@ def calibration_tokens(
         BadInputError: there are fewer sequences than `config.num_sequences`, a row has another length, a token id is
             not in the embedding table, or the tokenizer has no beginning-of-text token where one is needed.
     """
-    rows = list(islice(documents.rows(), MAX_DOCUMENTS))
+    tally = Tally(documents)
+    rows = list(islice(documents.usable(tally), MAX_DOCUMENTS))
+    tally.check()
     if not rows:
         raise BadInputError(
             f"{documents.field_path}.path: {config.path!r} ({documents.part}) holds no documents; give at least "
@@ -66,12 +69,7 @@ def calibration_tokens(
         if bos:
             first = _bos_token_id(config, tokenizer, documents.field_path)
             sequences = [[first, *sequence[1:]] for sequence in sequences]
-    for token in chain.from_iterable(sequences):
-        if not 0 <= token < vocab_size:
-            raise BadInputError(
-                f"{documents.field_path}.path: {config.path!r} holds token id {token}; the model's vocabulary has ids "
-                f"from 0 to {vocab_size - 1}"
-            )
+    check_ids(chain.from_iterable(sequences), vocab_size, f"{documents.field_path}.path: {config.path!r}")
     return torch.tensor(sequences, dtype=torch.int64)
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from shortened_llm.config import InstructionsConfig
-from shortened_llm.data.readers import BadRow, Row, no_column
-from shortened_llm.data.rows import Rows, Tally
+from shortened_llm.data.readers import BadRow, Row, as_text, no_column
+from shortened_llm.data.rows import Rows
 from shortened_llm.errors import BadInputError, brief
 
 # The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, README, "Data Release"): a fixed format, which
@@ -43,87 +43,44 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructionPairs:
+class InstructionPairs(Rows):
     """The pairs of one source."""
 
     source: InstructionsConfig
-    files: tuple[str, ...]
-    """Absolute paths or URLs; empty for a hub data set."""
-    commit: str | None
-    """Commit of a hub data set."""
-    field_path: str
-    """Where the source stands in the config, for messages."""
-
-    @classmethod
-    def find(cls, source: InstructionsConfig, field_path: str) -> "InstructionPairs":
-        """The pairs behind a source; raises `BadInputError` where there is no such file or data set."""
-        rows = Rows.find(source, field_path)
-        return cls(source=source, files=rows.files, commit=rows.commit, field_path=field_path)
 
     @cached_property
     def identity(self) -> dict[str, object]:
         """What determines the prompts and responses."""
         source = self.source
-        return self._rows.identity | {
+        return self.content | {
             "fields": [source.instruction_field, source.input_field, source.response_field],
             "template": source.template,
         }
 
-    @property
-    def num_shards(self) -> int:
-        """Parts that can be read apart from one another: files."""
-        return self._rows.num_shards
-
-    def pairs(self) -> Iterator[Pair]:
-        """Every pair, read as they are asked for.
-
-        Raises:
-            BadInputError: the source cannot be read, or more of its rows than are allowed are no pairs.
-        """
-        counted = self.tally()
-        for shard in range(self.num_shards):
-            for index, pair in enumerate(self.read(shard)):
-                counted.take(pair, shard, index)
-                if isinstance(pair, Pair):
-                    yield pair
-        counted.finish()
-
     def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Pair | BadRow]:
-        """Rows `first` to `first + count` of a shard, or all from `first` on, read as they are asked for.
-
-        Raises:
-            BadInputError: the source cannot be read.
-        """
+        """As `Rows.read`: pairs, all of which are wanted."""
         source = self.source
         columns = (source.input_field, source.response_field, source.instruction_field)
-        for row in self._rows.read(shard, columns, first=first, count=count):
-            yield self._pair(row)
-
-    def tally(self) -> Tally:
-        """A count of the source's rows."""
-        return Tally(self._rows)
-
-    @cached_property
-    def _rows(self) -> Rows:
-        return Rows(source=self.source, files=self.files, commit=self.commit, field_path=self.field_path)
+        return map(self._pair, self._values(shard, columns, first, count))
 
     def _pair(self, row: Row) -> Pair | BadRow:
         if isinstance(row, BadRow):
             return row
-        source = self.source
-        texts = []
-        for key in ("instruction_field", "response_field"):
-            column = getattr(source, key)
-            if column not in row:
+        texts: list[str] = []
+        for key in ("instruction_field", "response_field", "input_field"):
+            column, is_needed = getattr(self.source, key), key != "input_field"
+            if is_needed and column not in row:
                 return no_column(column, f"{self.field_path}.{key}", row)
-            text = row[column]
-            if not isinstance(text, str) or not text.strip():
-                return BadRow(f"has {column} {brief(repr(text))}, which is no text")
+            value = row.get(column)
+            value = "" if value is None and not is_needed else value
+            if not isinstance(value, str) or (is_needed and not value.strip()):
+                return BadRow(f"has {column} {brief(repr(value))}, which is no text")
+            text = as_text(value, column)
+            if isinstance(text, BadRow):
+                return text
             texts.append(text)
-        context = row.get(source.input_field)
-        if context is not None and not isinstance(context, str):
-            return BadRow(f"has {source.input_field} {brief(repr(context))}, which is no text")
-        return Pair(instruction=texts[0], input=context or "", response=texts[1])
+        instruction, response, context = texts
+        return Pair(instruction=instruction, input=context, response=response)
 
 
 class PairEncoder:

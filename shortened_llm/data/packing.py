@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from shortened_llm.data.instructions import InstructionPairs, Pair, PairEncoder
 from shortened_llm.data.pieces import PIECE_ROWS, Executor, PackedPiece, Piece, pack_pieces
 from shortened_llm.data.readers import BadRow
-from shortened_llm.data.rows import left_out
+from shortened_llm.data.rows import Tally, left_out
 from shortened_llm.data.sources import Documents
-from shortened_llm.data.tokens import encode_documents
+from shortened_llm.data.tokens import check_ids, encode_documents
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
@@ -77,6 +77,11 @@ class PackingJob:
             "at_most": self.at_most,
         }
 
+    @property
+    def place(self) -> str:
+        """Where its source stands and what it is, for messages."""
+        return f"{self.source.field_path}.path: {self.source.source.path!r}"
+
     def piece_identity(self, piece: Piece, *, cut: bool) -> dict[str, object]:
         """What determines a piece. Only one that was `cut` short depends on how many sequences were needed."""
         return self.identity | {"shard": piece.shard, "range": piece.range, "at_most": self.at_most if cut else None}
@@ -104,7 +109,7 @@ def pack_with(executor: Executor, job: PackingJob, store: Store) -> TokenDataset
     if stored := store.read(TOKENS, job.fingerprint, TokenDataset):
         return stored
     packed = pack_pieces(job.name, job.source.num_shards, job.at_most, executor)
-    tally = job.source.tally()
+    tally = Tally(job.source)
     for piece in packed:
         tally.add(piece.num_rows, piece.bad_rows, piece.first_bad)
     tally.finish()
@@ -138,7 +143,7 @@ def pack_piece(job: PackingJob, piece: Piece, tokenizer: PreTrainedTokenizerBase
     for cut in (False, True):
         if stored := store.read(TOKEN_SHARDS, fingerprint(job.piece_identity(piece, cut=cut)), PackedPiece):
             return stored
-    source, tally, count, first = job.source, job.source.tally(), _Count(), piece.range * PIECE_ROWS
+    source, tally, count, first = job.source, Tally(job.source), _Count(), piece.range * PIECE_ROWS
 
     def usable() -> Iterator:
         for index, row in enumerate(source.read(piece.shard, first=first, count=PIECE_ROWS), start=first):
@@ -216,7 +221,7 @@ def _pair_sequences(
         count.documents += 1
         row = np.zeros((1, job.sequence_length), dtype=np.int64)
         row[0, : len(encoded.tokens)] = encoded.tokens
-        _check_ids(row, job)
+        check_ids((int(row.min()), int(row.max())), job.vocab_size, job.place)
         yield row, np.array([[encoded.response_start, len(encoded.tokens)]], dtype=np.int32)
 
 
@@ -256,7 +261,7 @@ def _token_stream(
         count.documents += len(ids)
         if ids:
             tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64)
-            _check_ids(tokens, job)
+            check_ids((int(tokens.min()), int(tokens.max())), job.vocab_size, job.place)
             yield tokens
 
 
@@ -271,15 +276,6 @@ def _batched(rows: Iterable[str | list[int]]) -> Iterator[list[str | list[int]]]
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _check_ids(tokens: np.ndarray, job: PackingJob) -> None:
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= job.vocab_size:
-        raise BadInputError(
-            f"{job.source.field_path}: {job.source.source.path!r} holds token id {low if low < 0 else high}; the "
-            f"model's vocabulary has ids from 0 to {job.vocab_size - 1}"
-        )
 
 
 def _write_shards(sequences: Iterable[tuple[np.ndarray, ...]], directory: Path, job: PackingJob, count: _Count) -> None:

@@ -31,6 +31,16 @@ def no_column(column: str, field: str, row: Values) -> BadRow:
     return BadRow(f"has no column {column!r} ({field}); it has {brief(', '.join(map(str, row)))}")
 
 
+def as_text(value: str | bytes, column: str) -> str | BadRow:
+    """The text, where it is one that a tokenizer can read."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        text.encode()
+    except UnicodeError as error:
+        return BadRow(f"has a {column} that is no text ({brief(error)})")
+    return text
+
+
 def json_rows(url: str, columns: Sequence[str], first: int) -> Iterator[Row]:
     """Objects, one in each line, or in one array; blank lines are no rows."""
     with open_stream(url) as stream:

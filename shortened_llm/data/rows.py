@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 from huggingface_hub import HfApi
 
@@ -17,12 +18,12 @@ from shortened_llm.storage.urls import content_key, expand_glob, is_local
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 ENOUGH_BAD_ROWS = 100
-"""After so many, a source that has more of them than are allowed is not read to its end."""
+"""Where so many come first, a source that may not have them is not read to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of one source."""
+    """The rows of one source; a subclass says what they are read as."""
 
     source: DataSource
     files: tuple[str, ...]
@@ -33,7 +34,7 @@ class Rows:
     """Where the source stands in the config, for messages."""
 
     @classmethod
-    def find(cls, source: DataSource, field_path: str) -> "Rows":
+    def find(cls, source: DataSource, field_path: str) -> Self:
         """The files or the pinned hub data set behind a source.
 
         Raises:
@@ -44,8 +45,8 @@ class Rows:
         return cls(source=source, files=files, commit=commit, field_path=field_path)
 
     @cached_property
-    def identity(self) -> dict[str, object]:
-        """What determines the rows: their content, wherever it lies."""
+    def content(self) -> dict[str, object]:
+        """What determines the rows, wherever they lie."""
         if self.files:
             found: dict[str, object] = {"files": [content_key(file) for file in self.files]}
             # Paragraphs were once cut at other places.
@@ -66,14 +67,38 @@ class Rows:
         except Exception as error:
             raise self._unreadable(error) from None
 
-    def read(self, shard: int, columns: Sequence[str], *, first: int = 0, count: int | None = None) -> Iterator[Row]:
-        """Rows `first` to `first + count` of a shard, or all from `first` on, read as they are asked for.
-
-        Args:
-            columns: those that are wanted; a row has what it holds of them, and may have others.
+    def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Any]:
+        """Rows `first` to `first + count` of a shard, or all from `first` on, read as they are asked for: what a row
+        is read as, a `BadRow`, or None in place of one that is not wanted.
 
         Raises:
             BadInputError: the source cannot be read.
+        """
+        raise NotImplementedError
+
+    def usable(self, tally: "Tally | None" = None) -> Iterator[Any]:
+        """What every row is read as, but for bad ones and those that are not wanted.
+
+        Args:
+            tally: counts the rows, for who wants to know.
+
+        Raises:
+            BadInputError: the source cannot be read, or more of its rows than are allowed are bad.
+        """
+        counted = tally or Tally(self)
+        for shard in range(self.num_shards):
+            for index, row in enumerate(self.read(shard)):
+                counted.take(row, shard, index)
+                counted.check_beginning()
+                if row is not None and not isinstance(row, BadRow):
+                    yield row
+        counted.finish()
+
+    def _values(self, shard: int, columns: Sequence[str], first: int, count: int | None) -> Iterator[Row]:
+        """Rows by column, see `read`.
+
+        Args:
+            columns: those that are wanted; a row has what it holds of them, and may have others.
         """
         try:
             if self.files:
@@ -121,18 +146,21 @@ class Tally:
         """Which the first one was, and why, in words."""
 
     def take(self, row: object, shard: int, index: int) -> None:
-        """Count a row. Raises `BadInputError` as `check`, once there are many bad ones."""
+        """Count a row."""
         self.num_rows += 1
         if isinstance(row, BadRow):
             self.num_bad += 1
             self.first_bad = self.first_bad or f"row {index} of {self._rows.name_of(shard)} {row.reason}"
-            if self.num_bad >= ENOUGH_BAD_ROWS:
-                self.check()
 
     def add(self, num_rows: int, num_bad: int, first_bad: str) -> None:
         """Count rows that were read elsewhere."""
         self.num_rows, self.num_bad = self.num_rows + num_rows, self.num_bad + num_bad
         self.first_bad = self.first_bad or first_bad
+
+    def check_beginning(self) -> None:
+        """Raises as `check` where the first rows, many of them, are all bad."""
+        if self.num_bad == self.num_rows == ENOUGH_BAD_ROWS:
+            self.check()
 
     def check(self) -> None:
         """Raises `BadInputError` where more rows are bad than `max_bad_rows` allows."""

@@ -8,8 +8,8 @@ from typing import Literal
 
 from shortened_llm.config import ExperimentConfig, TextSource, entry_paths
 from shortened_llm.data.instructions import InstructionPairs
-from shortened_llm.data.readers import BadRow, Row, no_column
-from shortened_llm.data.rows import Rows, Tally
+from shortened_llm.data.readers import BadRow, Row, as_text, no_column
+from shortened_llm.data.rows import Rows
 from shortened_llm.errors import BadInputError, Faults, brief
 
 Purpose = Literal["train", "selection", "report"]
@@ -24,24 +24,18 @@ Document = str | list[int] | BadRow | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
+class Documents(Rows):
     """The documents of one source that serve one purpose."""
 
     source: TextSource
     purpose: Purpose
     shared_with: tuple[Purpose, ...]
     """Other purposes that the source serves too; where there are any, only a part of its documents is ours."""
-    files: tuple[str, ...]
-    """Absolute paths or URLs; empty for a hub data set."""
-    commit: str | None
-    """Commit of a hub data set."""
-    field_path: str
-    """Where the source stands in the config, for messages."""
 
     @cached_property
     def identity(self) -> dict[str, object]:
         """What determines these documents: their content, wherever it lies."""
-        return self._rows.identity | {
+        return self.content | {
             "field": self.source.field,
             "part": self.purpose if self.shared_with else "all",
         }
@@ -51,43 +45,12 @@ class Documents:
         """In words, which documents these are."""
         return f"{self.purpose} part" if self.shared_with else "all documents"
 
-    @property
-    def num_shards(self) -> int:
-        """Parts that can be read apart from one another: files."""
-        return self._rows.num_shards
-
-    def rows(self, tally: Tally | None = None) -> Iterator[str | list[int]]:
-        """Each document: a text, or token ids where the source has a column `input_ids`. Read as they are asked for.
-
-        Args:
-            tally: counts the rows, for who wants to know.
-
-        Raises:
-            BadInputError: the source cannot be read, or more of its rows than are allowed are no documents.
-        """
-        counted = tally or self.tally()
-        for shard in range(self.num_shards):
-            for index, document in enumerate(self.read(shard)):
-                counted.take(document, shard, index)
-                if isinstance(document, (str, list)):
-                    yield document
-        counted.finish()
-
     def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Document]:
-        """Rows `first` to `first + count` of a shard, or all from `first` on; None in place of a document that serves
-        another purpose."""
-        columns = ("input_ids", self.source.field)
-        for row in self._rows.read(shard, columns, first=first, count=count):
+        """As `Rows.read`: each is a text, or token ids where the source has a column `input_ids`; documents that serve
+        another purpose are not wanted."""
+        for row in self._values(shard, ("input_ids", self.source.field), first, count):
             value = self._value(row)
             yield value if isinstance(value, BadRow) or self._is_ours(value) else None
-
-    def tally(self) -> Tally:
-        """A count of the source's rows."""
-        return Tally(self._rows)
-
-    @cached_property
-    def _rows(self) -> Rows:
-        return Rows(source=self.source, files=self.files, commit=self.commit, field_path=self.field_path)
 
     def _value(self, row: Row) -> str | list[int] | BadRow:
         if isinstance(row, BadRow):
@@ -112,16 +75,6 @@ class Documents:
         if place < SELECTION_BELOW:
             return self.purpose == "selection"
         return self.purpose == "train"
-
-
-def as_text(value: str | bytes, column: str) -> str | BadRow:
-    """The text, where it is one that a tokenizer can read."""
-    try:
-        text = value.decode() if isinstance(value, bytes) else value
-        text.encode()
-    except UnicodeError as error:
-        return BadRow(f"has a {column} that is no text ({brief(error)})")
-    return text
 
 
 def _hash_fraction(document: str | list[int]) -> float:

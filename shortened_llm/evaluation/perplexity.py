@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shortened_llm.config import PerplexitySource
-from shortened_llm.data.rows import left_out
+from shortened_llm.data.rows import Tally, left_out
 from shortened_llm.data.sources import Documents
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.logs import LOGGER
@@ -63,8 +63,8 @@ def text_segments(documents: Documents, source: PerplexitySource, tokenizer: Pre
         BadInputError: the text is shorter than a segment, or the tokenizer has no beginning-of-text token.
     """
     check_bos(documents, source, tokenizer)
-    tally = documents.tally()
-    rows = documents.rows(tally)
+    tally = Tally(documents)
+    rows = documents.usable(tally)
     first = next(rows, None)
     rows = chain([] if first is None else [first], rows)
     holds_ids = isinstance(first, list)

@@ -40,19 +40,23 @@ def prepare_cpu(threads: int) -> None:
         return  # another C library
 
 
-# The limit and the use of this process's container, in cgroup v2 and v1.
+# The limit and the use of this process's container, in cgroup v2 and v1, and the part of the use that the kernel takes
+# back where memory is short: files that were read some time ago.
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
-def available_memory() -> int:
+def available_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process may still take: the machine's, or its container's where that is less."""
     available = psutil.virtual_memory().available
-    for limit, used in _CGROUPS:
+    for limit, used, returned in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # absent, or "max"
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            free = int((root / limit).read_text()) - int((root / used).read_text())
+            statistics = (root / used).with_name("memory.stat").read_text().splitlines()
+            free += int(dict(line.split() for line in statistics).get(returned, 0))
+            available = min(available, free)
     return max(0, available)
 
 

@@ -21,4 +21,6 @@ def active_share(config: PretrainedConfig, weight: torch.Tensor) -> float:
     """Share of a weight that a token meets; fused experts are the weights with three dimensions."""
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
+    if isinstance(chosen, (list, tuple)):  # a number for each block
+        chosen = sum(chosen) / len(chosen)
     return chosen / experts if weight.dim() == 3 and experts and chosen else 1.0

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -109,36 +110,38 @@ def _over_all_blocks(
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """What stays where the units that score lowest over all blocks go.
 
-    Every block keeps a group and `round_to` channels, and as many channels as make a multiple of that.
+    A block keeps a multiple of `round_to` channels, and a group; so many channels go at a time, by their mean score.
     """
     allowed = [
         (groups, sizes.group, 1, narrowing.parts != "mlp" and sizes.group > 0),
         (channels, sizes.channel, narrowing.round_to, narrowing.parts != "attention"),
     ]
-    candidates: list[tuple[float, int, int, int, int]] = []
-    for kind, (scores, parameters, least, is_cut) in enumerate(allowed):
+    candidates: list[tuple[float, int, int, int, list[int]]] = []
+    for kind, (scores, _, multiple, is_cut) in enumerate(allowed):
         for block, row in enumerate(scores if is_cut else ()):
-            order = np.argsort(row, kind="stable")[: len(row) - least]
-            candidates += [(float(row[unit]), kind, block, int(unit), parameters) for unit in order]
+            order = np.argsort(row, kind="stable")
+            ends = range(len(row) % multiple or multiple, len(row) - multiple + 1, multiple)
+            for start, end in pairwise((0, *ends)):
+                score = float(row[order[start:end]].mean())
+                candidates.append((score, kind, block, start, order[start:end].tolist()))
     gone: tuple[list[set[int]], list[set[int]]] = ([set() for _ in groups], [set() for _ in channels])
     removed = 0
-    for _, kind, block, unit, parameters in sorted(candidates):
+    for _, kind, block, _, units in sorted(candidates):
+        parameters = len(units) * allowed[kind][1]
         if removed + Fraction(parameters, 2) > sizes.target:
             break
-        gone[kind][block].add(unit)
+        gone[kind][block].update(units)
         removed += parameters
-    most = sum(parameters for *_, parameters in candidates)
+    most = sum(len(units) * allowed[kind][1] for _, kind, _, _, units in candidates)
     if not removed or sizes.target > most:
         raise BadInputError(
             f"search.ratios: {target.ratio} (search.of: {target.of}) asks for {int(sizes.target):,} parameters of "
             f"heads and channels, and between one unit and {most:,} can go; give another ratio"
         )
-    kept_groups = [tuple(sorted(set(range(sizes.groups)) - lost)) for lost in gone[0]]
-    kept_channels = []
-    for row, lost in zip(channels, gone[1], strict=True):
-        number = -(-(sizes.channels - len(lost)) // narrowing.round_to) * narrowing.round_to
-        kept_channels.append(_highest(row, min(number, sizes.channels)))
-    return kept_groups, kept_channels
+    return (
+        [tuple(sorted(set(range(sizes.groups)) - lost)) for lost in gone[0]],
+        [tuple(sorted(set(range(sizes.channels)) - lost)) for lost in gone[1]],
+    )
 
 
 def _highest(scores: np.ndarray, number: int) -> tuple[int, ...]:

@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import torch
 
 from shortened_llm.criteria.magnitude import MagnitudeOptions
 from shortened_llm.errors import NonFiniteLossError
 from shortened_llm.logs import StepLog
 from shortened_llm.models.stream import StreamedModel
-from shortened_llm.scoring.weights import block_score, scored_weights
+from shortened_llm.scoring.weights import block_score, scored_importances
 
 
 def measure_magnitude(streamed: StreamedModel, options: MagnitudeOptions) -> np.ndarray:
@@ -18,7 +19,7 @@ def measure_magnitude(streamed: StreamedModel, options: MagnitudeOptions) -> np.
     """
     scores, steps = [], StepLog(streamed.num_blocks)
     for index, block in streamed.read_blocks(range(streamed.num_blocks)):
-        scores.append(block_score((weight.abs() for weight in scored_weights(block)), options))
+        scores.append(block_score(scored_importances(block, torch.abs), options))
         if not math.isfinite(scores[-1]):
             raise NonFiniteLossError(f"magnitude: block {index} has score {scores[-1]}")
         steps.add()

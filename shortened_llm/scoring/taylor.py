@@ -15,7 +15,7 @@ from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import loss_gradient
 from shortened_llm.models.walk import BlockWalk
 from shortened_llm.scoring.one_pass import sequences_in_memory
-from shortened_llm.scoring.weights import block_score, scored_weights
+from shortened_llm.scoring.weights import block_score, scored_importances, scored_weights
 
 # The backward pass keeps the inner activations of its sequences, about four times what a forward pass holds.
 FORWARD_CALLS_PER_BACKWARD = 4
@@ -47,7 +47,7 @@ def measure_taylor(
     """
 
     def score(block: nn.Module) -> np.ndarray:
-        return np.array(block_score((_take_product(weight) for weight in scored_weights(block)), options))
+        return np.array(block_score(scored_importances(block, _take_product), options))
 
     return np.array(backward_by_block(streamed, tokens, scored_weights, score, memory_gib=memory_gib))
 

@@ -48,7 +48,7 @@ def _told(retraining: RetrainingConfig, tokens: int, *, at_most: str) -> str | N
 
 def _most_tokens(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> float:
     """A bound on a source's tokens, since a file has at most its bytes of text; infinite where it is packed."""
-    rows = documents.rows()
+    rows = documents.usable()
     sample: list[list[int] | str] = []
     characters = 0
     for row in islice(rows, SAMPLED_DOCUMENTS):

@@ -8,6 +8,7 @@ from shortened_llm.config import CalibrationConfig, ExperimentConfig
 from shortened_llm.data.calibration import calibration_tokens
 from shortened_llm.data.instructions import InstructionPairs, PairEncoder
 from shortened_llm.data.sources import Documents, TextRoles
+from shortened_llm.data.tokens import check_ids
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.perplexity import check_bos
 from shortened_llm.logs import LOGGER
@@ -77,11 +78,11 @@ def _check_pairs(pairs: InstructionPairs, tokenizer: PreTrainedTokenizerBase, vo
     max_length = pairs.source.max_length
     encoder = PairEncoder(pairs, tokenizer, max_length)
     found = usable = 0
-    for pair in islice(pairs.pairs(), CHECKED_PAIRS):
+    for pair in islice(pairs.usable(), CHECKED_PAIRS):
         found += 1
         if encoded := encoder.encode(pair):
             usable += 1
-            _check_ids(encoded.tokens, vocab_size, f"{pairs.field_path}.path: {pairs.source.path!r}")
+            check_ids(encoded.tokens, vocab_size, f"{pairs.field_path}.path: {pairs.source.path!r}")
     if not found:
         raise BadInputError(f"{pairs.field_path}.path: {pairs.source.path!r} holds no pairs")
     if not usable:
@@ -91,21 +92,12 @@ def _check_pairs(pairs: InstructionPairs, tokenizer: PreTrainedTokenizerBase, vo
         )
 
 
-def _check_ids(ids: list[int], vocab_size: int, where: str) -> None:
-    """Tokens that the model has an embedding for."""
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise BadInputError(
-                f"{where} holds token id {token}; the model's vocabulary has ids from 0 to {vocab_size - 1}"
-            )
-
-
 def _check_text(
     source: Documents, tokenizer: PreTrainedTokenizerBase, vocab_size: int, length: int, *, field: str
 ) -> None:
     """Read as far as needed for `length` tokens."""
     found_documents = found_tokens = 0
-    for row in source.rows():
+    for row in source.usable():
         if not row:
             continue
         found_documents += 1
@@ -115,7 +107,7 @@ def _check_text(
                 "sequence, used as it is"
             )
         ids = row if isinstance(row, list) else tokenizer(row[: MOST_CHARACTERS * length], verbose=False)["input_ids"]
-        _check_ids(ids, vocab_size, f"{source.field_path}.path: {source.source.path!r}")
+        check_ids(ids, vocab_size, f"{source.field_path}.path: {source.source.path!r}")
         found_tokens += len(ids)
         if found_tokens >= length:
             return

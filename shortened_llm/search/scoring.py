@@ -32,5 +32,5 @@ def compute_all(
     wanted: Mapping[Choice, PlanWork], resources: ResourcesConfig, store: Store, progress: Progress
 ) -> None:
     """Compute what is not stored yet, one Ray task for each."""
-    works = [Work(name=name, subject=name, do=work.compute) for name, work in pending_works(wanted, store).items()]
+    works = [Work(name=name, subject=name, do=work.compute) for name, work in pending_works(wanted, store)]
     do_all(works, resources, store, progress)

@@ -49,13 +49,13 @@ def _work(choice: Choice, scoring: ScoringJob, size: ModelSize) -> PlanWork | No
     )
 
 
-def pending_works(wanted: Mapping[Choice, PlanWork], store: Store) -> dict[str, PlanWork]:
-    """What is not stored yet, each once, by a name for logs."""
+def pending_works(wanted: Mapping[Choice, PlanWork], store: Store) -> list[tuple[str, PlanWork]]:
+    """What is not stored yet, each once, with a name for logs."""
     works = {
         work.fingerprint: (f"{work.title} {one.label.ranking} {one.label.target.name}", work)
         for one, work in wanted.items()
     }
-    return {name: work for name, work in works.values() if work.stored(store) is None}
+    return [(name, work) for name, work in works.values() if work.stored(store) is None]
 
 
 def with_works(chosen: Iterable[Choice], wanted: Mapping[Choice, PlanWork], store: Store) -> tuple[Choice, ...]:

@@ -31,6 +31,13 @@ def pack(tmp_path: Path, tokenizer, store: Store, rows: list[dict], **options: o
     return dataset
 
 
+def test_a_pair_that_no_tokenizer_can_read_is_left_out(tmp_path: Path, tokenizer, local_store: Store) -> None:
+    broken = {"instruction": "broken \ud83d emoji", "output": "a"}
+    dataset = pack(tmp_path, tokenizer, local_store, [*ROWS * 40, broken])
+    assert dataset.num_sequences == 120
+    assert "1 of 121 rows cannot be used and are left out: row 120" in dataset.notes[0]
+
+
 @pytest.fixture(params=["bytes", "merges", "bos"])
 def any_tokenizer(request: pytest.FixtureRequest, tokenizer):
     """Of bytes; one that would merge across the boundary; one that puts a token before every text."""

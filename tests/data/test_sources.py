@@ -41,7 +41,7 @@ def documents(path: str, purpose: str = "train", *, shared: bool = False, field:
 def test_a_shared_source_is_split_by_document_and_nothing_is_lost(tmp_path: Path) -> None:
     texts = [f"document number {index}" for index in range(2000)]
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    parts = {p: list(documents(path, p, shared=True).rows()) for p in ("train", "selection", "report")}
+    parts = {p: list(documents(path, p, shared=True).usable()) for p in ("train", "selection", "report")}
     assert sorted(chain.from_iterable(parts.values())) == sorted(texts)
     assert 60 < len(parts["selection"]) < 140
     assert 60 < len(parts["report"]) < 140
@@ -49,13 +49,13 @@ def test_a_shared_source_is_split_by_document_and_nothing_is_lost(tmp_path: Path
 
 def test_equal_documents_fall_into_one_part(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"document {index % 50}"} for index in range(200)])
-    parts = [set(documents(path, p, shared=True).rows()) for p in ("train", "selection", "report")]
+    parts = [set(documents(path, p, shared=True).usable()) for p in ("train", "selection", "report")]
     assert sum(len(part) for part in parts) == 50
 
 
 def test_an_unshared_source_is_whole(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": ""}, {"text": "three"}])
-    assert list(documents(path, "report").rows()) == ["one", "", "three"]
+    assert list(documents(path, "report").usable()) == ["one", "", "three"]
 
 
 def test_roles_share_what_several_purposes_name(tiny_config: ExperimentConfig) -> None:
@@ -79,17 +79,17 @@ def test_text_and_parquet_and_globs(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     (tmp_path / "a.txt").write_text("first line\nsame document\n\nsecond document")
-    assert list(documents(str(tmp_path / "a.txt")).rows()) == ["first line\nsame document", "second document"]
+    assert list(documents(str(tmp_path / "a.txt")).usable()) == ["first line\nsame document", "second document"]
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
-    assert list(documents(str(tmp_path / "a.parquet")).rows()) == ["one", "two"]
+    assert list(documents(str(tmp_path / "a.parquet")).usable()) == ["one", "two"]
     write_jsonl(tmp_path / "b1.jsonl", [{"text": "b1"}])
     write_jsonl(tmp_path / "b2.jsonl", [{"text": "b2"}])
-    assert list(documents(str(tmp_path / "b*.jsonl")).rows()) == ["b1", "b2"]
+    assert list(documents(str(tmp_path / "b*.jsonl")).usable()) == ["b1", "b2"]
 
 
 def test_token_rows_win_over_text(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x", "input_ids": [1, 2, 3]}])
-    assert list(documents(path).rows()) == [[1, 2, 3]]
+    assert list(documents(path).usable()) == [[1, 2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_token_rows_win_over_text(tmp_path: Path) -> None:
 def test_bad_rows_are_named(tmp_path: Path, content: str, field: str, words: list[str]) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(BadInputError) as caught:
-        list(documents(str(tmp_path / "a.jsonl"), field=field).rows())
+        list(documents(str(tmp_path / "a.jsonl"), field=field).usable())
     for word in ["retraining.data.0", *words]:
         assert word in str(caught.value)
 
@@ -113,7 +113,7 @@ def test_bad_rows_are_named(tmp_path: Path, content: str, field: str, words: lis
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_file_holds_no_documents(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    assert list(documents(str(tmp_path / name)).rows()) == []
+    assert list(documents(str(tmp_path / name)).usable()) == []
 
 
 def test_any_range_of_rows_can_be_read(tmp_path: Path) -> None:
@@ -142,13 +142,13 @@ def test_a_data_set_is_read_in_its_own_shards(tmp_path: Path) -> None:
     )
     assert source.num_shards == 2
     assert list(source.read(1, first=1, count=5)) == ["train-1 1", "train-1 2"]
-    assert len(list(source.rows())) == 6
+    assert len(list(source.usable())) == 6
 
 
 @pytest.mark.parametrize("path", ["missing.jsonl", "no-*.parquet", "/no/such/dir"])
 def test_missing_files_are_named(tmp_path: Path, path: str) -> None:
     with pytest.raises(BadInputError, match=r"retraining\.data\.0\.path"):
-        list(documents(str(tmp_path / path)).rows())
+        list(documents(str(tmp_path / path)).usable())
 
 
 def test_files_are_told_from_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,37 +171,48 @@ def test_files_on_object_storage_are_read(store: Store) -> None:
     write_bytes(join(store.url, "c.jsonl"), b"")
     source = documents(join(store.url, "*.jsonl"))
     assert source.num_shards == 3
-    assert list(source.rows()) == ["a0", "a1", "a2", "a3", "b0", "b1"]
+    assert list(source.usable()) == ["a0", "a1", "a2", "a3", "b0", "b1"]
     assert list(source.read(0, first=2, count=1)) == ["a2"]
 
 
 def test_compressed_files_are_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as stream:
         stream.write('{"text": "packed"}\n')
-    assert list(documents(str(tmp_path / "a.jsonl.gz")).rows()) == ["packed"]
+    assert list(documents(str(tmp_path / "a.jsonl.gz")).usable()) == ["packed"]
 
 
 def test_a_zstandard_file_of_several_frames_is_read_whole(tmp_path: Path) -> None:
     """As `zstd` with threads, and `cat a.zst b.zst`, make them."""
     packed = [zstd.compress(json.dumps({"text": text}).encode() + b"\n") for text in ("first", "second")]
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(packed))
-    assert list(documents(str(tmp_path / "a.jsonl.zst")).rows()) == ["first", "second"]
+    assert list(documents(str(tmp_path / "a.jsonl.zst")).usable()) == ["first", "second"]
 
 
 @pytest.mark.parametrize("name", ["a[1].jsonl", "a?.jsonl", "a*.jsonl", "a b#c%20.jsonl"])
 def test_a_path_that_exists_is_meant_literally(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"text": "meant"}\n')
     (tmp_path / "a1.jsonl").write_text('{"text": "matched"}\n')
-    assert list(documents(str(tmp_path / name)).rows()) == ["meant"]
+    assert list(documents(str(tmp_path / name)).usable()) == ["meant"]
 
 
 def test_a_few_bad_rows_are_left_out_and_told(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     rows = [json.dumps({"text": f"row {index}"}) for index in range(300)]
     rows[7], rows[299] = '{"text": null}', rows[299][:9]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    found = list(documents(str(tmp_path / "a.jsonl")).rows())
+    found = list(documents(str(tmp_path / "a.jsonl")).usable())
     assert len(found) == 298
     assert "2 of 300 rows cannot be used and are left out: row 7" in logged.text
+
+
+def test_bad_rows_are_counted_over_the_whole_source(tmp_path: Path) -> None:
+    """Many in a row are no reason to refuse it; nothing else to begin with is."""
+    rows = [json.dumps({"text": f"row {index}"}) for index in range(20_000)]
+    rows[5_000:5_120] = ['{"text": null}'] * 120
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert len(list(documents(str(tmp_path / "a.jsonl")).usable())) == 19_880
+    (tmp_path / "b.jsonl").write_text("\n".join(['{"text": null}'] * 100 + rows))
+    with pytest.raises(BadInputError, match=r"100 of 100 rows of .* cannot be used: row 0"):
+        list(documents(str(tmp_path / "b.jsonl")).usable())
 
 
 def test_columns_that_nobody_asked_for_may_change_their_type(tmp_path: Path) -> None:
@@ -210,7 +221,7 @@ def test_columns_that_nobody_asked_for_may_change_their_type(tmp_path: Path) -> 
         for index in range(20_000):
             meta = {"id": index} if index < 19_990 else "none"
             stream.write(json.dumps({"text": f"row {index}", "meta": meta}) + "\n")
-    assert len(list(documents(str(tmp_path / "a.jsonl")).rows())) == 20_000
+    assert len(list(documents(str(tmp_path / "a.jsonl")).usable())) == 20_000
 
 
 def test_identity_is_content_not_place(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
     ("arguments", "changes", "words"),
     [
         (["--candidate", "/no/such/model"], {}, ["--candidate", "/no/such/model"]),
+        (["--candidate", ""], {}, ["--candidate", "at least 1"]),
         ([], {"tasks": ["piqqa"]}, ["evaluation.report.tasks", "piqqa", "piqa"]),
         ([], {"tasks": ["piqa"]}, ["piqa", "evaluation.task_directory"]),
         ([], {"metrics": ["no_such_module:measure"]}, ["evaluation.report.metrics", "no_such_module"]),

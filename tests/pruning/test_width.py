@@ -80,6 +80,7 @@ def test_channels_carry_what_rounds_to_no_head() -> None:
 def test_channels_are_kept_in_multiples(allocation: str) -> None:
     transform = narrow(scores("mlp", allocation, round_to=16), asked(0.3), SIZE)
     assert all(channels % 16 == 0 or channels == CHANNELS for _, channels in widths(transform))
+    assert abs(removed(transform) - 0.3 * TOTAL) <= 16 * CHANNEL * (BLOCKS / 2 if allocation == "uniform" else 1 / 2)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])

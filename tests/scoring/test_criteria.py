@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GptOssConfig, PretrainedConfig, PreTrainedModel
 
 from shortened_llm import logs
 from shortened_llm.criteria.angular_span import angular_span_scores
@@ -30,7 +30,7 @@ from shortened_llm.scoring.magnitude import measure_magnitude
 from shortened_llm.scoring.one_pass import ANGLE, COSINE, KL, NLL, walk_statistics
 from shortened_llm.scoring.taylor import measure_taylor
 from tests.conftest import SaveModel, reference_to
-from tests.models.families import FAMILIES
+from tests.models.families import COMMON, EXPERTS, FAMILIES
 from tests.models.test_view import bypassed_logits
 
 ALL = (NLL, KL, COSINE, ANGLE)
@@ -131,15 +131,20 @@ def test_passes_calls_and_candidates_change_nothing(save_random_model: SaveModel
 def independent_importance(
     model: PreTrainedModel, importance: Callable[[torch.Tensor], torch.Tensor], power: int, outputs: str, block: str
 ) -> list[float]:
+    """Matrices of GPT-2 and experts of gpt-oss are stored as [inputs, outputs]."""
+    kind = model.config.model_type
     reduce = {"sum": sum, "mean": lambda values: sum(values) / len(values), "max": max}
     result = []
     for index in range(len(find_blocks(model))):
         per_weight = []
         for name, weight in find_blocks(model)[index].named_parameters():
-            if name.endswith(".bias"):
+            if name.endswith(("bias", "sinks")):
                 continue
-            rows = importance(weight).double().reshape(-1, weight.shape[-1]) if weight.dim() > 1 else None
-            values = (rows**power).sum(dim=1) if rows is not None else importance(weight).double() ** power
+            found = importance(weight).double()
+            if (kind == "gpt2" and weight.dim() == 2) or (kind == "gpt_oss" and weight.dim() == 3):
+                found = found.transpose(-1, -2)
+            rows = found.reshape(-1, found.shape[-1]) if weight.dim() > 1 else None
+            values = (rows**power).sum(dim=1) if rows is not None else found**power
             per_weight.append(reduce[outputs](values.tolist()))
         result.append(reduce[block](per_weight))
     return result
@@ -147,6 +152,11 @@ def independent_importance(
 
 OPTIONS = [(1, "sum", "sum"), (2, "mean", "max"), (1, "max", "mean")]
 CASES = [(family, *OPTIONS[0]) for family in FAMILIES] + [("qwen2", *OPTIONS[1]), ("mixtral", *OPTIONS[2])]
+INPUTS_FIRST: dict[str, PretrainedConfig] = {
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=6, n_head=4, n_positions=128),
+    "gpt_oss": GptOssConfig(**COMMON, **EXPERTS, head_dim=8, sliding_window=8),
+}
+CASES += [(family, *OPTIONS[2]) for family in INPUTS_FIRST]
 
 
 @pytest.mark.parametrize(("family", "power", "outputs", "block"), CASES)
@@ -154,7 +164,7 @@ def test_taylor_and_magnitude_are_their_formulas(
     family: str, power: int, outputs: str, block: str, save_random_model: SaveModel, tokens
 ) -> None:
     """Taylor one block at a time against full autograd."""
-    model, reference = save_random_model(FAMILIES[family])
+    model, reference = save_random_model((FAMILIES | INPUTS_FIRST)[family])
     loss = F.cross_entropy(model(input_ids=tokens).logits[:, :-1].transpose(1, 2), tokens[:, 1:])
     loss.backward()
     gradients = {id(p): torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()}
