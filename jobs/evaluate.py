@@ -28,7 +28,7 @@ from shortened_llm.models.directory import model_directory
 from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import EvalScores, EvaluatedModel, MissingScore, ModelRef, Transform, kept_blocks, to_json
 from shortened_llm.reporting.card import PRUNING
-from shortened_llm.search.preflight import ScoringFacts, check_evaluation
+from shortened_llm.search.preflight import Facts, check_config
 from shortened_llm.search.units import choice_units, report_units, selection_units
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import exists, join, read_bytes
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     config, flags = parse_command(parser, arguments, ["evaluation"])
     candidates: list[str] = flags.candidate
     store = open_store(config)
-    facts = check_evaluation(config, store)
+    facts = check_config(config, store, evaluates=True)
     if flags.efficiency or flags.vllm:
         check_lengths(facts.model_config, config.evaluation.efficiency)
     if flags.vllm:
@@ -125,7 +125,7 @@ def with_serving(found: EvaluatedModel, dense: ModelRef, config: ExperimentConfi
     return replace(found, serving=served)
 
 
-def check_model(path: str, dense: ScoringFacts) -> None:
+def check_model(path: str, dense: Facts) -> None:
     """Check that `--candidate` can be loaded and compared.
 
     Raises:

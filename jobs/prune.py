@@ -14,7 +14,7 @@ from shortened_llm.pruning.plan import choices, chosen_plan, make_plans
 from shortened_llm.records import ModelRef, ModelSize, PlanLabel, PrunePlan, Scores
 from shortened_llm.reporting.card import plan_card
 from shortened_llm.scoring.job import ScoringJob, by_ranking, scoring_jobs
-from shortened_llm.search.preflight import ScoringFacts, check_pruning
+from shortened_llm.search.preflight import Facts, check_config
 from shortened_llm.search.stored.provenance import provenance
 from shortened_llm.search.works import pending_works, plan_works, with_works
 from shortened_llm.storage.placement import placed
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     add_remove_flag(parser, "those that each criterion removes at each ratio, a model each")
     config, flags = parse_command(parser, arguments, ["search"])
     store = open_store(config)
-    facts = check_pruning(config, store)
+    facts = check_config(config, store, exports=True)
     removed = None if flags.remove is None else removed_blocks(flags.remove, facts)
     if flags.dry_run:
         number = 1 if removed else sum(config.num_rankings(request.unit) for request in facts.requests)
@@ -66,7 +66,7 @@ def _directory_name(plan: PrunePlan) -> str:
 
 
 def _plans(
-    config: ExperimentConfig, facts: ScoringFacts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
+    config: ExperimentConfig, facts: Facts, dense: ModelRef, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[str, PrunePlan]]:
     """Each plan with the name of its directory."""
     if removed is not None:

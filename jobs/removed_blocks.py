@@ -4,7 +4,7 @@ import argparse
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import BlocksTransform
-from shortened_llm.search.preflight import ScoringFacts
+from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_toy import try_plans
 
 
@@ -19,7 +19,7 @@ def add_remove_flag(parser: argparse.ArgumentParser, otherwise: str) -> None:
     )
 
 
-def removed_blocks(text: str, facts: ScoringFacts) -> tuple[int, ...]:
+def removed_blocks(text: str, facts: Facts) -> tuple[int, ...]:
     """The blocks of a flag such as `5,8,9`, ascending.
 
     Raises:

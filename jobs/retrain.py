@@ -7,7 +7,7 @@ from jobs.removed_blocks import add_remove_flag, removed_blocks
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import RetrainedModel
-from shortened_llm.search.preflight import ScoringFacts, check_retraining
+from shortened_llm.search.preflight import Facts, check_config
 from shortened_llm.search.retrain import retrain_plan
 
 
@@ -19,8 +19,8 @@ def main(arguments: Sequence[str]) -> None:
     config = first_plan(config)
     store = open_store(config)
 
-    def check() -> tuple[ScoringFacts, tuple[int, ...] | None]:
-        facts = check_retraining(config, store)
+    def check() -> tuple[Facts, tuple[int, ...] | None]:
+        facts = check_config(config, store, retrains=True)
         return facts, None if flags.remove is None else removed_blocks(flags.remove, facts)
 
     (facts, removed), _ = check_with_placement(check, config.resources, dry_run=flags.dry_run)

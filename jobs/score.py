@@ -17,7 +17,7 @@ from shortened_llm.scoring.job import ScoringJob, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
 from shortened_llm.scoring.table import score_table, width_table
-from shortened_llm.search.preflight import check_scoring
+from shortened_llm.search.preflight import check_config
 from shortened_llm.storage.store import Store
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
             "pruned behind the pruned ones; jobs.prune writes the models"
         )
     store = open_store(config)
-    facts = check_scoring(config, store)
+    facts = check_config(config, store)
     if flags.dry_run:
         print(f"would score {facts.num_blocks} blocks by {', '.join(config.criteria)}")
         return

@@ -6,7 +6,7 @@ from jobs.cli import check_with_placement, make_parser, open_store, parse_comman
 from shortened_llm.search.affordable import check_forecast
 from shortened_llm.search.forecast import forecast_search
 from shortened_llm.search.outline import Outline, outline_search
-from shortened_llm.search.preflight import SearchFacts, check_search
+from shortened_llm.search.preflight import Facts, check_config
 from shortened_llm.search.run import run_search
 from shortened_llm.search.summary import describe_search
 
@@ -18,9 +18,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     store = open_store(config)
 
-    def check() -> SearchFacts | Outline:
+    def check() -> Facts | Outline:
         outline = outline_search(config, store) if flags.dry_run else None
-        return outline or check_search(config, store)
+        return outline or check_config(config, store, searches=True)
 
     in_rounds = max(config.search.rounds) > 1
     facts, capacity = check_with_placement(
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     forecast = forecast_search(config, facts, store, capacity)
     check_forecast(config, forecast)
     print(describe_search(config, facts, store, forecast), flush=True)
-    if isinstance(facts, SearchFacts) and not flags.dry_run:
+    if isinstance(facts, Facts) and not flags.dry_run:
         print(run_search(config, facts, store, capacity))
 
 

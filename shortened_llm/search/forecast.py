@@ -71,6 +71,8 @@ class RungForecast:
 class Forecast:
     """What a search will cost; None: not known. Only training is counted: no scoring, evaluation and start-up."""
 
+    max_trials: int
+    """Trials where no two rankings choose the same units: equal plans are merged once scores are known."""
     rungs: tuple[RungForecast, ...]
     accelerator_hours: float | None
     hours: float | None
@@ -134,7 +136,11 @@ def forecast_search(config: ExperimentConfig, facts: ModelFacts, store: Store, c
     longest = max((sum(o.cost.seconds or 0.0 for o in trained if o.of is one.of) for one in trained), default=0.0)
     is_known = all(one.cost.seconds is not None for one in trained)
     memory = accelerator_memory(config.resources, capacity)
+    number = sum(one.count for group in candidates for one in group)
+    if config.search.trials is not None:
+        number = config.search.trials if config.ranges else min(config.search.trials, number)
     return Forecast(
+        max_trials=number + sum(one.count for one in controls),
         rungs=tuple(_rung(share, [one for one in expected if one.share == share]) for share in rungs),
         accelerator_hours=seconds * config.resources.accelerators / 3600 if is_known else None,
         hours=max(seconds / config.search.max_concurrent_trials, longest) / 3600 if is_known else None,

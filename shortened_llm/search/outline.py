@@ -6,12 +6,11 @@ from pathlib import Path
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError, Faults
-from shortened_llm.evaluation.task_check import check_tasks
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
-from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
+from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings
 from shortened_llm.storage.store import Store
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -22,8 +21,6 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 class Outline(ModelFacts):
     """What is known of a search whose model is not there yet."""
 
-    max_trials: int
-    """See `SearchFacts`."""
     unchecked: tuple[str, ...]
     """Checks that were left out, each with its reason."""
 
@@ -33,7 +30,7 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
     it has some, or is no directory. For dry runs: what a search costs is asked before its model is fetched.
 
     Raises:
-        BadInputError: as `check_search`, of what needs neither weights nor tokenizer.
+        BadInputError: as `check_config`, of what needs neither weights nor tokenizer.
     """
     directory = Path(config.model.path)
     if not (directory / "config.json").is_file() or any(WEIGHTS & {*file.suffixes} for file in directory.iterdir()):
@@ -42,9 +39,6 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
     size: ModelSize | None = None
     asked: tuple[Request, ...] = ()
     check_settings(config, store, faults, retrains=True, evaluates=True, searches=True)
-    for field, tasks in config.evaluation.tasks.items():
-        with faults.gather():
-            check_tasks(tasks, config.evaluation.task_directory, field)
     with faults.gather():
         store.probe()
     with faults.gather():
@@ -61,7 +55,4 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
         text_roles(config)
     except BadInputError as error:
         unchecked += str(error).splitlines()
-    return Outline(
-        model_config=model_config, size=size, requests=asked, max_trials=count_trials(config, asked),
-        unchecked=tuple(unchecked),
-    )  # fmt: skip
+    return Outline(model_config=model_config, size=size, requests=asked, unchecked=tuple(unchecked))

@@ -17,7 +17,7 @@ from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
-from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings, count_trials
+from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
 from shortened_llm.search.preflight_toy import (
     Toy,
@@ -32,84 +32,34 @@ from shortened_llm.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringFacts(ModelFacts):
+class Facts(ModelFacts):
     """What the checks found out about the model and its texts."""
 
     tokenizer: PreTrainedTokenizerBase
     roles: TextRoles
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchFacts(ScoringFacts):
-    """What the checks of a whole search found out."""
+def check_config(
+    config: ExperimentConfig,
+    store: Store,
+    *,
+    exports: bool = False,
+    retrains: bool = False,
+    evaluates: bool = False,
+    searches: bool = False,
+) -> Facts:
+    """Check what scoring needs: storage, model, protected blocks, cuts and calibration text; and what else is done.
 
-    max_trials: int
-    """Distinct trials, at most: equal plans are merged once scores are known."""
-
-
-def check_scoring(config: ExperimentConfig, store: Store) -> ScoringFacts:
-    """Check what scoring needs: storage, model, protected blocks, cuts and calibration text.
+    Args:
+        exports: models are written.
+        retrains: models are retrained, and written.
+        evaluates: models are evaluated.
+        searches: all of it is done, in an experiment of its own name.
 
     Raises:
         BadInputError: with the field, the value and what is allowed, one line for each fault.
     """
-    return _check(config, store)
-
-
-def check_pruning(config: ExperimentConfig, store: Store) -> ScoringFacts:
-    """Check what scoring needs, and that pruned models can be written.
-
-    Raises:
-        BadInputError: as `check_scoring`.
-    """
-    return _check(config, store, exports=True)
-
-
-def check_retraining(config: ExperimentConfig, store: Store) -> ScoringFacts:
-    """Check what scoring and retraining need.
-
-    Raises:
-        BadInputError: as `check_scoring`.
-    """
-    return _check(config, store, retrains=True, exports=True)
-
-
-def check_evaluation(config: ExperimentConfig, store: Store) -> ScoringFacts:
-    """Check what scoring blocks and evaluating models need.
-
-    Raises:
-        BadInputError: as `check_scoring`.
-    """
-    return _check(config, store, evaluates=True)
-
-
-def check_search(config: ExperimentConfig, store: Store) -> SearchFacts:
-    """Check everything that a configuration names.
-
-    Raises:
-        BadInputError: as `check_scoring`.
-    """
-    facts = _check(config, store, retrains=True, evaluates=True, exports=True, searches=True)
-    return SearchFacts(
-        model_config=facts.model_config,
-        tokenizer=facts.tokenizer,
-        roles=facts.roles,
-        size=facts.size,
-        requests=facts.requests,
-        max_trials=count_trials(config, facts.requests),
-    )
-
-
-def _check(
-    config: ExperimentConfig,
-    store: Store,
-    *,
-    retrains: bool = False,
-    evaluates: bool = False,
-    exports: bool = False,
-    searches: bool = False,
-) -> ScoringFacts:
-    faults = Faults()
+    faults, retrains, evaluates = Faults(), retrains or searches, evaluates or searches
     check_settings(config, store, faults, retrains=retrains, evaluates=evaluates, searches=searches)
     if evaluates:
         _check_task_data(config, faults)
@@ -123,11 +73,13 @@ def _check(
             _check_models_tasks(config, facts, faults)
     faults.raise_any()
     assert facts is not None, "a fault was told"
-    _try_on_toy(config, facts, trains=retrains, exports=exports)  # last: it takes seconds, and minutes for many experts
+    _try_on_toy(
+        config, facts, trains=retrains, exports=exports or retrains
+    )  # last: it takes seconds, and minutes for many experts
     return facts
 
 
-def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> ScoringFacts | None:
+def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Facts | None:
     """None where a fault leaves nothing to check further."""
     found: tuple[PretrainedConfig, PreTrainedTokenizerBase] | None = None
     roles: TextRoles | None = None
@@ -151,10 +103,10 @@ def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Sc
     for documents, calibration in zip(roles.calibration, config.calibrations, strict=False):
         with faults.gather():
             check_calibration(calibration, documents, tokenizer, model_config)
-    return ScoringFacts(model_config=model_config, tokenizer=tokenizer, roles=roles, size=size, requests=asked)
+    return Facts(model_config=model_config, tokenizer=tokenizer, roles=roles, size=size, requests=asked)
 
 
-def _try_on_toy(config: ExperimentConfig, facts: ScoringFacts, *, trains: bool, exports: bool) -> None:
+def _try_on_toy(config: ExperimentConfig, facts: Facts, *, trains: bool, exports: bool) -> None:
     """Try the steps of the job on a toy of the model."""
     retraining = config.retraining
     with Toy(facts.model_config, facts.tokenizer) as toy:
@@ -181,11 +133,10 @@ def _check_task_data(config: ExperimentConfig, faults: Faults) -> None:
     for field, tasks in config.evaluation.tasks.items():
         for task in tasks:
             with faults.gather():
-                check_tasks((task,), directory, field)
                 load_task(task.task, directory, field)
 
 
-def _check_models_tasks(config: ExperimentConfig, facts: ScoringFacts, faults: Faults) -> None:
+def _check_models_tasks(config: ExperimentConfig, facts: Facts, faults: Faults) -> None:
     """What the model must have for its tasks and timings."""
     evaluation = config.evaluation
     for field, tasks in evaluation.tasks.items():

@@ -79,6 +79,10 @@ def check_settings(
             task, directory = config.search.metric.removesuffix(BITS_PER_BYTE), config.evaluation.task_directory
             check_tasks((TaskConfig(task=task),), directory, "search.metric")
             check_has_bits_per_byte(task, directory, "search.metric")
+    for field, tasks in config.evaluation.tasks.items() if evaluates else ():
+        for one in tasks:
+            with faults.gather():
+                check_tasks((one,), config.evaluation.task_directory, field)
     for field, metrics in config.evaluation.metrics.items() if evaluates else ():
         for path in metrics:
             with faults.gather():
@@ -208,30 +212,3 @@ def check_context(config: ExperimentConfig, model_config: PretrainedConfig, faul
         with faults.gather():
             if positions and length > positions:
                 raise BadInputError(f"{field}: is {length}, but the model's context has {positions} tokens")
-
-
-def count_trials(config: ExperimentConfig, asked: Sequence[Request]) -> int:
-    """Trials where no two rankings choose the same blocks."""
-
-    def of_methods(methods: Sequence[str], budget: int, *, in_rounds: bool = False) -> int:
-        return sum(
-            len(list(chains(config.retraining, method, budget, num_pairs=None)))
-            * (len(retraining.rounds(method, search.rounds)) if in_rounds else 1)
-            for method in methods
-        )
-
-    retraining, search = config.retraining, config.search
-    budgets = [retraining.budget(request.target.ratio) for request in asked]
-    count = sum(
-        config.num_rankings(request.unit) * of_methods(retraining.methods, budget, in_rounds=True)
-        for request, budget in zip(asked, budgets, strict=True)
-    )
-    if search.trials is not None:
-        count = search.trials if config.ranges else min(search.trials, count)
-    if "random" in search.controls:
-        count += sum(of_methods(["cpt"], budget) for budget in budgets)
-    if "scratch" in search.controls:
-        count += sum(of_methods(["scratch"], budget) for budget in budgets)
-    if "dense" in search.controls:
-        count += sum(of_methods(["cpt"], budget) for budget in retraining.budgets)
-    return count

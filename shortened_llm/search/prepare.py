@@ -18,7 +18,7 @@ from shortened_llm.search.cluster.capacity import Capacity, evaluators_may_idle
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.epochs import many_epochs
 from shortened_llm.search.packing import start_packing
-from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.rounds import Rescoring, by_ranking, rescoring, rounds_to
 from shortened_llm.search.scoring import compute_all, score
@@ -40,9 +40,7 @@ class Prepared:
     candidates: Candidates
 
 
-def prepare(
-    config: ExperimentConfig, facts: SearchFacts, store: Store, capacity: Capacity, log: ProgressLog
-) -> Prepared:
+def prepare(config: ExperimentConfig, facts: Facts, store: Store, capacity: Capacity, log: ProgressLog) -> Prepared:
     """Compute what is not stored yet, as much at a time as the cluster takes.
 
     Raises:
@@ -84,7 +82,7 @@ def prepare(
 
 def _candidates(
     config: ExperimentConfig,
-    facts: SearchFacts,
+    facts: Facts,
     scores: Sequence[Scores],
     jobs: Sequence[ScoringJob],
     store: Store,

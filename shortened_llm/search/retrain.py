@@ -11,7 +11,7 @@ from shortened_llm.scoring.job import by_ranking, scoring_jobs
 from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.packing import start_packing
-from shortened_llm.search.preflight import ScoringFacts
+from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_toy import try_plans
 from shortened_llm.search.scoring import compute_all, score
 from shortened_llm.search.space import SearchSpace
@@ -23,7 +23,7 @@ from shortened_llm.storage.store import Store
 
 
 def retrain_plan(
-    config: ExperimentConfig, facts: ScoringFacts, store: Store, removed: tuple[int, ...] | None
+    config: ExperimentConfig, facts: Facts, store: Store, removed: tuple[int, ...] | None
 ) -> Iterator[tuple[TrialSpec, tuple[RetrainedModel, ...]]]:
     """Retrain a plan by every method, rate and seed of the configuration, one after another; each as it is done.
 
@@ -68,7 +68,7 @@ def retrain_plan(
 
 def _plan(
     config: ExperimentConfig,
-    facts: ScoringFacts,
+    facts: Facts,
     dense: ModelRef,
     removed: tuple[int, ...] | None,
     store: Store,

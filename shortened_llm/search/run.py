@@ -11,12 +11,12 @@ from shortened_llm.search.cluster.capacity import Capacity, driver_demand
 from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.cluster.rehearsal import rehearse
 from shortened_llm.search.cluster.trackers import check_node
-from shortened_llm.search.cluster.tuner import TrialLogs, run_trials
+from shortened_llm.search.cluster.tuner import run_trials
 from shortened_llm.search.estimate import Shapes
 from shortened_llm.search.finish import measure_report
 from shortened_llm.search.forecast import known_speeds
 from shortened_llm.search.planned import planned_experiment, planned_trials
-from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_settings import check_unchanged
 from shortened_llm.search.prepare import Prepared, prepare
 from shortened_llm.search.proposals import Proposals
@@ -26,16 +26,16 @@ from shortened_llm.search.stored.provenance import provenance, publish_cards
 from shortened_llm.search.strategies import sampler, strategies
 from shortened_llm.search.strategies.rungs import left_behind
 from shortened_llm.search.trial import TrialContext
-from shortened_llm.storage.layout import TUNE, stable_url
+from shortened_llm.storage.layout import stable_url
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, join
+from shortened_llm.storage.urls import delete
 
 
 class TrialsFailedError(RuntimeError):
     """Some trials have no result. The report is written all the same."""
 
 
-def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capacity: Capacity) -> str:
+def run_search(config: ExperimentConfig, facts: Facts, store: Store, capacity: Capacity) -> str:
     """Run an experiment, or what is left of it, on the connected Ray cluster; returns the report's path or URL.
 
     Args:
@@ -69,7 +69,7 @@ def run_search(config: ExperimentConfig, facts: SearchFacts, store: Store, capac
             strategies(config.search), prepared.space, prepared.candidates, store, on_proposed=record,
             **({"refuses": allowance.refuses} if allowance else {}),
         )  # fmt: skip
-        failures = run_trials(proposals, context, _logs(config, context, log))
+        failures = run_trials(proposals, context, config.tracking, log)
         _drop_checkpoints(config, prepared, proposals, store)
         spent = (allowance.note(proposals.outcomes, len(proposals.left_out)),) if allowance else ()
         experiment = replace(
@@ -121,7 +121,7 @@ def _context(
 
 
 def _allowance(
-    config: ExperimentConfig, facts: SearchFacts, context: TrialContext, capacity: Capacity, started: float
+    config: ExperimentConfig, facts: Facts, context: TrialContext, capacity: Capacity, started: float
 ) -> Allowance | None:
     """None where the search has no budget."""
     if config.search.budget is None:
@@ -135,13 +135,4 @@ def _allowance(
         speeds=known_speeds(config, shapes, context.store, capacity).of,
         experiment=context.experiment,
         started=started,
-    )
-
-
-def _logs(config: ExperimentConfig, context: TrialContext, log: ProgressLog) -> TrialLogs:
-    return TrialLogs(
-        experiment=config.experiment,
-        tune_url=join(context.experiment.url, TUNE),
-        tracking=config.tracking,
-        progress=log.about("search"),
     )

@@ -11,7 +11,7 @@ from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast
 from shortened_llm.search.memory import GIB
 from shortened_llm.search.outline import Outline
-from shortened_llm.search.preflight import SearchFacts
+from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_settings import ModelFacts
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import free_bytes
@@ -148,7 +148,7 @@ def _removed(unit: PruneUnit, facts: ModelFacts) -> str:
     return f"{', '.join(counts)} of {num_units(unit, facts.num_blocks)} {title}"
 
 
-def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, store: Store, forecast: Forecast) -> str:
+def describe_search(config: ExperimentConfig, facts: Facts | Outline, store: Store, forecast: Forecast) -> str:
     """Plain text: trials, tokens, costs, texts and where results go."""
     retraining, resources = config.retraining, config.resources
     counts = "; ".join(_removed(unit, facts) for unit in facts.counts)
@@ -161,7 +161,7 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
         f"model       {config.model.path}: {facts.num_blocks} blocks",
         f"scoring     {', '.join(config.criteria)}{' on ' if texts else ''}{texts}",
         f"removes     {counts}",
-        f"trials      at most {facts.max_trials}; criteria that choose the same blocks share one",
+        f"trials      at most {forecast.max_trials}; criteria that choose the same blocks share one",
         f"training    {', '.join(retraining.methods)}: {_budgets(retraining)}",
     ]
     if config.search.trials is not None:
@@ -174,7 +174,7 @@ def describe_search(config: ExperimentConfig, facts: SearchFacts | Outline, stor
     lines += _costs(config, forecast) if retraining.runs else []
     lines += _memory(config, forecast)
     lines += [f"adapters    {_adapters(adapters, facts)}" for adapters in retraining.adapters]
-    lines += _texts(facts.roles) if isinstance(facts, SearchFacts) else []
+    lines += _texts(facts.roles) if isinstance(facts, Facts) else []
     if config.search.metric != PERPLEXITY:
         lines.append(f"chooses by  {objective(config.search).title}, measured for every trial")
     if config.evaluation.report.tasks:

@@ -28,7 +28,7 @@ from shortened_llm.models.stage import inspect_model, stage_model
 from shortened_llm.records import UnitScores
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs
 from shortened_llm.scoring.measure import measured
-from shortened_llm.search.preflight import ScoringFacts, check_evaluation
+from shortened_llm.search.preflight import Facts, check_config
 from shortened_llm.search.units import selection_units
 from shortened_llm.storage.store import Store
 
@@ -135,7 +135,7 @@ def compare_order(scores: UnitScores, published: Sequence[int], job: ScoringJob,
         )
 
 
-def compare(model: Published, config: ExperimentConfig, facts: ScoringFacts) -> list[Compared]:
+def compare(model: Published, config: ExperimentConfig, facts: Facts) -> list[Compared]:
     """Score and evaluate one model; what is stored is read back."""
     store = open_store(config)
     dense = stage_model(config.model, store)
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str], known: Mapping[str, Published] = PUBLISHED) -
     for name, model in models.items():
         check(name, model)
     configs = {name: configuration(model, calibration, options.storage) for name, model in models.items()}
-    facts = {name: check_evaluation(config, open_store(config)) for name, config in configs.items()}
+    facts = {name: check_config(config, open_store(config), evaluates=True) for name, config in configs.items()}
     figures = {}
     drifting = 0
     for name, model in models.items():

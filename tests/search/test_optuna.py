@@ -13,7 +13,7 @@ from shortened_llm.config import parse_config
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
 from shortened_llm.retraining.schedule import learning_rate
-from shortened_llm.search.preflight import check_search
+from shortened_llm.search.preflight import check_config
 from shortened_llm.search.proposals import Proposals
 from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.strategies import strategies
@@ -219,7 +219,7 @@ def test_optuna_must_be_installed(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BadInputError, match=r"search.sampler: .* pip install 'shortened_llm\[optuna\]'"):
-        check_search(parse_config(sampling), local_store)
+        check_config(parse_config(sampling), local_store, searches=True)
     assert not any(tmp_path.rglob("*.json"))
 
 

@@ -12,7 +12,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.models.directory import load_config
 from shortened_llm.records import ModelRef
 from shortened_llm.search.packing import PackingJobs, packing_jobs, source_shares
-from shortened_llm.search.preflight import check_search
+from shortened_llm.search.preflight import check_config
 from shortened_llm.storage.store import Store
 
 PAIR = {"instruction": "Say hello.", "output": "Hello."}
@@ -34,7 +34,7 @@ def with_pairs(tiny_values: dict, tmp_path: Path) -> dict:
 
 
 def check(values: dict, store: Store) -> None:
-    check_search(parse_config(values), store)
+    check_config(parse_config(values), store, searches=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from shortened_llm.errors import last_line
 from shortened_llm.evaluation.units import TaskUnit, TextUnit, Unit, score_identity
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
-from shortened_llm.metrics import TrialState
 from shortened_llm.records import TrialSpec
 from shortened_llm.retraining.interruption import STEPS
 from shortened_llm.search.cluster.progress import Progress
@@ -87,7 +86,7 @@ def _rehearse(spec: TrialSpec, context: TrialContext, own: Store, progress: Prog
     trial = replace(
         context, space=space, store=own, experiment=own, is_rehearsal=True, max_failures=max(1, context.max_failures)
     )
-    callbacks = [StartCallback(context.resources, _Waits(progress))]
+    callbacks = [StartCallback(context.resources, progress, is_trial=False)]
     runs = train_runs(spec, trial, train_callbacks=callbacks, progress=progress)
     model, units = runs[-1].model, tuple(map(_beginning, space.selection))
     LOGGER.info("evaluating")
@@ -107,19 +106,3 @@ def _beginning(unit: Unit) -> Unit:
     most = SEGMENTS * unit.source.segment_length
     source = unit.source.model_copy(update={"max_tokens": min(most, unit.source.max_tokens or most)})
     return replace(unit, source=source)
-
-
-class _Waits:
-    """Says what a rehearsal waits for, without counting it among the trials."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, line: str) -> None:
-        self._progress(line)
-
-    def wait(self, what: str, limit_seconds: float | None) -> None:
-        self._progress.wait(what, limit_seconds)
-
-    def enter(self, state: TrialState) -> None:
-        """Count nothing."""

@@ -58,8 +58,9 @@ class StartCallback(ControllerCallback, WorkerGroupCallback):
     workers first waits, without limit, until the cluster has the fewest.
     """
 
-    def __init__(self, resources: ResourcesConfig, progress: Waiting) -> None:
-        self._resources, self._progress = resources, progress
+    def __init__(self, resources: ResourcesConfig, progress: Waiting, *, is_trial: bool = True) -> None:
+        """`is_trial`: whether the run counts among the trials that wait or train."""
+        self._resources, self._progress, self._is_trial = resources, progress, is_trial
         self._attempts = 0
 
     def after_controller_start(self, train_run_context: Any) -> None:
@@ -74,18 +75,22 @@ class StartCallback(ControllerCallback, WorkerGroupCallback):
         what = _workers(worker_group_context.num_workers, worker_group_context.resources_per_worker)
         again = f", attempt {self._attempts}" if self._attempts > 1 else ""
         self._progress.wait(what + again, self._resources.node_wait_seconds)
-        self._progress.enter("waiting")
+        self._enter("waiting")
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._attempts = 0
         self._progress(f"started {len(worker_group.get_workers())} worker(s)")
-        self._progress.enter("training")
+        self._enter("training")
+
+    def _enter(self, state: TrialState) -> None:
+        if self._is_trial:
+            self._progress.enter(state)
 
     def _lost_workers(self) -> None:
         if self._resources.elastic:
             demand = {"CPU": self._resources.cpus_per_worker, "GPU": self._resources.gpus_per_worker}
             self._progress.wait(f"at least {_workers(self._resources.min_workers, demand)}", None)
-            self._progress.enter("waiting")
+            self._enter("waiting")
 
 
 def _workers(count: int, demand: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ray.tune
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
@@ -15,7 +15,7 @@ from shortened_llm.config import TrackingConfig
 from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, setup_process
 from shortened_llm.records import TrialFailure, TrialResult, TrialSpec
-from shortened_llm.search.cluster.progress import Progress
+from shortened_llm.search.cluster.progress import Progress, ProgressLog
 from shortened_llm.search.cluster.trackers import tracker_callbacks
 from shortened_llm.search.cluster.train_callbacks import watch_callbacks
 from shortened_llm.search.proposals import LOST, Proposals
@@ -23,7 +23,8 @@ from shortened_llm.search.space import SearchSpace
 from shortened_llm.search.stored.experiment import Begun, planned_spec
 from shortened_llm.search.trial import TrialContext, run_trial
 from shortened_llm.storage.clients import ray_storage
-from shortened_llm.storage.layout import BEGUN, FAILURES
+from shortened_llm.storage.layout import BEGUN, FAILURES, TUNE
+from shortened_llm.storage.urls import join
 
 # Tune would send the driver's keys with every trial, to be read in logs and on the dashboard. Nodes have their own.
 ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
@@ -35,36 +36,30 @@ LONGEST_NAME = 100
 STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialLogs:
-    """Where those who watch a search see its trials."""
-
-    experiment: str
-    """Its name in metrics and trackers."""
-    tune_url: str
-    """Directory of Tune's logs and TensorBoard events."""
-    tracking: TrackingConfig
-    progress: Progress
-
-
 class TrialFailedError(RuntimeError):
     """A trial has no result; its cause is recorded."""
 
 
-def run_trials(proposals: Proposals, context: TrialContext, logs: TrialLogs) -> dict[str, TrialFailure]:
+def run_trials(
+    proposals: Proposals, context: TrialContext, tracking: TrackingConfig, log: ProgressLog
+) -> dict[str, TrialFailure]:
     """Run every trial that is proposed and has no result yet; results are read from the store.
 
     A fresh Tuner each time: the records say what is done, so nothing is restored from Tune's own state.
 
+    Args:
+        tracking: where those who watch a search see its trials.
+
     Returns:
         The failures, by trial fingerprint.
     """
-    searcher = ProposalSearcher(proposals, context, logs)
+    progress = log.about("search")
+    searcher = ProposalSearcher(proposals, context, progress)
     if searcher.has_next:
-        searcher.explain(_fit(searcher, context, logs))
+        searcher.explain(_fit(searcher, context, tracking, progress))
     for fingerprint, failure in proposals.failures.items():
         LOGGER.error("trial %s failed: %s", proposals.titles[fingerprint], failure.cause)
-        _about(proposals.titles[fingerprint], logs).enter("failed")
+        _about(proposals.titles[fingerprint], progress).enter("failed")
     for fingerprint, reason in proposals.left_out.items():
         LOGGER.warning("trial %s was left out: %s", proposals.titles[fingerprint], reason)
     return proposals.failures
@@ -73,9 +68,9 @@ def run_trials(proposals: Proposals, context: TrialContext, logs: TrialLogs) -> 
 class ProposalSearcher(Searcher):
     """Hands Tune the next trial whenever it has room for one."""
 
-    def __init__(self, proposals: Proposals, context: TrialContext, logs: TrialLogs) -> None:
+    def __init__(self, proposals: Proposals, context: TrialContext, progress: Progress) -> None:
         super().__init__()
-        self._proposals, self._context, self._logs = proposals, context, logs
+        self._proposals, self._context, self._progress = proposals, context, progress
         self._fingerprints: dict[str, str] = {}
         """Fingerprints of trials, by Tune's identifier."""
         self._num_posted = 0
@@ -129,7 +124,7 @@ class ProposalSearcher(Searcher):
         self._num_posted += len(new)
         done = 0
         for spec in new:
-            progress = _about(self._proposals.titles[spec.fingerprint], self._logs)
+            progress = _about(self._proposals.titles[spec.fingerprint], self._progress)
             if result := self._proposals.result(spec):
                 done += 1
                 progress.enter("done")
@@ -140,7 +135,10 @@ class ProposalSearcher(Searcher):
             LOGGER.info("%d of %d trials are done already", done, self._num_posted)
 
 
-def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> ray.tune.ResultGrid:
+def _fit(
+    searcher: ProposalSearcher, context: TrialContext, tracking: TrackingConfig, search: Progress
+) -> ray.tune.ResultGrid:
+    experiment = context.experiment.url.rsplit("/", 1)[-1]
     state_tracking = os.environ.get(STATE_TRACKING, "0")
 
     def trainable(config: dict[str, dict[str, str]]) -> None:
@@ -152,8 +150,8 @@ def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> 
         if known := own.read(FAILURES, fingerprint, TrialFailure):
             raise TrialFailedError(known.cause)  # Tune starts it once more: Train has retried its training already
         own.write(BEGUN, fingerprint, Begun(driver=context.driver), identity={}, parents=())
-        progress = _about(name, logs)
-        watching = watch_callbacks(logs.experiment, name, context.resources, progress)
+        progress = _about(name, search)
+        watching = watch_callbacks(experiment, name, context.resources, progress)
         try:
             with progress.under_way():
                 callbacks = [TuneReportCallback(), *watching]
@@ -181,9 +179,9 @@ def _fit(searcher: ProposalSearcher, context: TrialContext, logs: TrialLogs) -> 
             trial_dirname_creator=lambda trial: directory_name(**trial.config["trial"]),
         ),
         run_config=ray.tune.RunConfig(
-            name=logs.experiment,  # the same each time: a trial that goes on does so in its directory
-            **ray_storage(logs.tune_url),
-            callbacks=tracker_callbacks(logs.tracking, logs.experiment),
+            name=experiment,  # the same each time: a trial that goes on does so in its directory
+            **ray_storage(join(context.experiment.url, TUNE)),
+            callbacks=tracker_callbacks(tracking, experiment),
             failure_config=ray.tune.FailureConfig(max_failures=TRIAL_RESTARTS),
             verbose=0,
         ),
@@ -197,8 +195,8 @@ def directory_name(name: str, fingerprint: str, **_: object) -> str:
     return f"{readable}-{fingerprint}"
 
 
-def _about(name: str, logs: TrialLogs) -> Progress:
-    return logs.progress.about(f"trial {name}")
+def _about(name: str, progress: Progress) -> Progress:
+    return progress.about(f"trial {name}")
 
 
 def _post_hours(result: TrialResult, spec: TrialSpec, space: SearchSpace, progress: Progress) -> None:
