@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from decimal import Decimal
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, holds_credentials
-from shortened_llm.fields import RANGE, VALUES
+from shortened_llm.fields import RANGE, VALUES, Section
 
 
 def _expand(value: object) -> object:
@@ -69,6 +70,26 @@ Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]
 BosMode = Literal["first", "each", "none"]
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """A validator of a name."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"should be one of {', '.join(map(repr, names))}")
+        return name
+
+    return AfterValidator(check)
+
+
+def with_options(base: type[Section], name: str, options: Mapping[str, type[BaseModel]]) -> Any:
+    """The section with a field for each kind of options, by its name."""
+    fields: dict[str, Any] = {
+        name: (kind, Field(kind(), description=" ".join((kind.__doc__ or "").split())))
+        for name, kind in options.items()
+    }
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 
 class Runtime:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from shortened_llm.config.base import Dtype
-from shortened_llm.config.entry import Entry, one_of, with_options
+from shortened_llm.config.base import Dtype, one_of, with_options
+from shortened_llm.config.entry import Entry
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import Criterion
 from shortened_llm.fields import as_tuple, distinct
@@ -81,4 +81,4 @@ class _DepthEntry(Entry):
 if TYPE_CHECKING:
     DepthPruning = _DepthEntry
 else:
-    DepthPruning = with_options(_DepthEntry, "DepthPruning", CRITERIA)
+    DepthPruning = with_options(_DepthEntry, "DepthPruning", {name: row.options for name, row in CRITERIA.items()})

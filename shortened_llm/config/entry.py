@@ -1,27 +1,13 @@
 """What the kinds of entries of the section `pruning` have in common."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import model_validator
 
-from shortened_llm.criteria.criterion import Criterion, CriterionOptions
-from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightStep
-from shortened_llm.criteria.width.criterion import WidthCriterion
+from shortened_llm.criteria.criterion import CriterionOptions, CriterionRow
 from shortened_llm.fields import Section
-
-
-def one_of(names: Iterable[str]) -> AfterValidator:
-    """A validator of a name."""
-    allowed = tuple(names)
-
-    def check(name: str) -> str:
-        if name not in allowed:
-            raise ValueError(f"should be one of {', '.join(map(repr, allowed))}")
-        return name
-
-    return AfterValidator(check)
 
 
 class Entry(Section):
@@ -41,7 +27,7 @@ class Entry(Section):
 
     @property
     @abstractmethod
-    def rows(self) -> Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightCriterion]:
+    def rows(self) -> Mapping[str, CriterionRow]:
         """The table of its criteria."""
 
     def options(self, criterion: str) -> CriterionOptions:
@@ -58,16 +44,3 @@ class Entry(Section):
                     f"options of {name} are given, but criteria is {list(self.criteria)}; add {name!r} or drop them"
                 )
         return self
-
-
-def with_options(
-    base: type[Section],
-    name: str,
-    rows: Mapping[str, Criterion] | Mapping[str, WidthCriterion] | Mapping[str, WeightStep],
-) -> Any:
-    """The section with a field for the options of each row."""
-    fields: dict[str, Any] = {
-        name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
-        for name, row in rows.items()
-    }
-    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)

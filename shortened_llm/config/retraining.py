@@ -3,23 +3,16 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from shortened_llm.config.base import BY_RATIO, TOTAL, Runtime, Tokens
+from shortened_llm.config.base import BY_RATIO, TOTAL, Runtime, Tokens, one_of, with_options
 from shortened_llm.config.text import InstructionsConfig, TrainingSource
 from shortened_llm.fields import Axes, Searched, Section, as_tuple, axes, distinct, points
 from shortened_llm.methods import METHODS
 from shortened_llm.methods.method import Chain, Method, OptimizerOptions, Run, corpus_steps
 from shortened_llm.records import LoraOptions
 
-
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"should be one of {', '.join(map(repr, METHODS))}")
-    return name
-
-
-MethodName = Annotated[str, AfterValidator(_known_method)]
+MethodName = Annotated[str, one_of(METHODS)]
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -239,12 +232,8 @@ class _Retraining(Section):
 
 def retraining_section(methods: Mapping[str, Method]) -> Any:
     """The section `retraining` with a section for the options of each method."""
-    sections: dict[str, Any] = {
-        name: (row.options, Field(row.options(), description=" ".join((row.options.__doc__ or "").split())))
-        for name, row in methods.items()
-        if row.options is not None
-    }
-    return create_model("RetrainingConfig", __base__=_Retraining, __doc__=_Retraining.__doc__, **sections)
+    options = {name: row.options for name, row in methods.items() if row.options is not None}
+    return with_options(_Retraining, "RetrainingConfig", options)
 
 
 if TYPE_CHECKING:

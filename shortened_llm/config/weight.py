@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from shortened_llm.config.base import Dtype
-from shortened_llm.config.entry import Entry, one_of, with_options
+from shortened_llm.config.base import Dtype, one_of, with_options
+from shortened_llm.config.entry import Entry
 from shortened_llm.criteria.criterion import CriterionOptions
 from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.criteria.weight.allocation import ALLOCATORS
@@ -121,4 +121,5 @@ def _not_default(options: CriterionOptions) -> str:
 if TYPE_CHECKING:
     WeightPruning = _WeightEntry
 else:
-    WeightPruning = with_options(_WeightEntry, "WeightPruning", {**WEIGHT_CRITERIA, **ALLOCATORS, **REFINERS})
+    steps = {**WEIGHT_CRITERIA, **ALLOCATORS, **REFINERS}
+    WeightPruning = with_options(_WeightEntry, "WeightPruning", {name: row.options for name, row in steps.items()})

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat
 
-from shortened_llm.config.base import Dtype
-from shortened_llm.config.entry import Entry, one_of, with_options
+from shortened_llm.config.base import Dtype, one_of, with_options
+from shortened_llm.config.entry import Entry
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthCriterion
 from shortened_llm.fields import Section, as_tuple, distinct
@@ -92,4 +92,6 @@ class _WidthEntry(Entry):
 if TYPE_CHECKING:
     WidthPruning = _WidthEntry
 else:
-    WidthPruning = with_options(_WidthEntry, "WidthPruning", WIDTH_CRITERIA)
+    WidthPruning = with_options(
+        _WidthEntry, "WidthPruning", {name: row.options for name, row in WIDTH_CRITERIA.items()}
+    )

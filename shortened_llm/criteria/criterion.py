@@ -72,20 +72,17 @@ class CriterionScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Criterion:
-    """One row of the table."""
+class CriterionRow:
+    """One row of a table of criteria, whatever they rank."""
 
     options: type[CriterionOptions]
-    measured: str | BlockStatistic | None
+    reads_text: bool
+    """Whether what the criterion decides by depends on calibration text."""
+    measured: str | BlockStatistic | None = None
     """A statistic of the walk, by name or a new one; the name of a measurement of its own (`scoring/measure.py`); None
     where nothing is measured."""
-    reads_text: bool
-    """Whether the measurement depends on calibration text."""
-    units: tuple[str, ...] = ("block",)
-    """What the criterion can rank."""
     searches: bool = False
     """Whether the measurement depends on the protected units, and on how many go."""
-    reduce: Callable[[Measured], CriterionScores]
 
     @property
     def statistic(self) -> str | None:
@@ -101,6 +98,15 @@ class Criterion:
     def is_walked(self) -> bool:
         """Whether a walk that other criteria share measures it, one value or more for each calibration sequence."""
         return isinstance(self.measured, BlockStatistic) or self.measured in STATISTICS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion(CriterionRow):
+    """One row of the table of criteria of blocks and sub-layers."""
+
+    units: tuple[str, ...] = ("block",)
+    """What the criterion can rank."""
+    reduce: Callable[[Measured], CriterionScores]
 
 
 def mean_scores(per_sequence: np.ndarray) -> CriterionScores:

@@ -58,7 +58,7 @@ class InstructionPairs(Rows):
         }
 
     def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Pair | BadRow]:
-        """As `Rows.read`: pairs, all of which are wanted."""
+        """Read pairs, all of which are wanted; see `Rows.read`."""
         source = self.source
         columns = (source.input_field, source.response_field, source.instruction_field)
         return map(self._pair, self._values(shard, columns, first, count))

@@ -46,8 +46,8 @@ class Documents(Rows):
         return f"{self.purpose} part" if self.shared_with else "all documents"
 
     def read(self, shard: int, *, first: int = 0, count: int | None = None) -> Iterator[Document]:
-        """As `Rows.read`: each is a text, or token ids where the source has a column `input_ids`; documents that serve
-        another purpose are not wanted."""
+        """Read documents, see `Rows.read`: texts, or token ids where the source has a column `input_ids`. Those that
+        serve another purpose are not wanted."""
         for row in self._values(shard, ("input_ids", self.source.field), first, count):
             value = self._value(row)
             yield value if isinstance(value, BadRow) or self._is_ours(value) else None

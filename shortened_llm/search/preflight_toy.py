@@ -161,7 +161,7 @@ def try_widths(toy: Toy, entry: WidthPruning) -> None:
     try_plan(toy.config, toy, (plan,), field="pruning.unit", advice="use unit: block")
     with _trying(toy.config, "scored by heads and channels", field="pruning.unit", advice="use unit: block"):
         for name in entry.criteria:
-            if (measured := entry.rows[name].measured) is not None:
+            if (measured := entry.rows[name].statistic) is not None:
                 given = Inputs(
                     streamed=StreamedModel.open(toy.ref, "float32"),
                     tokens=toy.tokens,

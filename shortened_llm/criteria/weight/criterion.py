@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shortened_llm.criteria.criterion import CriterionOptions
+from shortened_llm.criteria.criterion import CriterionOptions, CriterionRow
 
 
 class WeightOptions(CriterionOptions):
@@ -14,11 +14,11 @@ class WeightOptions(CriterionOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightStep:
-    """One row of a table of steps. What it computes is in `pruning/weight/`, under the same name."""
+class WeightStep(CriterionRow):
+    """One row of a table of steps. What it computes is in `pruning/weight/`, under the same name. Nothing is measured
+    beforehand: every block is pruned behind the pruned ones."""
 
     options: type[WeightOptions]
-    reads_text: bool
     takes_gradients: bool = False
 
 
@@ -30,16 +30,3 @@ class WeightCriterion(WeightStep):
     """Whether it wants the products of every two inputs."""
     changes_weights: bool = False
     """Whether the weights that stay become others."""
-
-    measured: None = None
-    searches: bool = False
-    is_walked: bool = False
-
-    @property
-    def statistic(self) -> None:
-        """Nothing is measured beforehand: every block is pruned behind the pruned ones."""
-        return
-
-    @property
-    def reads_options(self) -> bool:
-        return True

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shortened_llm.criteria.criterion import CriterionOptions
+from shortened_llm.criteria.criterion import CriterionRow
 
 INPUTS = "width_input_statistics"
 """Statistics of what the output projections of attention and MLP read, [blocks, 6, attention inputs + channels], fp64:
@@ -48,25 +48,14 @@ class WidthMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WidthCriterion:
+class WidthCriterion(CriterionRow):
     """One row of the table."""
 
-    options: type[CriterionOptions]
-    measured: str | None
-    """The name of what is measured; None where nothing is."""
-    reads_text: bool
     reduce: Callable[[WidthMeasured], tuple[np.ndarray, np.ndarray]]
     """Scores of the groups, [blocks, groups], and of the channels, [blocks, channels]; the lowest goes first."""
 
     is_standardised: bool = False
     """Whether scores of different blocks, and of heads and channels, compare as they are."""
-    searches: bool = False
-    is_walked: bool = False
-
-    @property
-    def statistic(self) -> str | None:
-        """The name of what is measured."""
-        return self.measured
 
     @property
     def reads_options(self) -> bool:

@@ -155,8 +155,6 @@ BLOCKS = TransformKind(
     check=check_blocks,
     config=cut_config,
     files=cut_files,
-    change=None,
     imitate=pass_over,
-    of_toy=lambda config, transform: transform,
     time_left=time_left,
 )

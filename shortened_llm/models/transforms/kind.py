@@ -27,36 +27,34 @@ class BlockTime:
         return BlockTime(whole=self.whole - saved, parts={**self.parts, part: self.parts[part] - saved})
 
 
+@contextmanager
+def _as_it_is(model: PreTrainedModel, transform: object, tokens: torch.Tensor) -> Iterator[None]:
+    """The imitation of tensors that were computed: a toy has none of them."""
+    yield
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformKind:
     """One row of `KINDS`. `Any` is the record of the transform, in the indices of the unchanged model; in `config`,
-    `files` and `change` in those of the blocks that are left."""
+    `files` and `change` in those of the blocks that are left. What a row leaves out is as in an unchanged model."""
 
-    check: Callable[[PretrainedConfig, Any], None]
-    """Raises `BadInputError` where the architecture cannot be changed so. Called once, when planning."""
-    config: Callable[[PretrainedConfig, Any], PretrainedConfig]
-    """Returns the configuration of the changed model, as a copy."""
     files: Callable[[Mapping[str, TensorHeader], str, PretrainedConfig, Any], dict[str, TensorHeader]]
     """Takes the tensors by name, the name before a block's index, and the configuration of the files; returns those of
     the changed model by their names there."""
-    change: Callable[[PreTrainedModel, Any], None] | None
+    check: Callable[[PretrainedConfig, Any], None] = lambda config, transform: None
+    """Raises `BadInputError` where the architecture cannot be changed so. Called once, when planning."""
+    config: Callable[[PretrainedConfig, Any], PretrainedConfig] = lambda config, transform: config
+    """Returns the configuration of the changed model, as a copy."""
+    change: Callable[[PreTrainedModel, Any], None] | None = None
     """Changes the modules of a model of that configuration, which has no weights yet. None where the configuration
     tells all."""
-    imitate: Callable[[PreTrainedModel, Any, torch.Tensor], AbstractContextManager[None]]
+    imitate: Callable[[PreTrainedModel, Any, torch.Tensor], AbstractContextManager[None]] = _as_it_is
     """Lets the unchanged model compute in another way, while the context lasts, what the changed one must. The last
     argument holds token ids, [batch, seq], that it may try."""
-    of_toy: Callable[[PretrainedConfig, Any], Any]
+    of_toy: Callable[[PretrainedConfig, Any], Any] = lambda config, transform: transform
     """Takes the configuration of a toy, of as many blocks; returns what the transform is there."""
-    time_left: Callable[[Sequence[BlockTime], Sequence[int], Any], Sequence[BlockTime] | None]
+    time_left: Callable[[Sequence[BlockTime], Sequence[int], Any], Sequence[BlockTime] | None] = (
+        lambda times, kept, transform: times
+    )
     """Takes the time of each block of the dense model, and which blocks stay; returns the times that are left, or None
     where they cannot be told."""
-
-
-def known_to_fit(config: PretrainedConfig, transform: object) -> None:
-    """The check of tensors that were computed: whoever did that found their places."""
-
-
-@contextmanager
-def as_it_is(model: PreTrainedModel, transform: object, tokens: torch.Tensor) -> Iterator[None]:
-    """The imitation of tensors that were computed: a toy has none of them."""
-    yield

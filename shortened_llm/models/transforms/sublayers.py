@@ -133,10 +133,8 @@ def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: Sublay
 
 SUBLAYERS = TransformKind(
     check=check_sublayers,
-    config=lambda config, transform: config,
     files=leave_out,
     change=remove_sublayers,
     imitate=zeroed,
-    of_toy=lambda config, transform: transform,
     time_left=time_left,
 )

@@ -1,13 +1,13 @@
 """Some tensors of the blocks are read from other files: what pruning computed anew, in the form in which the other
 transforms leave it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from transformers import PretrainedConfig
 
 from shortened_llm.models.files import TensorHeader, read_headers
-from shortened_llm.models.transforms.kind import BlockTime, TransformKind, as_it_is, known_to_fit
+from shortened_llm.models.transforms.kind import TransformKind
 from shortened_llm.records import TensorsTransform
 from shortened_llm.storage.payload import local_directory
 
@@ -38,17 +38,8 @@ def of_toy(config: PretrainedConfig, transform: TensorsTransform) -> TensorsTran
     return replace(transform, blocks=(), config_fields=())
 
 
-def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: TensorsTransform) -> Sequence[BlockTime]:
-    """All of it."""
-    return times
-
-
 TENSORS = TransformKind(
-    check=known_to_fit,
     config=with_fields,
     files=other_files,
-    change=None,
-    imitate=as_it_is,
     of_toy=of_toy,
-    time_left=time_left,
 )

@@ -1,6 +1,6 @@
 """Single weights are zero: masks, or weights that changed with them, lie in files of their own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shortened_llm.models.files import TensorHeader, TensorPlace, read_headers
-from shortened_llm.models.transforms.kind import BlockTime, TransformKind, as_it_is, known_to_fit
+from shortened_llm.models.transforms.kind import TransformKind
 from shortened_llm.records import WeightsTransform
 from shortened_llm.storage.payload import local_directory
 
@@ -47,17 +47,7 @@ def of_toy(config: PretrainedConfig, transform: WeightsTransform) -> WeightsTran
     return replace(transform, blocks=(), zeros=())
 
 
-def time_left(times: Sequence[BlockTime], kept: Sequence[int], transform: WeightsTransform) -> Sequence[BlockTime]:
-    """All of it: zeros are multiplied like other weights."""
-    return times
-
-
 WEIGHTS = TransformKind(
-    check=known_to_fit,
-    config=lambda config, transform: config,
     files=masked_files,
-    change=None,
-    imitate=as_it_is,
     of_toy=of_toy,
-    time_left=time_left,
 )

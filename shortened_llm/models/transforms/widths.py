@@ -139,7 +139,6 @@ WIDTHS = TransformKind(
     check=check_widths,
     config=narrow_config,
     files=narrow_files,
-    change=None,
     imitate=masked,
     of_toy=like_it,
     time_left=time_left,
