@@ -47,11 +47,11 @@ def last_line(error: BaseException) -> str:
 SHOWN_CHARACTERS = 200
 
 
-def brief(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """The text of a value, or of an error behind its class, on one line and cut at `limit` characters."""
+def brief(value: object) -> str:
+    """The text of a value, or of an error behind its class, on one line and cut short."""
     text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
     line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 3]}..."
 
 
 class Faults:

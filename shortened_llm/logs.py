@@ -88,12 +88,12 @@ class _Handler(logging.StreamHandler):
             listener(record.getMessage())
 
 
-def setup_logging(level: int = logging.INFO) -> None:
+def setup_logging() -> None:
     """Send the package's log lines to stderr as `HH:MM:SS subject: message`; stdout stays for results."""
     handler = _Handler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(subject)s%(message)s", datefmt="%H:%M:%S"))
     LOGGER.handlers[:] = [handler]
-    LOGGER.setLevel(level)
+    LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
 
 

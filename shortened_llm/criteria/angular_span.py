@@ -1,15 +1,10 @@
 """Angular span: the contiguous run of blocks that turns the last token's hidden state the least."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from shortened_llm.criteria.criterion import (
-    ANGLE,
-    Criterion,
-    CriterionOptions,
-    CriterionScores,
-    floats,
-    standard_errors,
-)
+from shortened_llm.criteria.criterion import ANGLE, Criterion, CriterionOptions, CriterionScores, mean_scores
 
 
 class AngularSpanOptions(CriterionOptions):
@@ -39,9 +34,7 @@ def angular_span_scores(angles: np.ndarray, protected: tuple[int, ...]) -> Crite
             best = int(starts[mean[starts, starts + count].argmin()])
             sets.append(tuple(range(best, best + count)))
     single = angles[:, blocks, blocks + 1]
-    return CriterionScores(
-        scores=tuple(single.mean(axis=0).tolist()), standard_errors=floats(standard_errors(single)), sets=tuple(sets)
-    )
+    return replace(mean_scores(single), sets=tuple(sets))
 
 
 CRITERION = Criterion(

@@ -2,14 +2,7 @@
 
 import numpy as np
 
-from shortened_llm.criteria.criterion import (
-    COSINE,
-    Criterion,
-    CriterionOptions,
-    CriterionScores,
-    floats,
-    standard_errors,
-)
+from shortened_llm.criteria.criterion import COSINE, Criterion, CriterionOptions, CriterionScores, mean_scores
 
 
 class BlockInfluenceOptions(CriterionOptions):
@@ -23,9 +16,7 @@ def block_influence_scores(cosines: np.ndarray) -> CriterionScores:
     Args:
         cosines: mean of each sequence, [sequences, blocks].
     """
-    return CriterionScores(
-        scores=tuple((1 - cosines.mean(axis=0)).tolist()), standard_errors=floats(standard_errors(cosines))
-    )
+    return mean_scores(1 - cosines)
 
 
 CRITERION = Criterion(

@@ -7,6 +7,7 @@ from huggingface_hub import CardData, HfApi, ModelCard
 
 from shortened_llm.config import DataSource, ModelConfig
 from shortened_llm.data.rows import find_files
+from shortened_llm.errors import brief
 from shortened_llm.logs import LOGGER
 from shortened_llm.storage.urls import is_local
 
@@ -68,8 +69,7 @@ def _read(path: str, card: Callable[[], CardData | None]) -> str | None:
         found = card()
         return _stated(found) if found else None
     except Exception as error:  # of YAML, of the hub's client and of the libraries below it
-        first = (str(error).strip().splitlines() or [""])[0]
-        LOGGER.warning("the licence of %r cannot be read (%s: %s)", path, type(error).__name__, first)
+        LOGGER.warning("the licence of %r cannot be read (%s)", path, brief(error))
         return None
 
 

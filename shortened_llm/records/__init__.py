@@ -60,6 +60,7 @@ from shortened_llm.records.trial import (
 from shortened_llm.records.units import (
     UNIT_TITLES,
     PruneUnit,
+    lost_parts,
     num_units,
     parts_of,
     removal,

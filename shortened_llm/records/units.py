@@ -35,13 +35,18 @@ def parts_of(unit: PruneUnit, number: int) -> tuple[int, tuple[Part, ...]]:
     return block, PARTS if unit == "block" else (PARTS[place],)
 
 
+def lost_parts(unit: PruneUnit, removed: Iterable[int]) -> dict[int, tuple[Part, ...]]:
+    """The sub-layers that blocks lose with some units, in the order of `PARTS`."""
+    lost: dict[int, set[Part]] = {}
+    for block, parts in (parts_of(unit, number) for number in removed):
+        lost.setdefault(block, set()).update(parts)
+    return {block: tuple(part for part in PARTS if part in parts) for block, parts in lost.items()}
+
+
 def removal(unit: PruneUnit, removed: Collection[int], num_blocks: int) -> tuple[Transform, ...]:
     """What removing units does to a model of so many blocks. A block that loses both sub-layers goes as a whole."""
-    lost: dict[int, set[Part]] = {}
-    for number in removed:
-        block, parts = parts_of(unit, number)
-        lost.setdefault(block, set()).update(parts)
-    whole = [block for block, parts in lost.items() if parts == set(PARTS)]
+    lost = lost_parts(unit, removed)
+    whole = [block for block, parts in lost.items() if parts == PARTS]
     single = [(block, part) for block, parts in lost.items() if block not in whole for part in parts]
     transforms: list[Transform] = [BlocksTransform.without(whole, num_blocks)] if whole else []
     return (*transforms, SublayersTransform.without(single)) if single else tuple(transforms)

@@ -1,6 +1,6 @@
 """Greedy PPL: remove the block, or sub-layer, whose absence costs least, score what is left, repeat."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from shortened_llm.logs import StepLog
 from shortened_llm.models.parts import without_parts
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import vocabulary_losses
-from shortened_llm.models.walk import BlockWalk
-from shortened_llm.records import PARTS, Part, PruneUnit, num_units, parts_of, unit_name
-from shortened_llm.scoring.one_pass import advance, check_finite, sequences_in_memory
+from shortened_llm.models.walk import BlockWalk, sequences_in_memory
+from shortened_llm.records import PARTS, Part, PruneUnit, lost_parts, num_units, parts_of, unit_name
+from shortened_llm.scoring.one_pass import advance, check_finite, parts_by_block
 
 
 def measure_greedy_ppl(
@@ -50,10 +50,10 @@ def measure_greedy_ppl(
     saved: dict[int, torch.Tensor] = {}
     steps = StepLog(num_removed)
     for step in range(num_removed):
-        lost = _lost(unit, removed)
+        lost = lost_parts(unit, removed)
         kept = [block for block in range(streamed.num_blocks) if lost.get(block, ()) != PARTS]
         candidates = [one for one in range(number) if one not in removed and one not in protected]
-        by_block = _by_block(unit, candidates)
+        by_block = parts_by_block(unit, candidates)
         where = _places_to_save(kept, [parts_of(unit, one)[0] for one in candidates], spare)
         sums = np.zeros((len(tokens), 1 + len(candidates)))
         first = 0
@@ -95,22 +95,6 @@ def _walk_step(
             live = advance(walk, index, block, states, live, candidates.get(index, []))
     walk.finish_in_place(states.flatten(0, 1))
     return vocabulary_losses(walk.streamed, states, tokens, with_kl=False).nll.T.numpy()
-
-
-def _lost(unit: PruneUnit, removed: Iterable[int]) -> dict[int, tuple[Part, ...]]:
-    """The sub-layers that blocks have lost, in the order of `PARTS`."""
-    lost: dict[int, set[Part]] = {}
-    for block, parts in (parts_of(unit, one) for one in removed):
-        lost.setdefault(block, set()).update(parts)
-    return {block: tuple(part for part in PARTS if part in parts) for block, parts in lost.items()}
-
-
-def _by_block(unit: PruneUnit, candidates: Iterable[int]) -> dict[int, list[tuple[Part, ...]]]:
-    """What each block loses in each candidate that concerns it."""
-    found: dict[int, list[tuple[Part, ...]]] = {}
-    for block, parts in (parts_of(unit, one) for one in candidates):
-        found.setdefault(block, []).append(parts)
-    return found
 
 
 def _places_to_save(kept: list[int], candidates: list[int], spare_states: int) -> frozenset[int]:

@@ -78,9 +78,13 @@ class _Plan:
     wanted: frozenset[str]
     of_units: tuple[BlockStatistic, ...]
 
-    def parts_in(self, block: int) -> list[tuple[Part, ...]]:
-        """What the block loses in each candidate that concerns it."""
-        return [parts for index, parts in (parts_of(self.unit, one) for one in self.candidates) if index == block]
+
+def parts_by_block(unit: PruneUnit, candidates: Iterable[int]) -> dict[int, list[tuple[Part, ...]]]:
+    """What each block loses in each candidate that concerns it."""
+    found: dict[int, list[tuple[Part, ...]]] = {}
+    for block, parts in (parts_of(unit, one) for one in candidates):
+        found.setdefault(block, []).append(parts)
+    return found
 
 
 @torch.inference_mode()
@@ -92,6 +96,7 @@ def _walk_batch(
     states = walk.new_states(len(plan.candidates) + 1, tokens)
     live = 1
     last_tokens = [states[0, :, -1].double()]
+    by_block = parts_by_block(plan.unit, plan.candidates)
     numbers: dict[str, list[torch.Tensor]] = {statistic.name: [] for statistic in plan.of_units}
     for index, block in walk.streamed.read_blocks(range(num_blocks)):
         passing = [states[0].clone()] if plan.of_units else []
@@ -99,7 +104,7 @@ def _walk_batch(
             passing.append(states[0].clone())
             with without_parts(block, PARTS[1:]):
                 walk.apply_in_place(index, block, passing[-1])
-        passed, live = live, advance(walk, index, block, states, live, plan.parts_in(index))
+        passed, live = live, advance(walk, index, block, states, live, by_block.get(index, []))
         steps.add(passed)
         for statistic in plan.of_units:
             for before, after in pairwise([*passing, states[0]]):

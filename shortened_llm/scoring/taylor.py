@@ -13,8 +13,7 @@ from shortened_llm.logs import StepLog
 from shortened_llm.models.cpu import release_freed_memory
 from shortened_llm.models.stream import StreamedModel
 from shortened_llm.models.vocabulary import loss_gradient
-from shortened_llm.models.walk import BlockWalk
-from shortened_llm.scoring.one_pass import sequences_in_memory
+from shortened_llm.models.walk import BlockWalk, sequences_in_memory
 from shortened_llm.scoring.weights import block_score, scored_importances, scored_weights
 
 # The backward pass keeps the inner activations of its sequences, about four times what a forward pass holds.

@@ -75,9 +75,7 @@ def _plan(
     progress: Progress,
 ) -> PrunePlan:
     if removed is not None:
-        plan = chosen_plan(removed, facts.size)
-        try_plans(facts.model_config, facts.tokenizer, [plan.transforms])
-        return plan
+        return chosen_plan(removed, facts.size)
     jobs = scoring_jobs(config, dense, facts.roles.calibration, facts.counts)
     scores = score(jobs, config.resources, store, progress)
     chosen = choices(config.search, scores, facts.size)

@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.evaluation.pool import EvaluationPool
 from shortened_llm.logs import LOGGER
@@ -58,11 +56,7 @@ class TrialContext(TrainContext):
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
     """The trial's result, where it is trained. One that cannot be read, such as another version's, or whose model is
     gone, is made again."""
-    try:
-        result = store.read(TRIALS, spec.fingerprint, TrialResult)
-    except ValidationError as error:
-        LOGGER.warning("the record of trial %s cannot be read (%d faults)", spec.name, error.error_count())
-        return None
+    result = store.read(TRIALS, spec.fingerprint, TrialResult)
     if result is not None and not all(map(has_files, result.model.payloads)):
         LOGGER.warning("the model of trial %s is gone from %s", spec.name, result.model.url)
         return None

@@ -152,7 +152,7 @@ def hold_lease(
         lease.release()
 
 
-def holder(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> str | None:
+def holder(experiment_url: str) -> str | None:
     """The owner of the lease, where it seems to be alive: it has renewed its lease lately, by the clocks of the store
     and of this machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
     url = join(experiment_url, LEASE)
@@ -161,7 +161,7 @@ def holder(experiment_url: str, *, expiry_seconds: float = EXPIRY_SECONDS) -> st
     if held is None or held["state"] == "released":
         return None
     age = datetime.datetime.now(datetime.UTC) - modified(object_url)
-    return held["owner"] if age.total_seconds() < expiry_seconds else None
+    return held["owner"] if age.total_seconds() < EXPIRY_SECONDS else None
 
 
 def _take(url: str, expiry_seconds: float) -> Lease:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
@@ -78,12 +78,18 @@ def exists(url: str) -> bool:
     return _type(fs, path) is not None
 
 
-def _type(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """`file`, `directory`, or None where there is nothing. fsspec's own `isfile` takes every fault for nothing."""
+def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What there is; None where there is nothing. fsspec's own `isfile` takes every fault for nothing."""
     try:
-        return str(fs.info(path)["type"])
+        return dict(fs.info(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _type(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """`file`, `directory`, or None where there is nothing."""
+    info = _info(fs, path)
+    return str(info["type"]) if info else None
 
 
 @retried
@@ -250,12 +256,8 @@ def file_sizes(url: str) -> dict[str, int]:
 @retried
 def file_size(url: str) -> int | None:
     """Bytes of a file; None where there is none."""
-    fs, path = filesystem(url)
-    try:
-        info = fs.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return int(info["size"]) if info["type"] == "file" else None
+    info = _info(*filesystem(url))
+    return int(info["size"]) if info and info["type"] == "file" else None
 
 
 @retried

@@ -37,10 +37,10 @@ class Layer:
         gram = self.inputs.gram(torch.zeros_like(self.inputs.mean))
         return gram * (2 * self.inputs.count / self.num_sequences)
 
-    @property
-    def saliency(self) -> torch.Tensor:
-        """|weight| x root of the mean square of its input, [outputs, inputs]."""
-        return self.weight.abs() * self.inputs.squares.sqrt()
+
+def saliency(weight: torch.Tensor, inputs: Moments) -> torch.Tensor:
+    """|weight| x root of the mean square of its input, [outputs, inputs]."""
+    return weight.abs() * inputs.squares.sqrt()
 
 
 def by_magnitude(layer: Layer, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +51,7 @@ def by_magnitude(layer: Layer, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def by_wanda(layer: Layer, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The pruned weight and the mask."""
-    kept = layer.pattern.lowest_in_rows(layer.saliency)
+    kept = layer.pattern.lowest_in_rows(saliency(layer.weight, layer.inputs))
     return layer.weight * kept, kept
 
 

@@ -14,9 +14,8 @@ from shortened_llm.models.stream import StreamedModel
 from shortened_llm.pruning.inputs import BlockInputs
 from shortened_llm.pruning.weight.allocation import allocated
 from shortened_llm.pruning.weight.alpha import alpha_shares, spectral_exponent
-from shortened_llm.pruning.weight.masks import Layer
+from shortened_llm.pruning.weight.masks import saliency
 from shortened_llm.pruning.weight.owl import outliers, owl_shares
-from shortened_llm.pruning.weight.pattern import Pattern
 from shortened_llm.records import ModelRef, SpectralExponents
 from shortened_llm.storage.layout import SPECTRA
 from shortened_llm.storage.store import Store
@@ -81,22 +80,16 @@ def by_owl(model: DenseModel, options: Any) -> tuple[float, ...]:
     """Shares in proportion."""
     assert model.tokens is not None
     inputs = BlockInputs.of(model.streamed, model.tokens, memory_gib=model.memory_gib, reader="single weights")
-    pattern = Pattern(sparsity=model.sparsity)
 
     def stand_out(index: int, block: nn.Module) -> float:
         layers = linear_layers(block)
         moments = inputs.observe(index, block, layers, joint=False)
         inputs.pass_through(index, block)
-        return outliers(
-            (
-                Layer(
-                    weight=as_matrix(layer, layer.get_parameter("weight")).double(), moments=moments[name],
-                    num_sequences=len(inputs.states), pattern=pattern,
-                ).saliency
-                for name, layer in layers.items()
-            ),
-            options.multiple,
-        )  # fmt: skip
+        saliencies = (
+            saliency(as_matrix(layer, layer.get_parameter("weight")).double(), moments[name])
+            for name, layer in layers.items()
+        )
+        return outliers(saliencies, options.multiple)
 
     return owl_shares(model.each_block(stand_out), model.sizes, model.sparsity, options.spread)
 
