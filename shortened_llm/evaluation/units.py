@@ -176,7 +176,6 @@ class EfficiencyUnit:
 
     settings: EfficiencyConfig
     dense: ModelRef
-    score_type: ClassVar[type[Any]] = EfficiencyScore
 
     @property
     def name(self) -> str:

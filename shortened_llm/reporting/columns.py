@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from shortened_llm.records import EvalScores, Experiment, PerplexityScore, TaskScore
 
 Role = Literal["selection", "report"]
 Stage = Literal["before", "after"]
 Kind = Literal["text", "task", "bits_per_byte", "agreement", "metric"]
-KINDS: tuple[Kind, ...] = ("text", "task", "bits_per_byte", "agreement", "metric")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of the columns."""
 
 

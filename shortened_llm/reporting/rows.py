@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from shortened_llm.records import Bin, EvalScores, Experiment, PrunePlan, PruneUnit, ReportedTrial, RetrainedModel
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, measurements
 
 Status = Literal["done", "running", "stopped", "waiting", "left out", "failed"]
-STATUSES: tuple[Status, ...] = ("done", "running", "stopped", "waiting", "left out", "failed")
+STATUSES: tuple[Status, ...] = get_args(Status)
 Texts = tuple[str, ...]
 """Units of the texts of a mean, in their order."""
 Basis = tuple[str, ...]

@@ -1,5 +1,6 @@
 """The page and the Markdown, rendered from templates."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -66,6 +67,7 @@ def markdown_code(value: str) -> str:
     return "`" + " ".join(value.split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
+@functools.cache
 def environment() -> Environment:
     """What every template has: filters, the names that all of them use, and escaping for HTML alone."""
     templates = Environment(
@@ -79,7 +81,7 @@ def environment() -> Environment:
     for written in (
         formats.perplexity, formats.accuracy, formats.nll, formats.significant, formats.compact, formats.parameters,
         formats.count, formats.percent, formats.seconds, formats.hours, formats.learning_rates,
-        formats.removed, formats.removed_count, formats.size_name, formats.protected,
+        formats.removed, formats.removed_count, formats.protected,
         formats.difference, formats.times, formats.p_value, formats.gib, formats.learning_rate,
         formats.ratio, formats.share, formats.first_line, markdown_text, markdown_code,
     ):  # fmt: skip

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from shortened_llm.config import WeightPruning, WidthPruning
 from shortened_llm.criteria import CRITERIA
-from shortened_llm.criteria.criterion import NLL
+from shortened_llm.criteria.criterion import NLL, CriterionOptions
 from shortened_llm.errors import BadInputError, Faults, brief
 from shortened_llm.models.axes import widths_of
 from shortened_llm.models.blocks import find_blocks
@@ -35,7 +35,7 @@ from shortened_llm.pruning.weight.layerwise import pruned_blocks
 from shortened_llm.pruning.weight.pattern import Pattern, parse_pattern
 from shortened_llm.pruning.weight.recipe import Recipe
 from shortened_llm.pruning.weight.shares import DenseModel, shares_of_blocks
-from shortened_llm.records import LoraOptions, ModelRef, SublayersTransform, Transform, WidthsTransform
+from shortened_llm.records import LoraOptions, ModelRef, PruneUnit, SublayersTransform, Transform, WidthsTransform
 from shortened_llm.retraining.adapters import (
     adapted_layers,
     check_neutral,
@@ -53,6 +53,8 @@ from shortened_llm.scoring.one_pass import walk_statistics
 SEQUENCES, LENGTH = 2, 12
 TOLERANCE = 1e-4
 """Relative, of fp32 numbers that are computed in two ways."""
+OF_UNITS = {"field": "pruning.unit", "advice": "use unit: block"}
+"""Where another family is not the only way out."""
 
 
 class Toy:
@@ -79,6 +81,19 @@ class Toy:
     def __exit__(self, *_: object) -> None:
         self._temporary.cleanup()
 
+    def streamed(self) -> StreamedModel:
+        """The toy, read block by block."""
+        return StreamedModel.open(self.ref, "float32")
+
+    def inputs(
+        self, options: CriterionOptions, unit: PruneUnit, *, protected: tuple[int, ...] = (), num_removed: int = 0
+    ) -> Inputs:
+        """What a criterion measures itself on."""
+        return Inputs(
+            streamed=self.streamed(), tokens=self.tokens, options=options, unit=unit, protected=protected,
+            num_removed=num_removed, memory_gib=None,
+        )  # fmt: skip
+
     @torch.no_grad()
     def losses(self) -> torch.Tensor:
         """Mean loss of each sequence by the model's own forward pass, in nats per prediction."""
@@ -98,21 +113,13 @@ def try_scoring(toy: Toy, criteria: Iterable[str]) -> None:
     with _trying(config, "walked block by block", advice=f"the criteria {without} do without a walk"):
         check_head(toy.model)
         if rows:
-            streamed = StreamedModel.open(toy.ref, "float32")
+            streamed = toy.streamed()
             found = walk_statistics(streamed, toy.tokens, walked(statistics), memory_gib=None, candidates=(0,))
             _compare(torch.from_numpy(found[NLL][:, 0]), toy.losses().double(), "the walk gives another loss")
         for name, row in rows.items():
             if not row.is_walked:
-                given = Inputs(
-                    streamed=StreamedModel.open(toy.ref, "float32"),
-                    tokens=toy.tokens,
-                    options=row.options(),
-                    unit="block",
-                    protected=tuple(range(1, toy.ref.num_blocks)),
-                    num_removed=1,
-                    memory_gib=None,
-                )
-                MEASUREMENTS[row.statistic or name](given)
+                others = tuple(range(1, toy.ref.num_blocks))
+                MEASUREMENTS[row.statistic or name](toy.inputs(row.options(), "block", protected=others, num_removed=1))
 
 
 def try_training(toy: Toy, *, lora: LoraOptions | None, isolate_documents: bool) -> None:
@@ -143,9 +150,9 @@ def try_sublayers(toy: Toy) -> None:
     """
     last = toy.ref.num_blocks - 1
     removed = SublayersTransform.without([(0, "attention"), (last, "mlp")])
-    try_plan(toy.config, toy, (removed,), field="pruning.unit", advice="use unit: block")
-    with _trying(toy.config, "scored by sub-layers", field="pruning.unit", advice="use unit: block"):
-        streamed = StreamedModel.open(toy.ref, "float32")
+    try_plan(toy.config, toy, (removed,), **OF_UNITS)
+    with _trying(toy.config, "scored by sub-layers", **OF_UNITS):
+        streamed = toy.streamed()
         walk_statistics(streamed, toy.tokens, [NLL], unit="sublayer", memory_gib=None, candidates=(0, 2 * last + 1))
 
 
@@ -158,24 +165,15 @@ def try_widths(toy: Toy, entry: WidthPruning) -> None:
     widths = widths_of(toy.config)
     half = {block: range(widths.channels // 2) for block in range(toy.ref.num_blocks)}
     plan = WidthsTransform.keeping(num_groups=widths.groups, num_channels=widths.channels, channels=half)
-    try_plan(toy.config, toy, (plan,), field="pruning.unit", advice="use unit: block")
-    with _trying(toy.config, "scored by heads and channels", field="pruning.unit", advice="use unit: block"):
+    try_plan(toy.config, toy, (plan,), **OF_UNITS)
+    with _trying(toy.config, "scored by heads and channels", **OF_UNITS):
         for name in entry.criteria:
             if (measured := entry.rows[name].statistic) is not None:
-                given = Inputs(
-                    streamed=StreamedModel.open(toy.ref, "float32"),
-                    tokens=toy.tokens,
-                    options=entry.options(name),
-                    unit="width",
-                    protected=(),
-                    num_removed=0,
-                    memory_gib=None,
-                )
-                MEASUREMENTS[measured](given)
+                MEASUREMENTS[measured](toy.inputs(entry.options(name), "width"))
         if entry.compensates:
             narrowed = toy.ref.view((plan,))
             projections = Projections.of(narrowed, refits=entry.refit is not None, bias=entry.bias)
-            streamed = StreamedModel.open(toy.ref, "float32")
+            streamed = toy.streamed()
             list(compensated(streamed, toy.tokens, projections, entry.refit, memory_gib=None, chosen=Counter()))
 
 
@@ -188,8 +186,8 @@ def try_weights(toy: Toy, entry: WeightPruning) -> None:
     pattern = _toy_pattern(entry.pattern, toy)
     for name in entry.criteria:
         recipe = Recipe.of(entry, name, pattern)
-        with _trying(toy.config, "pruned weight by weight", field="pruning.unit", advice="use unit: block"):
-            tokens, streamed = toy.tokens if recipe.reads_text else None, StreamedModel.open(toy.ref, "float32")
+        with _trying(toy.config, "pruned weight by weight", **OF_UNITS):
+            tokens, streamed = toy.tokens if recipe.reads_text else None, toy.streamed()
             model = DenseModel(
                 ref=toy.ref, streamed=streamed, tokens=tokens, sparsity=pattern.sparsity, memory_gib=None,
             )  # fmt: skip
