@@ -14,7 +14,7 @@ from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model, loaded_bytes
 from shortened_llm.records import EfficiencyScore, ModelRef
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 ALIGNMENT = 64
 ROOM = 0.8
 """Share of the free memory that the weights of both models may take: caches and activations need the rest."""
@@ -44,29 +44,20 @@ def measure_efficiency(
         on_run: called now and then, not while something is timed.
     """
     prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
-    bench = Bench(prompt=prompt, settings=settings, on_run=on_run)
+    bench = Bench(prompt=prompt, settings=settings, shortening=model.shortening, on_run=on_run)
 
     def load(ref: ModelRef) -> PreTrainedModel:
         return only_greedy(aligned(load_model(ref, dtype, device=device, num_gpus=num_gpus)))
 
     together = sum(loaded_bytes(ref, dtype) for ref in (dense, model)) <= ROOM * free_memory(device, num_gpus)
     found = both_in_turns(load(dense), load(model), bench) if together else one_by_one(load, dense, model, bench)
-    measured, left_out, dense_costs, costs = found
+    points, left_out, of_dense, of_model = found
     return EfficiencyScore(
         unit="",  # set by `store_score`
         protocol=protocol(settings, dtype, torch.device(device), left_out, num_gpus=num_gpus, together=together),
-        points=tuple(one.model for one in measured),
-        dense_points=tuple(one.dense for one in measured),
-        weight_bytes=costs.weight_bytes,
-        dense_weight_bytes=dense_costs.weight_bytes,
-        kv_bytes_per_token=costs.kv_bytes_per_token,
-        dense_kv_bytes_per_token=dense_costs.kv_bytes_per_token,
-        flops_per_token=costs.flops_per_token,
-        dense_flops_per_token=dense_costs.flops_per_token,
-        block_shares=tuple(sum(block.whole for block in one.shares.blocks) for one in measured),
-        head_shares=tuple(one.shares.head for one in measured),
-        ideal_speed_ups=tuple(one.shares.ideal_speed_up(model.shortening) for one in measured),
-        speed_ups=tuple(one.speed_up for one in measured),
+        points=tuple(points),
+        dense=of_dense,
+        model=of_model,
     )
 
 

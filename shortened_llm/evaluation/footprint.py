@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from shortened_llm.evaluation.generation import synchronise
 from shortened_llm.models.cpu import available_memory, release_freed_memory
+from shortened_llm.models.flops import forward_flops
+from shortened_llm.records import Footprint
 
 T = TypeVar("T")
 
@@ -30,6 +32,15 @@ def unless_out_of_memory(work: Callable[[], T]) -> T | None:
     # Behind the except clause, where the error no longer holds the frames and their tensors.
     clear_device_cache(garbage_collection=True)
     return None
+
+
+def footprint(model: PreTrainedModel) -> Footprint:
+    """What the model costs in any shape of input."""
+    return Footprint(
+        weight_bytes=weight_bytes(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
+        flops_per_token=forward_flops(model),
+    )
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from shortened_llm.config import EfficiencyConfig
 from shortened_llm.evaluation.footprint import (
+    footprint,
     gpu_utilisation,
-    kv_bytes_per_token,
     memory_growth,
     unless_out_of_memory,
     weight_bytes,
@@ -29,8 +29,7 @@ from shortened_llm.evaluation.generation import (
     time_shares,
 )
 from shortened_llm.logs import LOGGER
-from shortened_llm.models.flops import forward_flops
-from shortened_llm.records import GenerationPoint, ModelRef
+from shortened_llm.records import EfficiencyPoint, Footprint, GenerationPoint, ModelRef, Transform
 
 PROFILED_RUNS = 5
 """Generations of the dense model behind the share of each part."""
@@ -39,40 +38,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Everything about one shape."""
-
-    dense: GenerationPoint
-    model: GenerationPoint
-    speed_up: float
-    """Median over the turns."""
-    shares: TimeShares
-    """Shares of the dense model's time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What a model costs in any shape."""
-
-    weight_bytes: int
-    kv_bytes_per_token: int
-    flops_per_token: float
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "Costs":
-        return cls(
-            weight_bytes=weight_bytes(model),
-            kv_bytes_per_token=kv_bytes_per_token(model),
-            flops_per_token=forward_flops(model),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     """What is generated."""
 
     prompt: torch.Tensor
     settings: EfficiencyConfig
+    shortening: tuple[Transform, ...] | None
+    """What was done to the dense model; None where that is not known."""
     on_run: Callable[[], None]
 
     def timings(self, models: Sequence[PreTrainedModel], shape: Shape, runs: int) -> list[list[Timing]]:
@@ -98,26 +70,38 @@ class Bench:
     def point(self, timings: Sequence[Timing], memory: dict[str, Any], shape: Shape) -> GenerationPoint:
         return GenerationPoint(**asdict(speed_of(timings, shape, self.settings.prompt_length)), **memory)
 
+    def compared(
+        self, dense: GenerationPoint, model: GenerationPoint, ratio: float, shares: TimeShares
+    ) -> EfficiencyPoint:
+        return EfficiencyPoint(
+            dense=dense,
+            model=model,
+            speed_up=ratio,
+            ideal_speed_up=shares.ideal_speed_up(self.shortening),
+            block_share=sum(block.whole for block in shares.blocks),
+            head_share=shares.head,
+        )
+
     def _generation(self, model: PreTrainedModel, shape: Shape, **options: bool) -> Callable[[], Timing]:
         return make_generation(model, self.prompt, shape, self.settings, on_run=self.on_run, **options)
 
 
-Found = tuple[Sequence[Measured], Sequence[Shape], Costs, Costs]
+Found = tuple[Sequence[EfficiencyPoint], Sequence[Shape], Footprint, Footprint]
 """What was measured of every shape that fits; those that do not; what the dense model and the other cost."""
 
 
 def both_in_turns(dense: PreTrainedModel, model: PreTrainedModel, bench: Bench) -> Found:
-    def measure(shape: Shape) -> Measured:
+    def measure(shape: Shape) -> EfficiencyPoint:
         timings = bench.timings((dense, model), shape, bench.settings.runs)
         shares = bench.shares(dense, shape)
         of_dense, of_model = (
             bench.point(runs, bench.memory(one, shape), shape)
             for one, runs in zip((dense, model), timings, strict=True)
         )
-        return Measured(dense=of_dense, model=of_model, speed_up=speed_up(*timings), shares=shares)
+        return bench.compared(of_dense, of_model, speed_up(*timings), shares)
 
     measured, left_out = _each_that_fits(shapes(bench.settings), measure)
-    return tuple(measured.values()), left_out, Costs.of(dense), Costs.of(model)
+    return tuple(measured.values()), left_out, footprint(dense), footprint(model)
 
 
 def one_by_one(load: Callable[[ModelRef], PreTrainedModel], dense: ModelRef, model: ModelRef, bench: Bench) -> Found:
@@ -125,10 +109,10 @@ def one_by_one(load: Callable[[ModelRef], PreTrainedModel], dense: ModelRef, mod
 
     def alone(
         ref: ModelRef, fitting: Sequence[Shape], measure: Callable[[PreTrainedModel, Shape], T]
-    ) -> tuple[dict[Shape, T], Costs]:
+    ) -> tuple[dict[Shape, T], Footprint]:
         loaded = load(ref)
         found, _ = _each_that_fits(fitting, partial(measure, loaded))
-        costs = Costs.of(loaded)
+        costs = footprint(loaded)
         del loaded
         if bench.settings.compile:
             torch.compiler.reset()  # its graphs hold memory
@@ -150,14 +134,8 @@ def one_by_one(load: Callable[[ModelRef], PreTrainedModel], dense: ModelRef, mod
     measured = []
     for shape, last in after.items():
         (early, shares, memory), (timings, own_memory) = before[shape], own[shape]
-        measured.append(
-            Measured(
-                dense=bench.point([*early, *last], memory, shape),
-                model=bench.point(timings, own_memory, shape),
-                speed_up=speed_up([*early, *last], timings),
-                shares=shares,
-            )
-        )
+        of_dense, of_model = bench.point([*early, *last], memory, shape), bench.point(timings, own_memory, shape)
+        measured.append(bench.compared(of_dense, of_model, speed_up([*early, *last], timings), shares))
     return measured, [shape for shape in every if shape not in after], dense_costs, costs
 
 

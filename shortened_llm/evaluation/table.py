@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel, GenerationSpeed, ServingScore
+from shortened_llm.records import EfficiencyScore, EvalScores, EvaluatedModel, Footprint, GenerationSpeed, ServingScore
 
 LONGEST_NAME = 24
 SPEED_TITLES = f"{'batch':>5} {'new':>5} {'latency s':>18} {'first token s':>13} {'tokens/s':>9}"
@@ -80,22 +80,23 @@ def _cells(scores: EvalScores) -> Iterator[tuple[str, str, str, str]]:
 
 def _speeds(score: EfficiencyScore) -> list[str]:
     lines = [
-        _footprint("dense", score.dense_weight_bytes, score.dense_kv_bytes_per_token, score.dense_flops_per_token),
-        _footprint("model", score.weight_bytes, score.kv_bytes_per_token, score.flops_per_token),
+        _footprint("dense", score.dense),
+        _footprint("model", score.model),
         f"{'':>5} {SPEED_TITLES} {'memory MiB':>10} {'blocks':>6} {'head':>6} {'speed-up':>8} {'ideal':>6}",
     ]
-    for index, (dense, own) in enumerate(zip(score.dense_points, score.points, strict=True)):
-        shares = f"{score.block_shares[index]:>6.1%} {score.head_shares[index]:>6.1%}"
-        ideal = score.ideal_speed_ups[index]
-        gains = f"{score.speed_ups[index]:>8.3f} {'-' if ideal is None else f'{ideal:.3f}':>6}"
+    for point in score.points:
+        dense, own, ideal = point.dense, point.model, point.ideal_speed_up
+        shares = f"{point.block_share:>6.1%} {point.head_share:>6.1%}"
+        gains = f"{point.speed_up:>8.3f} {'-' if ideal is None else f'{ideal:.3f}':>6}"
         lines.append(f"dense {_speed(dense)} {dense.peak_memory_bytes / 2**20:>10,.0f} {shares}")
         lines.append(f"model {_speed(own)} {own.peak_memory_bytes / 2**20:>10,.0f} {'':>13} {gains}")
     return lines
 
 
-def _footprint(model: str, weights: int, cache: int, flops: float) -> str:
+def _footprint(name: str, of: Footprint) -> str:
     return (
-        f"{model} weights {weights / 2**20:,.0f} MiB, cache {cache:,} bytes a token, {flops / 1e6:,.0f} MFLOPs a token"
+        f"{name} weights {of.weight_bytes / 2**20:,.0f} MiB, cache {of.kv_bytes_per_token:,} bytes a token, "
+        f"{of.flops_per_token / 1e6:,.0f} MFLOPs a token"
     )
 
 

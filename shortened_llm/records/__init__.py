@@ -7,8 +7,10 @@ from shortened_llm.records.codec import from_json, to_json
 from shortened_llm.records.data import TokenDataset, TokenMixture, TrainingData
 from shortened_llm.records.evaluation import (
     AgreementScore,
+    EfficiencyPoint,
     EfficiencyScore,
     EvalScores,
+    Footprint,
     GenerationPoint,
     GenerationSpeed,
     MetricScore,

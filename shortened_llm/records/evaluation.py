@@ -115,6 +115,35 @@ class GenerationPoint(GenerationSpeed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model costs in any shape of input."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    """Bytes of the cache, for each token of each sequence, within the window of blocks that have one."""
+    flops_per_token: float
+    """Operations of one forward pass, attention to the past left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficiencyPoint:
+    """A model and the dense one at one shape of input."""
+
+    dense: GenerationPoint
+    """From the same turns."""
+    model: GenerationPoint
+    speed_up: float
+    """Dense latency / latency, the median over the turns, so that what disturbs a run of one model does not count. The
+    ratio of the mean latencies may differ."""
+    ideal_speed_up: float | None
+    """Dense time / (dense time less the share of what was removed); None where that is not known."""
+    block_share: float
+    """Share of the dense model's time that its blocks take, 0 to 1."""
+    head_share: float
+    """Share that its head takes; embeddings and the loop around the model take the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EfficiencyScore:
     """What one model costs to run, measured in turns with the dense model in one process."""
 
@@ -122,27 +151,10 @@ class EfficiencyScore:
     """Fingerprint of the unit; on which machine, the protocol says alone."""
     protocol: str
     """Device, dtype, threads, prompt, runs and options, in words."""
-    points: tuple[GenerationPoint, ...]
+    points: tuple[EfficiencyPoint, ...]
     """By output length, then batch size; shapes that do not fit into memory are left out."""
-    dense_points: tuple[GenerationPoint, ...]
-    """Speed of the dense model, from the same turns and in the same order."""
-    weight_bytes: int
-    dense_weight_bytes: int
-    kv_bytes_per_token: int
-    """Bytes of the cache, for each token of each sequence, within the window of blocks that have one."""
-    dense_kv_bytes_per_token: int
-    flops_per_token: float
-    """Operations of one forward pass, attention to the past left out."""
-    dense_flops_per_token: float
-    block_shares: tuple[float, ...]
-    """For each point: share of the dense model's time that its blocks take, 0 to 1."""
-    head_shares: tuple[float, ...]
-    """Share that its head takes; embeddings and the loop around the model take the rest."""
-    ideal_speed_ups: tuple[float | None, ...]
-    """For each point: dense time / (dense time less the share of what was removed); None where that is not known."""
-    speed_ups: tuple[float, ...]
-    """For each point, measured: dense latency / latency, the median over the turns, so that what disturbs a run of one
-    model does not count. The ratio of the mean latencies may differ."""
+    dense: Footprint
+    model: Footprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from shortened_llm.records import EfficiencyScore, GenerationPoint
+from shortened_llm.records import EfficiencyScore, Footprint, GenerationPoint
 from shortened_llm.reporting.rows import TrialRow
 
 GIB = 2**30
@@ -13,8 +13,6 @@ MEASURES = (
     "latency", "latency_deviation", "time_to_first_token", "throughput", "peak_memory_bytes", "gpu_utilisation",
 )  # fmt: skip
 """What is measured of a model at one shape of input."""
-FOOTPRINT = ("weight_bytes", "kv_bytes_per_token", "flops_per_token")
-"""What a model weighs, whatever the shape of input."""
 Shape = tuple[int, int, int]
 """Batch size, prompt tokens, output tokens."""
 
@@ -42,8 +40,8 @@ class EfficiencyTable:
     protocol: str
     shapes: tuple[tuple[EfficiencyLine, ...], ...]
     """Lines of each shape, the smallest first."""
-    footprints: tuple[tuple[TrialRow | None, dict[str, float]], ...]
-    """Values by the names of `FOOTPRINT` for each model; the dense one first, as None."""
+    footprints: tuple[tuple[TrialRow | None, Footprint], ...]
+    """Of each model; the dense one first, as None."""
 
 
 def shape(point: GenerationPoint) -> Shape:
@@ -66,20 +64,22 @@ def measured_efficiency(rows: Sequence[TrialRow]) -> dict[tuple[str, str], dict[
 
 def shapes_of(scores: Sequence[EfficiencyScore]) -> list[Shape]:
     """Every shape that any of them has, the smallest first."""
-    return sorted({shape(point) for score in scores for point in score.points})
+    return sorted({shape(point.model) for score in scores for point in score.points})
 
 
 def lines_of(score: EfficiencyScore, row: TrialRow | None = None) -> dict[Shape, EfficiencyLine]:
     """The shapes of one model."""
     return {
-        shape(point): EfficiencyLine(row=row, point=point, speed_up=measured, ideal_speed_up=ideal)
-        for point, measured, ideal in zip(score.points, score.speed_ups, score.ideal_speed_ups, strict=True)
+        shape(one.model): EfficiencyLine(
+            row=row, point=one.model, speed_up=one.speed_up, ideal_speed_up=one.ideal_speed_up
+        )
+        for one in score.points
     }
 
 
 def dense_point(scores: Sequence[EfficiencyScore], of: Shape) -> GenerationPoint:
     """The dense model at one shape: the mean over the turns with each of the other models."""
-    points = [point for score in scores for point in score.dense_points if shape(point) == of]
+    points = [one.dense for score in scores for one in score.points if shape(one.dense) == of]
     means: dict[str, Any] = {}
     for name in MEASURES:
         known = [value for point in points if (value := getattr(point, name)) is not None]
@@ -97,20 +97,17 @@ def efficiency_tables(rows: Sequence[TrialRow]) -> tuple[EfficiencyTable, ...]:
         shapes = tuple(
             (_dense_line(scores, of), *(lines[of] for lines in of_models if of in lines)) for of in shapes_of(scores)
         )
-        dense = {name: getattr(scores[0], f"dense_{name}") for name in FOOTPRINT}
-        models = [
-            (by_number[number], {name: getattr(score, name) for name in FOOTPRINT})
-            for number, score in by_trial.items()
-        ]
-        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=((None, dense), *models)))
+        footprints = [(by_number[number], score.model) for number, score in by_trial.items()]
+        every = ((None, scores[0].dense), *footprints)
+        tables.append(EfficiencyTable(protocol=protocol, shapes=shapes, footprints=every))
     return tuple(tables)
 
 
 def _dense_line(scores: Sequence[EfficiencyScore], of: Shape) -> EfficiencyLine:
-    places = [(score, index) for score in scores for index, point in enumerate(score.points) if shape(point) == of]
+    points = [one for score in scores for one in score.points if shape(one.dense) == of]
     return EfficiencyLine(
         row=None,
         point=dense_point(scores, of),
-        block_share=fmean(score.block_shares[index] for score, index in places),
-        head_share=fmean(score.head_shares[index] for score, index in places),
+        block_share=fmean(one.block_share for one in points),
+        head_share=fmean(one.head_share for one in points),
     )

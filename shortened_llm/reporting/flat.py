@@ -38,10 +38,11 @@ Columns, always in this order:
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from shortened_llm.records import EvalScores
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.efficiency import FOOTPRINT, MEASURES, lines_of, shape, shape_name
+from shortened_llm.reporting.efficiency import MEASURES, shape, shape_name
 from shortened_llm.reporting.missing import missing_scores
 from shortened_llm.reporting.rows import TrialRow
 from shortened_llm.reporting.tasks import TaskSet, differences, task_columns, task_mean
@@ -151,21 +152,18 @@ def efficiency_cells(row: TrialRow) -> Cells:
     score, cells = row.trial.after.efficiency, Cells()
     if score is None:
         return cells
-    dense = {shape(point): point for point in score.dense_points}
-    for of, line in lines_of(score).items():
-        name = f"{shape_name(of)}:{score.protocol}"
+    for point in score.points:
+        name = f"{shape_name(shape(point.model))}:{score.protocol}"
         for measure in MEASURES:
-            cells[f"report_dense_{measure}:{name}"] = getattr(dense[of], measure)
-            cells[f"report_after_{measure}:{name}"] = getattr(line.point, measure)
-        cells[f"report_speed_up:{name}"] = line.speed_up
-        cells[f"report_ideal_speed_up:{name}"] = line.ideal_speed_up
-    for point, of_blocks, of_head in zip(score.points, score.block_shares, score.head_shares, strict=True):
-        name = f"{shape_name(shape(point))}:{score.protocol}"
-        cells[f"report_block_share:{name}"] = of_blocks
-        cells[f"report_head_share:{name}"] = of_head
-    for measure in FOOTPRINT:
-        cells[f"report_dense_{measure}:{score.protocol}"] = getattr(score, f"dense_{measure}")
-        cells[f"report_after_{measure}:{score.protocol}"] = getattr(score, measure)
+            cells[f"report_dense_{measure}:{name}"] = getattr(point.dense, measure)
+            cells[f"report_after_{measure}:{name}"] = getattr(point.model, measure)
+        cells[f"report_speed_up:{name}"] = point.speed_up
+        cells[f"report_ideal_speed_up:{name}"] = point.ideal_speed_up
+        cells[f"report_block_share:{name}"] = point.block_share
+        cells[f"report_head_share:{name}"] = point.head_share
+    for stage, footprint in (("dense", score.dense), ("after", score.model)):
+        for measure, value in asdict(footprint).items():
+            cells[f"report_{stage}_{measure}:{score.protocol}"] = value
     return cells
 
 

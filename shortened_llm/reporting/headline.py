@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shortened_llm.records import Bin, Experiment
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.columns import Measurements, ScoreColumn
-from shortened_llm.reporting.efficiency import GIB, lines_of, shape, shape_name
+from shortened_llm.reporting.efficiency import GIB, shape, shape_name
 from shortened_llm.reporting.rows import STATUSES, TrialRow, contenders
 from shortened_llm.reporting.tasks import TasksSection
 
@@ -151,17 +151,15 @@ def _efficiency(best: TrialRow) -> tuple[Fact, ...]:
     score = best.trial.after.efficiency
     if score is None or not score.points:
         return ()
-    shapes = lines_of(score)
-    small, large = min(shapes), max(shapes)
-    line = shapes[small]
-    own, dense = (
-        next(p.peak_memory_bytes for p in points if shape(p) == large) / GIB
-        for points in (score.points, score.dense_points)
+    *_, large = by_shape = sorted(score.points, key=lambda point: shape(point.model))
+    small = by_shape[0]
+    own, dense = large.model.peak_memory_bytes / GIB, large.dense.peak_memory_bytes / GIB
+    ideal = f"ideal {formats.times(small.ideal_speed_up)}; {shape_name(shape(small.model))}"
+    sizes = (
+        f"{formats.significant(own, 3)} against {formats.significant(dense, 3)} GiB; {shape_name(shape(large.model))}"
     )
-    ideal = f"ideal {formats.times(line.ideal_speed_up)}; {shape_name(small)}"
-    sizes = f"{formats.significant(own, 3)} against {formats.significant(dense, 3)} GiB; {shape_name(large)}"
     return (
-        Fact(about="speed", key=f"{formats.times(line.speed_up)} dense", also=ideal),
+        Fact(about="speed", key=f"{formats.times(small.speed_up)} dense", also=ideal),
         Fact(about="peak memory", key=f"{formats.times(own / dense)} dense", also=sizes),
     )
 

@@ -70,9 +70,9 @@ def _unmet(constraints: Constraints, experiment: Experiment, row: TrialRow) -> t
         found.append(f"{size / GB:.3g} GB, more than {constraints.max_bytes / GB:.3g}")
     if constraints.max_latency_ratio is not None:
         efficiency = row.trial.after.efficiency
-        if efficiency is None or not efficiency.speed_ups:
+        if efficiency is None or not efficiency.points:
             found.append("its latency was not measured")
-        elif (worst := 1 / min(efficiency.speed_ups)) > constraints.max_latency_ratio:
+        elif (worst := 1 / min(point.speed_up for point in efficiency.points)) > constraints.max_latency_ratio:
             limit = formats.times(constraints.max_latency_ratio)
             found.append(f"latency up to {formats.times(worst)} dense, more than {limit}")
     dense = {score.task: score for score in experiment.dense_report.tasks}

@@ -69,27 +69,20 @@ def kept_blocks(num_blocks: int, ratio: float) -> tuple[int, ...]:
 def print_table(score: EfficiencyScore) -> None:
     """Two lines a shape, the dense model first; seconds, tokens per second, MiB."""
     print(score.protocol)
-    for name, weights, cache, flops in (
-        ("dense", score.dense_weight_bytes, score.dense_kv_bytes_per_token, score.dense_flops_per_token),
-        ("pruned", score.weight_bytes, score.kv_bytes_per_token, score.flops_per_token),
-    ):
-        print(f"{name}: weights {weights / 2**20:.1f} MiB, cache {cache:,} B/token, {flops / 1e9:.3f} GFLOP/token")
+    for name, of in (("dense", score.dense), ("pruned", score.model)):
+        print(
+            f"{name}: weights {of.weight_bytes / 2**20:.1f} MiB, cache {of.kv_bytes_per_token:,} B/token, "
+            f"{of.flops_per_token / 1e9:.3f} GFLOP/token"
+        )
     print(
         f"{'batch':>5} {'new':>4} {'':6} {'latency':>8} {'+-':>6} {'first':>7} {'tokens/s':>9} {'MiB':>7} {'GPU':>5} "
         f"{'blocks':>7} {'head':>5} {'measured':>9} {'ideal':>6} {'ratio':>6}"
     )
-    rows = zip(
-        score.dense_points,
-        score.points,
-        score.block_shares,
-        score.head_shares,
-        score.speed_ups,
-        score.ideal_speed_ups,
-        strict=True,
-    )
-    for dense, point, blocks, head, measured, ideal in rows:
-        print(f"{_cells(dense, 'dense')} {blocks:7.1%} {head:5.1%}")
-        print(f"{_cells(point, 'pruned')} {'':7} {'':5} {measured:9.3f} {ideal:6.3f} {measured / ideal:6.3f}")
+    for point in score.points:
+        measured, ideal = point.speed_up, point.ideal_speed_up
+        assert ideal is not None, "what was removed is known"
+        print(f"{_cells(point.dense, 'dense')} {point.block_share:7.1%} {point.head_share:5.1%}")
+        print(f"{_cells(point.model, 'pruned')} {'':7} {'':5} {measured:9.3f} {ideal:6.3f} {measured / ideal:6.3f}")
 
 
 def _cells(point: GenerationPoint, name: str) -> str:

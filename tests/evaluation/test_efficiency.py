@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -33,7 +34,15 @@ from shortened_llm.models.cpu import one_thread
 from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.models.load import load_model, loaded_bytes
-from shortened_llm.records import EfficiencyScore, ModelRef, SublayersTransform, WidthsTransform, from_json, to_json
+from shortened_llm.records import (
+    EfficiencyScore,
+    GenerationPoint,
+    ModelRef,
+    SublayersTransform,
+    WidthsTransform,
+    from_json,
+    to_json,
+)
 from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
 
@@ -67,12 +76,20 @@ def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def both(score: EfficiencyScore) -> tuple[list[GenerationPoint], list[GenerationPoint]]:
+    """The points of the dense model, and those of the other."""
+    return [point.dense for point in score.points], [point.model for point in score.points]
+
+
+def shapes_of(points: list[GenerationPoint]) -> list[tuple[int, int]]:
+    return [(point.batch_size, point.output_tokens) for point in points]
+
+
 def test_every_shape_is_measured_for_both_in_turns(tiny_model: ModelRef, generate_calls: list[int]) -> None:
     score = measure(tiny_model, tiny_model.view(keeping(KEPT)))
-    shapes = [(point.batch_size, point.output_tokens) for point in score.points]
-    assert shapes == [(1, 2), (3, 2), (1, 6), (3, 6)]
-    assert shapes == [(point.batch_size, point.output_tokens) for point in score.dense_points]
-    for point in (*score.points, *score.dense_points):
+    for points in both(score):
+        assert shapes_of(points) == [(1, 2), (3, 2), (1, 6), (3, 6)]
+    for point in chain(*both(score)):
         assert 0 < point.time_to_first_token < point.latency
         assert point.throughput == pytest.approx(point.batch_size * point.output_tokens / point.latency)
         assert point.prompt_tokens == 12
@@ -91,8 +108,8 @@ def test_one_model_at_a_time_where_memory_holds_no_two(
     view = tiny_model.view(keeping(KEPT))
     in_turns = measure(tiny_model, view)
     generate_calls.clear()
-    both = loaded_bytes(tiny_model, "float32") + loaded_bytes(view, "float32")
-    monkeypatch.setattr(efficiency, "free_memory", lambda device, num_gpus: both)  # no room for caches
+    room = loaded_bytes(tiny_model, "float32") + loaded_bytes(view, "float32")
+    monkeypatch.setattr(efficiency, "free_memory", lambda device, num_gpus: room)  # no room for caches
     alive: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
     counts = []
 
@@ -104,26 +121,26 @@ def test_one_model_at_a_time_where_memory_holds_no_two(
 
     monkeypatch.setattr(efficiency, "load_model", load)
     score = measure(tiny_model, view)
-    shape = [(point.batch_size, point.output_tokens) for point in score.points]
-    assert shape == [(point.batch_size, point.output_tokens) for point in in_turns.points]
-    assert shape == [(point.batch_size, point.output_tokens) for point in score.dense_points]
+    for points in both(score):
+        assert shapes_of(points) == shapes_of(both(in_turns)[1])
     # A warm-up, two of three runs, three under hooks and one for memory; a warm-up and three runs of the other and one
     # for its memory; a warm-up and the last run.
     assert generate_calls == 4 * 7 * [8] + 4 * 5 * [5] + 4 * 2 * [8]
     assert "one model in memory" in score.protocol
     assert "in turns" in in_turns.protocol
-    assert (score.weight_bytes, score.dense_weight_bytes) == (in_turns.weight_bytes, in_turns.dense_weight_bytes)
-    assert score.flops_per_token < score.dense_flops_per_token
+    assert (score.model, score.dense) == (in_turns.model, in_turns.dense)
+    assert score.model.flops_per_token < score.dense.flops_per_token
     assert counts == [1, 1, 1]
 
 
 def test_the_ideal_speed_up_is_one_without_removal(tiny_model: ModelRef) -> None:
     settings = SMALL.model_copy(update={"batch_sizes": (2,)})
     whole, view = (measure(tiny_model, model, settings) for model in (tiny_model, tiny_model.view(keeping(KEPT))))
-    assert whole.ideal_speed_ups == (1.0, 1.0)
-    assert all(ideal > 1 for ideal in view.ideal_speed_ups)
-    for blocks, head in zip(view.block_shares, view.head_shares, strict=True):
-        assert 0 < head < head + blocks < 1
+    assert [point.ideal_speed_up for point in whole.points] == [1.0, 1.0]
+    for point in view.points:
+        assert point.ideal_speed_up is not None
+        assert point.ideal_speed_up > 1
+        assert 0 < point.head_share < point.head_share + point.block_share < 1
 
 
 def test_the_speed_up_is_the_median_over_the_turns(tiny_model: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +156,9 @@ def test_the_speed_up_is_the_median_over_the_turns(tiny_model: ModelRef, monkeyp
     monkeypatch.setattr(GenerationMixin, "generate", generate)
     settings = EfficiencyConfig(batch_sizes=1, output_lengths=1, runs=3, warmups=0)
     score = measure(tiny_model, tiny_model.view(keeping(KEPT)), settings)
-    assert score.dense_points[0].latency > 1
-    assert score.dense_points[0].latency_deviation > 1
-    assert 0.3 < score.speed_ups[0] < 0.9
+    assert score.points[0].dense.latency > 1
+    assert score.points[0].dense.latency_deviation > 1
+    assert 0.3 < score.points[0].speed_up < 0.9
 
 
 def test_bytes_and_flops_by_straight_formulas(tiny_model: ModelRef) -> None:
@@ -150,13 +167,11 @@ def test_bytes_and_flops_by_straight_formulas(tiny_model: ModelRef) -> None:
     )
     hidden, intermediate, heads, kv_heads, head_dim, vocabulary = 128, 352, 4, 2, 32, 257
     matrices = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
-    for blocks, weights, cache, flops in (
-        (8, score.dense_weight_bytes, score.dense_kv_bytes_per_token, score.dense_flops_per_token),
-        (5, score.weight_bytes, score.kv_bytes_per_token, score.flops_per_token),
-    ):
-        assert cache == blocks * 2 * kv_heads * head_dim * 4
-        assert flops == 2 * (blocks * matrices + vocabulary * hidden)  # the tied embedding multiplies as the head
-        assert weights == 4 * (blocks * (matrices + 2 * hidden) + vocabulary * hidden + hidden)
+    for blocks, found in ((8, score.dense), (5, score.model)):
+        assert found.kv_bytes_per_token == blocks * 2 * kv_heads * head_dim * 4
+        # The tied embedding multiplies as the head.
+        assert found.flops_per_token == 2 * (blocks * matrices + vocabulary * hidden)
+        assert found.weight_bytes == 4 * (blocks * (matrices + 2 * hidden) + vocabulary * hidden + hidden)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +222,9 @@ def test_new_tokens_are_forced_where_the_model_would_stop(tiny_model: ModelRef, 
 def test_cache(static: bool, kind: str, tiny_model: ModelRef) -> None:
     settings = EfficiencyConfig(batch_sizes=2, output_lengths=(8, 4), runs=2, warmups=1, static_cache=static)
     score = measure(tiny_model, tiny_model.view(keeping(KEPT)), settings)
-    assert [point.output_tokens for point in score.points] == [4, 8]
+    assert [point.model.output_tokens for point in score.points] == [4, 8]
     assert f"{'static' if static else 'dynamic'} cache" in score.protocol
-    assert score.kv_bytes_per_token == 5 * 2 * 2 * 32 * 4
+    assert score.model.kv_bytes_per_token == 5 * 2 * 2 * 32 * 4
 
     model = only_greedy(load_model(tiny_model, "float32"))
     prompt = prompt_tokens(load_tokenizer(model_directory(tiny_model)), 12)
@@ -227,9 +242,8 @@ def test_a_shape_beyond_memory_is_left_out_for_both_with_the_larger_ones(
 ) -> None:
     settings = EfficiencyConfig(batch_sizes=(2 * 10**13, 1, 10**13), output_lengths=(2, 4), runs=1, warmups=0)
     score = measure_efficiency(tiny_model, tiny_model.view(keeping(KEPT)), settings, dtype="float32", device="cpu")
-    for points in (score.points, score.dense_points):
-        assert [(point.batch_size, point.output_tokens) for point in points] == [(1, 2), (1, 4)]
-    assert len(score.ideal_speed_ups) == len(score.speed_ups) == 2
+    for points in both(score):
+        assert shapes_of(points) == [(1, 2), (1, 4)]
     assert sum("does not fit" in line for line in logged.messages) == 1  # what is larger is not tried
     assert score.protocol.count("0000 x 2 new tokens") == score.protocol.count("0000 x 4 new tokens") == 2
 
@@ -253,8 +267,13 @@ def test_a_model_of_unknown_origin_has_no_ideal_speed_up(tiny_model: ModelRef, t
     load_model(tiny_model.view(keeping(KEPT)), "float32").save_pretrained(tmp_path / "retrained")
     retrained = reference_to(tmp_path / "retrained")
     settings = EfficiencyConfig(batch_sizes=1, output_lengths=4, runs=2, warmups=1)
-    assert measure(tiny_model, replace(retrained, origin=keeping(KEPT)), settings).ideal_speed_ups[0] > 1
-    assert measure(tiny_model, replace(retrained, origin=None), settings).ideal_speed_ups == (None,)
+    known, unknown = (
+        measure(tiny_model, replace(retrained, origin=origin), settings).points[0].ideal_speed_up
+        for origin in (keeping(KEPT), None)
+    )
+    assert known is not None
+    assert known > 1
+    assert unknown is None
 
 
 def test_shares_are_those_of_the_slow_parts(tiny_model: ModelRef) -> None:

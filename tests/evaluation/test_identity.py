@@ -21,7 +21,7 @@ from shortened_llm.evaluation.units import (
     unit_fingerprint,
 )
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import EfficiencyScore, ModelRef
+from shortened_llm.records import EfficiencyScore, Footprint, ModelRef
 from shortened_llm.storage.store import Store
 from tests.conftest import keeping
 
@@ -134,10 +134,7 @@ def test_each_option_of_a_task_counts(change: dict) -> None:
 def test_speed_is_never_read_back(local_store: Store) -> None:
     """It is of a machine, which no identity knows."""
     unit = EfficiencyUnit(settings=EfficiencyConfig(), dense=MODEL)
-    score = EfficiencyScore(
-        unit="", protocol="", points=(), dense_points=(), weight_bytes=1, dense_weight_bytes=2, kv_bytes_per_token=1,
-        dense_kv_bytes_per_token=2, flops_per_token=1, dense_flops_per_token=2, block_shares=(), head_shares=(),
-        ideal_speed_ups=(), speed_ups=(),
-    )  # fmt: skip
+    of_model = Footprint(weight_bytes=1, kv_bytes_per_token=1, flops_per_token=1)
+    score = EfficiencyScore(unit="", protocol="", points=(), dense=of_model, model=of_model)
     local_store.write("evaluations", key(unit), score, identity={}, parents=())
     assert read_score(MODEL, unit, local_store, "float32") is None

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from shortened_llm.evaluation.table import comparison_table
 from shortened_llm.records import (
+    EfficiencyPoint,
     EfficiencyScore,
     EvalScores,
     EvaluatedModel,
+    Footprint,
     GenerationPoint,
     MissingScore,
     ModelRef,
@@ -59,10 +61,16 @@ def test_speeds_stand_beside_those_of_the_same_turns() -> None:
         )  # fmt: skip
 
     speeds = EfficiencyScore(
-        unit="speed", protocol="CPU", points=(point(0.5),), dense_points=(point(0.8),), weight_bytes=2 * 2**20,
-        dense_weight_bytes=3 * 2**20, kv_bytes_per_token=20, dense_kv_bytes_per_token=30, flops_per_token=2e6,
-        dense_flops_per_token=3e6, block_shares=(0.75,), head_shares=(0.2,), ideal_speed_ups=(1.5,), speed_ups=(1.6,),
-    )  # fmt: skip
+        unit="speed",
+        protocol="CPU",
+        points=(
+            EfficiencyPoint(
+                dense=point(0.8), model=point(0.5), speed_up=1.6, ideal_speed_up=1.5, block_share=0.75, head_share=0.2
+            ),
+        ),
+        dense=Footprint(weight_bytes=3 * 2**20, kv_bytes_per_token=30, flops_per_token=3e6),
+        model=Footprint(weight_bytes=2 * 2**20, kv_bytes_per_token=20, flops_per_token=2e6),
+    )
     one = model("pruned")
     lines = comparison_table([replace(one, report=EvalScores(efficiency=speeds))]).splitlines()
     assert lines[-5].startswith("dense weights 3 MiB, cache 30 bytes a token, 3 MFLOPs a token")

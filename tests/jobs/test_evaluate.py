@@ -48,8 +48,8 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
     assert pruned.report.agreement[0].kl > dense.report.agreement[0].kl == 0
     speed = pruned.report.efficiency
     assert speed is not None
-    assert speed.weight_bytes < speed.dense_weight_bytes
-    assert speed.ideal_speed_ups[0] > 1
+    assert speed.model.weight_bytes < speed.dense.weight_bytes
+    assert (speed.points[0].ideal_speed_up or 0) > 1
     assert f"{pruned.report.perplexity[0].perplexity:.4f}" in done.stderr
     assert len(json.loads((tmp_path / "out/scores.json").read_text())) == 2
     assert any(line.split()[-2:] == ["by", "hand"] for line in done.stderr.splitlines()), "the heading of its column"

@@ -10,9 +10,11 @@ import numpy as np
 from shortened_llm.records import (
     AgreementScore,
     Cut,
+    EfficiencyPoint,
     EfficiencyScore,
     EvalScores,
     Experiment,
+    Footprint,
     GenerationPoint,
     MetricScore,
     MissingScore,
@@ -576,23 +578,30 @@ def efficiency(kept: int, *, device: str = "NVIDIA H200, bfloat16") -> Efficienc
             gpu_utilisation=min(0.98, 0.6 + batch / 200),
         )
 
-    points = tuple(point(batch, tokens, kept) for batch, tokens in SHAPES)
-    dense_points = tuple(point(batch, tokens, NUM_BLOCKS) for batch, tokens in SHAPES)
+    def footprint(blocks: int) -> Footprint:
+        return Footprint(
+            weight_bytes=2 * (OTHER_PARAMETERS + blocks * BLOCK_PARAMETERS),
+            kv_bytes_per_token=768 * blocks,
+            flops_per_token=2.0 * (OTHER_PARAMETERS + blocks * BLOCK_PARAMETERS),
+        )
+
+    pairs = [(point(batch, tokens, NUM_BLOCKS), point(batch, tokens, kept)) for batch, tokens in SHAPES]
     return EfficiencyScore(
         unit="efficiency",
         protocol=f"{device}, prompt of 12 tokens, 20 runs after 10 warm-ups, in turns with the dense model",
-        points=points,
-        dense_points=dense_points,
-        weight_bytes=2 * (OTHER_PARAMETERS + kept * BLOCK_PARAMETERS),
-        dense_weight_bytes=2 * (OTHER_PARAMETERS + NUM_BLOCKS * BLOCK_PARAMETERS),
-        kv_bytes_per_token=768 * kept,
-        dense_kv_bytes_per_token=768 * NUM_BLOCKS,
-        flops_per_token=2.0 * (OTHER_PARAMETERS + kept * BLOCK_PARAMETERS),
-        dense_flops_per_token=2.0 * (OTHER_PARAMETERS + NUM_BLOCKS * BLOCK_PARAMETERS),
-        block_shares=(0.96,) * len(SHAPES),
-        head_shares=(0.03,) * len(SHAPES),
-        speed_ups=tuple(dense.latency / own.latency for dense, own in zip(dense_points, points, strict=True)),
-        ideal_speed_ups=(1 / (1 - 0.96 * (1 - kept / NUM_BLOCKS)),) * len(SHAPES),
+        points=tuple(
+            EfficiencyPoint(
+                dense=dense,
+                model=own,
+                speed_up=dense.latency / own.latency,
+                ideal_speed_up=1 / (1 - 0.96 * (1 - kept / NUM_BLOCKS)),
+                block_share=0.96,
+                head_share=0.03,
+            )
+            for dense, own in pairs
+        ),
+        dense=footprint(NUM_BLOCKS),
+        model=footprint(kept),
     )
 
 

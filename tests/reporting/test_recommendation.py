@@ -68,7 +68,11 @@ def test_losses_by_other_metrics_recommend_nothing() -> None:
 def test_latency_is_the_worst_of_all_shapes() -> None:
     full = everything()
     best = [row for row in trial_rows(full) if row.is_best]
-    worst = {row.number: 1 / min(row.trial.after.efficiency.speed_ups) for row in best if row.trial.after.efficiency}
+    worst = {
+        row.number: 1 / min(point.speed_up for point in row.trial.after.efficiency.points)
+        for row in best
+        if row.trial.after.efficiency
+    }
     assert len(worst) == len(best) > 1
     (fastest, *_) = sorted(worst, key=lambda number: worst[number])
     _, found = under(replace(NO_LIMIT, max_latency_ratio=worst[fastest] + 1e-6), full)

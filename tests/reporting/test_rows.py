@@ -129,7 +129,7 @@ def test_headline_has_the_price_in_tasks_speed_and_memory_where_they_were_measur
     assert first.best is not None
     assert first.best.trial.after.efficiency is not None
     score = first.best.trial.after.efficiency
-    ratio = score.points[-1].peak_memory_bytes / score.dense_points[-1].peak_memory_bytes
+    ratio = score.points[-1].model.peak_memory_bytes / score.points[-1].dense.peak_memory_bytes
     assert plain(facts["peak memory"].key) == f"{ratio:.2f} × dense"
 
 

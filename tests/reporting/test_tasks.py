@@ -146,8 +146,10 @@ def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns
     first, second = efficiency(24), efficiency(18)
     slower = replace(
         second,
-        dense_points=tuple(replace(point, latency=2 * point.latency) for point in second.dense_points),
-        speed_ups=tuple(2 * speed_up for speed_up in second.speed_ups),
+        points=tuple(
+            replace(point, dense=replace(point.dense, latency=2 * point.dense.latency), speed_up=2 * point.speed_up)
+            for point in second.points
+        ),
     )
     trials = tuple(
         replace(one, after=EvalScores(efficiency=score))
@@ -156,17 +158,17 @@ def test_speed_up_is_of_the_same_turns_and_the_dense_line_is_the_mean_over_turns
     view = report_view(replace(experiment(), trials=trials))
     (table,) = efficiency_tables(view.rows)
     dense, *models = table.shapes[0]
-    assert dense.point.latency == pytest.approx(1.5 * first.dense_points[0].latency)
+    assert dense.point.latency == pytest.approx(1.5 * first.points[0].dense.latency)
     assert (dense.block_share, dense.head_share) == (
-        pytest.approx((first.block_shares[0] + second.block_shares[0]) / 2),
-        pytest.approx((first.head_shares[0] + second.head_shares[0]) / 2),
+        pytest.approx((first.points[0].block_share + second.points[0].block_share) / 2),
+        pytest.approx((first.points[0].head_share + second.points[0].head_share) / 2),
     )
-    assert [footprint["weight_bytes"] for _, footprint in table.footprints] == [
-        first.dense_weight_bytes, *sorted((first.weight_bytes, second.weight_bytes), reverse=True),
+    assert [footprint.weight_bytes for _, footprint in table.footprints] == [
+        first.dense.weight_bytes, *sorted((first.model.weight_bytes, second.model.weight_bytes), reverse=True),
     ]  # fmt: skip
     by_size = {line.row.plan.size.blocks: line for line in models if line.row}
-    assert by_size[24].speed_up == pytest.approx(first.dense_points[0].latency / first.points[0].latency)
-    assert by_size[18].speed_up == pytest.approx(2 * second.dense_points[0].latency / second.points[0].latency)
+    assert by_size[24].speed_up == pytest.approx(first.points[0].dense.latency / first.points[0].model.latency)
+    assert by_size[18].speed_up == pytest.approx(2 * second.points[0].dense.latency / second.points[0].model.latency)
     assert [(lines[0].point.batch_size, lines[0].point.output_tokens) for lines in table.shapes] == [
         (1, 128), (1, 512), (8, 128), (8, 512), (64, 128), (64, 512),
     ]  # fmt: skip
@@ -202,7 +204,7 @@ def test_csv_has_every_new_score_under_its_protocol() -> None:
     assert float(kl) == own.agreement[0].kl
     assert own.efficiency is not None
     shape = f"batch 1, 128 tokens out:{own.efficiency.protocol}"
-    assert float(best[f"report_after_latency:{shape}"]) == own.efficiency.points[0].latency
+    assert float(best[f"report_after_latency:{shape}"]) == own.efficiency.points[0].model.latency
     missing = [row["missing_scores"] for row in rows if row["missing_scores"]]
     assert missing == ["task hellaswag: OutOfMemoryError: asked for 3.1 GiB at batch size 1"]
     unmeasured = next(row for row in rows if row["status"] == "waiting")
