@@ -1,6 +1,7 @@
 """The schema: what is refused, in which words, and what counts as a change."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -480,3 +481,17 @@ def test_a_task_s_name_stays_in_its_directory(tiny_values: dict, task: str) -> N
     tiny_values["evaluation"]["report"]["tasks"] = [task]
     with pytest.raises(BadInputError, match=r"tasks\.0"):
         parse_config(tiny_values)
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"unit": "block", "criteria": ["ppl"]},
+        {"unit": "width", "criteria": ["flap"]},
+        {"unit": "weight", "criteria": ["wanda"]},
+    ],
+)
+def test_a_configuration_travels_between_processes(pruning: dict, tiny_values: dict) -> None:
+    tiny_values["search"]["of"] = {"block": "blocks", "width": "parameters", "weight": "nonzero"}[pruning["unit"]]
+    config = parse_config(tiny_values | {"pruning": pruning})
+    assert pickle.loads(pickle.dumps(config)) == config

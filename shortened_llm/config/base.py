@@ -89,7 +89,7 @@ def with_options(base: type[Section], name: str, options: Mapping[str, type[Base
         name: (kind, Field(kind(), description=" ".join((kind.__doc__ or "").split())))
         for name, kind in options.items()
     }
-    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
+    return create_model(name, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
 
 
 class Runtime:
