@@ -41,7 +41,7 @@ class EfficiencyTable:
     shapes: tuple[tuple[EfficiencyLine, ...], ...]
     """Lines of each shape, the smallest first."""
     footprints: tuple[tuple[TrialRow | None, Footprint], ...]
-    """Of each model; the dense one first, as None."""
+    """What each model costs; the dense one first, as None."""
 
 
 def shape(point: GenerationPoint) -> Shape:
