@@ -102,6 +102,12 @@ class TrialSpec:
         return self.chain[-1].settings if self.recipes else ""
 
     @property
+    def row(self) -> tuple[str, str | None, bool]:
+        """What sets it apart among the trials of an experiment: a control or a trial of equal seconds may share its
+        result with a candidate."""
+        return self.fingerprint, self.control, self.equal_seconds
+
+    @property
     def learning_rate(self) -> float | None:
         """At the peak of the last run; None where nothing is trained."""
         return self.chain[-1].learning_rate if self.recipes else None

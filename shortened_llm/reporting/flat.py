@@ -17,7 +17,7 @@ Columns, always in this order:
   `search_metric` and `search_loss`: what the search minimises, a metric of which more is better negated;
   `selection_texts`: those texts and their protocols, separated by `;`: means of other texts cannot be compared;
 - `missing_scores`: what could not be measured and why, separated by `;`;
-- what was done to the dense model, each column only where a trial has it: `kept_blocks`, `removed_blocks`,
+- what was done to the dense model, each column only where a trial has it: blocks that were kept, `removed_blocks`,
   `removed_attention` and `removed_mlp` as indices in the dense model, separated by spaces; `kept_kv_heads` and
   `kept_channels` of a block, such as `2 of 3`; `recomputed` and `zero_weights` in words;
 - per score `<role>_<stage>_<metric>:<source>:<protocol>`, where role is selection or report and stage is dense, before

@@ -151,8 +151,7 @@ def _efficiency(best: TrialRow) -> tuple[Fact, ...]:
     score = best.trial.after.efficiency
     if score is None or not score.points:
         return ()
-    *_, large = by_shape = sorted(score.points, key=lambda point: shape(point.model))
-    small = by_shape[0]
+    small, large = (extreme(score.points, key=lambda point: shape(point.model)) for extreme in (min, max))
     own, dense = large.model.peak_memory_bytes / GIB, large.dense.peak_memory_bytes / GIB
     ideal = f"ideal {formats.times(small.ideal_speed_up)}; {shape_name(shape(small.model))}"
     sizes = (

@@ -88,11 +88,9 @@ def _rankings(experiment: Experiment) -> tuple[UnitScores | WidthScores, ...]:
     return (*found, *experiment.width_scores)
 
 
-def _row(trial: ReportedTrial) -> tuple[str, str | None, bool, Objective]:
-    """What sets a row apart: a control or a trial of equal seconds may share its result with a candidate, and a model
-    may be compared by two metrics."""
-    spec = trial.spec
-    return spec.fingerprint, spec.control, spec.equal_seconds, spec.objective
+def _row(trial: ReportedTrial) -> tuple[object, Objective]:
+    """What sets a row apart: a model may be compared by two metrics."""
+    return trial.spec.row, trial.spec.objective
 
 
 def _both(first: str | None, second: str | None, name: str) -> str:

@@ -94,9 +94,9 @@ class Proposals:
 
     def _ask(self, strategy: Strategy) -> bool:
         """Take what the strategy proposes; returns whether any of it is new."""
-        known = {(spec.fingerprint, spec.control, spec.equal_seconds) for spec in self.specs}
+        known = {spec.row for spec in self.specs}
         proposed = strategy(self._space, self._candidates, self.outcomes)
-        new = [spec for spec in proposed if (spec.fingerprint, spec.control, spec.equal_seconds) not in known]
+        new = [spec for spec in proposed if spec.row not in known]
         if not new:
             return False
         first, total = len(self.specs) + 1, len(self.specs) + len(new)
