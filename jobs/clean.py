@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         print(table(found))
         print(f"nothing was removed; to do so: python -m jobs.clean {flags.storage} --remove" if found else "")
         return
-    with hold_lease(cleaning_url(store.url)):  # no search begins meanwhile, and nobody else removes anything
-        found = find_unneeded(store, min_age=min_age)
+    with hold_lease(cleaning_url(store.url)) as lease:  # no search begins meanwhile, and nobody else removes anything
+        found = find_unneeded(store, min_age=min_age, now=lease.now())
         print(table(found))
         remove(store, found)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")

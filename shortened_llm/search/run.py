@@ -88,7 +88,8 @@ def run_search(config: ExperimentConfig, facts: Facts, store: Store, capacity: C
 
 
 def _drop_checkpoints(config: ExperimentConfig, prepared: Prepared, proposals: Proposals, store: Store) -> None:
-    """Delete the optimiser state of trials that no longer one will continue, unless the user keeps it."""
+    """Delete the states of runs that no trial of this search will continue, unless the user keeps them. Another search
+    in the same storage that would have continued one trains that run anew."""
     if not config.search.rungs or config.retraining.keep_stable_checkpoint:
         return
     space, search = prepared.space, config.search

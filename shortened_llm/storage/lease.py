@@ -72,6 +72,10 @@ class Lease:
         self._thread.start()
         return True
 
+    def now(self) -> datetime.datetime:
+        """The time by the clock of the store, at the latest renewal: seconds ago."""
+        return modified(self._object_url(self._number))
+
     def release(self) -> None:
         """Stop renewing and let the next driver in at once."""
         self._released.set()
@@ -152,15 +156,19 @@ def hold_lease(
         lease.release()
 
 
-def holder(experiment_url: str) -> str | None:
-    """The owner of the lease, where it seems to be alive: it has renewed its lease lately, by the clocks of the store
-    and of this machine. A look at one moment, for people; who wants the experiment watches, see `hold_lease`."""
+def holder(experiment_url: str, now: datetime.datetime | None = None) -> str | None:
+    """The owner of the lease, where it seems to be alive: it has renewed its lease lately. A look at one moment; who
+    wants the experiment watches, see `hold_lease`.
+
+    Args:
+        now: by the clock of the store, see `Lease.now`; by this machine's, which may be off, unless given.
+    """
     url = join(experiment_url, LEASE)
     last = _numbers(url)[-1:]
     held = _read(object_url := join(url, f"{last[0]:08d}.json")) if last else None
     if held is None or held["state"] == "released":
         return None
-    age = datetime.datetime.now(datetime.UTC) - modified(object_url)
+    age = (now or datetime.datetime.now(datetime.UTC)) - modified(object_url)
     return held["owner"] if age.total_seconds() < EXPIRY_SECONDS else None
 
 

@@ -11,6 +11,7 @@ import pytest
 import s3fs
 import yaml
 
+from jobs.evaluate import main
 from shortened_llm.models.export import export_view
 from shortened_llm.records import EvaluatedModel, ModelRef, from_json
 from tests.conftest import keeping
@@ -72,14 +73,13 @@ def test_a_pruned_model_is_scored_beside_the_dense_one(
     ],
 )
 def test_bad_input_costs_nothing(
-    arguments: list[str], changes: dict, words: list[str], tiny_values: dict, tmp_path: Path
+    arguments: list[str], changes: dict, words: list[str], tiny_values: dict, tmp_path: Path, command: Callable
 ) -> None:
     tiny_values["evaluation"]["report"] |= changes
-    done = evaluate(tmp_path, tiny_values, *arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = command(main, *arguments)
+    assert code == 2, err
     for word in words:
-        assert word in done.stderr
+        assert word in err
     assert not (tmp_path / "results").exists()
 
 
@@ -96,21 +96,21 @@ def test_bad_input_costs_nothing(
     ],
 )
 def test_a_model_that_cannot_be_scored_costs_nothing(
-    damage: Callable[[Path], object], words: list[str], tiny_model: ModelRef, tiny_values: dict, tmp_path: Path
+    damage: Callable[[Path], object], words: list[str], tiny_model: ModelRef, tmp_path: Path, command: Callable
 ) -> None:
     directory = tmp_path / "pruned"
     export_view(tiny_model.view(keeping((0, 1, 4, 5, 6, 7))), directory, "float32")
     damage(directory)
-    done = evaluate(tmp_path, tiny_values, "--candidate", str(directory))
-    assert done.returncode == 2, done.stderr
+    code, _, err = command(main, "--candidate", str(directory))
+    assert code == 2, err
     for word in words:
-        assert word in done.stderr
+        assert word in err
     assert not (tmp_path / "results").exists()
 
 
-def test_an_output_that_is_a_file_costs_nothing(tiny_values: dict, tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_costs_nothing(tmp_path: Path, command: Callable) -> None:
     (tmp_path / "out").write_text("")
-    done = evaluate(tmp_path, tiny_values, "--output", str(tmp_path / "out"))
-    assert done.returncode == 2, done.stderr
-    assert "--output" in done.stderr
+    code, _, err = command(main, "--output", str(tmp_path / "out"))
+    assert code == 2, err
+    assert "--output" in err
     assert not (tmp_path / "results").exists()

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import s3fs
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.storage.lease import Lease, LeaseLostError, StorageLostError, hold_lease
+from shortened_llm.storage.lease import Lease, LeaseLostError, StorageLostError, hold_lease, holder
 from shortened_llm.storage.retry import OUTAGE_SECONDS
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join, list_names, read_bytes
@@ -45,6 +46,17 @@ def test_a_dead_owner_is_waited_for(store: Store) -> None:
     started = time.monotonic()
     with hold_lease(store.url, expiry_seconds=EXPIRY):
         assert EXPIRY * 0.9 < time.monotonic() - started < EXPIRY * 4
+
+
+def test_a_store_whose_clock_is_off_tells_who_is_alive(local_store: Store) -> None:
+    """By another lease of the same store, as the removal of what nobody needs has one."""
+    with hold_lease(local_store.url) as search, hold_lease(join(local_store.url, "cleaning")) as cleaning:
+        files = list(Path(local_store.url).rglob("lease/*.json"))
+        assert len(files) == 2
+        for file in files:
+            os.utime(file, (hour_ago := time.time() - 3600, hour_ago))
+        assert holder(local_store.url) is None
+        assert holder(local_store.url, cleaning.now()) == search.owner
 
 
 def test_an_owner_that_lost_its_lease_notices(store: Store) -> None:

@@ -73,7 +73,7 @@ def own_experiment(store: Store, name: str) -> Iterator[str]:
         BadInputError: while another driver runs it, or something is being removed from the storage.
     """
     with hold_lease(store.experiment_url(name)) as lease:
-        if holder(cleaning_url(store.url)):
+        if holder(cleaning_url(store.url), lease.now()):
             raise BadInputError(
                 f"storage.url: jobs.clean is removing what {store.url} does not need, which might be needed from now "
                 "on; wait until it is done"

@@ -73,14 +73,19 @@ class _Experiment:
         return self.planned and not self.held and self.trials <= set(trials) and self.runs <= set(runs)
 
 
-def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded]:
+def find_unneeded(store: Store, *, min_age: datetime.timedelta, now: datetime.datetime | None = None) -> list[Unneeded]:
     """What may be removed from a storage, by kind and path.
+
+    Args:
+        min_age: since something was last written; what is younger is left alone.
+        now: by the clock of the storage, see `Lease.now`; by this machine's, which may be off, unless given.
 
     Raises:
         BadInputError: a record cannot be read, so that what it needs is not known.
     """
+    now = now or datetime.datetime.now(datetime.UTC)
     files = find_files(store.url)
-    experiments, records = _experiments(store, files), read_records(store, files)
+    experiments, records = _experiments(store, files, now), read_records(store, files)
     done = [_fingerprints(records, kind) for kind in (TRIALS, RETRAINED)]
     needed = _needed(records, experiments, [one for one in experiments if not one.is_finished(*done)])
     kept = [record.text for record in records if record.fingerprint in needed]
@@ -103,7 +108,7 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta) -> list[Unneeded
     if all(one.is_finished(*done) for one in experiments):
         stable = {path: files for path, files in places.items() if path.startswith(f"{STABLE}/")}
         groups |= {(STABLE, path): files for path, files in stable.items() if path.split("/")[1] not in needed}
-    newest = datetime.datetime.now(datetime.UTC) - min_age
+    newest = now - min_age
     found = [
         Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
         for (kind, path), members in groups.items()
@@ -189,13 +194,13 @@ def _attempts_in(texts: Iterable[str]) -> set[str]:
     return set(ATTEMPT.findall("".join(texts)))
 
 
-def _experiments(store: Store, files: Sequence[StoredFile]) -> list[_Experiment]:
+def _experiments(store: Store, files: Sequence[StoredFile], now: datetime.datetime) -> list[_Experiment]:
     paths = {file.path for file in files}
     names = sorted({file.path.split("/")[1] for file in files if file.path.startswith(f"{EXPERIMENTS}/")})
-    return [_experiment(store, name, paths) for name in names]
+    return [_experiment(store, name, paths, now) for name in names]
 
 
-def _experiment(store: Store, name: str, paths: Collection[str]) -> _Experiment:
+def _experiment(store: Store, name: str, paths: Collection[str], now: datetime.datetime) -> _Experiment:
     texts = [
         read_bytes(join(store.url, path)).decode()
         for place in (PLANNED, f"{REPORT}/{REPORTED}")
@@ -215,7 +220,7 @@ def _experiment(store: Store, name: str, paths: Collection[str]) -> _Experiment:
             planned = False
     return _Experiment(
         name=name,
-        held=holder(store.experiment_url(name)) is not None,
+        held=holder(store.experiment_url(name), now) is not None,
         text="".join(texts),
         planned=planned,
         dense=frozenset(dense),
