@@ -88,7 +88,7 @@ def make_parser(verb: str, description: str) -> Parser:
     """A parser with the arguments of every entry point; a caller may add its own."""
     parser = Parser(
         prog=f"python -m jobs.{verb}",
-        description=f"{description} Every field of the configuration is a flag too, such as "
+        description=f"{description} Fields of the configuration are flags too, such as "
         '--search.ratios "[0.2, 0.4]"; a flag wins over the file.',
     )
     parser.add_argument(

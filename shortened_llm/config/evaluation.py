@@ -156,7 +156,7 @@ class ReportConfig(Section):
     """Scores measured once, after the search, for quoting."""
 
     perplexity: Texts = ()
-    """Texts, measured for every model; at least one should never be trained on."""
+    """Texts, measured for every model that was not stopped at a rung; at least one should never be trained on."""
     tasks: Tasks = ()
     """lm-eval tasks and groups, measured for the dense model, the best of each size and the controls; zero_shot stands
     for the paper's seven."""
@@ -166,7 +166,7 @@ class ReportConfig(Section):
     """Your own measures, each the import path module:function of a function of (model, tokenizer) that returns a
     number; measured for the same models as tasks."""
     efficiency: bool = False
-    """Also measure speed and memory of the best model of each size; see evaluation.efficiency."""
+    """Also measure speed and memory of the best model of each size and way; see evaluation.efficiency."""
 
 
 class EfficiencyConfig(Section):
