@@ -44,7 +44,7 @@ test-faults: setup  ## Tests that take nodes from a running cluster: minutes eac
 
 FIGURES ?= gpu.json
 # In this order, the most telling first; -k runs a part alone.
-GPU_TESTS := $(addprefix tests/gpu/test_,parity.py training.py scoring.py generation.py several_gpus.py)
+GPU_TESTS := $(addprefix tests/gpu/test_,parity.py passes.py training.py scoring.py generation.py several_gpus.py)
 test-gpu: setup  ## Tests on a GPU, 8 minutes; figures go to FIGURES=gpu.json; skipped without CUDA
 	$(BIN)/pytest $(GPU_TESTS) -s -rs -p no:logging --figures $(FIGURES) $(FLAGS)
 

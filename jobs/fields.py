@@ -9,9 +9,10 @@ from shortened_llm.config import ExperimentConfig
 
 PREFACE = """# Every field
 
-`make fields` makes this page from the schema; [README.md](../README.md) has a configuration to begin with. Fields
-are also flags, such as `--search.ratios "[0.2, 0.3]"` ([which](../jobs/README.md#configuration)). A number of tokens
-may be written as `8k`, `1.5M` or `2B`. Paths and URLs expand `~` and environment variables. *Required* fields are required only where their section is given.
+`make fields` makes this page from the schema; [README.md](../README.md) has a configuration to begin with. Fields are
+also flags, such as `--search.ratios "[0.2, 0.3]"` ([which](../jobs/README.md#configuration)). A number of tokens may be
+written as `8k`, `1.5M` or `2B`. Paths and URLs expand `~` and environment variables. *Required* fields are required
+only where their section is given.
 """
 BOUNDS = {"minimum": "≥", "ge": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 

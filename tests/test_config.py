@@ -75,6 +75,12 @@ def test_shipped_configs_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
             1.5,
             ["resources.gpus_per_evaluator", "a whole number of GPUs, or a fraction"],
         ),
+        ("resources.gpus_per_worker", 2, ["resources.gpus_per_worker", "less than or equal to 1"]),
+        (
+            "resources",
+            {"gpus_per_worker": 0.5, "workers": 2},
+            ["gpus_per_worker is 0.5 with 2", "give 1, or one worker"],
+        ),
         ("resources.workers", 3, ["global_batch_size", "3"]),
         ("resources.workers", [4, 2], ["resources.workers", "[fewest, most]"]),
         ("resources.workers", [0, 2], ["resources.workers.0", "greater than or equal to 1"]),

@@ -1,8 +1,8 @@
 """The section `resources`."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.fields import Section
 
@@ -59,8 +59,9 @@ class ResourcesConfig(Section):
     divide the number of workers."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPUs that Ray reserves for each training process, which computes with as many threads, rounded up."""
-    gpus_per_worker: Gpus = 0
-    """GPUs of each training process: 0 trains on CPU."""
+    gpus_per_worker: float = Field(0, ge=0, le=1)
+    """GPUs of each training process, which computes on one: 0 trains on CPU, and of a fraction there can be one worker.
+    """
     accelerator_flops: float | None = Field(None, gt=0)
     """Peak FLOP/s of each GPU of training (of each worker on CPU) in model.dtype, such as 3.12e14 of an A100, for what
     a search will cost; read from the names of common GPUs unless given."""
@@ -94,6 +95,15 @@ class ResourcesConfig(Section):
     what needs more than the running nodes and these is refused at the start."""
     node_wait_seconds: float = Field(1800, gt=0)
     """How long a trial waits for its nodes to start, and an evaluator for one that could hold it (seconds)."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if 0 < self.gpus_per_worker < 1 and self.max_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.max_workers} workers, which cannot share a "
+                "GPU; give 1, or one worker"
+            )
+        return self
 
     @property
     def min_workers(self) -> int:

@@ -1,7 +1,7 @@
 """What a model occupies: its cache, peak memory, a busy GPU; and what to do when memory runs out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
@@ -11,7 +11,6 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
-from shortened_llm.evaluation.generation import synchronise
 from shortened_llm.models.cpu import available_memory, release_freed_memory
 from shortened_llm.models.flops import forward_flops
 from shortened_llm.records import Footprint
@@ -72,18 +71,17 @@ def free_memory(device: str, num_gpus: int = 1) -> int:
     return sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(num_gpus))
 
 
-def memory_growth(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `work` held at its peak above what was held before: of the GPUs' allocators, or the resident set on
-    CPU.
+def memory_growth(work: Callable[[], object], gpus: Sequence[torch.device]) -> int:
+    """Bytes that `work` held at its peak above what was held before: of the GPUs' allocators, or the resident set where
+    there are none.
 
     So what else lies in memory, such as another model, does not count. On CPU the kernel keeps the peak; freed memory
     is given back to it before, or what is taken from that would not show. A process that keeps freed blocks
     (`prepare_cpu`) holds them at the peak too.
     """
-    if device.type == "cuda":
-        synchronise(device)
-        gpus = range(torch.cuda.device_count())  # of this process: a model may be spread over all
+    if gpus:
         for gpu in gpus:
+            torch.cuda.synchronize(gpu)
             torch.cuda.reset_peak_memory_stats(gpu)
         before = sum(map(torch.cuda.memory_allocated, gpus))
         work()
@@ -101,13 +99,13 @@ def _peak_resident_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float | None:
-    """Share of time in which a kernel runs, 0 to 1, while `work` is repeated, of all GPUs of this process; None on CPU
-    and without NVML."""
-    if device.type != "cuda":
+def gpu_utilisation(work: Callable[[], object], gpus: Sequence[torch.device]) -> float | None:
+    """Share of time in which a kernel runs, 0 to 1, while `work` is repeated, mean over the GPUs; None without any, and
+    without NVML."""
+    if not gpus:
         return None
     try:
-        torch.cuda.utilization(device)
+        torch.cuda.utilization(gpus[0])
     except Exception:  # no pynvml, no driver, a GPU that is split: errors of classes that only pynvml knows
         return None
 
@@ -116,7 +114,7 @@ def gpu_utilisation(work: Callable[[], object], device: torch.device) -> float |
         found = []
         for _ in range(SAMPLES):
             time.sleep(UTILISATION_INTERVAL)
-            found += [torch.cuda.utilization(gpu) for gpu in range(torch.cuda.device_count())]
+            found += [torch.cuda.utilization(gpu) for gpu in gpus]
         return found
 
     with ThreadPoolExecutor(1) as sampler:

@@ -189,13 +189,13 @@ def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: in
     where the GPU waits for the launch of its kernels. Where a model lies on several GPUs, which wait for one another,
     they wait for the part instead.
     """
-    is_spread = len({weight.device for weight in model.parameters()}) > 1
+    gpus = gpus_of(model)
     blocks, head = find_blocks(model), model.get_output_embeddings()
     sublayers = parts_of_blocks(blocks)
     modules: list[nn.Module] = [*blocks, *(part for parts in sublayers for part in parts.values()), head]
     found: dict[nn.Module, list[float]] = {module: [] for module in modules}
     with ExitStack() as hooks:
-        watches = {module: _Watch(module, model.device, hooks, waits=is_spread) for module in modules}
+        watches = {module: _Watch(module, gpus, hooks) for module in modules}
         for _ in range(runs):
             latency = generate().latency
             for module, watch in watches.items():
@@ -207,6 +207,11 @@ def time_shares(model: PreTrainedModel, generate: Callable[[], Timing], runs: in
     return TimeShares(blocks=times, head=median(found[head]))
 
 
+def gpus_of(model: nn.Module) -> list[torch.device]:
+    """The GPUs that a model lies on; none where it is on the CPU."""
+    return sorted({weight.device for weight in model.parameters() if weight.device.type == "cuda"}, key=str)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for what was launched on a GPU."""
     if device.type == "cuda":
@@ -216,8 +221,8 @@ def synchronise(device: torch.device) -> None:
 class _Watch:
     """Notes when a module begins and ends, each time it runs."""
 
-    def __init__(self, module: nn.Module, device: torch.device, hooks: ExitStack, *, waits: bool) -> None:
-        self._device, self._has_events = device, device.type == "cuda" and not waits
+    def __init__(self, module: nn.Module, gpus: Sequence[torch.device], hooks: ExitStack) -> None:
+        self._gpus, self._has_events = gpus, len(gpus) == 1
         self._moments: list[Any] = []
         """Beginnings and ends by turns: seconds, or events on the GPU's stream."""
         hooks.callback(module.register_forward_pre_hook(self._note).remove)
@@ -225,7 +230,7 @@ class _Watch:
 
     def _note(self, *_: object) -> None:
         if not self._has_events:
-            for gpu in range(torch.cuda.device_count() if self._device.type == "cuda" else 0):
+            for gpu in self._gpus:
                 torch.cuda.synchronize(gpu)
             self._moments.append(time.perf_counter())
             return
@@ -236,10 +241,10 @@ class _Watch:
     def take_seconds(self) -> float:
         """Seconds of all runs since the last call."""
         moments, self._moments = self._moments, []
-        synchronise(self._device)
         runs = zip(moments[::2], moments[1::2], strict=True)
         if not self._has_events:
             return sum(end - start for start, end in runs)
+        synchronise(self._gpus[0])
         return sum(start.elapsed_time(end) for start, end in runs) / 1000
 
 

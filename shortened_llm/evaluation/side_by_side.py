@@ -21,6 +21,7 @@ from shortened_llm.evaluation.generation import (
     Shape,
     TimeShares,
     Timing,
+    gpus_of,
     in_turns,
     make_generation,
     shapes,
@@ -61,10 +62,10 @@ class Bench:
 
     def memory(self, model: PreTrainedModel, shape: Shape) -> dict[str, Any]:
         """Peak memory and GPU utilisation, as a `GenerationPoint` has them."""
-        generate = self._generation(model, shape)
+        generate, gpus = self._generation(model, shape), gpus_of(model)
         return {
-            "peak_memory_bytes": weight_bytes(model) + memory_growth(generate, model.device),
-            "gpu_utilisation": gpu_utilisation(generate, model.device),
+            "peak_memory_bytes": weight_bytes(model) + memory_growth(generate, gpus),
+            "gpu_utilisation": gpu_utilisation(generate, gpus),
         }
 
     def point(self, timings: Sequence[Timing], memory: dict[str, Any], shape: Shape) -> GenerationPoint:

@@ -15,6 +15,7 @@ from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.directory import load_tokenizer, model_directory, set_generation_config
 from shortened_llm.models.files import TensorFiles, read_headers
+from shortened_llm.models.shards import device_of
 from shortened_llm.models.sources import check_ties, find_sources
 from shortened_llm.models.view import plain_files, plain_model, view_config, view_files
 from shortened_llm.models.write import Layout, WeightWriter, stored_names, stored_types, write_settings
@@ -156,7 +157,7 @@ def check_generation(model: PreTrainedModel) -> None:
     Raises:
         ExportError: generation stops short.
     """
-    tokens = probe_tokens(model.config.vocab_size).to(model.device)
+    tokens = probe_tokens(model.config.vocab_size).to(device_of(model))
     with torch.inference_mode():
         generated = model.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS,

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_decoder
 from shortened_llm.models.families import LOGIT_EXCEPTIONS, LOGIT_RULES
+from shortened_llm.models.shards import device_of
 
 IGNORE = -100
 CHUNK_TOKENS = 512
@@ -202,7 +203,7 @@ def check_head(
     Raises:
         BadInputError: they do not, so that losses of this family would be wrong.
     """
-    tokens = torch.arange(CHECKED_TOKENS, device=model.device)[None] % model.config.vocab_size
+    tokens = torch.arange(CHECKED_TOKENS, device=device_of(model))[None] % model.config.vocab_size
     own = model(input_ids=tokens, use_cache=False).logits
     rebuilt = head_logits(model, hidden_of(model, tokens))
     if own.shape == rebuilt.shape:

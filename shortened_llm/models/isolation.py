@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.head import final_hidden
+from shortened_llm.models.shards import device_of
 from shortened_llm.models.toy import build_toy
 
 Isolation = Literal["positions", "mask", "masks"]
@@ -79,9 +80,9 @@ def check_isolation(model: PreTrainedModel, hidden_of: Callable[[torch.Tensor, t
     Raises:
         BadInputError: it does.
     """
-    first, second = TOY_LENGTHS
-    position_ids = torch.cat([torch.arange(first), torch.arange(second)])[None].to(model.device)
-    tokens = torch.arange(first + second, device=model.device)[None] % model.config.vocab_size
+    (first, second), device = TOY_LENGTHS, device_of(model)
+    position_ids = torch.cat([torch.arange(first), torch.arange(second)])[None].to(device)
+    tokens = torch.arange(first + second, device=device)[None] % model.config.vocab_size
     changed = tokens.clone()
     changed[:, :first] = tokens[:, :first].flip(1)
     before, after = (hidden_of(one, position_ids)[:, first:].float() for one in (tokens, changed))

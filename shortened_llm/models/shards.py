@@ -92,6 +92,14 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where the model computes; shards that are offloaded lie elsewhere until they are gathered."""
+    parameter = next(model.parameters())
+    if not isinstance(parameter, DTensor) or parameter.device_mesh.device_type == "cpu":
+        return parameter.device
+    return torch.device(parameter.device_mesh.device_type, torch.cuda.current_device())
+
+
 def plain_name(name: str) -> str:
     """The name of a tensor in the model without wrappers."""
     for wrapper in WRAPPERS:

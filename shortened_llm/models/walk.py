@@ -109,7 +109,9 @@ def sequences_in_memory(streamed: StreamedModel, states: int, length: int, memor
     if memory_gib is not None:
         free = memory_gib * 2**30
     elif streamed.device.type == "cuda":
-        free = torch.cuda.mem_get_info(streamed.device)[0] / 2
+        # What torch keeps for itself, such as of an earlier pass, is free as well.
+        kept = torch.cuda.memory_reserved(streamed.device) - torch.cuda.memory_allocated(streamed.device)
+        free = (torch.cuda.mem_get_info(streamed.device)[0] + kept) / 2
     else:
         free = available_memory() / 2
     return max(1, int(free // bytes_each))

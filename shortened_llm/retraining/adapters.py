@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.families import KERNEL_LINEARS, KERNEL_MODULES, LINEAR_SUBCLASSES, ROUTERS
-from shortened_llm.models.shards import plain_name, whole_tensor
+from shortened_llm.models.shards import device_of, plain_name, whole_tensor
 from shortened_llm.records import LoraOptions
 
 ADAPTER = "default"
@@ -165,7 +165,7 @@ def check_neutral(model: PreTrainedModel) -> None:
     layers = adapted_layers(model).values()
     if not layers:
         return
-    tokens = torch.arange(CHECKED_TOKENS, device=model.device)[None] % model.config.vocab_size
+    tokens = torch.arange(CHECKED_TOKENS, device=device_of(model))[None] % model.config.vocab_size
     logits = []
     for enabled in (False, True):
         for layer in layers:

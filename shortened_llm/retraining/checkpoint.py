@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ class Checkpointer:
         self._group = dist.new_group(backend="gloo")
         # Not `DefaultStager`, which drops its buffers after each use in torch 2.11, and then fails.
         self._stager = StateDictStager(pin_memory=self._on_gpu, share_memory=False)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # A thread begins with the first GPU; writing would take memory there for each worker of a node.
+        own_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._on_gpu else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=own_gpu)
         self._pending: PendingCheckpoint | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, progress: RunProgress) -> PendingCheckpoint:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, check_generation, probe_tokens
-from shortened_llm.models.shards import plain_name, whole_tensor
+from shortened_llm.models.shards import device_of, plain_name, whole_tensor
 from shortened_llm.models.view import empty_view, plain_model
 from shortened_llm.models.write import (
     WeightWriter,
@@ -72,7 +72,7 @@ def export_sharded(model: PreTrainedModel, job: RetrainingJob, store: Store, *, 
     # Beside the zeros of a sparse model, adapters that peft reads would be others than those that were trained.
     adapter = gathered_adapter(model) if job.recipe.lora and not holds_zeros(job.model) else {}
     exported = _shared(_write(model, job, store, rank))
-    _verify(exported, logits, job, model.device)
+    _verify(exported, logits, job, device_of(model))
     if rank != 0:
         return None
     if not adapter or job.recipe.lora is None:
@@ -92,8 +92,9 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
     names = stored_names(plain)
     tensors = gathered(model, [name for name in names if name in held], holds_zeros=holds_zeros(job.model))
     if rank != 0:
-        for _ in tensors:
-            pass
+        for _, tensor in tensors:
+            if tensor.is_cuda:  # else gathers queue up behind the uploads of rank 0, until they time out
+                torch.cuda.synchronize()
         return None
     url = store.attempt_url(RETRAINED, job.fingerprint)
     types = stored_types(plain)
@@ -161,8 +162,8 @@ def _frugal(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def probe_logits(model: PreTrainedModel) -> torch.Tensor:
-    """Logits of a fixed input, float32, on the model's device. A collective where it is sharded."""
-    tokens = probe_tokens(model.config.vocab_size).to(model.device)
+    """Logits of a fixed input, float32, where the model computes. A collective where it is sharded."""
+    tokens = probe_tokens(model.config.vocab_size).to(device_of(model))
     with torch.compiler.set_stance("force_eager"):  # compiling for one call takes longer than the call
         return model(input_ids=tokens, use_cache=False).logits.float()
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from shortened_llm.data.batches import MicroBatch, StepBatch, TrainingStream, validation_batches
+from shortened_llm.data.batches import MicroBatch, TrainingStream, validation_batches
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.head import Documents
@@ -29,10 +29,6 @@ class Inputs:
     """On the device already; empty where nothing is held out."""
     place: Callable[[MicroBatch], MicroBatch]
     """Puts a batch on the device."""
-
-    def micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
-        """The micro-batches of a step, on the device."""
-        return [self.place(micro_batch) for micro_batch in batch.micro_batches]
 
 
 def open_inputs(job: RetrainingJob, device: torch.device, keep_apart: KeepApart | None) -> Inputs:

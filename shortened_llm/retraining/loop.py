@@ -103,7 +103,7 @@ class TrainLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(batch.step, recipe)
         outcome = train_step(
-            self.model, self.optimizer, self.inputs.micro_batches(batch), recipe,
+            self.model, self.optimizer, batch.micro_batches, recipe, place=self.inputs.place,
             num_predictions=batch.num_predictions, world_size=dist.get_world_size(), teacher=self.teacher,
             gathers_once=self.gathers_once, zeros=self.zeros,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """One optimiser step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from shortened_llm.data.batches import MicroBatch
-from shortened_llm.models.shards import whole_tensor
+from shortened_llm.models.shards import device_of, whole_tensor
 from shortened_llm.records import Recipe
 from shortened_llm.retraining.distillation import Teacher
 from shortened_llm.retraining.zeros import HeldZeros
@@ -43,6 +43,7 @@ def train_step(
     micro_batches: Sequence[MicroBatch],
     recipe: Recipe,
     *,
+    place: Callable[[MicroBatch], MicroBatch],
     num_predictions: int,
     world_size: int,
     teacher: Teacher | None,
@@ -55,15 +56,15 @@ def train_step(
 
     Args:
         model: sharded by `sharding.shard_model`.
-        micro_batches: as many on every worker, on the model's device.
+        micro_batches: as many on every worker.
+        place: puts one on the model's device, when its turn comes: masks that keep documents apart are large.
         num_predictions: predicted tokens of the global batch, over all workers: the loss is their mean, however they
             are spread.
         gathers_once: whether weights stay gathered over the micro-batches: see `sharding.gathers_once`.
         zeros: weights that stay zero.
     """
-    device = micro_batches[0].input_ids.device
-    total = torch.zeros((), device=device)
-    for index, batch in enumerate(micro_batches):
+    total = torch.zeros((), device=device_of(model))
+    for index, batch in enumerate(map(place, micro_batches)):
         # Gradients travel once per step: with the last micro-batch.
         last = index == len(micro_batches) - 1
         model.set_requires_gradient_sync(last)

@@ -186,7 +186,12 @@ def _parts(
     """
     row, widths = axes_of(streamed.model.config), widths_of(streamed.model.config)
     groups = _sliced(tensors, row.group_axes, widths, widths.groups, is_public=is_public)
-    return groups, _sliced(tensors, row.channels, widths, widths.channels)
+    channels = _sliced(tensors, row.channels, widths, widths.channels)
+    # Of families whose heads are fixed, and of blocks without a part, there is nothing to add up.
+    return (
+        groups or [torch.zeros((widths.groups, 1), device=streamed.device)],
+        channels or [torch.zeros((widths.channels, 1), device=streamed.device)],
+    )
 
 
 def _sliced(
@@ -201,7 +206,7 @@ def _sliced(
             if is_public and length == heads * widths.head_dim:
                 part = part.unflatten(0, (widths.queries_per_group, units, -1)).movedim(1, 0)
             parts.append(part.reshape(units, -1))
-    return parts or [torch.zeros((units, 1))]
+    return parts
 
 
 REDUCTIONS = {

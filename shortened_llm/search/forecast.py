@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shortened_llm.config import ExperimentConfig, ResourcesConfig, WidthPruning
+from shortened_llm.config import ExperimentConfig, ResourcesConfig, WeightPruning, WidthPruning
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.axes import widths_of
 from shortened_llm.models.gpus import Gpu, gpu_of
@@ -326,6 +326,7 @@ def _memory(
         worker_memory(
             shapes.student(transforms, recipe), shapes.teacher() if recipe.distill else None, recipe,
             config.retraining, config.resources, dtype=config.model.dtype, memory=memory,
+            holds_zeros=any(isinstance(entry, WeightPruning) for entry in config.prunings),
         )
         for transforms, recipe in largest.values()
     ]  # fmt: skip

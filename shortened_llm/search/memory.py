@@ -8,7 +8,8 @@ Training, with P weights, T of them trained, c bytes of the compute type, s work
 - activations of a block, compiled: c x tokens x (its weights / hidden + 4 hidden), the outputs of its matrices and what
   these read; of every block, or with `activation_checkpointing` of one, beside c x tokens x hidden of each;
 - logits: four chunks in float32 (`head.chunk_tokens`), and the head's gradient in float32;
-- a teacher: c P / s, what is gathered of it, and two chunks.
+- a teacher: c P / s, what is gathered of it, and two chunks;
+- where single weights were pruned: T / s, a byte that says whether a weight is zero.
 
 Beside the figures of retraining/README.md (one H200, 1.5 B parameters, all trained): 39.4 against 40.0 GiB measured,
 48.7 against 49.4, 29.3 against 28.9 with activations recomputed.
@@ -17,13 +18,15 @@ Evaluation: c P / GPUs, one block's activations, three chunks of logits in float
 agreement is measured. Caches of generation and the logits of tasks come on top, and batches give way to them.
 
 Scoring (scoring/README.md): two blocks, one gradient of a block for Taylor, hidden states of the calibration before and
-behind each block, and tiles of logits. On one H200, 8 B parameters in 32 blocks, 10 x 128 tokens: 2.4 against 2.4 GiB
+behind each block, and tiles of logits; for optimal brain, in fp64, the products of every two inputs of a block's layers
+and work space for one layer. On one H200, 8 B parameters in 32 blocks, 10 x 128 tokens: 2.4 against 2.4 GiB
 measured for perplexity, 1.7 against 1.8 for Taylor.
 
 Passes that prune single weights, or compensate, block after block: two blocks, the hidden states once, and in fp64 the
 weights of a block before and after, the products of every two inputs of its layers, and work space for one layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -33,7 +36,8 @@ from shortened_llm.config import ExperimentConfig, ResourcesConfig, RetrainingCo
 from shortened_llm.criteria.criterion import Criterion
 from shortened_llm.criteria.weight.criterion import WeightCriterion
 from shortened_llm.criteria.weight.refinement import REFINERS
-from shortened_llm.criteria.width.criterion import TAYLOR, WidthCriterion
+from shortened_llm.criteria.width.criterion import OPTIMAL_BRAIN, TAYLOR, WidthCriterion
+from shortened_llm.models.axes import axes_of
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.flops import active_share
@@ -75,12 +79,14 @@ def worker_memory(
     *,
     dtype: str,
     memory: float | None,
+    holds_zeros: bool = False,
 ) -> ProcessMemory:
     """The memory of a worker where a trial has the fewest.
 
     Args:
         student, teacher: without weights, with what is trained marked, as `estimate.Shapes` makes them.
         memory: of a GPU, in bytes, where it is known; says which weights stay gathered.
+        holds_zeros: whether single weights of the student were pruned.
     """
     shards = resources.shard_group or resources.min_workers
     width, tokens = DTYPES[dtype].itemsize, placement.micro_batch_size * recipe.sequence_length
@@ -95,6 +101,7 @@ def worker_memory(
     passing += max(0.0, 4 * trained - gradients) if several else 0.0
     passing += 4.0 * head.numel() * head.requires_grad
     passing += _activations(student, width * tokens, recomputed=float(placement.activation_checkpointing))
+    state += trained / shards if holds_zeros and not placement.cpu_offload else 0.0
     if teacher is not None:
         state += width * _num_parameters(teacher) / shards
         passing += _gathered(teacher, width, resources.min_workers, memory) + TEACHER_CHUNKS * chunk
@@ -160,13 +167,12 @@ def layerwise_memory(
     matrices = [as_matrix(layer, layer.get_parameter("weight")) for layer in linear_layers(block).values()]
     inputs, largest = [matrix.shape[1] for matrix in matrices], max(matrix.numel() for matrix in matrices)
     whole_and_pruned = 2 * sum(matrix.numel() for matrix in matrices)
-    moments = sum(size**2 for size in inputs) if is_joint else sum(inputs)
-    solved = SQUARES_OF_A_LAYER * max(inputs) ** 2 if is_joint else 0
+    moments = _of_products(inputs) if is_joint else sum(inputs)
     states = width * tokens * dense.config.hidden_size
     gradients = 2.0 * (width + 4) * _num_parameters(block) if takes_gradients else 0.0
     return ProcessMemory(
         lasting=2.0 * width * _num_parameters(block) + states,
-        passing=8.0 * (whole_and_pruned + moments + solved + COPIES_OF_A_LAYER * largest) + gradients,
+        passing=8.0 * (whole_and_pruned + moments + COPIES_OF_A_LAYER * largest) + gradients,
     )
 
 
@@ -187,7 +193,18 @@ def _of_criterion(
     allowed = limit * GIB if limit is not None else free / 2 if free is not None else states
     predicted = tokens if takes_gradients else tokens * len(blocks)  # by the head: with each block left out
     tile = 4.0 * TILE_VOCABULARY["cuda"] * min(predicted, TILE_TOKENS["cuda"])
-    return ProcessMemory(lasting=weights, passing=min(states, allowed) + TILES * tile)
+    passing = min(states, allowed) + TILES * tile
+    if criterion.measured == OPTIMAL_BRAIN:
+        row, of_block = axes_of(dense.config), dict(find_blocks(dense)[0].named_parameters())
+        read = {part[0].tensor: 1 - part[0].dim for part in (row.group_axes, row.channels) if len(part) > 1}
+        read |= {output.tensor: output.dim for output in row.outputs}
+        passing += 8.0 * _of_products([of_block[name].shape[dim] for name, dim in read.items() if name in of_block])
+    return ProcessMemory(lasting=weights, passing=passing)
+
+
+def _of_products(inputs: Sequence[int]) -> int:
+    """Numbers that products of every two inputs take, of layers with so many, and what is made of the largest's."""
+    return sum(size**2 for size in inputs) + SQUARES_OF_A_LAYER * max(inputs) ** 2
 
 
 def _num_parameters(model: nn.Module) -> int:

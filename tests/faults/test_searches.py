@@ -85,7 +85,7 @@ def test_nodes_that_never_come_fail_the_trial_and_impossible_ones_are_refused(
         "node_wait_seconds": 10,
         "node_groups": [{"max_nodes": 2, "cpus": 2, "gpus": 2}],
     }
-    for impossible in ({"workers": 8}, {"gpus_per_worker": 3}):  # more than all nodes have, more than one has
+    for impossible in ({"workers": 8}, {"cpus_per_worker": 3}):  # more than all nodes have, more than one has
         refused = make_search(barren.environment, resources=resources | impossible).start()
         refused.end(code=2)
         assert "GPU" in refused.said

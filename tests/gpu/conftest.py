@@ -14,7 +14,7 @@ import torch.distributed as dist
 import transformers
 
 from shortened_llm.records import ModelRef
-from tests.gpu.models import write_model
+from tests.gpu.models import DISTINCT, write_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +81,13 @@ def model_of(tmp_path_factory: pytest.TempPathFactory, device: torch.device, reh
         return written[shape]
 
     return give
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    """Small, in float32, with blocks that differ."""
+    directory = tmp_path_factory.mktemp("toy-float32")
+    return write_model(directory, "toy", dtype=torch.float32, device=torch.device("cpu"), deviation=DISTINCT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

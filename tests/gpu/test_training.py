@@ -105,7 +105,7 @@ def test_steps_of_1b(
 
     def step() -> None:
         outcome = train_step(
-            model, optimizer, batches, job.recipe,
+            model, optimizer, batches, job.recipe, place=lambda batch: batch,
             num_predictions=SEQUENCES * (length - 1), world_size=1, teacher=None, gathers_once=True,
             zeros=HeldZeros(()),
         )  # fmt: skip

@@ -27,7 +27,7 @@ def one_node(**amounts: float) -> Capacity:
         ({"worker_labels": {"pool": "training"}}, Capacity(nodes=(SMALL,)), ["training workers", "'pool': 'training'"]),
         ({"cpus_per_scorer": 8}, one_node(CPU=4), ["a scoring task", "8 CPU"]),
         # Enough in all, but no node has two GPUs.
-        ({"gpus_per_worker": 2}, Capacity(nodes=(SMALL, SMALL)), ["1 CPU and 2 GPU each", "room for 0"]),
+        ({"gpus_per_scorer": 2}, Capacity(nodes=(SMALL, SMALL)), ["1 CPU and 2 GPU each", "room for 0"]),
         # The head drives trials, and nothing else can run there.
         ({}, Capacity(nodes=(HEAD,)), ["1 CPUs", "resources.node_groups"]),
     ],

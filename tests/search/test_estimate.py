@@ -386,6 +386,17 @@ def test_an_untrained_trial_is_no_matter_of_accelerators() -> None:
     assert over_budget(budget, some, (), spent=2.0, elapsed=0.0, beside=0.0) is not None
 
 
+def test_optimal_brain_holds_the_products_of_what_layers_read(tiny_values: dict) -> None:
+    """Of an 8 B shape: what attention, its output, the MLP and its output read, 14,336 inputs once and 4,096 else."""
+    dense, found = shapes_of("8b").dense, {}
+    for name in ("optimal_brain", "flap"):
+        values = tiny_values | {"pruning": {"unit": "width", "criteria": [name]}}
+        values["search"] = {"ratios": [0.2], "of": "parameters", "controls": ["dense"]}
+        found[name] = scorer_memory(dense, parse_config(values), memory=139 * GIB)
+    products = 8 * (3 * 4096**2 + 14_336**2)
+    assert found["optimal_brain"].peak - found["flap"].peak == pytest.approx(products + 8 * 4 * 14_336**2, rel=0.01)
+
+
 def test_layerwise_passes_hold_a_block_and_the_products_of_its_inputs(tiny_values: dict) -> None:
     """Of an 8 B shape: 4,096 inputs six times and 14,336 once, in fp64."""
     dense, found = shapes_of("8b").dense, {}

@@ -109,6 +109,7 @@ class WeightsJob:
                 exchanged.append(pruned.exchanged)
                 for name, tensor in _stored_tensors(block, pruned, changes=changes).items():
                     yield f"{index}.{name}", tensor
+                del pruned  # or it stays while the next block is pruned
 
         payload = uploaded(tensors(), _layout(base, changes=changes), store.attempt_url(MASKS, self.fingerprint))
         words = f"{100 * self.recipe.pattern.sparsity:.3g} % of the blocks' weights zero"

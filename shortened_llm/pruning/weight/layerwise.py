@@ -66,6 +66,7 @@ def pruned_blocks(
         if inputs is not None:
             inputs.pass_through(index, block)
         yield index, block, pruned
+        del pruned  # or two blocks' weights in fp64 lie beside each other
         steps.add()
 
 

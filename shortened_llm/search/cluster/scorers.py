@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from shortened_llm.attempts import attempt
 from shortened_llm.config import ResourcesConfig
@@ -28,9 +29,13 @@ class Work:
 
 def do_all(works: Sequence[Work], resources: ResourcesConfig, store: Store, progress: Progress) -> None:
     """Do all pieces, each up to three times, as many at a time as the cluster takes."""
-    task = _do.options(
-        num_cpus=resources.cpus_per_scorer, num_gpus=resources.gpus_per_scorer, scheduling_strategy="DEFAULT"
-    )  # else in what Tune reserved for a trial, if one asks
+    # Where GPUs are asked for here, not in `options` later, Ray ends a process with its task, and so its hold on them.
+    task = ray.remote(
+        num_cpus=resources.cpus_per_scorer,
+        num_gpus=resources.gpus_per_scorer,
+        max_retries=0,
+        scheduling_strategy="DEFAULT",  # else in what Tune reserved for a trial, if one asks
+    )(_do)
 
     async def done(work: Work) -> None:
         about = progress.about(work.subject)
@@ -44,12 +49,13 @@ def do_all(works: Sequence[Work], resources: ResourcesConfig, store: Store, prog
     asyncio.run(all_done())
 
 
-@ray.remote(max_retries=0)
 def _do(work: Work, store: Store, resources: ResourcesConfig, progress: Progress) -> None:
     setup_process()
     store.enter()
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
+    device, memory_gib = "cuda" if ray.get_gpu_ids() else "cpu", resources.scoring_memory_gib
     if device == "cpu":
         prepare_cpu(math.ceil(resources.cpus_per_scorer))
+    elif memory_gib is None and resources.gpus_per_scorer < 1:  # others begin beside it: half of its own share
+        memory_gib = resources.gpus_per_scorer * torch.cuda.mem_get_info()[1] / 2 / 2**30
     with progress.under_way():
-        work.do(store, device=device, memory_gib=resources.scoring_memory_gib)
+        work.do(store, device=device, memory_gib=memory_gib)
