@@ -29,6 +29,9 @@ RESIDENT_SHARE = 0.2
 # On CPU the fused attention's backward pass is slow: 21 ms forward and backward against 7 ms of plain matrix products
 # for 4 x 256 tokens of SmolLM2 in bfloat16 on 2 cores. These hold length x length scores, so only for short sequences.
 PLAIN_ATTENTION_LENGTH = 512
+# Blocks of a class share their compiled forms: one for each kind of block, in training and in validation, of student
+# and teacher. Beyond torch's limit of 8 the others would run uncompiled.
+COMPILED_FORMS = 64
 METHODS = (training_loss, sequence_nll, final_hidden)
 
 
@@ -97,6 +100,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
         if int((index + 1) * share) > int(index * share):  # spread evenly
             blocks[index] = checkpoint_wrapper(block)
     if mesh.device_type == "cuda" if placement.compile is None else placement.compile:
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for block in blocks:
             block.compile()
     attach(model, METHODS)
