@@ -5,7 +5,7 @@ import math
 from shortened_llm.config import ExperimentConfig, ResourcesConfig
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.search.forecast import Forecast
-from shortened_llm.search.memory import GIB
+from shortened_llm.search.memory import GIB, gpu_share
 
 
 def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
@@ -32,11 +32,11 @@ def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
             )
     with faults.gather():
         memory, needs, gpus = forecast.gpu_memory, forecast.memory, config.resources.gpus_per_worker
-        if memory is not None and gpus and needs is not None and needs.lasting > _room(memory, gpus):
+        if memory is not None and gpus and needs is not None and needs.lasting > gpu_share(memory, gpus):
             raise BadInputError(
                 f"resources.workers: {config.resources.min_workers} hold {needs.lasting / GIB:.3g} GiB of weights, "
-                f"optimiser and gradients each, more than the {_room(memory, gpus) / GIB:.3g} GiB of a GPU; give more "
-                "workers or retraining.cpu_offload"
+                f"optimiser and gradients each, more than the {gpu_share(memory, gpus) / GIB:.3g} GiB of a GPU; give "
+                "more workers or retraining.cpu_offload"
             )
     with faults.gather():
         _check_evaluator(config.resources, forecast)
@@ -47,23 +47,18 @@ def check_forecast(config: ExperimentConfig, forecast: Forecast) -> None:
 
 def _check_evaluator(resources: ResourcesConfig, forecast: Forecast) -> None:
     needs, memory, gpus = forecast.evaluator, forecast.gpu_memory, resources.gpus_per_evaluator
-    if memory is not None and gpus and needs.lasting > _room(memory, gpus):
+    if memory is not None and gpus and needs.lasting > gpu_share(memory, gpus):
         least = math.ceil(needs.lasting * max(1.0, gpus) / memory)
         raise BadInputError(
             f"resources.gpus_per_evaluator: {gpus:g} would hold {needs.lasting / GIB:.3g} GiB of the dense model's "
-            f"weights each, more than the {_room(memory, gpus) / GIB:.3g} GiB of a GPU; give at least {least}"
+            f"weights each, more than the {gpu_share(memory, gpus) / GIB:.3g} GiB of a GPU; give at least {least}"
         )
 
 
 def _check_scorer(resources: ResourcesConfig, forecast: Forecast) -> None:
     needs, memory, gpus = forecast.scorer, forecast.gpu_memory, resources.gpus_per_scorer
-    if memory is not None and gpus and needs.lasting > _room(memory, gpus):
+    if memory is not None and gpus and needs.lasting > gpu_share(memory, gpus):
         raise BadInputError(
             f"resources.gpus_per_scorer: {gpus:g} would hold blocks of {needs.lasting / GIB:.3g} GiB at a time, more "
-            f"than the {_room(memory, gpus) / GIB:.3g} GiB of a GPU; score on CPU (0)"
+            f"than the {gpu_share(memory, gpus) / GIB:.3g} GiB of a GPU; score on CPU (0)"
         )
-
-
-def _room(memory: float, gpus: float) -> float:
-    """What a process has of the memory of a GPU, in bytes: of a fraction of one its share."""
-    return min(1.0, gpus) * memory

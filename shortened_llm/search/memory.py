@@ -70,6 +70,11 @@ class ProcessMemory:
         return self.lasting + self.passing
 
 
+def gpu_share(memory: float, gpus: float) -> float:
+    """What a process has of the memory of a GPU, in bytes: of a fraction of one its share."""
+    return min(1.0, gpus) * memory
+
+
 def worker_memory(
     student: PreTrainedModel,
     teacher: PreTrainedModel | None,
@@ -204,7 +209,7 @@ def _of_criterion(
 
 def _of_products(inputs: Sequence[int]) -> int:
     """Numbers that products of every two inputs take, of layers with so many, and what is made of the largest's."""
-    return sum(size**2 for size in inputs) + SQUARES_OF_A_LAYER * max(inputs) ** 2
+    return sum(size**2 for size in inputs) + SQUARES_OF_A_LAYER * max(inputs, default=0) ** 2
 
 
 def _num_parameters(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from shortened_llm.records import LoraOptions, PruneUnit, num_units
 from shortened_llm.records.objective import PERPLEXITY
 from shortened_llm.retraining.adapters import adapted_share, adapter_targets
 from shortened_llm.search.forecast import Forecast
-from shortened_llm.search.memory import GIB
+from shortened_llm.search.memory import GIB, gpu_share
 from shortened_llm.search.outline import Outline
 from shortened_llm.search.preflight import Facts
 from shortened_llm.search.preflight_settings import ModelFacts
@@ -104,7 +104,7 @@ def _memory(config: ExperimentConfig, forecast: Forecast) -> list[str]:
         if gpus and needs is not None:
             line = f"about {_size(needs.peak)} at the peak of each {name}, {_size(needs.lasting)} of it {lasting}"
             if has is not None:
-                room = min(1.0, gpus) * has
+                room = gpu_share(has, gpus)
                 line += f", of {_size(room)}"
                 line += f"; it may not fit: set {help}" if needs.peak > room else ""
             lines.append(f"GPU memory  {line}")
