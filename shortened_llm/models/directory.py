@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError, brief, last_line
-from shortened_llm.records import ModelRef
+from shortened_llm.records import FileEntry, ModelRef
 from shortened_llm.storage.payload import local_directory
 
 QUANTISED = ("quantization_config", "compression_config")
@@ -23,8 +23,18 @@ def model_directory(ref: ModelRef) -> Path:
     Raises:
         FileNotFoundError: one is gone.
     """
+    return _on_this_node(ref, ref.files)
+
+
+def metadata_directory(ref: ModelRef) -> Path:
+    """The model's files but its weights, which may be too large for a node that needs none; raises as
+    `model_directory`."""
+    return _on_this_node(ref, tuple(entry for entry in ref.files if not entry.path.endswith(".safetensors")))
+
+
+def _on_this_node(ref: ModelRef, files: tuple[FileEntry, ...]) -> Path:
     try:
-        return local_directory(ref.url, ref.files)
+        return local_directory(ref.url, files)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"model {ref.url}: its files are gone ({last_line(error)}); put them back, or run the search again, which "

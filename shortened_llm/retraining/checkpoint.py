@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,11 @@ from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage.scratch import scratch_directory
 from shortened_llm.storage.urls import join, read_bytes
 
+T = TypeVar("T")
+
 PROGRESS_NAME = "progress.json"
+LONGEST_DOWNLOAD = timedelta(hours=6)
+"""A worker that is lost ends what others wait for, so that this limits only a wait for nothing."""
 
 
 class CheckpointError(RuntimeError):
@@ -246,7 +251,7 @@ def newest_usable(
                 verify_checkpoint(directory, part=part, parts=parts)
             except (DamagedCheckpointError, FileNotFoundError) as error:
                 fault = str(error)
-            fault = _first_fault(fault)
+            fault = first_fault(fault)
             if fault is None:
                 yield directory
                 return
@@ -257,13 +262,18 @@ def newest_usable(
     yield None
 
 
-def _first_fault(fault: str | None) -> str | None:
-    """The first worker's fault that is not None, on every worker. A collective."""
-    group = dist.new_group(backend="gloo")
-    faults: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(faults, fault, group=group)
+def gathered(value: T) -> list[T]:
+    """Every worker's value, by rank. A collective, which waits for those that still download what others have."""
+    group = dist.new_group(backend="gloo", timeout=LONGEST_DOWNLOAD)
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
     dist.destroy_process_group(group)
-    return next((fault for fault in faults if fault is not None), None)
+    return values
+
+
+def first_fault(fault: str | None) -> str | None:
+    """The first worker's fault that is not None, on every worker. A collective."""
+    return next((one for one in gathered(fault) if one is not None), None)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from shortened_llm.config import RetrainingConfig
-from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
 from shortened_llm.models.head import attach, final_hidden, sequence_nll, training_loss
@@ -68,12 +67,11 @@ def open_sharded(
     return model
 
 
-def check_dtype(dtype: str, device: torch.device) -> None:
-    """Raises `BadInputError` where the device cannot compute in bfloat16."""
+def fault_of_dtype(dtype: str, device: torch.device) -> str | None:
+    """Why the device cannot compute in a type; None where it can."""
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise BadInputError(
-            f"model.dtype: is 'bfloat16', which {torch.cuda.get_device_name(device)} cannot compute in; set float32"
-        )
+        return f"model.dtype: is 'bfloat16', which {torch.cuda.get_device_name(device)} cannot compute in; set float32"
+    return None
 
 
 def make_mesh(device: torch.device, world_size: int, shard_group: int | None) -> DeviceMesh:

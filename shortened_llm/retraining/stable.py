@@ -3,20 +3,14 @@
 It lies in the store under the fingerprint of what such runs share, so that it serves every experiment.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from functools import partial
-from pathlib import Path
-
+from shortened_llm.logs import LOGGER
+from shortened_llm.retraining.checkpoint import check_complete
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.manifest import step_of
+from shortened_llm.retraining.manifest import DamagedCheckpointError, step_of
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.storage import layout
-from shortened_llm.storage.payload import download_directory
-from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import filesystem, is_local, join, list_names
+from shortened_llm.storage.urls import join, list_names
 
 
 def keeps_stable(job: RetrainingJob, step: int) -> bool:
@@ -31,20 +25,16 @@ def stable_url(job: RetrainingJob, store: Store, name: str) -> str:
 
 
 def stable_urls(job: RetrainingJob, store: Store) -> list[str]:
-    """Kept checkpoints that the run may begin with, newest first."""
+    """Kept checkpoints that the run may begin with, newest first; those that lack a file are left out."""
     names = sorted(list_names(layout.stable_url(store.url, job.run.stable_fingerprint)), reverse=True)
-    return [stable_url(job, store, name) for name in names if step_of(name) <= stable_end(job.recipe)]
+    urls = (stable_url(job, store, name) for name in names if step_of(name) <= stable_end(job.recipe))
+    return [url for url in urls if _is_complete(url)]
 
 
-def stable_checkpoints(urls: Iterable[str]) -> list[tuple[str, Callable[[], AbstractContextManager[str]]]]:
-    """Candidates for `checkpoint.newest_usable`: (name, what makes it a directory of this node)."""
-    return [(f"the kept checkpoint {url}", partial(_as_directory, url)) for url in urls]
-
-
-@contextlib.contextmanager
-def _as_directory(url: str) -> Iterator[str]:
-    if is_local(url):
-        yield filesystem(url)[1]
-        return
-    with temporary_directory() as directory:
-        yield str(download_directory(url, Path(directory)))
+def _is_complete(url: str) -> bool:
+    try:
+        check_complete(url)
+    except DamagedCheckpointError as error:
+        LOGGER.warning("the kept checkpoint %s cannot be used (%s)", url, error)
+        return False
+    return True

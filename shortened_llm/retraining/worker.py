@@ -11,13 +11,13 @@ from pathlib import Path
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from shortened_llm import metrics
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.logs import LOGGER, about, setup_process
 from shortened_llm.models.cpu import prepare_cpu
+from shortened_llm.models.directory import model_directory
 from shortened_llm.models.export import ExportError
 from shortened_llm.records import TrainingPoint
 from shortened_llm.retraining.adapters import AdapterError
@@ -25,6 +25,8 @@ from shortened_llm.retraining.checkpoint import (
     CheckpointMismatchError,
     PendingCheckpoint,
     check_complete,
+    first_fault,
+    gathered,
     newest_usable,
 )
 from shortened_llm.retraining.export import export_sharded, write_run
@@ -32,9 +34,10 @@ from shortened_llm.retraining.interruption import Interruption, NotRestoredError
 from shortened_llm.retraining.job import RetrainingJob
 from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.meter import progress_line
-from shortened_llm.retraining.sharding import check_dtype
-from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url, stable_urls
+from shortened_llm.retraining.sharding import fault_of_dtype
+from shortened_llm.retraining.stable import keeps_stable, stable_url, stable_urls
 from shortened_llm.retraining.train import train
+from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
@@ -71,12 +74,19 @@ def _train_and_export(config: dict) -> None:
     check_equal([config["installed"], Installed.here(uses_gpu=device.type == "cuda")])  # this node may have come later
     if device.type == "cpu":
         prepare_cpu(config["threads"])
-    check_dtype(job.dtype, device)
+    if fault := first_fault(fault_of_dtype(job.dtype, device)):
+        raise BadInputError(fault)  # on all workers, though only some may have such GPUs
     LOGGER.info("loading the model in %d worker(s)", context.get_world_size())
+    for ref in (job.model, job.teacher):
+        if ref is not None:
+            model_directory(ref)  # before any collective whose time is limited
+    first_fault(None)
     host = RayHost(job, store, config["tokens_before"])
     reported = reversed(ray.train.get_all_reported_checkpoints())
     candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
-    candidates += stable_checkpoints(broadcast_from_rank_zero(stable_urls(job, store) if rank == 0 else None))
+    # Made once: the workers of a node share the download of a checkpoint that is the same object.
+    kept = gathered(kept_checkpoints(job, store) if rank == 0 else [])[0]
+    candidates += [(f"the kept checkpoint {Path(one.path).name}", one.as_directory) for one in kept]
     part, parts = context.get_local_rank(), context.get_local_world_size()
     with contextlib.ExitStack() as local_copy:
         resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts))
@@ -95,6 +105,12 @@ def _train_and_export(config: dict) -> None:
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
         write_run(job, exported, progress, store)
+
+
+def kept_checkpoints(job: RetrainingJob, store: Store) -> list[Checkpoint]:
+    """See `stable.stable_urls`."""
+    places = [ray_storage(url) for url in stable_urls(job, store)]
+    return [Checkpoint(place["storage_path"], place.get("storage_filesystem")) for place in places]
 
 
 def _usable_device() -> torch.device:

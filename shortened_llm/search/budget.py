@@ -5,8 +5,8 @@ speed, the first trial runs alone, so that it tells.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from shortened_llm.config import BudgetConfig
@@ -15,7 +15,7 @@ from shortened_llm.retraining.job import Run
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.search.estimate import Estimate, Shapes, estimate, measured_speeds, trial_work
 from shortened_llm.search.space import SearchSpace
-from shortened_llm.search.status import reported_hours
+from shortened_llm.search.status import ReportedHours, reported_hours
 from shortened_llm.search.stored.experiment import Begun
 from shortened_llm.search.strategies.strategy import Outcomes
 from shortened_llm.storage.layout import BEGUN
@@ -75,7 +75,7 @@ class Allowance:
     """When this run of the search began, by `time.monotonic`."""
     _runs: dict[str, tuple[Run, ...]] = field(default_factory=dict, init=False)
     _own: dict[str, bool] = field(default_factory=dict, init=False)
-    _reported: dict[frozenset[str], float] = field(default_factory=dict, init=False)
+    _reported: dict[str, ReportedHours] = field(default_factory=dict, init=False)
 
     def refuses(self, spec: TrialSpec, running: Sequence[TrialSpec], outcomes: Outcomes) -> str | None:
         """Why a trial may not begin; see `proposals.Refuses`."""
@@ -84,16 +84,20 @@ class Allowance:
         speeds = {**self.speeds, **measured_speeds(finished, self.shapes)}
         own, *begun = (self._estimate(one, finished, speeds) for one in (spec, *running))
         return over_budget(
-            self.budget, own, begun, spent=self.spent(outcomes), elapsed=(time.monotonic() - self.started) / 3600,
+            self.budget,
+            own,
+            self._at_least_reported(begun, running),
+            spent=self.spent(outcomes),
+            elapsed=(time.monotonic() - self.started) / 3600,
             beside=_beside(result for _, result in finished if self._is_own(result.fingerprint)),
-        )  # fmt: skip
+        )
 
     def spent(self, outcomes: Outcomes) -> float:
-        """Accelerator-hours of the trials that this experiment began and that have ended; of failed ones as far as
-        their training reported them."""
-        own = (result for result in outcomes.results.values() if self._is_own(result.fingerprint))
-        lost = self._lost(outcomes.failed) if outcomes.failed else 0.0
-        return accelerator_seconds(run for result in own for run in result.runs) / 3600 + lost
+        """Accelerator-hours of the trials that this experiment began and that have ended; of failed ones, and of work
+        that was lost with its workers, as far as training reported them."""
+        own = {key: result for key, result in outcomes.results.items() if self._is_own(key)}
+        lost = [hours.lost for hours in self._hours_of(own)] + [hours.all for hours in self._hours_of(outcomes.failed)]
+        return accelerator_seconds(run for result in own.values() for run in result.runs) / 3600 + sum(lost)
 
     def note(self, outcomes: Outcomes, num_left_out: int) -> str:
         """What the report says of the budget."""
@@ -125,11 +129,22 @@ class Allowance:
             self._own[fingerprint] = self.experiment.read(BEGUN, fingerprint, Begun) is not None
         return self._own[fingerprint]
 
-    def _lost(self, failed: frozenset[str]) -> float:
-        """Accelerator-hours of trials that failed, as their training reported them."""
-        if failed not in self._reported:
-            self._reported[failed] = reported_hours(self.experiment.url, failed)
-        return self._reported[failed]
+    def _hours_of(self, ended: Collection[str]) -> list[ReportedHours]:
+        """What trials that have ended reported."""
+        if new := [trial for trial in ended if trial not in self._reported]:
+            found = reported_hours(self.experiment.url, new)
+            self._reported |= {trial: found.get(trial, ReportedHours(all=0.0, lost=0.0)) for trial in new}
+        return [self._reported[trial] for trial in ended]
+
+    def _at_least_reported(self, estimates: Sequence[Estimate], running: Sequence[TrialSpec]) -> list[Estimate]:
+        """Estimates of trials that run, where these have not cost more by now."""
+        trials = [spec.fingerprint for spec in running]
+        found = reported_hours(self.experiment.url, trials) if self.budget.most_accelerator_hours and trials else {}
+        return [
+            replace(one, accelerator_hours=max(one.accelerator_hours or 0.0, found[trial].all)) if trial in found
+            else one
+            for one, trial in zip(estimates, trials, strict=True)
+        ]  # fmt: skip
 
 
 def _beside(results: Iterable[TrialResult]) -> float:

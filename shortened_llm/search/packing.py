@@ -13,7 +13,7 @@ from shortened_llm.data.pieces import Executor, PackedPiece, Piece
 from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.errors import original
 from shortened_llm.logs import LOGGER, setup_process
-from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
+from shortened_llm.models.directory import load_config, load_tokenizer, metadata_directory
 from shortened_llm.records import ModelRef, TokenDataset, TokenMixture, TrainingData
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.storage.store import Store
@@ -56,7 +56,7 @@ def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles
     A source is read until it covers its share of the corpus, or one shard if that is more.
     """
     length = retraining.sequence_length
-    vocab_size = load_config(model_directory(dense)).vocab_size
+    vocab_size = load_config(metadata_directory(dense)).vocab_size
     wanted = (retraining.corpus_tokens or max(retraining.budgets)) // length
     shares = source_shares(retraining) or (1.0,) * len(roles.train)
 
@@ -137,4 +137,4 @@ def _pack_piece(inputs: tuple[ModelRef, PackingJob, Store], piece: Piece) -> Pac
     setup_process()
     dense, job, store = inputs
     store.enter()
-    return pack_piece(job, piece, load_tokenizer(model_directory(dense)), store)
+    return pack_piece(job, piece, load_tokenizer(metadata_directory(dense)), store)

@@ -85,9 +85,10 @@ class Proposals:
         return self._results.get(spec.fingerprint)
 
     def end(self, fingerprint: str, failure: TrialFailure | None) -> None:
-        """Take note that a trial has ended."""
+        """Take note that a trial has ended. A result of before with scores missing is none where it failed now."""
         spec = self._running.pop(fingerprint)
-        if result := read_result(self._store, spec):
+        result = read_result(self._store, spec)
+        if result and (result.is_whole or failure is None):
             self._results[fingerprint] = result
         else:
             self.failures[fingerprint] = failure or TrialFailure(fingerprint=fingerprint, cause=LOST)

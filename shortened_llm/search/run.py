@@ -7,7 +7,7 @@ from dataclasses import replace
 from shortened_llm.config import ExperimentConfig
 from shortened_llm.records import TrialSpec
 from shortened_llm.search.budget import Allowance
-from shortened_llm.search.cluster.capacity import Capacity, driver_demand
+from shortened_llm.search.cluster.capacity import Capacity, driver_demand, evaluators_may_idle
 from shortened_llm.search.cluster.progress import ProgressLog
 from shortened_llm.search.cluster.rehearsal import rehearse
 from shortened_llm.search.cluster.trackers import check_node
@@ -118,6 +118,7 @@ def _context(
         driver=driver,
         max_concurrent_trials=config.search.max_concurrent_trials,
         driver_demand=driver_demand(capacity),
+        evaluates_beside=evaluators_may_idle(config, capacity),
     )
 
 

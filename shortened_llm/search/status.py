@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,6 +44,15 @@ REPORT = TypeAdapter(TuneReport)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedHours:
+    """Accelerator-hours of a trial, as its training reported them."""
+
+    all: float
+    lost: float
+    """Those of steps that were done again after workers had been lost, which no model's record counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialProgress:
     """How far one trial is."""
 
@@ -76,7 +84,8 @@ class SearchStatus:
     tokens: int
     planned_tokens: int
     accelerator_hours: float
-    """Spent on training: of runs that ended, each once, and by the last reports of those that have not."""
+    """Spent on training: of runs that ended, each once, by the last reports of those that have not, and on steps that
+    were done again."""
     seconds_left: float | None
     """For the tokens that are left, as many trials at once as now; None where that is not known."""
     waiting_since: datetime.datetime | None
@@ -94,7 +103,9 @@ def read_status(place: str) -> SearchStatus:
             accelerator_hours=0.0, seconds_left=None, waiting_since=None, trials=(),
         )  # fmt: skip
     experiment = read_experiment(place)
-    reports = _tune_reports(directory, {t.spec.fingerprint for t in experiment.trials if t.result is None})
+    reports = _tune_reports(directory, {trial.spec.fingerprint for trial in experiment.trials})
+    done = {trial.spec.fingerprint for trial in experiment.trials if trial.result is not None}
+    reported = {fingerprint: _hours(of) for fingerprint, of in reports.items()}
     trials = tuple(
         _progress(number, trial, reports.get(trial.spec.fingerprint, []), directory)
         for number, trial in enumerate(experiment.trials, start=1)
@@ -106,7 +117,8 @@ def read_status(place: str) -> SearchStatus:
         states={state: counts[state] for state in STATUSES if counts[state]},
         tokens=sum(trial.tokens for trial in trials),
         planned_tokens=sum(trial.planned_tokens for trial in trials),
-        accelerator_hours=_hours_of_results(experiment) + sum(map(_hours_reported, reports.values())),
+        accelerator_hours=_hours_of_results(experiment)
+        + sum(hours.lost if fingerprint in done else hours.all for fingerprint, hours in reported.items()),
         seconds_left=_seconds_left(trials, _speed(experiment, trials)) if driver else None,
         waiting_since=_modified(join(directory, CONFIG)) if counts["waiting"] else None,
         trials=trials,
@@ -158,9 +170,9 @@ def _modified(url: str) -> datetime.datetime | None:
         return None
 
 
-def reported_hours(directory: str, fingerprints: Collection[str]) -> float:
-    """Accelerator-hours of trials of the experiment in a directory or URL, by what their training reported last."""
-    return sum(map(_hours_reported, _tune_reports(directory, fingerprints).values()))
+def reported_hours(directory: str, fingerprints: Collection[str]) -> dict[str, ReportedHours]:
+    """What trials of the experiment in a directory or URL cost; those that reported nothing are left out."""
+    return {fingerprint: _hours(of) for fingerprint, of in _tune_reports(directory, fingerprints).items()}
 
 
 def _hours_of_results(experiment: Experiment) -> float:
@@ -169,11 +181,21 @@ def _hours_of_results(experiment: Experiment) -> float:
     return accelerator_seconds(run for result in results for run in result.runs) / 3600
 
 
-def _hours_reported(reports: Sequence[TuneReport]) -> float:
-    """Accelerator-hours of a trial by its reports, each of which counts from the start of its run: a run follows
-    another where steps begin anew and tokens do not, as they do where a run goes on from a checkpoint."""
-    ended = [one for one, after in pairwise(reports) if after.step <= one.step and after.tokens > one.tokens]
-    return sum(report.accelerator_hours for report in (*ended, reports[-1]))
+def _hours(reports: Sequence[TuneReport]) -> ReportedHours:
+    """What a trial cost by its reports, each of which counts from the start of its run: a run follows another where
+    steps begin anew and tokens do not. Where both go back, the run went on from a checkpoint."""
+    paid, lost = [reports[-1].accelerator_hours], 0.0
+    kept = [reports[0]]
+    for report in reports[1:]:
+        if report.step <= kept[-1].step and report.tokens > kept[-1].tokens:
+            paid.append(kept[-1].accelerator_hours)
+            kept = []
+        elif report.step <= kept[-1].step:
+            reached = kept[-1].accelerator_hours
+            kept = [one for one in kept if one.step < report.step]
+            lost += reached - (kept[-1].accelerator_hours if kept else 0.0)
+        kept.append(report)
+    return ReportedHours(all=sum(paid) + lost, lost=lost)
 
 
 def _speed(experiment: Experiment, trials: Sequence[TrialProgress]) -> float | None:

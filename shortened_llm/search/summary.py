@@ -52,6 +52,7 @@ def _rungs(forecast: Forecast) -> str:
 def _costs(config: ExperimentConfig, forecast: Forecast) -> list[str]:
     """What the search costs, as far as that is known."""
     budget, hours = config.search.budget, forecast.accelerator_hours
+    retraining, resources = config.retraining, config.resources
     lines = [f"tokens      {forecast.tokens:,} in all"]
     if hours is None or forecast.hours is None:
         lines.append(f"cost        speed {forecast.speeds.source}")
@@ -63,6 +64,13 @@ def _costs(config: ExperimentConfig, forecast: Forecast) -> list[str]:
             f"cost        about {_amount(hours)} accelerator-hours, {_amount(forecast.hours)} hours of training with "
             f"{config.search.max_concurrent_trials} trial(s) at a time{cost}",
         ]
+    if hours is not None and forecast.tokens:  # of instructions the epochs count
+        apart = retraining.checkpoint_tokens or max(retraining.budgets) // 3
+        lost = hours * apart / forecast.tokens / resources.accelerators
+        lines.append(
+            f"checkpoints {apart:,} tokens apart, about {_amount(lost)} hours of training: so much may be lost with a "
+            "worker (retraining.checkpoint_tokens)"
+        )
     lines.append(f"uncounted   {'; '.join(forecast.notes)}")
     if budget:
         lines.append(f"budget      {_budget(budget, forecast)}")

@@ -51,6 +51,8 @@ class TrialContext(TrainContext):
     """Who runs the experiment, as the owner of its lease is called."""
     driver_demand: Mapping[str, float]
     """What Ray reserves for the process that drives a trial."""
+    evaluates_beside: bool
+    """Whether evaluators have room beside the training workers."""
 
 
 def read_result(store: Store, spec: TrialSpec) -> TrialResult | None:
@@ -85,6 +87,8 @@ def run_trial(
     # The untrained view is scored by the pool while training starts.
     view = space.dense.view(spec.plan.transforms)
     scores_before = context.pool.submit(view, selection, scoring)
+    if not context.evaluates_beside:
+        context.pool.result(scores_before)  # or the workers wait for its GPUs, and may give up
     runs = train_runs(spec, context, train_callbacks=train_callbacks, progress=progress)
     LOGGER.info("scoring the retrained model")
     progress.enter("scoring")

@@ -102,17 +102,17 @@ def test_after_a_crash_nothing_is_left_to_wait_for(local_store: Store, capsys: p
     assert found.states == {"done": 2, "stopped": 2, "waiting": 1, "failed": 1}
 
 
-def test_runs_that_follow_one_another_add_up_and_a_resumed_one_counts_once(
+def test_runs_that_follow_one_another_add_up_with_what_was_done_twice(
     local_store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = experiment()
     spec = replace(full.trials[5].spec, method="cpt_lora", recipes=(recipe("cpt"), recipe("lora")))
     write_experiment(local_store, replace(full, trials=(replace(full.trials[5], spec=spec),)))
-    cpt = [tune_line(20, 20_480, 4.0, 1.0), tune_line(10, 10_240, 4.1, 0.5), tune_line(40, 40_960, 3.5, 2.0)]
-    lora = [tune_line(10, 51_200, 3.2, 0.25), tune_line(5, 46_080, 3.3, 0.125)]
+    cpt = [tune_line(step, 1024 * step, 4.0, step / 20) for step in (10, 20, 30, 20, 30, 40)]  # goes on from step 10
+    lora = [tune_line(step, 40_960 + 1024 * step, 3.2, step / 40) for step in (10, 5)]  # begins anew
     write_reports(local_store, spec, [*cpt, *lora])
     found = status_of(local_store.experiment_url(NAME), capsys)
-    assert found.accelerator_hours == 2.125
+    assert found.accelerator_hours == pytest.approx(2.0 + 0.125 + 1.0 + 0.25)
     assert (found.tokens, found.planned_tokens) == (46_080, 2 * PLANNED_TOKENS)
 
 

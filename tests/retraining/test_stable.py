@@ -1,15 +1,21 @@
 """The kept checkpoint, on a local directory and on S3: found by longer runs alone, and whole."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
+from ray.train import Checkpoint
 
-from shortened_llm.retraining.checkpoint import newest_usable
+from shortened_llm.retraining.checkpoint import gathered, newest_usable
 from shortened_llm.retraining.manifest import checkpoint_name
-from shortened_llm.retraining.stable import keeps_stable, stable_checkpoints, stable_url, stable_urls
+from shortened_llm.retraining.stable import keeps_stable, stable_url, stable_urls
 from shortened_llm.retraining.train import train
+from shortened_llm.retraining.worker import kept_checkpoints
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import delete, join
+from shortened_llm.storage.urls import delete, is_local, join
 from tests.conftest import MakeJob
 from tests.retraining.conftest import Recorder
 
@@ -29,13 +35,20 @@ def test_a_longer_run_finds_it_whole(make_job: MakeJob, store: Store, logged: py
     assert stable_urls(longer, store) == [url]
     assert stable_urls(make_job(**WSD, tokens=4096), store) == []  # decays before
     assert stable_urls(make_job(**WSD, tokens=16_384, seed=1), store) == []
-    candidates = stable_checkpoints(stable_urls(longer, store))
-    with newest_usable(candidates, part=0, parts=1) as directory:
+    (kept,) = gathered(kept_checkpoints(longer, store))[0]
+    with newest_usable([("kept", kept.as_directory)], part=0, parts=1) as directory:
         assert directory is not None
+        if not is_local(url):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:  # worker of the node
+                assert another.submit(_place_of, kept).result() == directory
         extended = Recorder()
         train(longer, device=torch.device("cpu"), resume_from=directory, host=extended)
     assert extended.points[0].step == 6
     delete(join(url, "__0_0.distcp"))
-    with newest_usable(candidates, part=0, parts=1) as directory:
-        assert directory is None
-    assert "__0_0.distcp" in logged.messages[-2]
+    assert kept_checkpoints(longer, store) == []
+    assert "__0_0.distcp" in logged.messages[-1]
+
+
+def _place_of(checkpoint: Checkpoint) -> Path:
+    with checkpoint.as_directory() as directory:
+        return Path(directory)

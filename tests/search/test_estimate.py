@@ -242,6 +242,16 @@ class Search:
         self.pipeline.trial(spec)
         self.proposals.end(spec.fingerprint, None)
 
+    def report(self, spec: TrialSpec, *points: tuple[int, float]) -> None:
+        """What Tune stores of a trial's training: steps and accelerator-hours."""
+        place = Path(self.experiment.url) / "tune" / f"name-{spec.fingerprint}"
+        place.mkdir(parents=True)
+        lines = [
+            {"step": step, "tokens": step, "loss": 1.0, "tokens_per_second": 1.0, "accelerator_hours": hours,
+             "timestamp": 1} for step, hours in points
+        ]  # fmt: skip
+        (place / "result.json").write_text("\n".join(map(json.dumps, lines)))
+
     @property
     def spent(self) -> float:
         return self.allowance.spent(self.proposals.outcomes)
@@ -371,12 +381,26 @@ def test_a_failed_trial_costs_what_its_training_reported(four: Pipeline) -> None
     search = Search(four, BudgetConfig(accelerator_hours=1.0))
     spec = search.begin()
     assert spec is not None
-    place = Path(search.experiment.url) / "tune" / f"name-{spec.fingerprint}"
-    place.mkdir(parents=True)
-    report = {"step": 3, "tokens": 3, "loss": 1.0, "tokens_per_second": 1.0, "accelerator_hours": 0.75, "timestamp": 1}
-    (place / "result.json").write_text(json.dumps(report))
+    search.report(spec, (3, 0.75))
     search.proposals.end(spec.fingerprint, TrialFailure(fingerprint=spec.fingerprint, cause="no memory"))
     assert search.spent == 0.75
+
+
+@pytest.mark.usefixtures("process_group")
+def test_work_that_was_lost_is_paid_for_too(four: Pipeline) -> None:
+    search = Search(four, BudgetConfig(accelerator_hours=1.0))
+    first = search.begin()
+    assert first is not None
+    search.report(first, (1, 0.25), (2, 0.5), (3, 0.75), (2, 0.5), (3, 0.75))
+    search.end(first)
+    (result,) = search.proposals.outcomes.results.values()
+    assert search.spent == pytest.approx(0.5 + result.accelerator_seconds / 3600)
+    second = search.begin()
+    assert second is not None
+    search.report(second, (1, 0.5))
+    assert search.begin() is None  # what the other one has cost by now counts, though its estimate is lower
+    search.end(second)
+    assert search.begin() is not None
 
 
 def test_an_untrained_trial_is_no_matter_of_accelerators() -> None:

@@ -103,6 +103,18 @@ def test_trials_are_distinct_and_targets_take_turns(sampling: dict, space: Searc
     assert {len(spec.plan.labels) for spec in found} == {1, 2}
 
 
+def test_a_ranking_may_lack_a_target(sampling: dict, space: SearchSpace) -> None:
+    """As a pattern N:M of single weights does, which has one of its own."""
+    search = Search(sampling, space)
+    plans = search.candidates.plans
+    lacking = next(plan for plan in plans if plan.size.blocks == 6 and len(plan.labels) == 1)
+    search.candidates = Candidates(plans=tuple(plan for plan in plans if plan is not lacking))
+    found = search.run()
+    assert len(found) == TRIALS
+    assert Counter(spec.plan.size.blocks for spec in found) == {6: TRIALS / 2, 4: TRIALS / 2}
+    assert lacking not in {spec.plan for spec in found}
+
+
 def test_a_search_ends_with_its_last_point(sampling: dict, space: SearchSpace) -> None:
     """Two plans of each target, two rates and two seeds."""
     sampling["retraining"] |= {"methods": ["cpt"], "seed": [0, 1]}

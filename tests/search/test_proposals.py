@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shortened_llm.config import ExperimentConfig
-from shortened_llm.records import EvalScores, RetrainedModel, TrialFailure, TrialResult, TrialSpec
+from shortened_llm.records import EvalScores, MissingScore, RetrainedModel, TrialFailure, TrialResult, TrialSpec
 from shortened_llm.search.proposals import LOST, Proposals
 from shortened_llm.search.space import SearchSpace, distinct
 from shortened_llm.search.strategies.grid import propose_grid
@@ -34,14 +34,14 @@ class Search:
             made = RetrainedModel(model=self.space.dense, tokens=1, seconds=1.0, accelerator_seconds=1.0, history=())
             self.store.write(RETRAINED, run.fingerprint, made, identity={}, parents=())
 
-    def finish(self, spec: TrialSpec) -> None:
+    def finish(self, spec: TrialSpec, *, after: EvalScores | None = None, failure: TrialFailure | None = None) -> None:
         self.make_runs(spec)
         result = TrialResult(
             fingerprint=spec.fingerprint, model=replace(self.space.dense, files=()), runs=(), before=EvalScores(),
-            after=EvalScores(), seconds=1.0,
+            after=after or EvalScores(), seconds=1.0,
         )  # fmt: skip
         write_result(self.store, result, self.space.trial_identity(spec))
-        self.proposals.end(spec.fingerprint, None)
+        self.proposals.end(spec.fingerprint, failure)
 
 
 @pytest.fixture
@@ -113,6 +113,20 @@ def test_a_trial_without_record_was_lost(
     assert spec is not None
     search.proposals.end(spec.fingerprint, None)
     assert search.proposals.failures[spec.fingerprint].cause == LOST
+
+
+def test_a_result_that_lacks_scores_is_none_where_the_trial_fails(
+    tiny_config: ExperimentConfig, shared: SearchSpace, local_store: Store
+) -> None:
+    search = Search(shared, candidates(tiny_config), local_store)
+    spec = search.proposals.next()
+    assert spec is not None
+    lacking = EvalScores(missing=(MissingScore(unit="u", name="wiki", cause="out of memory"),))
+    for failure in (None, TrialFailure(fingerprint=spec.fingerprint, cause="no room")):
+        search.finish(spec, after=lacking, failure=failure)
+        assert search.proposals.failures == ({} if failure is None else {spec.fingerprint: failure})
+        search = Search(shared, candidates(tiny_config), local_store)
+        assert search.proposals.next() == spec  # tried again
 
 
 def test_a_later_strategy_sees_every_result_of_the_earlier(

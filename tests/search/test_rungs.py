@@ -155,6 +155,16 @@ def test_state_is_kept_only_for_those_that_go_on(nine: SearchSpace, candidates: 
     assert {spec.rung for spec in all_left} == {0.1}
 
 
+def test_state_stays_for_a_trial_that_failed(nine: SearchSpace, candidates: Candidates) -> None:
+    """The same command tries it again, and goes on from there."""
+    low = [nine.at_rung(spec, 0.1) for spec in nine.trials(candidates.plans)]
+    results = {spec.fingerprint: result(spec, nine, loss_of(spec), 0.0) for spec in low}
+    outcomes = Outcomes(specs=(), results=results)
+    risen = [spec for spec in propose_rungs(nine, candidates, outcomes, rungs=RUNGS) if spec.rung == 0.3]
+    failed = Outcomes(specs=(), results=results, failed=frozenset(spec.fingerprint for spec in risen))
+    assert states(nine, risen).isdisjoint(states(nine, left_behind(nine, candidates, failed, rungs=RUNGS)))
+
+
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_state_lasts_as_long_as_any_rung_may_go_on_from_it(

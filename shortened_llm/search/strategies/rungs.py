@@ -175,8 +175,8 @@ def left_behind(
     sampler: Sampler = every_point,
 ) -> tuple[TrialSpec, ...]:
     """The trials of candidates that will go no further: in each of their targets they cannot go up any more, or their
-    next trial has ended. All trials of a candidate begin alike and share the checkpoint that the
-    next one goes on from, so it is needed until the candidate has come as far as it will."""
+    next trial has a result; one that failed may be tried again. All trials of a candidate begin alike and share the
+    checkpoint that the next one goes on from, so it is needed until the candidate has come as far as it will."""
     begun: dict[str, list[TrialSpec]] = {}
     needed: set[str] = set()
     for entrants in by_target(sampler(space, candidates, outcomes)):
@@ -184,7 +184,7 @@ def left_behind(
             waiting = {
                 spec.fingerprint
                 for spec in above.entrants
-                if space.at_rung(spec, next_share).fingerprint not in {*outcomes.results, *outcomes.failed}
+                if space.at_rung(spec, next_share).fingerprint not in outcomes.results
             }
             for spec in rung.entrants:
                 begun.setdefault(spec.fingerprint, []).append(space.at_rung(spec, share))

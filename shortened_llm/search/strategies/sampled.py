@@ -108,6 +108,8 @@ def sampled(
             chosen = _ask(choices, told, seed=turn * ASKS + ask, num_random=num_random)
             values = dict(chosen)
             ranking, method = values[RANKING], values[METHOD]
+            if (target, ranking) not in plans:  # as of a pattern N:M, which has a target of its own
+                continue
             point = {field: values[_name(method, field)] for field in space.retraining.axes(method)}
             rounds = values.get(_name(method, ROUNDS), 1)
             spec = space.trial(plans[target, ranking], target, ranking, rounds, method, point)
