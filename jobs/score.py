@@ -12,7 +12,6 @@ from shortened_llm.logs import about
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
 from shortened_llm.models.stage import stage_model
 from shortened_llm.records import Scores, UnitScores, WeightRanking, to_json
-from shortened_llm.reporting.score_plot import save_score_plot
 from shortened_llm.scoring.job import ScoringJob, scoring_jobs, work_name
 from shortened_llm.scoring.measure import measure, pending_work
 from shortened_llm.scoring.score import score_all
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         "--output",
         metavar="DIR",
         type=output_directory,
-        help="also write a plot, DIR/scores.png, and DIR/<criterion>.json; DIR/<criterion>-<number>.json, in the order "
+        help="also write DIR/<criterion>.json; DIR/<criterion>-<number>.json, in the order "
         "of the configuration, where there are several rankings by a criterion",
     )
     config, flags = parse_command(parser, arguments)
@@ -74,8 +73,6 @@ def main(arguments: Sequence[str]) -> None:
         flags.output.mkdir(parents=True, exist_ok=True)
         for name, scores in zip(file_names(every), every, strict=True):
             (flags.output / name).write_text(to_json(scores))
-        if of_units := [scores for scores in every if isinstance(scores, UnitScores)]:
-            save_score_plot(of_units, flags.output / "scores.png")
 
 
 if __name__ == "__main__":

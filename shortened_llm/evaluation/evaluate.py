@@ -11,7 +11,6 @@ from shortened_llm.evaluation.subject import LoadedModels, Subject
 from shortened_llm.evaluation.units import (
     EfficiencyUnit,
     MetricUnit,
-    Score,
     TextPart,
     TextUnit,
     Unit,
@@ -22,14 +21,10 @@ from shortened_llm.evaluation.units import (
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.records import (
-    AgreementScore,
-    EfficiencyScore,
     EvalScores,
-    MetricScore,
     MissingScore,
     ModelRef,
-    PerplexityScore,
-    TaskScore,
+    Score,
 )
 from shortened_llm.storage.layout import EVALUATIONS
 from shortened_llm.storage.store import Store
@@ -67,19 +62,7 @@ def evaluate(
                 scores.append(MissingScore(unit=lost, name=unit.name, cause=last_line(error)))
                 continue
         scores.append(score)
-    return gather_scores(scores)
-
-
-def gather_scores(scores: Sequence[Score | MissingScore]) -> EvalScores:
-    """The scores of one model by their kind, each kind in its order."""
-    return EvalScores(
-        perplexity=tuple(score for score in scores if isinstance(score, PerplexityScore)),
-        tasks=tuple(score for score in scores if isinstance(score, TaskScore)),
-        agreement=tuple(score for score in scores if isinstance(score, AgreementScore)),
-        metrics=tuple(score for score in scores if isinstance(score, MetricScore)),
-        efficiency=next((score for score in scores if isinstance(score, EfficiencyScore)), None),
-        missing=tuple(score for score in scores if isinstance(score, MissingScore)),
-    )
+    return EvalScores.of(scores)
 
 
 def read_score(ref: ModelRef, unit: Unit, store: Store, dtype: str) -> Score | None:

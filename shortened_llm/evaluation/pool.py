@@ -19,14 +19,14 @@ from shortened_llm.attempts import WorkFailedError
 from shortened_llm.cluster_metrics import BUSY_EVALUATORS, EVALUATION_QUEUE_LENGTH, Gauges
 from shortened_llm.config import ResourcesConfig
 from shortened_llm.errors import BadInputError, last_line, original
-from shortened_llm.evaluation.evaluate import gather_scores, measure, read_score, store_score
+from shortened_llm.evaluation.evaluate import measure, read_score, store_score
 from shortened_llm.evaluation.evaluators import Evaluators
 from shortened_llm.evaluation.subject import LoadedModels, Subject
-from shortened_llm.evaluation.units import Score, TextPart, TextUnit, Unit, WholeUnit, score_identity, unit_fingerprint
+from shortened_llm.evaluation.units import TextPart, TextUnit, Unit, WholeUnit, score_identity, unit_fingerprint
 from shortened_llm.fingerprint import fingerprint
 from shortened_llm.logs import LOGGER, Listener, about, setup_process
 from shortened_llm.models.cpu import fair_threads, prepare_cpu
-from shortened_llm.records import EvalScores, MissingScore, ModelRef
+from shortened_llm.records import EvalScores, MissingScore, ModelRef, Score
 from shortened_llm.storage.store import Store
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ class _Pool:
     async def evaluate(self, ref: ModelRef, units: Sequence[Unit], listener: Listener) -> EvalScores:
         listener("waiting for an evaluator")
         try:
-            return gather_scores(await asyncio.gather(*(self._score(ref, unit, listener) for unit in units)))
+            return EvalScores.of(await asyncio.gather(*(self._score(ref, unit, listener) for unit in units)))
         finally:
             listener(None)
 

@@ -210,7 +210,6 @@ def _text_identity(documents: Documents, source: PerplexitySource) -> dict[str, 
 
 WholeUnit = TaskUnit | AgreementUnit | MetricUnit | EfficiencyUnit
 Unit = TextUnit | WholeUnit
-Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore
 
 
 def score_identity(ref: ModelRef, unit: Unit, dtype: str) -> dict[str, object]:

@@ -16,6 +16,7 @@ from shortened_llm.records.evaluation import (
     MetricScore,
     MissingScore,
     PerplexityScore,
+    Score,
     ServingScore,
     TaskScore,
 )

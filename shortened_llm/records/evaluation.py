@@ -1,6 +1,7 @@
 """What was measured of a model."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -184,6 +185,9 @@ class MissingScore:
     """Whether what was asked for cannot work, rather than that processes failed."""
 
 
+Score = PerplexityScore | TaskScore | AgreementScore | MetricScore | EfficiencyScore
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalScores:
     """All scores of one model that one question asked for."""
@@ -195,18 +199,25 @@ class EvalScores:
     efficiency: EfficiencyScore | None = None
     missing: tuple[MissingScore, ...] = ()
 
-    @property
-    def units(self) -> frozenset[str]:
-        """Those that have a score."""
-        return frozenset(
-            (
-                *(score.unit for score in self.perplexity),
-                *(score.unit for score in self.tasks),
-                *(score.unit for score in self.agreement),
-                *(score.unit for score in self.metrics),
-                *((self.efficiency.unit,) if self.efficiency else ()),
-            )
+    @classmethod
+    def of(cls, scores: Iterable[Score | MissingScore]) -> "EvalScores":
+        """By their kind, each kind in its order."""
+        every = tuple(scores)
+        return cls(
+            perplexity=tuple(score for score in every if isinstance(score, PerplexityScore)),
+            tasks=tuple(score for score in every if isinstance(score, TaskScore)),
+            agreement=tuple(score for score in every if isinstance(score, AgreementScore)),
+            metrics=tuple(score for score in every if isinstance(score, MetricScore)),
+            efficiency=next((score for score in every if isinstance(score, EfficiencyScore)), None),
+            missing=tuple(score for score in every if isinstance(score, MissingScore)),
         )
+
+    @property
+    def found(self) -> dict[str, Score]:
+        """Every score by its unit."""
+        speeds = (self.efficiency,) if self.efficiency else ()
+        every: tuple[Score, ...] = (*self.perplexity, *self.tasks, *self.agreement, *self.metrics, *speeds)
+        return {score.unit: score for score in every}
 
     @property
     def mean_nll(self) -> float:

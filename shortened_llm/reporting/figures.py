@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shortened_llm.reporting.pareto import ParetoPanel
 from shortened_llm.reporting.plots import Value, curve_names, curves, draw_losses, draw_pareto, draw_recovery
-from shortened_llm.reporting.score_plot import draw_criterion, figure_width
+from shortened_llm.reporting.score_plot import draw_scores, figure_width
 from shortened_llm.reporting.style import INK, drawing, new_figure, save_png, to_svg
 from shortened_llm.reporting.view import ReportView
 
@@ -74,7 +74,7 @@ def score_svgs(view: ReportView) -> list[str]:
         colour = view.styles[(scores.ranking,)].colour
         with drawing(f"scores{index}"):
             figure = new_figure(figure_width(len(scores.scores)), 2.2)
-            tips = draw_criterion(figure, scores, (), colour)
+            tips = draw_scores(figure.subplots(), scores, colour)
             svgs.append(to_svg(figure, f"{scores.ranking} score by block", tips))
     return svgs
 

@@ -2,24 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import (
-    AgreementScore,
     EvalScores,
     Experiment,
-    MetricScore,
     Objective,
-    PerplexityScore,
     PrunePlan,
     ReportedTrial,
-    TaskScore,
     UnitScores,
     WidthScores,
 )
-
-Score = TypeVar("Score", bound=PerplexityScore | TaskScore | AgreementScore | MetricScore)
 
 
 def merge_experiments(experiments: Sequence[Experiment]) -> Experiment:
@@ -151,17 +144,6 @@ def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
 
 def _union(first: EvalScores, second: EvalScores) -> EvalScores:
     """The scores of every unit once: the first's, where both have them. What either has is not missing."""
-    union = EvalScores(
-        perplexity=_each_once(first.perplexity, second.perplexity),
-        tasks=_each_once(first.tasks, second.tasks),
-        agreement=_each_once(first.agreement, second.agreement),
-        metrics=_each_once(first.metrics, second.metrics),
-        efficiency=first.efficiency or second.efficiency,
-    )
-    missing = (score for score in (*first.missing, *second.missing) if score.unit not in union.units)
-    return replace(union, missing=tuple(dict.fromkeys(missing)))
-
-
-def _each_once(first: tuple[Score, ...], second: tuple[Score, ...]) -> tuple[Score, ...]:
-    known = {score.unit for score in first}
-    return (*first, *(score for score in second if score.unit not in known))
+    found = first.found | second.found | first.found
+    missing = (score for score in (*first.missing, *second.missing) if score.unit not in found)
+    return EvalScores.of((*found.values(), *dict.fromkeys(missing)))

@@ -145,7 +145,9 @@ class TrialRow:
 
     @property
     def selection_nll(self) -> float | None:
-        return selection_nll(self.trial)
+        """Mean NLL after retraining on the selection texts, in nats per token."""
+        value = self.trial.result.after.mean_nll if self.trial.result else math.nan
+        return value if math.isfinite(value) else None
 
     @property
     def loss(self) -> float | None:
@@ -157,7 +159,8 @@ class TrialRow:
 
     @property
     def selection_texts(self) -> Texts:
-        return selection_texts(self.trial)
+        """What the selection NLL is a mean over: two means of other texts cannot be compared."""
+        return tuple(text.unit for text in self.trial.result.after.perplexity) if self.trial.result else ()
 
     @property
     def size_name(self) -> str:
@@ -187,19 +190,6 @@ def _steps(steps: Sequence[int], one: str, many: str, limit: int = 5) -> tuple[s
 def plan_criteria(plan: PrunePlan) -> tuple[str, ...]:
     """The set of criteria that led to a plan, sorted by name."""
     return tuple(sorted({label.ranking for label in plan.labels}))
-
-
-def selection_nll(trial: ReportedTrial) -> float | None:
-    """Mean NLL after retraining on the selection texts, in nats per token."""
-    if trial.result is None or not trial.result.after.perplexity:
-        return None
-    value = trial.result.after.mean_nll
-    return value if math.isfinite(value) else None
-
-
-def selection_texts(trial: ReportedTrial) -> Texts:
-    """What the selection NLL is a mean over: two means of other texts cannot be compared."""
-    return tuple(text.unit for text in trial.result.after.perplexity) if trial.result else ()
 
 
 def search_loss(trial: ReportedTrial) -> float | None:

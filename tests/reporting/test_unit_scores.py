@@ -1,19 +1,21 @@
 """What a report says of block scores: marks of undecided blocks, missing scores, calibrations, plots."""
 
+import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from shortened_llm.records import Experiment, UnitScores, from_json
 from shortened_llm.reporting.certainty import chances, undecided_units
 from shortened_llm.reporting.formats import UNDECIDED
 from shortened_llm.reporting.heat import heat_rows
-from shortened_llm.reporting.score_plot import RING, save_score_plot, score_axis, score_figure
+from shortened_llm.reporting.score_plot import RING, draw_scores, figure_width, score_axis
+from shortened_llm.reporting.style import new_figure
 from shortened_llm.reporting.write import write_report
 from tests.reporting.experiments import (
     HELD_OUT,
@@ -157,16 +159,14 @@ def test_a_missing_standard_error_leaves_the_score() -> None:
     ],
 )
 @pytest.mark.parametrize("error", [None, 0.0, 5.0, math.inf])
-def test_any_scores_are_drawn_without_a_warning(
-    scores: tuple[float | None, ...], error: float | None, tmp_path: Path
-) -> None:
+def test_any_scores_are_drawn_without_a_warning(scores: tuple[float | None, ...], error: float | None) -> None:
     odd = replace(unit_scores("kl"), scores=scores, standard_errors=(error,) * NUM_BLOCKS)
     axis = score_axis(odd)
     assert math.isfinite(axis.low)
     assert axis.low < axis.high < math.inf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        save_score_plot([odd], tmp_path / "scores.png")
+        drawn_axes(odd).figure.savefig(io.BytesIO(), format="svg")
 
 
 def test_a_page_of_a_criterion_without_any_score_still_comes(tmp_path: Path) -> None:
@@ -221,63 +221,23 @@ def test_json_carries_the_records(nine: Path) -> None:
     assert from_json(Experiment, (nine / "trials.json").read_bytes()).unit_scores == nine_criteria()
 
 
-@pytest.mark.parametrize("criteria", [nine_criteria(), nine_criteria()[:4], nine_criteria()[:1], (unscored(),)])
-def test_png_shows_every_criterion_once(criteria: Sequence[UnitScores], tmp_path: Path) -> None:
-    parts = score_figure(criteria).subfigs
-    assert [part.get_suptitle() for part in parts] == [scores.criterion for scores in criteria]
-    assert [sum(axes.get_ylabel() == "score" for axes in part.axes) for part in parts] == [1] * len(criteria)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        save_score_plot(criteria, tmp_path / "scores.png")
-    content = (tmp_path / "scores.png").read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    assert width >= 700 * min(3, len(criteria))
-    assert height >= 300 * -(-len(criteria) // 3)
+def drawn_axes(scores: UnitScores) -> Axes:
+    axes = new_figure(figure_width(NUM_BLOCKS), 2.2).subplots()
+    draw_scores(axes, scores, "#3b82c4")
+    return axes
 
 
-def drawn(part, **wanted: object) -> list[list[float]]:
-    """The blocks of every line in the part's axes whose style is `wanted`, per axes."""
-    return [
-        sorted(
-            float(x)
-            for line in axes.lines
-            if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())
-            for x in line.get_xdata()
-        )
-        for axes in part.axes
-    ]
+def drawn(axes: Axes, **wanted: object) -> list[float]:
+    """The blocks of every line in the axes whose style is `wanted`."""
+    return sorted(
+        float(x)
+        for line in axes.lines
+        if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())
+        for x in line.get_xdata()
+    )
 
 
 def test_plot_rings_undecided_units_and_leaves_protected_ones_hollow() -> None:
-    (part,) = score_figure([UNDECIDED_PPL]).subfigs
-    by_score, by_cut = drawn(part, markersize=RING["markersize"])
-    assert by_score == [9, 15]
-    assert by_cut == [9, 15]
-    hollow = drawn(part, markersize=4.5, markerfacecolor="none")[0] + drawn(part, marker="^")[0]
-    assert sorted(hollow) == list(PROTECTED)
-    assert drawn(part, markersize=5.5)[1] == sorted([*UNDECIDED_PPL.removed(6), *UNDECIDED_PPL.removed(12)])
-
-
-def test_plot_has_no_point_where_there_is_no_score() -> None:
-    (part,) = score_figure([partly_scored("greedy_ppl")]).subfigs
-    assert drawn(part, markersize=4.5)[0] == [block for block in range(NUM_BLOCKS) if block not in PROTECTED]
-
-
-def test_cuts_are_drawn_for_criteria_without_resamples_too() -> None:
-    ranked = unit_scores("magnitude")
-    _, part = score_figure([UNDECIDED_PPL, ranked]).subfigs
-    assert drawn(part, markersize=5.5)[1] == sorted([*ranked.removed(6), *ranked.removed(12)])
-    assert [label.get_text() for label in part.axes[1].get_yticklabels()] == ["6 removed", "12 removed"]
-
-
-def test_sets_win_over_the_order_in_the_plot() -> None:
-    spans = next(scores for scores in nine_criteria() if scores.criterion == "angular_span")
-    (part,) = score_figure([spans]).subfigs
-    assert drawn(part, markersize=5.5)[1] == list(range(11, 17))
-
-
-def test_equal_scores_give_equal_pngs(tmp_path: Path) -> None:
-    save_score_plot(nine_criteria()[:2], tmp_path / "a.png")
-    save_score_plot(nine_criteria()[:2], tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    axes = drawn_axes(UNDECIDED_PPL)
+    assert drawn(axes, markersize=RING["markersize"]) == [9, 15]
+    assert sorted(drawn(axes, markersize=4.5, markerfacecolor="none") + drawn(axes, marker="^")) == list(PROTECTED)
