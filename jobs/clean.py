@@ -9,7 +9,7 @@ from shortened_llm.search.stored.unneeded import Unneeded, find_unneeded, remove
 from shortened_llm.storage.layout import cleaning_url
 from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import exists
+from shortened_llm.storage.urls import is_directory, reached
 
 SHOWN_NAMES = 3
 
@@ -36,11 +36,14 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str]) -> None:
     """A table on stdout, one line for each kind."""
     flags = make_parser().parse_args(arguments)
-    if not flags.min_age >= 0:
-        raise BadInputError(f"--min-age: is {flags.min_age:g}; allowed are hours from 0 up")
+    if not 0 <= flags.min_age <= MOST_HOURS:
+        raise BadInputError(f"--min-age: is {flags.min_age:g}; allowed are hours from 0 to {MOST_HOURS:,}")
+    if not flags.storage:
+        raise BadInputError("STORAGE: is empty; give the storage.url of a configuration")
     store = Store.at(flags.storage)
-    if not exists(store.url):
-        raise BadInputError(f"STORAGE: {store.url!r} does not exist; give the storage.url of a configuration")
+    with reached(f"STORAGE: {store.url!r}"):
+        if not is_directory(store.url):
+            raise BadInputError(f"STORAGE: {store.url!r} is no directory; give the storage.url of a configuration")
     min_age = datetime.timedelta(hours=flags.min_age)
     if not flags.remove:
         found = find_unneeded(store, min_age=min_age)
@@ -52,6 +55,9 @@ def main(arguments: Sequence[str]) -> None:
         print(table(found))
         remove(store, found)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")
+
+
+MOST_HOURS = 1_000_000
 
 
 def table(things: Sequence[Unneeded]) -> str:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from shortened_llm.config import (
     require_sections,
 )
 from shortened_llm.credentials import hidden
-from shortened_llm.errors import BadInputError, Faults, last_line, original
+from shortened_llm.errors import BadInputError, Faults, brief, last_line, original, path_fault
 from shortened_llm.logs import LOGGER, setup_logging
 from shortened_llm.storage.store import Store
 
@@ -101,9 +102,14 @@ def make_parser(verb: str, description: str) -> Parser:
 
 def output_directory(path: str) -> Path:
     """The type of a flag that names a directory, which need not exist."""
-    found = Path(path).expanduser()
-    if found.exists() and not found.is_dir():
-        raise argparse.ArgumentTypeError(f"{path!r} is a file; give a directory")
+    if fault := "is empty" if not path else path_fault(path):
+        raise argparse.ArgumentTypeError(f"{brief(path)!a} {fault}")
+    found = Path(os.path.expanduser(path)).absolute()
+    above = next(place for place in (found, *found.parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{path!r}: {above} is a file; give a directory")
+    if not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path!r}: {above} cannot be written to; give another directory")
     return found
 
 
@@ -127,8 +133,13 @@ def parse_command(
         values = _merge(values, read_config_file(Path(path)))
     try:
         merged = _merge(values, source(parsed_args=flags)())
-    except SettingsError as error:
-        raise BadInputError(f"command line: {error}") from None
+    except (SettingsError, RecursionError) as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"--{field[1]}" if field else "a section"
+        raise BadInputError(
+            f"command line: {name}: is no JSON; give a whole section as JSON, or its fields by flags such as "
+            f"{name}.FIELD"
+        ) from None
     except ValidationError as error:
         raise BadInputError(describe_errors(error)) from None
     config = parse_config(merged)

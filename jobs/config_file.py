@@ -1,5 +1,6 @@
 """The experiment's file: YAML in which no key is given twice."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,17 @@ import yaml
 
 from shortened_llm.errors import BadInputError, brief
 
+INTEGER = "tag:yaml.org,2002:int"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own rule is that keys are unique; PyYAML keeps the last of them without a word."""
+    """YAML's own rule is that keys are unique; PyYAML keeps the last of them without a word. Whole numbers are those of
+    YAML 1.2: 2:4 is no number to the base of 60, and 020 none to that of 8."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in rules if tag != INTEGER]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -24,6 +33,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+
+
 def read_config_file(path: Path) -> dict[str, object]:
     """The values of a file.
 
@@ -33,9 +45,9 @@ def read_config_file(path: Path) -> dict[str, object]:
     try:
         values = yaml.load(path.read_text("utf-8-sig"), _Loader)
     except OSError as error:
-        raise BadInputError(f"config: cannot read {str(path)!r} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInputError(f"config: {str(path)!r} is not YAML ({brief(error)})") from None
+        raise BadInputError(f"config: cannot read {brief(path)!r} ({error.strerror})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: bytes that are no text, no such date
+        raise BadInputError(f"config: {brief(path)!r} is not YAML ({brief(error)})") from None
     if not isinstance(values, dict):
         raise BadInputError(f"config: {str(path)!r} holds no sections; begin with `experiment: NAME`")
     return values

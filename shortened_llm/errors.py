@@ -1,6 +1,7 @@
 """Errors that a user can act on, and how to show any other."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -44,6 +45,20 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {last}"
 
 
+def path_fault(path: str) -> str | None:
+    """Why no file system and no store has such a place; None where one may."""
+    try:
+        names = os.fsencode(path).split(b"/")
+    except UnicodeEncodeError:
+        names = [b"\0"]
+    if any(b"\0" in name for name in names):
+        return "has a character that no path has"
+    if any(len(name) > MOST_NAME_BYTES for name in names):
+        return f"has a name of more than {MOST_NAME_BYTES} bytes"
+    return "names a protocol and no place" if re.fullmatch(r"[\w+.-]+:/*", path) else None
+
+
+MOST_NAME_BYTES = 255
 SHOWN_CHARACTERS = 200
 
 

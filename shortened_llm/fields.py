@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -20,6 +22,19 @@ class Section(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        entries = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(entry, bool) for entry in entries) and not _takes_truth(annotation):
+            raise ValueError("should be no truth value")
+        return value
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation in (bool, Any, object) or any(map(_takes_truth, get_args(annotation)))
 
 
 def as_tuple(value: object) -> object:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, holds_credentials
+from shortened_llm.errors import brief, path_fault
 from shortened_llm.fields import RANGE, VALUES, Section
 
 
@@ -16,6 +17,8 @@ def _expand(value: object) -> object:
     if not isinstance(value, str):
         return value
     _no_credentials(value)  # before a message repeats it
+    if fault := path_fault(value):
+        raise ValueError(f"{fault}: {brief(value)!a}")
     expanded = os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
     if re.search(r"\$\{?\w", expanded):
         raise ValueError(f"{value!r} names an environment variable that is not set")
@@ -65,7 +68,7 @@ def _as_count(value: object) -> object:
     return int(count)
 
 
-Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1)]
+Tokens = Annotated[int, BeforeValidator(_as_count), Field(ge=1, le=10**15)]
 """A number of tokens, which may be written as `8k`, `1.5M` or `2B`."""
 Url = Annotated[str, BeforeValidator(_expand), Field(min_length=1), AfterValidator(_no_credentials)]
 Dtype = Literal["bfloat16", "float32"]

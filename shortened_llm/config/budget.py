@@ -23,7 +23,7 @@ class BudgetConfig(Section):
     def _is_complete(self) -> "BudgetConfig":
         if self.cost is not None and self.hourly_price is None:
             raise ValueError(f"cost is {self.cost:g}, but hourly_price is not given; give what an accelerator costs")
-        if not self.model_fields_set:
+        if self.accelerator_hours is self.hours is self.cost is self.hourly_price is None:
             raise ValueError("give accelerator_hours, hours, or cost and hourly_price")
         return self
 

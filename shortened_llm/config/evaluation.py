@@ -169,15 +169,18 @@ class ReportConfig(Section):
     """Also measure speed and memory of the best model of each size and way; see evaluation.efficiency."""
 
 
+Counts = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct), Field(min_length=1)
+]
+
+
 class EfficiencyConfig(Section):
     """How speed and memory are measured: a fixed prompt, a forced number of new tokens, every batch size with every
     length. The defaults are the paper's."""
 
-    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (
-        1, 8, 16, 32, 64, 128, 256,
-    )  # fmt: skip
+    batch_sizes: Counts = (1, 8, 16, 32, 64, 128, 256)
     """Sequences generated at once."""
-    output_lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (128, 512)
+    output_lengths: Counts = (128, 512)
     """New tokens."""
     prompt_length: int = Field(12, ge=1)
     """Tokens of the prompt."""

@@ -10,10 +10,21 @@ from shortened_llm.config.experiment import ExperimentConfig, section_of
 from shortened_llm.config.weight import WeightPruning
 from shortened_llm.config.width import WidthPruning
 from shortened_llm.credentials import hidden
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, brief
 
 ENTRIES: Mapping[str, type[BaseModel]] = {WIDTH: WidthPruning, WEIGHT: WeightPruning}
 """Entries of pruning that the first kind does not stand for."""
+
+
+SAID = {
+    "model_type": "give its fields, each as KEY: value",
+    "model_attributes_type": "give its fields, each as KEY: value",
+    "dict_type": "give its fields, each as KEY: value",
+    "tuple_type": "give a list",
+    "too_short": "give at least 1",
+    "string_too_short": "give at least 1 character",
+}
+"""What is said instead of the validator's own terms, by the type of the fault."""
 
 
 def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
@@ -52,7 +63,7 @@ def describe_errors(error: ValidationError) -> str:
         location = fault["loc"]
         if any(other["loc"][: len(location)] == location for other in faults if len(other["loc"]) > len(location)):
             continue  # A fault of the parts explains the fault of the whole.
-        name = ".".join(str(part) for part in location if part not in FORMS) or "config"
+        name = ".".join(str(part) for part in location if part not in (*FORMS, "[key]")) or "config"
         if fault["type"] == "extra_forbidden":
             lines.append(
                 f"{name}: unknown key; {_unknown(str(location[-1]), fault['input'], _section_at(location[:-1]))}"
@@ -60,9 +71,9 @@ def describe_errors(error: ValidationError) -> str:
         elif fault["type"] == "missing":
             lines.append(f"{name}: required")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
+            message = SAID.get(fault["type"], fault["msg"].removeprefix("Value error, "))
             unsaid = isinstance(fault["input"], Mapping) or "credentials" in message
-            value = "" if unsaid else f" (is {fault['input']!r})"
+            value = "" if unsaid else f" (is {brief(repr(fault['input']))})"
             lines.append(f"{name}: {message[:1].lower() + message[1:]}{value}")
     return hidden("\n".join(lines))
 

@@ -13,7 +13,7 @@ from shortened_llm.methods.method import Chain, Method, OptimizerOptions, Run, c
 from shortened_llm.records import LoraOptions
 
 MethodName = Annotated[str, one_of(METHODS)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Retraining(Section):

@@ -32,7 +32,9 @@ class SearchSection(Section):
     """What a ratio is a fraction of. blocks: what pruning.unit names, where all entries name the same, of single
     weights those of the blocks' linear layers; of parameters or bytes, as many of these go as come nearest to it; of
     nonzero, parameters go or become zero."""
-    removed_blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = ()
+    removed_blocks: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct)
+    ] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
     controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()
     """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
@@ -46,7 +48,9 @@ class SearchSection(Section):
     than for methods that train all weights. Needs the extra optuna."""
     trials: int | None = Field(None, ge=1)
     """With optuna: combinations to try (count), at the first rung where there are rungs; controls come on top."""
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)] = ()
+    rungs: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct)
+    ] = ()
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""

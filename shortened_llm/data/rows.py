@@ -14,7 +14,7 @@ from shortened_llm.data.readers import READERS, BadRow, Row
 from shortened_llm.errors import BadInputError, UnreachableError, brief
 from shortened_llm.logs import LOGGER
 from shortened_llm.storage.retry import is_transient
-from shortened_llm.storage.urls import content_key, expand_glob, is_local
+from shortened_llm.storage.urls import content_key, expand_glob, is_local, reached
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 ENOUGH_BAD_ROWS = 100
@@ -196,7 +196,8 @@ def find_files(path: str, field_path: str) -> tuple[str, ...]:
         return ()
     if local and Path(path).is_dir():
         raise BadInputError(f"{field_path}.path: {path!r} is a directory; name its files, such as {path}/*.jsonl")
-    found = expand_glob(path)
+    with reached(f"{field_path}.path: {path!r}"):
+        found = expand_glob(path)
     if not found:
         raise BadInputError(f"{field_path}.path: {path!r} does not exist (the demo's texts: `python -m jobs.assets`)")
     unknown = sorted({_suffix(file) for file in found} - READERS.keys())

@@ -8,7 +8,7 @@ from shortened_llm.fields import LOG, Axis, Range, Searched, as_tuple, distinct,
 from shortened_llm.methods.method import Method, OptimizerOptions, Run, TrainOn
 from shortened_llm.records import LoraOptions as Adapters
 
-Rank = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Ranks(Range[Rank]):

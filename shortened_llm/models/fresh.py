@@ -27,7 +27,7 @@ def fresh_weights(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, torc
     for index, (name, part) in enumerate(parts):
         part.to_empty(device="cpu", recurse=part in blocks)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * len(parts) + index)
+            torch.manual_seed((seed * len(parts) + index) % 2**63)
             for parameter in part.parameters(recurse=part in blocks):
                 parameter.fill_(torch.nan)
             _draw(model, part)

@@ -21,7 +21,7 @@ from shortened_llm.storage.layout import MODELS
 from shortened_llm.storage.payload import describe_files, download_directory, upload_directory
 from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
-from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join
+from shortened_llm.storage.urls import content_key, download_file, exists, is_local, join, reached
 
 STAGE_VERSION = 2
 # Weights in other formats (pickle, ONNX, original checkpoints) are neither hashed nor copied.
@@ -81,13 +81,15 @@ def inspect_model(config: ModelConfig) -> tuple[PretrainedConfig, PreTrainedToke
 
 
 def _remote_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    if config.path.endswith(".gguf"):
-        return load_gguf_metadata(download_file(config.path, temporary / "model.gguf"))
-    if not exists(join(config.path, "config.json")):
-        raise BadInputError(f"model.path: {config.path!r} holds no config.json")
-    directory = download_directory(config.path, temporary, METADATA_FILES)
+    with reached(f"model.path: {config.path!r}"):
+        if config.path.endswith(".gguf"):
+            return load_gguf_metadata(download_file(config.path, temporary / "model.gguf"))
+        if not exists(join(config.path, "config.json")):
+            raise BadInputError(f"model.path: {config.path!r} holds no config.json")
+        directory = download_directory(config.path, temporary, METADATA_FILES)
+        headers = read_headers(config.path.rstrip("/"))
     model_config = load_config(directory)
-    check_headers(model_config, read_headers(config.path.rstrip("/")))
+    check_headers(model_config, headers)
     return model_config, load_tokenizer(directory)
 
 

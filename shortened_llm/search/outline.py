@@ -10,7 +10,13 @@ from shortened_llm.models.directory import load_config
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
-from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings
+from shortened_llm.search.preflight_settings import (
+    ModelFacts,
+    asked_sizes,
+    check_context,
+    check_settings,
+    check_storage,
+)
 from shortened_llm.storage.store import Store
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -38,9 +44,9 @@ def outline_search(config: ExperimentConfig, store: Store) -> Outline | None:
     faults, model_config = Faults(), load_config(directory)
     size: ModelSize | None = None
     asked: tuple[Request, ...] = ()
-    check_settings(config, store, faults, retrains=True, evaluates=True, searches=True)
     with faults.gather():
-        store.probe()
+        check_storage(config, store, searches=True)
+    check_settings(config, faults, retrains=True, evaluates=True, searches=True)
     with faults.gather():
         size = size_of(model_config, config.model.exported_dtype)
         asked = asked_sizes(config, model_config, size)

@@ -17,7 +17,13 @@ from shortened_llm.models.stage import inspect_model
 from shortened_llm.models.view import size_of
 from shortened_llm.pruning.target import Request
 from shortened_llm.records import ModelSize
-from shortened_llm.search.preflight_settings import ModelFacts, asked_sizes, check_context, check_settings
+from shortened_llm.search.preflight_settings import (
+    ModelFacts,
+    asked_sizes,
+    check_context,
+    check_settings,
+    check_storage,
+)
 from shortened_llm.search.preflight_texts import check_calibration, check_evaluation_texts, check_training_texts
 from shortened_llm.search.preflight_toy import (
     Toy,
@@ -60,10 +66,12 @@ def check_config(
         BadInputError: with the field, the value and what is allowed, one line for each fault.
     """
     faults, retrains, evaluates = Faults(), retrains or searches, evaluates or searches
-    check_settings(config, store, faults, retrains=retrains, evaluates=evaluates, searches=searches)
+    with faults.gather():
+        check_storage(config, store, searches=searches)
+    check_settings(config, faults, retrains=retrains, evaluates=evaluates, searches=searches)
     if evaluates:
         _check_task_data(config, faults)
-    facts = _scoring_facts(config, store, faults)
+    facts = _scoring_facts(config, faults)
     if facts is not None:
         if retrains:
             check_training_texts(config, facts.roles, facts.tokenizer, facts.vocab_size, faults)
@@ -79,12 +87,10 @@ def check_config(
     return facts
 
 
-def _scoring_facts(config: ExperimentConfig, store: Store, faults: Faults) -> Facts | None:
+def _scoring_facts(config: ExperimentConfig, faults: Faults) -> Facts | None:
     """None where a fault leaves nothing to check further."""
     found: tuple[PretrainedConfig, PreTrainedTokenizerBase] | None = None
     roles: TextRoles | None = None
-    with faults.gather():
-        store.probe()
     with faults.gather():
         found = inspect_model(config.model)
     with faults.gather():

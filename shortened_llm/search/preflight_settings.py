@@ -58,15 +58,21 @@ class ModelFacts:
         return {unit: tuple(sorted(counts)) for unit, counts in found.items()}
 
 
+def check_storage(config: ExperimentConfig, store: Store, *, searches: bool) -> None:
+    """Check that the storage can be written, and that an experiment of this name is the same one; raises
+    `BadInputError`."""
+    store.probe()
+    if searches:
+        check_unchanged(config, store)
+
+
 def check_settings(
-    config: ExperimentConfig, store: Store, faults: Faults, *, retrains: bool, evaluates: bool, searches: bool
+    config: ExperimentConfig, faults: Faults, *, retrains: bool, evaluates: bool, searches: bool
 ) -> None:
     """What can be told without model and texts."""
     if searches:
         with faults.gather():
             check_tracking(config.tracking)
-        with faults.gather():
-            check_unchanged(config, store)
         if config.search.sampler == "optuna":
             with faults.gather():
                 check_optuna()
@@ -116,8 +122,10 @@ def asked_sizes(config: ExperimentConfig, model_config: PretrainedConfig, size: 
             check_narrowing(model_config, path, entry, asked["width"], size)
             continue
         if isinstance(entry, WeightPruning):
-            asked["weight"] = requests(config.search, size, (), "weight")
-            weight_targets(entry.pattern, (request.target for request in asked["weight"]), size)
+            wanted = requests(config.search, size, (), "weight")
+            targets = weight_targets(entry.pattern, (request.target for request in wanted), size)
+            own = (Request(target=target, unit="weight", counts=()) for target in targets)
+            asked["weight"] = tuple(dict.fromkeys((*asked.get("weight", ()), *own)))
             for layer, columns in linear_inputs(find_blocks(empty_model(model_config))[0]).items():
                 parse_pattern(entry.pattern, 0.0).check(columns, layer)
             continue

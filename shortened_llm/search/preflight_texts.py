@@ -11,7 +11,9 @@ from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.data.tokens import check_ids
 from shortened_llm.errors import BadInputError, Faults
 from shortened_llm.evaluation.perplexity import check_bos
+from shortened_llm.logs import LOGGER
 from shortened_llm.models.families import needs_bos
+from shortened_llm.search.epochs import expected_epochs
 
 # Of instruction data, at submission.
 CHECKED_PAIRS = 100
@@ -38,6 +40,10 @@ def check_training_texts(
         with faults.gather():
             length = config.retraining.sequence_length
             _check_text(documents, tokenizer, vocab_size, length, field="retraining.sequence_length")
+    if config.retraining.uses_corpus:
+        with faults.gather():
+            if passes := expected_epochs(config.retraining, roles.train, tokenizer):
+                LOGGER.warning("%s", passes)
     if roles.instructions is not None:
         with faults.gather():
             _check_pairs(roles.instructions, tokenizer, vocab_size)

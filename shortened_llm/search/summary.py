@@ -147,7 +147,7 @@ def _texts(roles: TextRoles) -> list[str]:
 
 def _removed(unit: PruneUnit, facts: ModelFacts) -> str:
     if unit in ("width", "weight"):
-        asked = [one.target.name.replace("%", " %") for one in facts.requests if one.unit == unit]
+        asked = dict.fromkeys(one.target.name.replace("%", " %") for one in facts.requests if one.unit == unit)
         return f"{', '.join(asked)}: {'heads and channels' if unit == 'width' else 'single weights'}"
     counts = [
         f"{_range(one.counts)} ({one.target.name.replace('%', ' %')})" for one in facts.requests if one.unit == unit

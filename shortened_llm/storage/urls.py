@@ -5,7 +5,7 @@ import datetime
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,7 @@ from typing import IO, Any
 import fsspec
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, hidden, holds_credentials
-from shortened_llm.errors import BadInputError
+from shortened_llm.errors import BadInputError, UnreachableError, brief, path_fault
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.storage.clients import fsspec_filesystem
 from shortened_llm.storage.retry import retried
@@ -40,8 +40,10 @@ def normalise(url: str) -> str:
     """
     if holds_credentials(url):
         raise BadInputError(f"URL {hidden(url)!r}: {CREDENTIALS_REFUSED}")
+    if fault := path_fault(url):
+        raise BadInputError(f"{brief(url)!a} {fault}")
     if is_local(url):
-        return str(Path(url.removeprefix("file://")).expanduser().absolute())
+        return str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
     filesystem(url)
     return url.rstrip("/")
 
@@ -55,9 +57,27 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file", use_listings_cache=False), str(Path(url.removeprefix("file://")).absolute())
     try:
         return fsspec_filesystem(url)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         protocol = url.split("://", 1)[0]
         raise BadInputError(f"URL {hidden(url)!r}: the protocol {protocol!r} cannot be used ({error})") from None
+
+
+@contextlib.contextmanager
+def reached(what: str) -> Iterator[None]:
+    """Raises `UnreachableError` where a place that the user names cannot be asked; every protocol has its own errors.
+
+    Args:
+        what: the field and its value.
+    """
+    try:
+        yield
+    except BadInputError:
+        raise
+    except Exception as error:
+        raise UnreachableError(
+            f"{what} cannot be read ({brief(error)}); check the address, the credentials in the environment and the "
+            "permissions"
+        ) from None
 
 
 def join(url: str, *parts: str) -> str:
@@ -76,6 +96,12 @@ def join(url: str, *parts: str) -> str:
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
     return _type(fs, path) is not None
+
+
+@retried
+def is_directory(url: str) -> bool:
+    fs, path = filesystem(url)
+    return _type(fs, path) == "directory"
 
 
 def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What no experiment needs goes; what a report or a rerun reads stays."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -216,6 +217,21 @@ def test_a_payload_that_another_record_names_stays(local_store: Store) -> None:
     )
     main([local_store.url, "--min-age", "0", "--remove"])
     assert any(name in path for path in paths(local_store))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([""], "STORAGE: is empty"),
+        ([__file__], "test_clean.py' is no directory"),
+        (["/no/such/place"], "'/no/such/place' is no directory"),
+        ([".", "--min-age", "inf"], "--min-age: is inf; allowed are hours from 0 to 1,000,000"),
+        ([".", "--min-age", "nan"], "--min-age: is nan"),
+    ],
+)
+def test_what_is_no_storage_is_left_alone(arguments: list[str], words: str) -> None:
+    with pytest.raises(BadInputError, match=re.escape(words)):
+        main([*arguments, "--remove"])
 
 
 def test_a_damaged_record_stops_everything(local_store: Store) -> None:

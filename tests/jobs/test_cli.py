@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from jobs import prune, retrain, score, search
-from jobs.cli import make_parser, parse_command, run
+from jobs.cli import make_parser, output_directory, parse_command, run
+from jobs.config_file import read_config_file
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import UnitScores, from_json
@@ -66,6 +68,10 @@ MISSING = "/no/such/place"
         (["--pruning.protect_first", "8"], ["pruning.protect_first", "all 8 blocks"]),
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
+        (["--storage.url", "ftp://127.0.0.1:1/x"], ["ftp://127.0.0.1:1/x", "'ftp' cannot be used"]),
+        (["--model.path", "s3://no-keys/x"], ["model.path: 's3://no-keys/x' cannot be read", "credentials"]),
+        (["--calibration.path", "s3://no-keys/x.jsonl"], ["calibration.path: 's3://no-keys/x.jsonl' cannot be read"]),
+        (["--search", "{"], ["--search: is no JSON", "--search.FIELD"]),
         (
             ["--retraining.cpt.warmup_steps", "8"],
             ["retraining.cpt.warmup_steps: is 8", "has 8 optimiser steps", "at most 7"],
@@ -127,6 +133,34 @@ def test_a_key_given_twice_is_named_with_its_lines(
         run(search.main)
     first = 2 if below else 1
     assert f"'ratios' is given twice, in lines {first} and {first + 2}" in capsys.readouterr().err
+
+
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("pattern: 2:4\ntokens: 020\nseed: -1_000\nrank: 0x10\nzero: 0\n")
+    assert read_config_file(config) == {"pattern": "2:4", "tokens": "020", "seed": -1000, "rank": 16, "zero": 0}
+
+
+@pytest.mark.parametrize("content", [b"tokens: 2020-13-45", b"path: \xff", b"a: [", b"\ttokens: 1"])
+def test_a_file_that_is_no_yaml_is_named(content: bytes, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_bytes(content)
+    with pytest.raises(BadInputError, match="config.yaml' is not YAML"):
+        read_config_file(config)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("", "is empty"),
+        ("a\0b", "has a character that no path has"),
+        ("x" * 300, "has a name of more than 255 bytes"),
+        ("/dev/null/below", "/dev/null is a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused(output: str, words: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=words):
+        output_directory(output)
 
 
 @pytest.mark.parametrize(

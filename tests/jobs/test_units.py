@@ -74,6 +74,7 @@ def weight(**options: object) -> list[str]:
             ["mrp.mask is 'joint'", "8:16 has 12,870", "smaller groups"],
         ),
         (weight(pattern="02:4"), ["pruning.pattern", "'02:4'"]),
+        ([*weight(), "--search.ratios", "[1e-12]"], ["search.ratios: 1e-12 removes none", "a larger one"]),
         ([*weight(), *PARAMETERS], ["search.of is 'parameters'", "stay in the files", "nonzero"]),
         ([*weight(), "--search.of", "nonzero", "--search.ratios", "[0.99]"], ["search.ratios: 0.99", "linear layers"]),
         (

@@ -47,6 +47,11 @@ def pattern_of(pattern: str, target: Target, size: ModelSize) -> Pattern:
             f"search.ratios: {target.ratio} (search.of: nonzero) asks for more than the {_linear(size):,} weights of "
             "the blocks' linear layers; give a smaller one"
         )
+    if share * _linear(size) < 0.5:
+        raise BadInputError(
+            f"search.ratios: {target.ratio} removes none of the {_linear(size):,} weights of the blocks' linear "
+            "layers; give a larger one"
+        )
     return parse_pattern(pattern, share)
 
 

@@ -98,14 +98,19 @@ def check_resources(resources: ResourcesConfig, capacity: Capacity, *, scores_wi
                 why = f"need {needed:g} {kind}s, but it can hold {capacity.total(kind):g}"
                 _refuse(f"{what} and the trial's driver", why, capacity)
     for what, demand, count, labels in (
-        ("resources.workers: training workers", worker, workers, resources.worker_labels),
         (
-            "resources.evaluators: an evaluator",
+            "resources.workers: training workers (cpus_per_worker, gpus_per_worker)",
+            worker,
+            workers,
+            resources.worker_labels,
+        ),
+        (
+            "resources.evaluators: an evaluator (cpus_per_evaluator, gpus_per_evaluator)",
             {"CPU": resources.cpus_per_evaluator, "GPU": resources.gpus_per_evaluator},
             1,
             resources.evaluator_labels,
         ),
-        ("resources: a scoring task", scorer, 1, {}),
+        ("resources: a scoring task (cpus_per_scorer, gpus_per_scorer)", scorer, 1, {}),
     ):
         if (room := capacity.hold(demand, labels)) < count:
             needs = " and ".join(f"{needed:g} {kind}" for kind, needed in demand.items() if needed)

@@ -41,7 +41,7 @@ from shortened_llm.storage.layout import (
 from shortened_llm.storage.lease import hold_lease, holder
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import DamagedRecordError, Store
-from shortened_llm.storage.urls import exists, join, normalise, read_bytes, write_bytes
+from shortened_llm.storage.urls import exists, join, normalise, reached, read_bytes, write_bytes
 
 DEFAULT_STORAGE: str = ExperimentConfig.model_fields["storage"].default.url
 EXPERIMENT_NAME = re.compile(r"[\w-]+")
@@ -135,8 +135,9 @@ def read_experiment(url: str) -> Experiment:
         BadInputError: there is no experiment, or its record cannot be read.
     """
     directory = experiment_directory(url)
-    planned, reported = _read(join(directory, PLANNED)), _read(join(directory, REPORT, REPORTED))
-    found = planned or reported or _read(join(directory, REPORTED))
+    with reached(f"EXPERIMENT: {url!r}"):
+        planned, reported = _read(join(directory, PLANNED)), _read(join(directory, REPORT, REPORTED))
+        found = planned or reported or _read(join(directory, REPORTED))
     if found is None:
         raise BadInputError(
             f"EXPERIMENT: {url!r} holds no experiment; give the path or URL of <storage>/experiments/<name>, which has "
@@ -157,7 +158,7 @@ def planned_spec(directory: str, fingerprint: str) -> TrialSpec:
 
 def experiment_directory(url: str) -> str:
     """The directory behind any place that `read_experiment` takes."""
-    named = EXPERIMENT_NAME.fullmatch(url) and exists(experiment_url(DEFAULT_STORAGE, url))
+    named = EXPERIMENT_NAME.fullmatch(url) and exists(experiment_url(DEFAULT_STORAGE, url))  # a local path
     directory = normalise(experiment_url(DEFAULT_STORAGE, url) if named else url)
     if directory.rsplit("/", 1)[-1] in (PLANNED, REPORTED, PAGE):
         directory = directory.rsplit("/", 1)[0]
