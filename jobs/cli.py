@@ -163,7 +163,10 @@ def _merge(values: dict, later: dict) -> dict:
 
 def open_store(config: ExperimentConfig) -> Store:
     """The storage of a configuration; this process waits for it as long as the job does."""
-    store = Store.at(config.storage.url, config.storage.outage_seconds)
+    try:
+        store = Store.at(config.storage.url, config.storage.outage_seconds)
+    except BadInputError as error:
+        raise BadInputError(f"storage.url: {error}") from None
     store.enter()
     return store
 

@@ -44,7 +44,8 @@ def normalise(url: str) -> str:
         raise BadInputError(f"{brief(url)!a} {fault}")
     if is_local(url):
         return str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
-    filesystem(url)
+    with reached(f"URL {hidden(url)!r}"):  # some protocols log in at once
+        filesystem(url)
     return url.rstrip("/")
 
 
@@ -57,7 +58,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file", use_listings_cache=False), str(Path(url.removeprefix("file://")).absolute())
     try:
         return fsspec_filesystem(url)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError) as error:
         protocol = url.split("://", 1)[0]
         raise BadInputError(f"URL {hidden(url)!r}: the protocol {protocol!r} cannot be used ({error})") from None
 

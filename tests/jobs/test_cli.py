@@ -68,9 +68,10 @@ MISSING = "/no/such/place"
         (["--pruning.protect_first", "8"], ["pruning.protect_first", "all 8 blocks"]),
         (["--storage.url", "/dev/null/results"], ["storage.url", "/dev/null/results"]),
         (["--storage.url", "nosuch://bucket"], ["nosuch"]),
-        (["--storage.url", "ftp://127.0.0.1:1/x"], ["ftp://127.0.0.1:1/x", "'ftp' cannot be used"]),
-        (["--model.path", "s3://no-keys/x"], ["model.path: 's3://no-keys/x' cannot be read", "credentials"]),
-        (["--calibration.path", "s3://no-keys/x.jsonl"], ["calibration.path: 's3://no-keys/x.jsonl' cannot be read"]),
+        (
+            ["--storage.url", "ftp://127.0.0.1:1/x"],
+            ["storage.url: URL 'ftp://127.0.0.1:1/x' cannot be read", "refused"],
+        ),
         (["--search", "{"], ["--search: is no JSON", "--search.FIELD"]),
         (
             ["--retraining.cpt.warmup_steps", "8"],
@@ -145,7 +146,7 @@ def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
 def test_a_file_that_is_no_yaml_is_named(content: bytes, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_bytes(content)
-    with pytest.raises(BadInputError, match="config.yaml' is not YAML"):
+    with pytest.raises(BadInputError, match=r"config\.yaml' is not YAML"):
         read_config_file(config)
 
 
