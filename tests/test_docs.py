@@ -11,6 +11,7 @@ from jobs.fields import field_reference
 from shortened_llm.config import parse_config
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.methods import METHODS
+from shortened_llm.models.families import TEXT_PARTS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -65,6 +66,12 @@ def test_supported_families_are_those_that_a_test_finds_right() -> None:
     tested = (ROOT / "tests/search/test_every_family.py").read_text()
     right = re.findall(r'"(\w+)"', re.findall(r"^RIGHT = \((.*?)\)", tested, re.MULTILINE | re.DOTALL)[0])
     assert re.findall(r"`(\w+)`", page.partition("Each step is right for")[2].partition("## Refused")[0]) == right
+
+
+def test_text_parts_are_listed() -> None:
+    page = (ROOT / "shortened_llm/models/README.md").read_text()
+    section = page.partition("## Text parts")[2].partition("the text")[0]
+    assert re.findall(r"`(\w+)`", section) == sorted(TEXT_PARTS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

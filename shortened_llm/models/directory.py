@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError, brief, last_line
+from shortened_llm.models.families import TEXT_PARTS
 from shortened_llm.records import FileEntry, ModelRef
 from shortened_llm.storage.payload import local_directory
 
@@ -43,7 +44,7 @@ def _on_this_node(ref: ModelRef, files: tuple[FileEntry, ...]) -> Path:
 
 
 def load_config(directory: Path) -> PretrainedConfig:
-    """The configuration of a causal language model.
+    """The configuration of a causal language model, or of the text part of one of `TEXT_PARTS`.
 
     Raises:
         BadInputError: there is none, it cannot be read, or it is of another kind of model.
@@ -70,6 +71,8 @@ def load_config(directory: Path) -> PretrainedConfig:
         raise BadInputError(
             f"model.path: {file} is no configuration that transformers reads ({brief(error)})"
         ) from None
+    if config.model_type in TEXT_PARTS:
+        config = _text_part(config)
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
     # Encoders such as BERT can be built as decoders too; what was saved says what they are.
     saved_as = config.architectures or ["ForCausalLM"]
@@ -80,6 +83,18 @@ def load_config(directory: Path) -> PretrainedConfig:
         )
     config._attn_implementation = None  # a wish of whoever saved it, for kernels that may be missing here
     return config
+
+
+def _text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the text part, with what that of the whole model says for it."""
+    text = config.text_config
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    for name in ("tie_word_embeddings", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"):
+        if (value := getattr(config, name, None)) is not None:
+            setattr(text, name, value)
+    text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].__name__]
+    return text
 
 
 def load_gguf_metadata(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

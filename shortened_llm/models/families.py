@@ -77,6 +77,11 @@ ROUTERS = ("gate", "router", "router_gate", "shared_expert_gate")
 # layer: an adapter would be trained on CPU and ignored on a GPU.
 KERNEL_MODULES, KERNEL_LINEARS = ("Mamba", "BambaMixer", "FalconH1Mixer"), ("out_proj", "x_proj", "dt_proj")
 
+# Models of several modalities whose text part alone computes what the whole does on text; test_text_part.py shows it.
+TEXT_PARTS = frozenset(
+    {"exaone4_5", "gemma3", "internvl", "lfm2_vl", "llama4", "llava", "mistral3", "qwen3_5", "qwen3_5_moe"}
+)
+
 # Families that predict at random without a beginning-of-text token in front of every sequence.
 NEEDS_BOS = frozenset(
     {"gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text", "recurrent_gemma", "vaultgemma"}

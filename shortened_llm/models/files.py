@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from shortened_llm.errors import BadInputError, brief
+from shortened_llm.models.families import TEXT_PARTS
 from shortened_llm.storage.urls import file_size, is_local, join, read_bytes, read_range
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -165,7 +166,8 @@ def open_tensor_files(directory: Path) -> TensorFiles:
 
 
 def read_headers(place: str) -> TensorHeaders:
-    """Read the headers of a model's weight files, and no more of them, from a directory or URL.
+    """Read the headers of a model's weight files, and no more of them, from a directory or URL; of `TEXT_PARTS` those
+    of the text part.
 
     Raises:
         BadInputError: a file is missing, truncated or no safetensors file, or lacks a tensor that the index names.
@@ -182,7 +184,30 @@ def read_headers(place: str) -> TensorHeaders:
             f"model.path: {join(place, INDEX_NAME)} names {len(absent)} tensors that their files lack, such as {key} "
             f"in {name}"
         )
-    return TensorHeaders(place, found)
+    return TensorHeaders(place, _text_part(found) if model_type(place) in TEXT_PARTS else found)
+
+
+def model_type(place: str) -> str | None:
+    """What the config.json in a directory or URL says; None without one that can be read."""
+    try:
+        return str(json.loads(read_bytes(join(place, "config.json")))["model_type"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+# `language_model.model.layers.0...`, or `model.language_model.layers.0...`.
+TEXT_NAME = re.compile(r"(model\.)?language_model\.(?P<own>model\.|lm_head\.)?(?P<rest>.+)$")
+
+
+def _text_part(whole: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
+    """The tensors of the text part of a model of several modalities, by their names in a model of text alone."""
+    found = {}
+    for name, header in whole.items():
+        if match := TEXT_NAME.match(name):
+            found[f"{match['own'] or 'model.'}{match['rest']}"] = header
+        elif name.startswith("lm_head."):
+            found[name] = header
+    return found
 
 
 def _read_header(place: str, name: str) -> dict[str, TensorHeader]:

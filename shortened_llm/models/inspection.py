@@ -8,7 +8,8 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.directory import load_config
-from shortened_llm.models.files import TensorHeaders, open_tensor_files
+from shortened_llm.models.families import TEXT_PARTS
+from shortened_llm.models.files import TensorHeaders, model_type, open_tensor_files
 from shortened_llm.models.sources import check_files, check_ties, find_sources
 from shortened_llm.models.view import transformed_headers
 
@@ -21,6 +22,8 @@ def check_headers(config: PretrainedConfig, headers: TensorHeaders) -> None:
     Raises:
         BadInputError: as `sources.check_files`.
     """
+    if (whole_type := model_type(headers.place)) in TEXT_PARTS:
+        LOGGER.warning("%s: of the %s model the text part is taken, which knows no images", headers.place, whole_type)
     plain, whole = empty_model(config), transformed_headers(headers, config)
     if left_out := sorted({*check_files(plain, whole), *(headers.of.keys() - whole.of.keys())}):
         some = ", ".join(left_out[:SHOWN_NAMES]) + (", ..." if len(left_out) > SHOWN_NAMES else "")
