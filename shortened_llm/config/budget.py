@@ -10,8 +10,8 @@ class BudgetConfig(Section):
     the same and says what was left out. With a larger budget the same command goes on."""
 
     accelerator_hours: float | None = Field(None, gt=0)
-    """GPUs of training, or its workers on CPU, times hours. What scoring, evaluation and the start of processes take is
-    not counted, as in the report."""
+    """GPUs of training, or its workers on CPU, times hours. Steps that are done again after a loss count; what scoring,
+    evaluation and the start of processes take does not."""
     hours: float | None = Field(None, gt=0)
     """Wall time of one run of the search: nothing begins that would end later."""
     cost: float | None = Field(None, gt=0)
