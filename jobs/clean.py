@@ -11,6 +11,7 @@ from shortened_llm.storage.lease import hold_lease
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import is_directory, reached
 
+MOST_HOURS = 1_000_000
 SHOWN_NAMES = 3
 
 
@@ -55,9 +56,6 @@ def main(arguments: Sequence[str]) -> None:
         print(table(found))
         remove(store, found)
     print(f"removed {len(found)} things, {size(sum(thing.num_bytes for thing in found))}")
-
-
-MOST_HOURS = 1_000_000
 
 
 def table(things: Sequence[Unneeded]) -> str:

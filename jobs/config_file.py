@@ -44,6 +44,8 @@ def read_config_file(path: Path) -> dict[str, object]:
     """
     try:
         values = yaml.load(path.read_text("utf-8-sig"), _Loader)
+    except BadInputError:
+        raise
     except OSError as error:
         raise BadInputError(f"config: cannot read {brief(path)!r} ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: bytes that are no text, no such date

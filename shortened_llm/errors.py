@@ -46,16 +46,17 @@ def last_line(error: BaseException) -> str:
 
 
 def path_fault(path: str) -> str | None:
-    """Why no file system and no store has such a place; None where one may."""
+    """Why there is no such directory, file or URL anywhere; None where there may be."""
     try:
         names = os.fsencode(path).split(b"/")
     except UnicodeEncodeError:
         names = [b"\0"]
     if any(b"\0" in name for name in names):
         return "has a character that no path has"
-    if any(len(name) > MOST_NAME_BYTES for name in names):
+    is_local = "://" not in path or path.startswith("file://")
+    if is_local and any(len(name) > MOST_NAME_BYTES for name in names):
         return f"has a name of more than {MOST_NAME_BYTES} bytes"
-    return "names a protocol and no place" if re.fullmatch(r"[\w+.-]+:/*", path) else None
+    return "names a protocol and no place" if re.fullmatch(r"(?!file:)[\w+.-]+:/*", path) else None
 
 
 MOST_NAME_BYTES = 255

@@ -34,7 +34,8 @@ class Section(BaseModel):
 
 
 def _takes_truth(annotation: Any) -> bool:
-    return annotation in (bool, Any, object) or any(map(_takes_truth, get_args(annotation)))
+    is_one = isinstance(annotation, bool) or annotation in (bool, Any, object)
+    return is_one or any(map(_takes_truth, get_args(annotation)))
 
 
 def as_tuple(value: object) -> object:

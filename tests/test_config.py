@@ -102,6 +102,7 @@ def test_shipped_configs_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("retraining.seed", 2**63, ["retraining.seed.0", "less than"]),
         ("retraining.lora.rank", 10**30, ["retraining.lora.rank.0", "less than or equal to 65536"]),
         ("retraining.cpt.learning_rate", True, ["retraining.cpt.learning_rate", "no truth value", "True"]),
+        ("model.trust_remote_code", True, ["model.trust_remote_code", "False"]),
         ("resources.worker_labels", {1: 2}, ["resources.worker_labels.1:", "string"]),
         ("calibration.num_sequences", True, ["calibration.num_sequences", "no truth value"]),
         ("evaluation.efficiency", {"output_lengths": []}, ["evaluation.efficiency.output_lengths", "at least 1"]),
@@ -515,3 +516,17 @@ def test_a_configuration_travels_between_processes(pruning: dict, tiny_values: d
     tiny_values["search"]["of"] = {"block": "blocks", "width": "parameters", "weight": "nonzero"}[pruning["unit"]]
     config = parse_config(tiny_values | {"pruning": pruning})
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_message_that_is_cut_short_shows_no_credentials(tiny_values: dict) -> None:
+    tiny_values["resources"]["workers"] = f"{'x' * 150} https://user:{'SECRET' * 20}@host/path"
+    with pytest.raises(BadInputError) as refused:
+        parse_config(tiny_values)
+    assert "resources.workers" in str(refused.value)
+    assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["https://host/a.jsonl?" + "a" * 300, "s3://bucket/" + "k" * 300])
+def test_long_names_are_those_of_urls(url: str, tiny_values: dict) -> None:
+    tiny_values["calibration"]["path"] = url
+    assert parse_config(tiny_values).calibrations[0].path == url

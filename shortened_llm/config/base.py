@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model
 
 from shortened_llm.credentials import CREDENTIALS_REFUSED, holds_credentials
-from shortened_llm.errors import brief, path_fault
+from shortened_llm.errors import path_fault
 from shortened_llm.fields import RANGE, VALUES, Section
 
 
@@ -17,11 +17,11 @@ def _expand(value: object) -> object:
     if not isinstance(value, str):
         return value
     _no_credentials(value)  # before a message repeats it
-    if fault := path_fault(value):
-        raise ValueError(f"{fault}: {brief(value)!a}")
     expanded = os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
     if re.search(r"\$\{?\w", expanded):
         raise ValueError(f"{value!r} names an environment variable that is not set")
+    if fault := path_fault(expanded):
+        raise ValueError(fault)
     return expanded
 
 

@@ -73,7 +73,7 @@ def describe_errors(error: ValidationError) -> str:
         else:
             message = SAID.get(fault["type"], fault["msg"].removeprefix("Value error, "))
             unsaid = isinstance(fault["input"], Mapping) or "credentials" in message
-            value = "" if unsaid else f" (is {brief(repr(fault['input']))})"
+            value = "" if unsaid else f" (is {brief(hidden(repr(fault['input'])))})"
             lines.append(f"{name}: {message[:1].lower() + message[1:]}{value}")
     return hidden("\n".join(lines))
 

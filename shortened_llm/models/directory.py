@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.errors import BadInputError, brief, last_line
 from shortened_llm.models.families import TEXT_PARTS
+from shortened_llm.models.files import has_head
 from shortened_llm.records import FileEntry, ModelRef
 from shortened_llm.storage.payload import local_directory
 
@@ -72,7 +73,7 @@ def load_config(directory: Path) -> PretrainedConfig:
             f"model.path: {file} is no configuration that transformers reads ({brief(error)})"
         ) from None
     if config.model_type in TEXT_PARTS:
-        config = _text_part(config)
+        config = _text_part(config, values, directory)
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
     # Encoders such as BERT can be built as decoders too; what was saved says what they are.
     saved_as = config.architectures or ["ForCausalLM"]
@@ -85,14 +86,19 @@ def load_config(directory: Path) -> PretrainedConfig:
     return config
 
 
-def _text_part(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the text part, with what that of the whole model says for it."""
+def _text_part(config: PretrainedConfig, values: Mapping[str, object], directory: Path) -> PretrainedConfig:
+    """The configuration of the text part, with what that of the whole model says for it.
+
+    Where it does not say whether the head is tied, both have a default of their own: then a head in the files is none.
+    """
     text = config.text_config
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return config
     for name in ("tie_word_embeddings", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"):
         if (value := getattr(config, name, None)) is not None:
             setattr(text, name, value)
+    if "tie_word_embeddings" not in values and (found := has_head(directory)) is not None:
+        text.tie_word_embeddings = not found
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].__name__]
     return text
 

@@ -159,6 +159,14 @@ def _weight_map(place: str) -> dict[str, str]:
     return weight_map
 
 
+def has_head(directory: Path) -> bool | None:
+    """Whether the files hold a head of the language model; None where a directory of metadata does not tell."""
+    names: Iterable[str] = _weight_map(str(directory))
+    if not names and (directory / SINGLE_NAME).exists():
+        names = _read_header(str(directory), SINGLE_NAME)
+    return any("lm_head." in name for name in names) if names else None
+
+
 @lru_cache(maxsize=4)
 def open_tensor_files(directory: Path) -> TensorFiles:
     """The weight files of a model on this node; raises as `read_headers`."""

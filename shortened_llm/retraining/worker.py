@@ -77,10 +77,8 @@ def _train_and_export(config: dict) -> None:
     if fault := first_fault(fault_of_dtype(job.dtype, device)):
         raise BadInputError(fault)  # on all workers, though only some may have such GPUs
     LOGGER.info("loading the model in %d worker(s)", context.get_world_size())
-    for ref in (job.model, job.teacher):
-        if ref is not None:
-            model_directory(ref)  # before any collective whose time is limited
-    first_fault(None)
+    if fault := first_fault(_fetch_models(job)):
+        raise BadInputError(fault)
     host = RayHost(job, store, config["tokens_before"])
     reported = reversed(ray.train.get_all_reported_checkpoints())
     candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
@@ -105,6 +103,17 @@ def _train_and_export(config: dict) -> None:
     exported = export_sharded(model, job, store, rank=rank)
     if exported is not None:
         write_run(job, exported, progress, store)
+
+
+def _fetch_models(job: RetrainingJob) -> str | None:
+    """Bring the models to this node before any collective whose time is limited; returns why that cannot be."""
+    try:
+        for ref in (job.model, job.teacher):
+            if ref is not None:
+                model_directory(ref)
+    except BadInputError as error:
+        return str(error)
+    return None
 
 
 def kept_checkpoints(job: RetrainingJob, store: Store) -> list[Checkpoint]:

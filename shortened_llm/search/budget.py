@@ -4,6 +4,7 @@ Costs are re-estimated whenever a trial ends, from the speed of every run that h
 speed, the first trial runs alone, so that it tells.
 """
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,9 @@ from shortened_llm.search.stored.experiment import Begun
 from shortened_llm.search.strategies.strategy import Outcomes
 from shortened_llm.storage.layout import BEGUN
 from shortened_llm.storage.store import Store
+
+STORED_SECONDS = 60.0
+"""How far Tune's log of a trial in the storage may lie behind."""
 
 
 def over_budget(
@@ -76,6 +80,10 @@ class Allowance:
     _runs: dict[str, tuple[Run, ...]] = field(default_factory=dict, init=False)
     _own: dict[str, bool] = field(default_factory=dict, init=False)
     _reported: dict[str, ReportedHours] = field(default_factory=dict, init=False)
+    _read: dict[str, float] = field(default_factory=dict, init=False)
+    """When the reports of a trial were read last, by `time.monotonic`."""
+    _ended: dict[str, float] = field(default_factory=dict, init=False)
+    """When a trial was first known to have ended."""
 
     def refuses(self, spec: TrialSpec, running: Sequence[TrialSpec], outcomes: Outcomes) -> str | None:
         """Why a trial may not begin; see `proposals.Refuses`."""
@@ -96,7 +104,8 @@ class Allowance:
         """Accelerator-hours of the trials that this experiment began and that have ended; of failed ones, and of work
         that was lost with its workers, as far as training reported them."""
         own = {key: result for key, result in outcomes.results.items() if self._is_own(key)}
-        lost = [hours.lost for hours in self._hours_of(own)] + [hours.all for hours in self._hours_of(outcomes.failed)]
+        lost = [hours.lost for hours in self._hours_of(own, ended=True)]
+        lost += [hours.all for hours in self._hours_of(outcomes.failed, ended=True)]
         return accelerator_seconds(run for result in own.values() for run in result.runs) / 3600 + sum(lost)
 
     def note(self, outcomes: Outcomes, num_left_out: int) -> str:
@@ -129,22 +138,32 @@ class Allowance:
             self._own[fingerprint] = self.experiment.read(BEGUN, fingerprint, Begun) is not None
         return self._own[fingerprint]
 
-    def _hours_of(self, ended: Collection[str]) -> list[ReportedHours]:
-        """What trials that have ended reported."""
-        if new := [trial for trial in ended if trial not in self._reported]:
-            found = reported_hours(self.experiment.url, new)
-            self._reported |= {trial: found.get(trial, ReportedHours(all=0.0, lost=0.0)) for trial in new}
-        return [self._reported[trial] for trial in ended]
+    def _hours_of(self, trials: Collection[str], *, ended: bool) -> list[ReportedHours]:
+        """What trials reported, of which some may have reported nothing; read again while Tune may yet store more."""
+        now = time.monotonic()
+        for trial in trials if ended else ():
+            self._ended.setdefault(trial, now)
+        stale = [trial for trial in trials if self._is_stale(trial, now)]
+        if stale:
+            self._read |= dict.fromkeys(stale, now)
+            self._reported |= reported_hours(self.experiment.url, stale)
+        return [self._reported[trial] for trial in trials if trial in self._reported]
+
+    def _is_stale(self, trial: str, now: float) -> bool:
+        read = self._read.get(trial)
+        return read is None or (
+            now - read > STORED_SECONDS and read - self._ended.get(trial, math.inf) < STORED_SECONDS
+        )
 
     def _at_least_reported(self, estimates: Sequence[Estimate], running: Sequence[TrialSpec]) -> list[Estimate]:
         """Estimates of trials that run, where these have not cost more by now."""
-        trials = [spec.fingerprint for spec in running]
-        found = reported_hours(self.experiment.url, trials) if self.budget.most_accelerator_hours and trials else {}
+        if not self.budget.most_accelerator_hours:
+            return list(estimates)
+        spent = [sum(one.since_first for one in self._hours_of([spec.fingerprint], ended=False)) for spec in running]
         return [
-            replace(one, accelerator_hours=max(one.accelerator_hours or 0.0, found[trial].all)) if trial in found
-            else one
-            for one, trial in zip(estimates, trials, strict=True)
-        ]  # fmt: skip
+            replace(estimate, accelerator_hours=hours) if hours > (estimate.accelerator_hours or 0.0) else estimate
+            for estimate, hours in zip(estimates, spent, strict=True)
+        ]
 
 
 def _beside(results: Iterable[TrialResult]) -> float:

@@ -19,7 +19,7 @@ from shortened_llm.reporting.rows import STATUSES, Status, trial_status
 from shortened_llm.search.stored.experiment import experiment_directory, read_experiment
 from shortened_llm.storage.layout import BEGUN, CONFIG, PLANNED, TUNE, record_url
 from shortened_llm.storage.lease import holder
-from shortened_llm.storage.urls import exists, find_files, join, modified, read_bytes
+from shortened_llm.storage.urls import exists, find_files, join, modified, reached, read_bytes
 
 TUNE_FILE = "result.json"
 """Tune's file of a trial: a line of JSON for each report."""
@@ -48,6 +48,8 @@ class ReportedHours:
     """Accelerator-hours of a trial, as its training reported them."""
 
     all: float
+    since_first: float
+    """Without those before the first report, where what was taken over from a shorter run lies."""
     lost: float
     """Those of steps that were done again after workers had been lost, which no model's record counts."""
 
@@ -96,8 +98,10 @@ class SearchStatus:
 def read_status(place: str) -> SearchStatus:
     """The status of an experiment, given as to `read_experiment`; raises as that."""
     directory = experiment_directory(place)
-    driver = holder(directory)
-    if driver is not None and not exists(join(directory, PLANNED)):
+    with reached(f"EXPERIMENT: {place!r}"):
+        driver = holder(directory)
+        is_planned = exists(join(directory, PLANNED))
+    if driver is not None and not is_planned:
         return SearchStatus(
             experiment=directory.rsplit("/", 1)[-1], driver=driver, states={}, tokens=0, planned_tokens=0,
             accelerator_hours=0.0, seconds_left=None, waiting_since=None, trials=(),
@@ -183,7 +187,8 @@ def _hours_of_results(experiment: Experiment) -> float:
 
 def _hours(reports: Sequence[TuneReport]) -> ReportedHours:
     """What a trial cost by its reports, each of which counts from the start of its run: a run follows another where
-    steps begin anew and tokens do not. Where both go back, the run went on from a checkpoint."""
+    steps begin anew and tokens do not. Where both go back, the run went on from a checkpoint: of the last report that
+    is left, or of one before the first, whose hours are not known, so that an interval is not counted."""
     paid, lost = [reports[-1].accelerator_hours], 0.0
     kept = [reports[0]]
     for report in reports[1:]:
@@ -193,9 +198,10 @@ def _hours(reports: Sequence[TuneReport]) -> ReportedHours:
         elif report.step <= kept[-1].step:
             reached = kept[-1].accelerator_hours
             kept = [one for one in kept if one.step < report.step]
-            lost += reached - (kept[-1].accelerator_hours if kept else 0.0)
+            lost += max(0.0, reached - (kept[-1] if kept else report).accelerator_hours)
         kept.append(report)
-    return ReportedHours(all=sum(paid) + lost, lost=lost)
+    whole = sum(paid) + lost
+    return ReportedHours(all=whole, since_first=whole - reports[0].accelerator_hours, lost=lost)
 
 
 def _speed(experiment: Experiment, trials: Sequence[TrialProgress]) -> float | None:

@@ -68,8 +68,8 @@ def _costs(config: ExperimentConfig, forecast: Forecast) -> list[str]:
         apart = retraining.checkpoint_tokens or max(retraining.budgets) // 3
         lost = hours * apart / forecast.tokens / resources.accelerators
         lines.append(
-            f"checkpoints {apart:,} tokens apart, about {_amount(lost)} hours of training: so much may be lost with a "
-            "worker (retraining.checkpoint_tokens)"
+            f"checkpoints at most {apart:,} tokens apart, {_amount(lost)} hours of training: so much may be lost "
+            "with a worker (retraining.checkpoint_tokens)"
         )
     lines.append(f"uncounted   {'; '.join(forecast.notes)}")
     if budget:

@@ -53,7 +53,7 @@ class Store:
         """
         if is_local(url) and not Path(url).is_absolute() and SUBMITTED_COPY in os.getcwd():
             raise BadInputError(
-                f"storage.url: {url!r} is relative, but a submitted job runs in a temporary copy of the working "
+                f"{url!r} is relative, but a submitted job runs in a temporary copy of the working "
                 "directory; give an absolute path or a URL"
             )
         return cls(normalise(url), outage_seconds)

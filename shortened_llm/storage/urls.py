@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import os
 import secrets
 import shutil
@@ -75,6 +76,8 @@ def reached(what: str) -> Iterator[None]:
     except BadInputError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # of this machine
         raise UnreachableError(
             f"{what} cannot be read ({brief(error)}); check the address, the credentials in the environment and the "
             "permissions"

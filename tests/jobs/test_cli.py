@@ -133,7 +133,7 @@ def test_a_key_given_twice_is_named_with_its_lines(
     with pytest.raises(SystemExit, match="2"):
         run(search.main)
     first = 2 if below else 1
-    assert f"'ratios' is given twice, in lines {first} and {first + 2}" in capsys.readouterr().err
+    assert f"error: config: 'ratios' is given twice, in lines {first} and {first + 2}" in capsys.readouterr().err
 
 
 def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:

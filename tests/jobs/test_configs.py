@@ -10,6 +10,7 @@ import pytest
 from jobs import search
 from jobs.assets.random_model import SHAPES
 from jobs.cli import run
+from jobs.config_file import read_config_file
 
 CONFIGS = Path(__file__).parents[2] / "jobs/configs"
 LLAMA_7B = {
@@ -34,6 +35,11 @@ MODELS = {
 }  # fmt: skip
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ONE_GPU = '[{"max_nodes": 1, "cpus": 16, "gpus": 1}]'
+
+
+def test_machines_say_nothing_of_an_experiment() -> None:
+    for file in (CONFIGS / "machines").glob("*.yaml"):
+        assert read_config_file(file).keys() == {"resources"}, file
 
 
 @pytest.mark.parametrize(

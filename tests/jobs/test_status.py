@@ -112,8 +112,17 @@ def test_runs_that_follow_one_another_add_up_with_what_was_done_twice(
     lora = [tune_line(step, 40_960 + 1024 * step, 3.2, step / 40) for step in (10, 5)]  # begins anew
     write_reports(local_store, spec, [*cpt, *lora])
     found = status_of(local_store.experiment_url(NAME), capsys)
-    assert found.accelerator_hours == pytest.approx(2.0 + 0.125 + 1.0 + 0.25)
+    assert found.accelerator_hours == pytest.approx(2.0 + 0.125 + 1.0 + 0.125)
     assert (found.tokens, found.planned_tokens) == (46_080, 2 * PLANNED_TOKENS)
+
+
+def test_what_a_run_took_over_was_not_lost(local_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """It goes on from a shorter run that had cost 10 hours, is lost twice, and begins there again each time."""
+    trial = experiment().trials[5]
+    write_experiment(local_store, replace(experiment(), trials=(unfinished(trial),)))
+    hours = [(20, 11.0), (30, 12.0), (20, 11.0), (20, 11.0), (30, 12.0)]
+    write_reports(local_store, trial.spec, [tune_line(step, 1024 * step, 4.0, h) for step, h in hours])
+    assert status_of(local_store.experiment_url(NAME), capsys).accelerator_hours == pytest.approx(12.0 + 1.0)
 
 
 def test_a_search_that_has_planned_no_trial_yet_is_being_prepared(

@@ -1,5 +1,6 @@
 """The text part of a model of several modalities computes what the whole does on text, and stands alone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,21 +39,33 @@ def small(config: PretrainedConfig, sizes: dict[str, int]) -> dict[str, object]:
     return values | {name: size for name, size in sizes.items() if values.get(name) is not None}
 
 
-def whole_model(name: str) -> PreTrainedModel:
-    """A small model of all modalities with random weights."""
+def whole_model(name: str, is_tied: bool | None) -> PreTrainedModel:
+    """A small model of all modalities with random weights; None: tied as its configuration is by default."""
     kind = CONFIG_MAPPING[name]
     asked = small(type(kind().text_config)(), TEXT)
     text = type(kind().text_config)(**{key: asked[key] for key in TEXT if key in asked})
     config = kind(text_config=text.to_dict(), vision_config=small(kind().vision_config, VISION))
+    if is_tied is not None:
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = is_tied
     torch.manual_seed(0)
     return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config).float().eval()
 
 
-@pytest.mark.parametrize("name", sorted(TEXT_PARTS))
+@pytest.mark.parametrize(
+    ("name", "is_tied"), [*((name, None) for name in sorted(TEXT_PARTS)), ("mistral3", False), ("mistral3", True)]
+)
 @torch.no_grad()
-def test_it_computes_the_same_and_is_exported_alone(name: str, tmp_path: Path, tiny_model: ModelRef) -> None:
-    directory, whole = tmp_path / "whole", whole_model(name)
+def test_it_computes_the_same_and_is_exported_alone(
+    name: str, is_tied: bool | None, tmp_path: Path, tiny_model: ModelRef
+) -> None:
+    """Of released configurations many do not say whether the head is tied; the files do."""
+    directory, whole = tmp_path / "whole", whole_model(name, is_tied)
     whole.save_pretrained(directory)
+    if is_tied is not None:
+        values = json.loads((directory / "config.json").read_text())
+        values.pop("tie_word_embeddings", None)
+        values["text_config"].pop("tie_word_embeddings", None)
+        (directory / "config.json").write_text(json.dumps(values))
     AutoTokenizer.from_pretrained(tiny_model.url).save_pretrained(directory)
     check_directory(directory)
     files = describe_files(directory, MODEL_FILES)

@@ -397,7 +397,7 @@ def test_work_that_was_lost_is_paid_for_too(four: Pipeline) -> None:
     assert search.spent == pytest.approx(0.5 + result.accelerator_seconds / 3600)
     second = search.begin()
     assert second is not None
-    search.report(second, (1, 0.5))
+    search.report(second, (1, 20.0), (2, 20.6))  # of which 20 hours were a shorter run's
     assert search.begin() is None  # what the other one has cost by now counts, though its estimate is lower
     search.end(second)
     assert search.begin() is not None
