@@ -10,7 +10,7 @@ from shortened_llm.errors import BadInputError
 from shortened_llm.evaluation.footprint import free_memory
 from shortened_llm.evaluation.generation import Shape, only_greedy, prompt_tokens
 from shortened_llm.evaluation.side_by_side import Bench, both_in_turns, one_by_one
-from shortened_llm.models.directory import load_tokenizer, metadata_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model, loaded_bytes
 from shortened_llm.records import EfficiencyScore, ModelRef
 
@@ -43,7 +43,7 @@ def measure_efficiency(
         num_gpus: over which a model is spread.
         on_run: called now and then, not while something is timed.
     """
-    prompt = prompt_tokens(load_tokenizer(metadata_directory(dense)), settings.prompt_length)
+    prompt = prompt_tokens(load_tokenizer(model_directory(dense)), settings.prompt_length)
     bench = Bench(prompt=prompt, settings=settings, shortening=model.shortening, on_run=on_run)
 
     def load(ref: ModelRef) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from shortened_llm.data.sources import Documents
 from shortened_llm.evaluation.agreement import DenseStates
 from shortened_llm.evaluation.perplexity import Segments, text_segments
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.models.directory import load_tokenizer, metadata_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.scratch import scratch_directory
@@ -94,11 +94,11 @@ class Subject:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(metadata_directory(self.ref))
+        return load_tokenizer(model_directory(self.ref))
 
     def segments(self, documents: Documents, source: PerplexitySource) -> Segments:
         """The text as the model reads it; tokenised once for all its parts."""
-        return self.loaded.segments(metadata_directory(self.ref), documents, source)
+        return self.loaded.segments(model_directory(self.ref), documents, source)
 
 
 def _segments(model: Path, documents: Documents, source: PerplexitySource) -> Segments:

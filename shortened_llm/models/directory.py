@@ -30,7 +30,7 @@ def model_directory(ref: ModelRef) -> Path:
 
 def metadata_directory(ref: ModelRef) -> Path:
     """The model's files but its weights, which may be too large for a node that needs none; raises as
-    `model_directory`."""
+    `model_directory`. For the tokenizer: what a configuration leaves to the files, `load_config` reads with them."""
     return _on_this_node(ref, tuple(entry for entry in ref.files if not entry.path.endswith(".safetensors")))
 
 

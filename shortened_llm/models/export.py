@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES
-from shortened_llm.models.directory import load_tokenizer, metadata_directory, set_generation_config
+from shortened_llm.models.directory import load_tokenizer, model_directory, set_generation_config
 from shortened_llm.models.files import TensorFiles, read_headers
 from shortened_llm.models.shards import device_of
 from shortened_llm.models.sources import check_ties, find_sources
@@ -38,7 +38,7 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     plain, files = plain_model(ref, dtype), plain_files(ref)
-    set_generation_config(plain, metadata_directory(ref))
+    set_generation_config(plain, model_directory(ref))
     with _exported_tensors(ref) as stored_tensor:
         layout = _layout(plain, files, stored_tensor)
         needed, free = sum(tensor.nbytes for tensor in layout.values()), shutil.disk_usage(directory).free
@@ -51,7 +51,7 @@ def export_view(ref: ModelRef, directory: Path, dtype: str) -> None:
             writer.add(name, stored_tensor(name))
         writer.close()
     write_settings(plain, dtype, directory)
-    load_tokenizer(metadata_directory(ref)).save_pretrained(directory)
+    load_tokenizer(model_directory(ref)).save_pretrained(directory)
     verify_export(ref, directory, dtype)
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shortened_llm.models.build import DTYPES
-from shortened_llm.models.directory import metadata_directory, set_generation_config
+from shortened_llm.models.directory import model_directory, set_generation_config
 from shortened_llm.models.files import refuse_mismatched, refuse_missing, unjoinable_experts
 from shortened_llm.models.view import change_modules, view_config, view_files
 from shortened_llm.records import ModelRef
@@ -52,7 +52,7 @@ def load_model(ref: ModelRef, dtype: str, *, device: str | torch.device = "cpu",
     # What transformers would fill with random numbers; a tied head is not among it.
     refuse_missing(files, report["missing_keys"])
     refuse_mismatched(files, report["mismatched_keys"])
-    set_generation_config(model, metadata_directory(ref))
+    set_generation_config(model, model_directory(ref))
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedModel
 
 from shortened_llm.models.cpu import release_freed_memory
-from shortened_llm.models.directory import metadata_directory, set_generation_config
+from shortened_llm.models.directory import model_directory, set_generation_config
 from shortened_llm.models.files import refuse_missing
 from shortened_llm.models.fresh import fresh_weights
 from shortened_llm.models.sources import EVERYTHING, check_files, check_ties, find_sources
@@ -72,7 +72,7 @@ def fill_shards(
             _copy_own_part(tensors[name], initialise(name, tensors[name].shape), cut=False)
             filled.append(id(tensors[name]))
     assert sorted(filled) == sorted({id(tensor) for tensor in tensors.values()}), "not every weight was filled once"
-    set_generation_config(model, metadata_directory(ref))
+    set_generation_config(model, model_directory(ref))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from shortened_llm.models.axes import unit_sizes
 from shortened_llm.models.blocks import find_blocks
 from shortened_llm.models.build import DTYPES, empty_model
-from shortened_llm.models.directory import load_config, metadata_directory, model_directory
+from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.families import EXTRA_BLOCK_COUNTERS
 from shortened_llm.models.files import TensorFiles, TensorHeaders, block_of, block_prefix, open_tensor_files
 from shortened_llm.models.linears import linear_sizes
@@ -84,7 +84,7 @@ def _in_turn(transforms: Sequence[Transform], num_blocks: int) -> list[tuple[Tra
 
 def view_config(ref: ModelRef) -> PretrainedConfig:
     """The configuration of the model that loading yields; raises as `load_config`."""
-    return transformed_config(load_config(metadata_directory(ref)), ref.transforms)
+    return transformed_config(load_config(model_directory(ref)), ref.transforms)
 
 
 def view_files(ref: ModelRef) -> TensorFiles:
@@ -94,7 +94,7 @@ def view_files(ref: ModelRef) -> TensorFiles:
 
 def empty_view(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:
     """The model that loading yields, without weights; see `empty_model`."""
-    return transformed_model(load_config(metadata_directory(ref)), ref.transforms, dtype)
+    return transformed_model(load_config(model_directory(ref)), ref.transforms, dtype)
 
 
 def plain_model(ref: ModelRef, dtype: str = "float32") -> PreTrainedModel:

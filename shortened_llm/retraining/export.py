@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from shortened_llm.models.directory import load_tokenizer, metadata_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.export import ExportError, check_generation, probe_tokens
 from shortened_llm.models.shards import device_of, plain_name, whole_tensor
 from shortened_llm.models.view import empty_view, plain_model
@@ -115,7 +115,7 @@ def _write(model: PreTrainedModel, job: RetrainingJob, store: Store, rank: int) 
         writer.close()
         plain.generation_config = model.generation_config
         write_settings(plain, job.export_dtype, directory)
-        load_tokenizer(metadata_directory(job.model)).save_pretrained(directory)
+        load_tokenizer(model_directory(job.model)).save_pretrained(directory)
         entries = [one.result() for one in files]
         entries += upload_directory(directory, url)
     return _reference(job, url, tuple(sorted(entries, key=lambda entry: entry.path)))

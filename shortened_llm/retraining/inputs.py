@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from shortened_llm.data.batches import MicroBatch, TrainingStream, validation_batches
 from shortened_llm.models.build import DTYPES
-from shortened_llm.models.directory import load_tokenizer, metadata_directory
+from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.head import Documents
 from shortened_llm.models.isolation import choose_isolation, document_inputs
 from shortened_llm.records import Recipe
@@ -34,7 +34,7 @@ class Inputs:
 def open_inputs(job: RetrainingJob, device: torch.device, keep_apart: KeepApart | None) -> Inputs:
     """The batches of this worker; `keep_apart` is given where documents must not attend to one another."""
     rank, world_size, size = dist.get_rank(), dist.get_world_size(), job.placement.micro_batch_size
-    end_of_text = load_tokenizer(metadata_directory(job.model)).eos_token_id if job.recipe.isolate_documents else None
+    end_of_text = load_tokenizer(model_directory(job.model)).eos_token_id if job.recipe.isolate_documents else None
 
     def place(batch: MicroBatch) -> MicroBatch:
         return _placed(batch, device, keep_apart)
