@@ -104,8 +104,8 @@ class Allowance:
         """Accelerator-hours of the trials that this experiment began and that have ended; of failed ones, and of work
         that was lost with its workers, as far as training reported them."""
         own = {key: result for key, result in outcomes.results.items() if self._is_own(key)}
-        lost = [hours.lost for hours in self._hours_of(own, ended=True)]
-        lost += [hours.all for hours in self._hours_of(outcomes.failed, ended=True)]
+        lost = [hours.lost for hours in self._hours_of(own, ended=True).values()]
+        lost += [hours.all for hours in self._hours_of(outcomes.failed, ended=True).values()]
         return accelerator_seconds(run for result in own.values() for run in result.runs) / 3600 + sum(lost)
 
     def note(self, outcomes: Outcomes, num_left_out: int) -> str:
@@ -138,8 +138,8 @@ class Allowance:
             self._own[fingerprint] = self.experiment.read(BEGUN, fingerprint, Begun) is not None
         return self._own[fingerprint]
 
-    def _hours_of(self, trials: Collection[str], *, ended: bool) -> list[ReportedHours]:
-        """What trials reported, of which some may have reported nothing; read again while Tune may yet store more."""
+    def _hours_of(self, trials: Collection[str], *, ended: bool) -> dict[str, ReportedHours]:
+        """What trials reported; those that reported nothing are left out. Read again while Tune may yet store more."""
         now = time.monotonic()
         for trial in trials if ended else ():
             self._ended.setdefault(trial, now)
@@ -147,7 +147,7 @@ class Allowance:
         if stale:
             self._read |= dict.fromkeys(stale, now)
             self._reported |= reported_hours(self.experiment.url, stale)
-        return [self._reported[trial] for trial in trials if trial in self._reported]
+        return {trial: self._reported[trial] for trial in trials if trial in self._reported}
 
     def _is_stale(self, trial: str, now: float) -> bool:
         read = self._read.get(trial)
@@ -159,10 +159,12 @@ class Allowance:
         """Estimates of trials that run, where these have not cost more by now."""
         if not self.budget.most_accelerator_hours:
             return list(estimates)
-        spent = [sum(one.since_first for one in self._hours_of([spec.fingerprint], ended=False)) for spec in running]
+        spent = self._hours_of([spec.fingerprint for spec in running], ended=False)
         return [
-            replace(estimate, accelerator_hours=hours) if hours > (estimate.accelerator_hours or 0.0) else estimate
-            for estimate, hours in zip(estimates, spent, strict=True)
+            replace(one, accelerator_hours=max(one.accelerator_hours or 0.0, spent[spec.fingerprint].since_first))
+            if spec.fingerprint in spent
+            else one
+            for one, spec in zip(estimates, running, strict=True)
         ]
 
 
