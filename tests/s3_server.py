@@ -56,7 +56,10 @@ def start_s3_server(directory: Path) -> Iterator[S3Server]:
             command, stdout=log, stderr=log, env={**os.environ, "GOMEMLIMIT": "200MiB", "GOGC": "50"}
         )
     try:
-        _create_bucket(server, process)
+        try:
+            _create_bucket(server, process)
+        except Exception as error:
+            raise RuntimeError(f"no S3 server; its log ends with {_end_of(directory / 'server.log')}") from error
         yield server
     finally:
         process.kill()  # a clean end takes 25 s, and nothing here is kept
@@ -81,11 +84,15 @@ def _create_bucket(server: S3Server, process: subprocess.Popen) -> None:
             time.sleep(0.5)
 
 
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:]
+
+
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free, as are those 10,000 above, which the server uses too. Processes that start together look in
-    different places."""
+    """Ports that are free, as are those 10,000 above, which the server uses too. All are below 32768: from there on
+    Linux gives ports to whoever connects. Processes that start together look in different places."""
     found: list[int] = []
-    for port in range(20000 + 10 * os.getpid() % 9000, 30000):
+    for port in range(20000 + 10 * os.getpid() % 2000, 22768):
         if len(found) == count:
             break
         if _is_free(port) and _is_free(port + 10000):
@@ -94,8 +101,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _is_free(port: int) -> bool:
+    """Whether a server can have this port: a connection of another process can hold one, too."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _binary() -> str:
