@@ -52,6 +52,10 @@ def distinct(values: tuple) -> tuple:
     return values
 
 
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], BeforeValidator(as_tuple), AfterValidator(distinct)]
+"""A list of distinct entries; one stands for a list of one."""
+
 Number = TypeVar("Number", float, int)
 VALUES, RANGE = "listed values", "a range"
 """Forms of an axis, which pydantic adds to the field's name."""
@@ -98,7 +102,6 @@ def _not_empty(axis: object) -> object:
     return axis
 
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Range[Any])
 ValuesOrRange = Annotated[
     Annotated[tuple[T, ...], AfterValidator(distinct), Tag(VALUES)] | Annotated[R, Tag(RANGE)],

@@ -107,6 +107,9 @@ def test_shipped_configs_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("calibration.num_sequences", True, ["calibration.num_sequences", "no truth value"]),
         ("evaluation.efficiency", {"output_lengths": []}, ["evaluation.efficiency.output_lengths", "at least 1"]),
         ("evaluation.efficiency", {"batch_sizes": [1, 1]}, ["evaluation.efficiency.batch_sizes", "listed twice"]),
+        ("evaluation.report", {"tasks": ["piqa", {"task": "piqa"}]}, ["evaluation.report.tasks", "listed twice"]),
+        ("evaluation.report", {"perplexity": ["ptb", "ptb@128"]}, ["evaluation.report.perplexity", "listed twice"]),
+        ("retraining.data", [{"path": "a.txt"}, {"path": "a.txt"}], ["retraining.data", "listed twice"]),
         ("search.budget", {"hours": None}, ["search.budget", "accelerator_hours, hours, or cost and hourly_price"]),
     ],
 )

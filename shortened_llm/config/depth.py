@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Dtype, one_of, with_options
 from shortened_llm.config.entry import Entry
 from shortened_llm.criteria import CRITERIA
 from shortened_llm.criteria.criterion import Criterion
-from shortened_llm.fields import as_tuple, distinct
+from shortened_llm.fields import Several
 
 UNITS = ("block", "sublayer", "width", "weight")
 
@@ -36,11 +36,7 @@ class _DepthEntry(Entry):
 
     unit: Annotated[Literal["block", "sublayer"], BeforeValidator(_known_unit)] = "block"
     """What is removed. block: a decoder layer; sublayer: its attention or its MLP, each by itself."""
-    criteria: Annotated[
-        tuple[Annotated[str, one_of(CRITERIA)], ...],
-        BeforeValidator(as_tuple),
-        AfterValidator(distinct),
-    ] = Field(
+    criteria: Several[Annotated[str, one_of(CRITERIA)]] = Field(
         ("ppl", "taylor", "magnitude"),
         min_length=1,
         description=f"Criteria to rank by; an axis of the search. {_listed_criteria()} Unless given, ppl alone ranks "

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import BosMode, Runtime, Url
 from shortened_llm.config.text import TextSource
-from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.fields import Section, Several
 
 # Texts that papers quote, at pinned revisions. `refs/convert/parquet` is the hub's own copy of a data set that only a
 # script describes, all of it one configuration without a name; its commit is recorded with the scores.
@@ -124,21 +124,16 @@ def _expand_task_sets(value: object) -> object:
     return [task for name in value for task in (TASK_SETS.get(name, (name,)) if isinstance(name, str) else (name,))]
 
 
-def _distinct_tasks(tasks: tuple[TaskConfig, ...]) -> tuple[TaskConfig, ...]:
-    distinct(tuple(repr(task) for task in tasks))
-    return tasks
-
-
 def _import_paths(metrics: tuple[str, ...]) -> tuple[str, ...]:
     for metric in metrics:
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", metric):
             raise ValueError(f"{metric!r} is no import path; give module:function")
-    return distinct(metrics)
+    return metrics
 
 
-Texts = Annotated[tuple[PerplexitySource, ...], BeforeValidator(as_tuple)]
-Tasks = Annotated[tuple[TaskConfig, ...], BeforeValidator(_expand_task_sets), AfterValidator(_distinct_tasks)]
-OwnMetrics = Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_import_paths)]
+Texts = Several[PerplexitySource]
+Tasks = Annotated[Several[TaskConfig], BeforeValidator(_expand_task_sets)]
+OwnMetrics = Annotated[Several[str], AfterValidator(_import_paths)]
 
 
 class SelectionConfig(Section):
@@ -169,9 +164,7 @@ class ReportConfig(Section):
     """Also measure speed and memory of the best model of each size and way; see evaluation.efficiency."""
 
 
-Counts = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct), Field(min_length=1)
-]
+Counts = Annotated[Several[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
 
 class EfficiencyConfig(Section):

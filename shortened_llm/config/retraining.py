@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from shortened_llm.config.base import BY_RATIO, TOTAL, Runtime, Tokens, one_of, with_options
 from shortened_llm.config.text import InstructionsConfig, TrainingSource
-from shortened_llm.fields import Axes, Searched, Section, as_tuple, axes, distinct, points
+from shortened_llm.fields import Axes, Searched, Section, Several, axes, points
 from shortened_llm.methods import METHODS
 from shortened_llm.methods.method import Chain, Method, OptimizerOptions, Run, corpus_steps
 from shortened_llm.records import LoraOptions
@@ -22,12 +22,12 @@ class _Retraining(Section):
     preset: Literal["paper", "short"] = "paper"
     """Defaults of all methods. paper: as published, where it is; short: for budgets below a million tokens, with higher
     learning rates and a longer warm-up."""
-    methods: Annotated[tuple[MethodName, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
+    methods: Several[MethodName] = Field(
         ("cpt",),
         min_length=1,
         description="; ".join(f"{name}: {row.summary}" for name, row in METHODS.items()) + ". An axis of the search.",
     )
-    data: Annotated[tuple[TrainingSource, ...], BeforeValidator(as_tuple)] = ()
+    data: Several[TrainingSource] = ()
     """Text to train on: one source, or a list whose sequences are mixed. Methods that train on text need it."""
     instructions: InstructionsConfig | None = None
     """Instruction data, for lora.train_on."""
@@ -48,9 +48,7 @@ class _Retraining(Section):
     """Sequences per optimiser step, over all workers."""
     micro_batch_size: Annotated[int, Runtime] = Field(4, ge=1)
     """Sequences per worker and forward pass. No result depends on it, beyond rounding, but for dropout's masks."""
-    seed: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), AfterValidator(distinct), Searched] = Field(
-        (0,), min_length=1
-    )
+    seed: Annotated[Several[Seed], Searched] = Field((0,), min_length=1)
     """Order of the training sequences, adapters' first weights and dropout; a list is an axis of the search."""
     validation_sequences: int = Field(16, ge=0)
     """Sequences of the selection texts whose loss is measured with each checkpoint and at the end (count)."""

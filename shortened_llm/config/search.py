@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from shortened_llm.config.base import Runtime
 from shortened_llm.config.budget import BudgetConfig
 from shortened_llm.config.constraints import ConstraintsConfig
 from shortened_llm.config.resources import ResourcesConfig
-from shortened_llm.fields import Range, Section, ValuesOrRange, as_tuple, distinct
+from shortened_llm.fields import Range, Section, Several, ValuesOrRange
 from shortened_llm.records.objective import PERPLEXITY
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -32,11 +32,9 @@ class SearchSection(Section):
     """What a ratio is a fraction of. blocks: what pruning.unit names, where all entries name the same, of single
     weights those of the blocks' linear layers; of parameters or bytes, as many of these go as come nearest to it; of
     nonzero, parameters go or become zero."""
-    removed_blocks: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct)
-    ] = ()
+    removed_blocks: Several[Annotated[int, Field(ge=1)]] = ()
     """Numbers of blocks to remove (count); the exact alternative to ratios."""
-    controls: Annotated[tuple[Control, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = ()
+    controls: Several[Control] = ()
     """Comparisons that tell what pruning by scores is worth, each with continued pretraining on the same tokens.
     dense: the unpruned model; random: blocks drawn with pruning.random.seed, at every ratio; scratch: random weights in
     the shape of each ratio, trained as retraining.scratch says."""
@@ -48,13 +46,11 @@ class SearchSection(Section):
     than for methods that train all weights. Needs the extra optuna."""
     trials: int | None = Field(None, ge=1)
     """With optuna: combinations to try (count), at the first rung where there are rungs; controls come on top."""
-    rungs: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(as_tuple), AfterValidator(distinct)
-    ] = ()
+    rungs: Several[Annotated[float, Field(gt=0, le=1)]] = ()
     """Shares of the token budget, ascending to 1, such as [0.1, 0.3, 1.0]: every candidate is trained on the first, and
     the best third of each target goes on to the next, with those that are not told apart from it. What was trained
     counts: a longer run goes on from before the shorter one's decay. Every trial has its whole budget unless given."""
-    rounds: Annotated[tuple[Rounds, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = (1,)
+    rounds: Several[Rounds] = (1,)
     """Numbers of rounds in which blocks go; an axis of the search. 1: all at once. 3: a third of them goes, the model
     is trained on a third of its tokens and scored anew, and so on; more accurate where much is removed."""
     metric: str = Field(PERPLEXITY, min_length=1)

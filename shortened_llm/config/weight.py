@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shortened_llm.config.base import Dtype, one_of, with_options
 from shortened_llm.config.entry import Entry
@@ -13,7 +13,7 @@ from shortened_llm.criteria.weight import WEIGHT_CRITERIA
 from shortened_llm.criteria.weight.allocation import ALLOCATORS
 from shortened_llm.criteria.weight.criterion import WeightCriterion, WeightOptions
 from shortened_llm.criteria.weight.refinement import REFINERS
-from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.fields import Section, Several
 
 
 def _known_pattern(text: object) -> object:
@@ -42,11 +42,7 @@ class _WeightEntry(Entry):
 
     unit: Literal["weight"]
     """What is removed. weight: single weights."""
-    criteria: Annotated[
-        tuple[Annotated[str, one_of(WEIGHT_CRITERIA)], ...],
-        BeforeValidator(as_tuple),
-        AfterValidator(distinct),
-    ] = Field(
+    criteria: Several[Annotated[str, one_of(WEIGHT_CRITERIA)]] = Field(
         ("wanda",),
         min_length=1,
         description=f"What chooses the weights; an axis of the search. Known are {', '.join(WEIGHT_CRITERIA)}.",

@@ -3,22 +3,20 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from shortened_llm.config.base import Dtype, one_of, with_options
 from shortened_llm.config.entry import Entry
 from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.criteria.width.criterion import WidthCriterion
-from shortened_llm.fields import Section, as_tuple, distinct
+from shortened_llm.fields import Section, Several
 
 
 class Refit(Section):
     """The output projections are fitted anew to their kept inputs: least squares on what whole blocks read behind the
     pruned ones, block after block. Source: the reformation of Search for Efficient LLMs, arXiv 2409.17372."""
 
-    damping: Annotated[tuple[PositiveFloat, ...], BeforeValidator(as_tuple), AfterValidator(distinct)] = Field(
-        (0.1, 1.0, 10.0), min_length=1
-    )
+    damping: Several[PositiveFloat] = Field((0.1, 1.0, 10.0), min_length=1)
     """How strongly weights are held to what they were, in means of the inputs' squares. What is best on held-out
     sequences is taken, for each projection; where none is better there, its weights stay as they are."""
     held_out: float = Field(0.25, gt=0, lt=1)
@@ -37,11 +35,7 @@ class _WidthEntry(Entry):
 
     unit: Literal["width"]
     """What is removed. width: key-value heads, each with its query heads, and channels of the MLP."""
-    criteria: Annotated[
-        tuple[Annotated[str, one_of(WIDTH_CRITERIA)], ...],
-        BeforeValidator(as_tuple),
-        AfterValidator(distinct),
-    ] = Field(
+    criteria: Several[Annotated[str, one_of(WIDTH_CRITERIA)]] = Field(
         ("flap",),
         min_length=1,
         description=f"Criteria to rank by; an axis of the search. Known are {', '.join(WIDTH_CRITERIA)}.",
