@@ -79,7 +79,7 @@ def start_node(environment: dict[str, str], *arguments: str) -> None:
 def start_head(environment: dict[str, str], directory: str, *arguments: str) -> None:
     start_node(
         environment, "--head", "--port", str(GCS_PORT), "--temp-dir", directory, "--dashboard-host", "127.0.0.1",
-        "--dashboard-port", str(DASHBOARD_PORT), "--dashboard-agent-listen-port", "52600",
+        "--dashboard-port", str(DASHBOARD_PORT), "--dashboard-agent-listen-port", "23600",
         "--ray-client-server-port", "9921", *arguments,
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def nodes(environment: dict[str, str], directory: str) -> dict[str, float]:
     for number in range(8):
         start_node(
             environment, "--address", f"127.0.0.1:{GCS_PORT}", "--num-cpus", "16", "--num-gpus", "8",
-            "--dashboard-agent-listen-port", str(52601 + number),
+            "--dashboard-agent-listen-port", str(23601 + number),
         )  # fmt: skip
     figures = {"seconds to start 8 nodes": time.monotonic() - started}
     placed = subprocess.run(

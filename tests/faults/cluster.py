@@ -84,7 +84,7 @@ class Nodes:
         number = len(self.started)
         command = [
             *prefix, "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", address,
-            "--dashboard-agent-listen-port", str(52500 + number), "--object-store-memory", str(128 * 2**20),
+            "--dashboard-agent-listen-port", str(23500 + number), "--object-store-memory", str(128 * 2**20),
             *arguments,
         ]  # fmt: skip
         log = Path(self.directory) / f"node-{number}.log"

@@ -53,7 +53,7 @@ def cluster(token_environment: dict[str, str], s3_server: S3Server) -> Iterator[
     command = [
         "ray", "start", "--head", "--node-ip-address", "127.0.0.1", "--port", "6499", "--num-cpus", "2",
         "--object-store-memory", str(256 * 2**20), "--include-dashboard", "true", "--dashboard-host", "127.0.0.1",
-        "--dashboard-port", "8299", "--dashboard-agent-listen-port", "52399", "--ray-client-server-port", "9901",
+        "--dashboard-port", "8299", "--dashboard-agent-listen-port", "23399", "--ray-client-server-port", "9901",
         "--temp-dir", directory, "--disable-usage-stats",
     ]  # fmt: skip
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
