@@ -19,6 +19,7 @@ from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.interruption import Interruption
 from shortened_llm.retraining.job import RetrainingJob, Run
 from shortened_llm.retraining.run_directory import repair_run_directory
+from shortened_llm.retraining.standstill import MOST_LOST
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.layout import RETRAINED
 from shortened_llm.storage.payload import has_files
@@ -74,10 +75,12 @@ def retrain(
         store.remove(RETRAINED, job.fingerprint)
         known = None
     if known is None:
-        for fault in repair_run_directory(join(runs_url, job.run.name), num_to_keep=CHECKPOINTS_KEPT):
+        run_url = join(runs_url, job.run.name)
+        for fault in repair_run_directory(run_url, num_to_keep=CHECKPOINTS_KEPT):
             LOGGER.warning("run directory put in order: %s", fault)
-        failure_url = join(runs_url, f"{job.run.name}.failure.json")
+        failure_url, beginnings_url = f"{run_url}.failure.json", join(run_url, "beginnings.json")
         delete(failure_url)
+        delete(beginnings_url)
         worker_config = {
             "job": job,
             "store": store,
@@ -87,7 +90,9 @@ def retrain(
             "accelerators": resources.gpus_per_worker or 1.0,
             "tokens_before": tokens_before,
             "failure_url": failure_url,
-            "interruption": Interruption(join(runs_url, f"{job.run.name}.interrupted")) if is_interrupted else None,
+            "beginnings_url": beginnings_url,
+            "most_lost": max(MOST_LOST, max_failures + 1),
+            "interruption": Interruption(f"{run_url}.interrupted") if is_interrupted else None,
             "installed": Installed.here(uses_gpu=False),
         }
         run_config = RunConfig(

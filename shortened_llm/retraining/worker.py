@@ -36,6 +36,7 @@ from shortened_llm.retraining.manifest import checkpoint_name
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.sharding import fault_of_dtype
 from shortened_llm.retraining.stable import keeps_stable, stable_url, stable_urls
+from shortened_llm.retraining.standstill import StandstillError, fault_of_standstill
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.clients import ray_storage
 from shortened_llm.storage.payload import upload_directory
@@ -43,7 +44,15 @@ from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
 from shortened_llm.versions import Installed, check_equal
 
-LASTING = (NonFiniteLossError, BadInputError, CheckpointMismatchError, ExportError, AdapterError, NotRestoredError)
+LASTING = (
+    NonFiniteLossError,
+    BadInputError,
+    CheckpointMismatchError,
+    ExportError,
+    AdapterError,
+    NotRestoredError,
+    StandstillError,
+)
 """What would come again, and so is not tried again."""
 
 
@@ -88,9 +97,13 @@ def _train_and_export(config: dict) -> None:
     part, parts = context.get_local_rank(), context.get_local_world_size()
     with contextlib.ExitStack() as local_copy:
         resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts))
+        step = 0
         if resume_from is not None:
             step = check_complete(str(resume_from))[0].progress.step
             LOGGER.warning("resuming from a checkpoint at step %d", step)
+        stands_still = fault_of_standstill(config["beginnings_url"], step, config["most_lost"]) if rank == 0 else None
+        if fault := first_fault(stands_still):
+            raise StandstillError(fault)
         interruption: Interruption | None = config["interruption"]
         if interruption:
             interruption.check_restored(resumes=resume_from is not None)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,16 +69,20 @@ def write_small(directory: Path, at: int) -> Path:
 # One process after another: 2, 1 and 2 of them.
 
 
-def train_in_processes(job: RetrainingJob, processes: int, resume_from: Path | None, kept: Path) -> dict[int, float]:
-    """Losses by step; merged checkpoints are left in `kept`, named by their step."""
-    kept.mkdir()
-    mp.spawn(_worker, args=(processes, job, resume_from, kept), nprocs=processes)
-    return {int(at): loss for at, loss in json.loads((kept / "losses.json").read_text()).items()}
+Turn = tuple[int, Path | None, Path]
+"""Processes, the checkpoint that they go on from, and where merged checkpoints are left, named by their step."""
 
 
-def _worker(rank: int, processes: int, job: RetrainingJob, resume_from: Path | None, kept: Path) -> None:
+def _train_by_turns(rank: int, turns: Sequence[Turn], job: RetrainingJob) -> None:
+    """One process of as many as the largest turn has."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    for processes, resume_from, kept in turns:
+        if rank < processes:
+            _train(rank, processes, job, resume_from, kept)
+
+
+def _train(rank: int, processes: int, job: RetrainingJob, resume_from: Path | None, kept: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{kept}/rendezvous", rank=rank, world_size=processes)
     losses: dict[int, float] = {}
 
@@ -97,11 +101,18 @@ def _worker(rank: int, processes: int, job: RetrainingJob, resume_from: Path | N
     dist.destroy_process_group()
 
 
+def _losses(kept: Path) -> dict[int, float]:
+    """By step."""
+    return {int(at): loss for at, loss in json.loads((kept / "losses.json").read_text()).items()}
+
+
 def test_two_processes_then_one_then_two_equal_an_uninterrupted_run(make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job(checkpoint_tokens=2048)
-    straight = train_in_processes(job, 2, None, tmp_path / "straight")
-    one = train_in_processes(job, 1, tmp_path / "straight" / "2", tmp_path / "one")
-    two = train_in_processes(job, 2, tmp_path / "one" / "4", tmp_path / "two")
+    places = tmp_path / "straight", tmp_path / "one", tmp_path / "two"
+    for place in places:
+        place.mkdir()
+    turns = (2, None, places[0]), (1, places[0] / "2", places[1]), (2, places[1] / "4", places[2])
+    mp.spawn(_train_by_turns, args=(turns, make_job(checkpoint_tokens=2048)), nprocs=2)
+    straight, one, two = (_losses(place) for place in places)
     assert (min(straight), min(one), min(two), max(two)) == (1, 3, 5, 8)
     resumed = {at: loss for at, loss in one.items() if at <= 4} | two
     assert resumed == pytest.approx({at: straight[at] for at in resumed}, rel=1e-5)
