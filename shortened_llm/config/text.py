@@ -30,7 +30,7 @@ class DataSource(Section):
 
 class TextSource(DataSource):
     """Documents. A source that serves several purposes is split by document: 5 % selection, 5 % report, the rest for
-    training and calibration."""
+    training and calibration; in halves where it is for selection and report alone."""
 
     path: Url
     """JSONL, Parquet or text file (a glob or URL too), or a hub data set id. In a text file, documents are separated
@@ -83,4 +83,5 @@ class TrainingSource(TextSource):
     """Documents to train on."""
 
     weight: float | None = Field(None, gt=0)
-    """Share of the training sequences from this source, relative to the other weights; by its size unless given."""
+    """Share of the training sequences from this source, relative to the other weights. Unless given, all sequences that
+    are read are equally likely: of each source the whole budget of a run at most, however large it is."""

@@ -56,7 +56,7 @@ class _WidthEntry(Entry):
     """How the output projections make up for what is gone. Unless given, their weights stay."""
     bias: bool = False
     """Whether output projections get biases that hold the mean of what is gone, where the family has a field for
-    them."""
+    them. The mean is that behind blocks that are cut already; the public code of FLAP takes it behind whole ones."""
     dtype: Dtype = "float32"
     """Compute type of scoring, and of refit and bias."""
 

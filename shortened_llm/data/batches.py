@@ -144,8 +144,9 @@ class TrainingStream:
     def indices(self, step: int) -> list[tuple[int, int]]:
         """(part, sequence) of each sequence of the whole global batch, in order."""
         size = self._recipe.global_batch_size
+        first = self._recipe.first_sequence + step * size
         sources, indices = locate(
-            np.arange(step * size, (step + 1) * size),
+            np.arange(first, first + size),
             seed=self._recipe.seed,
             sizes=tuple(part.num_sequences for part in self._mixture.parts),
             weights=self._mixture.weights,

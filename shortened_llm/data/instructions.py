@@ -99,7 +99,8 @@ class PairEncoder:
     def encode(self, pair: Pair) -> EncodedPair | None:
         """Prompt and response as tokens, cut at the maximal length; None where nothing of the response is left.
 
-        Prompt and response are encoded apart from one another, so that no token lies in both.
+        Prompt and response are encoded apart from one another, so that no token lies in both; the response as it
+        follows the prompt, since some tokenizers put a space in front of every text (Llama 2).
         """
         prompt, response = self._chat(pair) if self._pairs.source.template == "chat" else self._alpaca(pair)
         if len(prompt) >= self._max_length:
@@ -109,7 +110,7 @@ class PairEncoder:
     def _alpaca(self, pair: Pair) -> tuple[list[int], list[int]]:
         template = ALPACA_WITH_INPUT if pair.input.strip() else ALPACA
         prompt = template.format(instruction=pair.instruction, input=pair.input)
-        return self._leading + self._ids(prompt), [*self._ids(pair.response), self._tokenizer.eos_token_id]
+        return self._leading + self._ids(prompt), [*self._behind(prompt, pair.response), self._tokenizer.eos_token_id]
 
     def _chat(self, pair: Pair) -> tuple[list[int], list[int]]:
         content = f"{pair.instruction}\n\n{pair.input}" if pair.input.strip() else pair.instruction
@@ -126,7 +127,7 @@ class PairEncoder:
             )
         if pair.response.strip() not in whole[len(prompt) :]:
             raise self._bad_template(f"it loses the response, such as {brief(repr(pair.response))}")
-        response = self._ids(whole[len(prompt) :])
+        response = self._behind(prompt, whole[len(prompt) :])
         end = self._tokenizer.eos_token_id
         if end in response:  # what follows it, such as a line break, belongs to the next turn
             response = response[: len(response) - response[::-1].index(end)]
@@ -139,6 +140,11 @@ class PairEncoder:
             f"{self._pairs.field_path}.template: is 'chat', but the tokenizer's chat template cannot be used: {why}; "
             "use 'alpaca', or mend the template"
         )
+
+    def _behind(self, prompt: str, text: str) -> list[int]:
+        """Token ids of `text` where it follows the prompt, or by itself where its first token would reach into that."""
+        last, both = self._ids(prompt[-1:]), self._ids(prompt[-1:] + text)
+        return both[len(last) :] if both[: len(last)] == last else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

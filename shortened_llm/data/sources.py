@@ -37,8 +37,13 @@ class Documents(Rows):
         """What determines these documents: their content, wherever it lies."""
         return self.content | {
             "field": self.source.field,
-            "part": self.purpose if self.shared_with else "all",
+            "part": f"half for {self.purpose}" if self._is_half else self.purpose if self.shared_with else "all",
         }
+
+    @property
+    def _is_half(self) -> bool:
+        """Whether selection and report have the source for themselves."""
+        return {self.purpose, *self.shared_with} == {"selection", "report"}
 
     @property
     def part(self) -> str:
@@ -70,6 +75,8 @@ class Documents(Rows):
         if not self.shared_with:
             return True
         place = _hash_fraction(document)
+        if self._is_half:
+            return self.purpose == ("report" if place < 0.5 else "selection")
         if place < REPORT_BELOW:
             return self.purpose == "report"
         if place < SELECTION_BELOW:

@@ -1,4 +1,4 @@
-"""Tasks and groups of tasks through lm-eval, in process: the numbers of its command line."""
+"""Tasks and groups of tasks through lm-eval, in process: the numbers of its command line with softmax_dtype=float32."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from shortened_llm.evaluation.task_check import FIELD, load_task, task_manager
 from shortened_llm.evaluation.task_items import join, task_items
 from shortened_llm.records import TaskScore
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 # lm-eval describes the machine in each task's results, and asks pip, the driver and others each time: 0.5 s and more.
 torch.utils.collect_env.get_pretty_env_info = functools.cache(torch.utils.collect_env.get_pretty_env_info)
 
@@ -50,8 +50,11 @@ def measure_task(
     from lm_eval.models.huggingface import HFLM
 
     name = task.task
-    # A copy of the tokenizer, since lm-eval sets a padding token where there is none.
-    lm = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    # A copy of the tokenizer, since lm-eval sets a padding token where there is none. The log probability of a long
+    # answer in bfloat16 would be a whole number of nats.
+    lm = HFLM(
+        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
+    )  # fmt: skip
     loader = _Loader(name, directory)
     tracker = EvaluationTracker(output_path=str(output / "results.json"))
     results: dict[str, Any] = lm_eval.simple_evaluate(

@@ -49,6 +49,8 @@ class Recipe:
     decay_steps: int
     """Steps that decay, with wsd; the other schedules decay from the warm-up on."""
     final_learning_rate_ratio: float
+    first_sequence: int = 0
+    """Place in the order of the training data at which the run begins: behind what the runs before it have read."""
     isolate_documents: bool = False
     lora: LoraOptions | None = None
     distill: DistillOptions | None = None

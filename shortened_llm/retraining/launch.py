@@ -14,6 +14,7 @@ from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from shortened_llm.config import ResourcesConfig
+from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, subject
 from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.interruption import Interruption
@@ -80,7 +81,6 @@ def retrain(
             LOGGER.warning("run directory put in order: %s", fault)
         failure_url, beginnings_url = f"{run_url}.failure.json", join(run_url, "beginnings.json")
         delete(failure_url)
-        delete(beginnings_url)
         worker_config = {
             "job": job,
             "store": store,
@@ -104,8 +104,14 @@ def retrain(
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             callbacks=list(callbacks),
         )
-        _fit(_trainer(worker_config, run_config, resources), resources, max_failures)
-        _raise_failure(failure_url)
+        try:
+            _fit(_trainer(worker_config, run_config, resources), resources, max_failures)
+            _raise_failure(failure_url)
+        except Exception as error:
+            delete(beginnings_url)  # the same command tries again; a driver that was killed leaves the count
+            if not is_retrained(job.run, store):
+                raise
+            LOGGER.warning("the run was lost behind its record, which counts (%s)", last_line(error))
     retrained = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
@@ -118,7 +124,7 @@ def _trainer(worker_config: dict, run_config: RunConfig, resources: ResourcesCon
     for name, value in INTERVALS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(resources.node_wait_seconds))
-    return TorchTrainer(
+    return _Trainer(
         _train,
         train_loop_config=worker_config,
         scaling_config=ScalingConfig(
@@ -131,6 +137,13 @@ def _trainer(worker_config: dict, run_config: RunConfig, resources: ResourcesCon
         torch_config=DeviceTorchConfig() if resources.gpus_per_worker else TorchConfig(backend="gloo"),
         run_config=run_config,
     )
+
+
+class _Trainer(TorchTrainer):
+    """Ctrl-C and the loss of the lease stay the driver's: Ray's own handler would outlive its run and swallow them."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 def _train(config: dict) -> None:

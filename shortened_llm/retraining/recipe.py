@@ -1,6 +1,7 @@
 """From the configuration to training runs: every point of the search as the chain of runs that it means."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from shortened_llm.config import RetrainingConfig
@@ -37,10 +38,20 @@ def chain_at(
     fixed = config.at(method, point)
     (chain,) = fixed.chains(method)
     steps = corpus_steps(chain, budget // fixed.tokens_per_step)
-    return tuple(
+    return one_behind_another(
         _recipe(fixed, run, own if run.train_on == "corpus" else _steps_on(fixed, num_pairs))
         for run, own in zip(chain, steps, strict=True)
     )
+
+
+def one_behind_another(recipes: Iterable[Recipe]) -> Chain:
+    """The runs of a chain, of which none reads again what one before it has read."""
+    found, ends = list[Recipe](), dict[str, int]()
+    for recipe in recipes:
+        first = ends.get(recipe.train_on, 0)
+        found.append(replace(recipe, first_sequence=first))
+        ends[recipe.train_on] = first + recipe.num_steps * recipe.global_batch_size
+    return tuple(found)
 
 
 def _steps_on(config: RetrainingConfig, num_pairs: int | None) -> int:

@@ -17,24 +17,32 @@ class Beginnings(BaseModel):
 
     step: int
     count: int
+    workers: int
+    """Workers of the last attempt."""
 
 
-def fault_of_standstill(url: str, step: int, most_lost: int) -> str | None:
-    """Count an attempt that begins at `step`; returns why there should be none where `most_lost` did before it.
+def fault_of_standstill(url: str, *, step: int, num_steps: int, workers: int, most_lost: int) -> str | None:
+    """Count an attempt that begins at `step`; returns why there should be none where `most_lost` did before it. One
+    with more workers than the one before does not count: that was not lost, but stopped to grow.
 
     Args:
         url: the file that counts.
+        num_steps: of the run.
     """
     count = 1
     try:
         known = Beginnings.model_validate_json(read_bytes(url))
-        count += known.count if known.step == step else 0
+        if known.step == step:
+            count = known.count + (workers <= known.workers)
     except (FileNotFoundError, ValidationError):
         pass  # the first; or the count was cut short, and begins anew
     if count > most_lost:
+        lost = f"{most_lost} attempts in a row were lost behind step {step} of {num_steps}"
+        if step == num_steps:
+            return f"{lost}, before the model was exported; the same command tries again"
         return (
-            f"{most_lost} attempts in a row were lost between step {step} and the next checkpoint; a smaller "
-            "retraining.checkpoint_tokens loses less, and the same command goes on from that step"
+            f"{lost}, before the next checkpoint; a smaller retraining.checkpoint_tokens loses less, and the same "
+            "command goes on from that step"
         )
-    write_bytes(url, Beginnings(step=step, count=count).model_dump_json().encode())
+    write_bytes(url, Beginnings(step=step, count=count, workers=workers).model_dump_json().encode())
     return None

@@ -5,8 +5,10 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import torch
@@ -32,14 +34,15 @@ from shortened_llm.retraining.checkpoint import (
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.interruption import Interruption, NotRestoredError
 from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.manifest import checkpoint_name
+from shortened_llm.retraining.launch import is_retrained
+from shortened_llm.retraining.manifest import checkpoint_name, step_of
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.sharding import fault_of_dtype
 from shortened_llm.retraining.stable import keeps_stable, stable_url, stable_urls
 from shortened_llm.retraining.standstill import StandstillError, fault_of_standstill
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.clients import ray_storage
-from shortened_llm.storage.payload import upload_directory
+from shortened_llm.storage.payload import local_directory, upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import write_bytes
 from shortened_llm.versions import Installed, check_equal
@@ -54,6 +57,9 @@ LASTING = (
     StandstillError,
 )
 """What would come again, and so is not tried again."""
+
+
+AsDirectory = Callable[[], AbstractContextManager[str]]
 
 
 def run_worker(config: dict) -> None:
@@ -85,25 +91,22 @@ def _train_and_export(config: dict) -> None:
         prepare_cpu(config["threads"])
     if fault := first_fault(fault_of_dtype(job.dtype, device)):
         raise BadInputError(fault)  # on all workers, though only some may have such GPUs
+    if gathered(rank == 0 and is_retrained(job.run, store))[0]:
+        return  # the attempt before was lost behind its record
+    candidates = _checkpoints(job, store, rank)
+    fault = _fault_of_standstill(config, [step_of(name) for name, _ in candidates]) if rank == 0 else None
+    if fault := first_fault(fault):
+        raise StandstillError(fault)
     LOGGER.info("loading the model in %d worker(s)", context.get_world_size())
-    if fault := first_fault(_fetch_models(job)):
+    if fault := first_fault(_fetch_inputs(job)):
         raise BadInputError(fault)
     host = RayHost(job, store, config["tokens_before"])
-    reported = reversed(ray.train.get_all_reported_checkpoints())
-    candidates = [(Path(one.checkpoint.path).name, one.checkpoint.as_directory) for one in reported]
-    # Made once: the workers of a node share the download of a checkpoint that is the same object.
-    kept = gathered(kept_checkpoints(job, store) if rank == 0 else [])[0]
-    candidates += [(f"the kept checkpoint {Path(one.path).name}", one.as_directory) for one in kept]
     part, parts = context.get_local_rank(), context.get_local_world_size()
     with contextlib.ExitStack() as local_copy:
         resume_from = local_copy.enter_context(newest_usable(candidates, part=part, parts=parts))
-        step = 0
         if resume_from is not None:
             step = check_complete(str(resume_from))[0].progress.step
             LOGGER.warning("resuming from a checkpoint at step %d", step)
-        stands_still = fault_of_standstill(config["beginnings_url"], step, config["most_lost"]) if rank == 0 else None
-        if fault := first_fault(stands_still):
-            raise StandstillError(fault)
         interruption: Interruption | None = config["interruption"]
         if interruption:
             interruption.check_restored(resumes=resume_from is not None)
@@ -118,14 +121,36 @@ def _train_and_export(config: dict) -> None:
         write_run(job, exported, progress, store)
 
 
-def _fetch_models(job: RetrainingJob) -> str | None:
-    """Bring the models to this node before any collective whose time is limited; returns why that cannot be."""
+def _checkpoints(job: RetrainingJob, store: Store, rank: int) -> list[tuple[str, AsDirectory]]:
+    """What the run may go on from, newest first: (name, what makes it a directory of this node). A collective."""
+    reported = [one.checkpoint for one in reversed(ray.train.get_all_reported_checkpoints())]
+    # Made once: the workers of a node share the download of a checkpoint that is the same object.
+    kept = gathered(kept_checkpoints(job, store) if rank == 0 else [])[0]
+    named = [(Path(one.path).name, one.as_directory) for one in (*reported, *kept)]
+    return sorted(named, key=lambda one: step_of(one[0]), reverse=True)
+
+
+def _fault_of_standstill(config: Mapping[str, Any], steps: Sequence[int]) -> str | None:
+    return fault_of_standstill(
+        config["beginnings_url"],
+        step=max(steps, default=0),
+        num_steps=config["job"].recipe.num_steps,
+        workers=ray.train.get_context().get_world_size(),
+        most_lost=config["most_lost"],
+    )
+
+
+def _fetch_inputs(job: RetrainingJob) -> str | None:
+    """Bring models and tokens to this node before any collective whose time is limited; returns why that cannot be."""
     try:
         for ref in (job.model, job.teacher):
             if ref is not None:
                 model_directory(ref)
     except BadInputError as error:
         return str(error)
+    for mixture in (job.tokens, job.validation):
+        for part in mixture.parts if mixture else ():
+            local_directory(part.url, part.files)
     return None
 
 

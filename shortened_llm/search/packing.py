@@ -31,6 +31,8 @@ def start_packing(
 
     def wait() -> TrainingData:
         corpus, instructions, validation = ray.get(packing)
+        if cut := unequally_cut(jobs.corpus, corpus, config.retraining):
+            LOGGER.warning("%s", cut)
         return TrainingData(
             corpus=_mixture(corpus, source_shares(config.retraining)),
             instructions=_mixture(instructions),
@@ -85,6 +87,24 @@ def packing_jobs(dense: ModelRef, retraining: RetrainingConfig, roles: TextRoles
     )
     return PackingJobs(
         corpus=corpus if retraining.uses_corpus else (), instructions=instructions, validation=validation
+    )
+
+
+def unequally_cut(
+    jobs: Sequence[PackingJob], datasets: Sequence[TokenDataset], retraining: RetrainingConfig
+) -> str | None:
+    """What sources without weights are mixed by, where one of them holds more than was read of it; None elsewhere."""
+    if len(jobs) == 1 or source_shares(retraining) is not None:
+        return None
+    labels = [source.label for source in retraining.data]
+    cut = [name for name, job, one in zip(labels, jobs, datasets, strict=True) if one.num_sequences == job.at_most]
+    if not cut:
+        return None
+    total = sum(one.num_sequences for one in datasets)
+    shares = ", ".join(f"{one.num_sequences / total:.0%} {name}" for name, one in zip(labels, datasets, strict=True))
+    return (
+        f"Training texts are mixed by what was read of them, not by their sizes: {shares}, since {', '.join(cut)} hold "
+        "more. retraining.data.N.weight says how to mix them."
     )
 
 

@@ -21,7 +21,7 @@ from shortened_llm.records import (
     TrialSpec,
 )
 from shortened_llm.retraining.job import RetrainingJob, Run
-from shortened_llm.retraining.recipe import Chain, chain_at, chains
+from shortened_llm.retraining.recipe import Chain, chain_at, chains, one_behind_another
 from shortened_llm.scoring.job import ScoringJob
 from shortened_llm.search.rounds import Rescoring, by_ranking, divided, rounds_to
 
@@ -81,7 +81,7 @@ class SearchSpace:
             warmup = min(round(recipe.warmup_steps * factor), steps - 1)
             decay = max(1, min(round(recipe.decay_steps * factor), steps - warmup))
             recipes.append(replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay))
-        return self._trial(spec.plan, spec.method, tuple(recipes), spec.control, spec.rounds)
+        return self._trial(spec.plan, spec.method, one_behind_another(recipes), spec.control, spec.rounds)
 
     def at_rung(self, spec: TrialSpec, share: float) -> TrialSpec:
         """Train a candidate on a share of its tokens, in whole steps. Its warm-up stays as it is, so that up to the

@@ -1,18 +1,22 @@
 """Directories of files: hashed, uploaded, and brought back to a node."""
 
+import contextlib
 import fnmatch
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.records import FileEntry, Payload
 from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
+IDLE_SECONDS = 3600
+"""A copy that was asked for later than that may be in use."""
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -56,7 +60,8 @@ def cache_directory() -> Path:
 
 
 def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
-    """A directory of this node that holds `files` of `url`: itself where it is local, else a cached copy.
+    """A directory of this node that holds `files` of `url`: itself where it is local, else a cached copy, for which
+    idle ones go where the disk is full.
 
     Raises:
         FileNotFoundError: a file is gone from the store.
@@ -73,9 +78,11 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):  # the processes of a node share one download
         if final.is_dir():
+            os.utime(final)
             return final
         partial = final.with_name(f"{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        _make_room(final.parent, sum(entry.num_bytes for entry in files))
         try:
             download_files(url, files, partial)
         except OSError:
@@ -83,6 +90,19 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
             raise
         partial.rename(final)
     return final
+
+
+def _make_room(cache: Path, num_bytes: int) -> None:
+    """Remove copies, that which was asked for longest ago first, until `num_bytes` more fit or none is idle."""
+    copies: list[tuple[float, Path]] = []
+    for path in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # others come and go
+            copies += [(path.stat().st_mtime, path)] if path.is_dir() else []
+    for asked, copy in sorted(copies):
+        if shutil.disk_usage(cache).free >= num_bytes or time.time() - asked < IDLE_SECONDS:
+            return
+        with contextlib.suppress(Timeout), FileLock(copy.with_suffix(".lock"), timeout=0):  # of a partial one too
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def download_files(url: str, files: tuple[FileEntry, ...], directory: Path) -> None:

@@ -38,6 +38,36 @@ def test_a_pair_that_no_tokenizer_can_read_is_left_out(tmp_path: Path, tokenizer
     assert "1 of 121 rows cannot be used and are left out: row 120" in dataset.notes[0]
 
 
+def with_spaces(end: str = "</s>"):
+    """A tokenizer of characters that puts a space in front of every text, as Llama 2 does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [ALPACA_WITH_INPUT, CHAT, *(value or "" for row in ROWS for value in row.values())]
+    characters = sorted({"▁", *"".join(texts)} - {" "})
+    vocabulary = {piece: index for index, piece in enumerate(["<s>", end, *characters])}
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    built.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", eos_token=end)
+
+
+def test_a_response_has_no_space_that_the_tokenizer_puts_in_front(tmp_path: Path) -> None:
+    tokenizer = with_spaces()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("3")["input_ids"]) == ["▁", "3"]
+    tokenizer.chat_template = CHAT
+    for template in ("alpaca", "chat"):
+        encoder = PairEncoder(instruction_pairs(tmp_path, ROWS, template=template), tokenizer, 600)
+        for row in ROWS:
+            pair = Pair(instruction=str(row["instruction"]), input=row["input"] or "", response=str(row["output"]))
+            encoded = encoder.encode(pair)
+            assert encoded is not None
+            whole = tokenizer.convert_ids_to_tokens(encoded.tokens)
+            assert whole.count("▁") == 1 + "".join(whole[1:]).count("▁"), "one of its own, at the very start"
+            response = "".join(whole[encoded.response_start : -1])
+            assert response == pair.response.replace(" ", "▁"), template
+
+
 @pytest.fixture(params=["bytes", "merges", "bos"])
 def any_tokenizer(request: pytest.FixtureRequest, tokenizer):
     """Of bytes; one that would merge across the boundary; one that puts a token before every text."""

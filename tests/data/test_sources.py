@@ -47,6 +47,22 @@ def test_a_shared_source_is_split_by_document_and_nothing_is_lost(tmp_path: Path
     assert 60 < len(parts["report"]) < 140
 
 
+def test_what_nothing_trains_on_is_split_in_halves(tmp_path: Path, tiny_values: dict) -> None:
+    texts = [f"document number {index}" for index in range(2000)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    text = {"path": path, "bos": "none"}
+    tiny_values["evaluation"] = {"selection": {"perplexity": text}, "report": {"perplexity": text, "agreement": text}}
+    roles = text_roles(parse_config(tiny_values))
+    selection, report = list(roles.selection[0].usable()), list(roles.report[0].usable())
+    assert sorted([*selection, *report]) == sorted(texts)
+    assert 900 < len(selection) < 1100
+    assert list(roles.agreement[0].usable()) == report
+    tiny_values["calibration"]["path"] = path
+    shared = text_roles(parse_config(tiny_values))
+    assert set(shared.report[0].usable()) < set(report)
+    assert shared.report[0].identity != roles.report[0].identity
+
+
 def test_equal_documents_fall_into_one_part(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"document {index % 50}"} for index in range(200)])
     parts = [set(documents(path, p, shared=True).usable()) for p in ("train", "selection", "report")]

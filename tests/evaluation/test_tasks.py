@@ -179,6 +179,20 @@ def test_what_makes_numbers_incomparable_is_in_the_protocol(measure: Measure) ->
     assert "do_sample=True max_gen_toks=20 temperature=0.5 top_p=0.9" in sampled.protocol
 
 
+def test_log_probabilities_are_not_rounded_as_the_model_is(
+    model: ModelRef, task_directory: Path, tmp_path: Path
+) -> None:
+    """In bfloat16, the sum over a long answer would be a whole number of nats."""
+    measure_task(
+        load_model(model, "bfloat16"), load_tokenizer(model_directory(model)), TaskConfig(task="group_local"),
+        directory=str(task_directory), limit=LIMIT, batch_size=BATCH_SIZE, output=tmp_path,
+    )  # fmt: skip
+    samples = [json.loads(line) for path in tmp_path.rglob("samples_*.jsonl") for line in path.read_text().splitlines()]
+    found = [float(answer[0]) for sample in samples for answer in sample["filtered_resps"]]
+    assert found
+    assert all(value != float(torch.tensor(value).bfloat16()) for value in found)
+
+
 def test_a_score_that_is_no_mean_over_items_has_no_item_values(measure: Measure) -> None:
     score, output = measure("unweighted_local")
     results = json.loads((output / "results.json").read_text())["results"]

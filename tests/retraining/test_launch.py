@@ -1,9 +1,12 @@
 """Which failures to start are tried again, and how often."""
 
+import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
-from ray.train import ControllerError
+from ray.train import ControllerError, RunConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import (
     CheckpointManagerInitializationError,
     WorkerGroupStartupFailedError,
@@ -11,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.retraining.launch import NodesMissingError, _fit
+from shortened_llm.retraining.launch import NodesMissingError, _fit, _trainer
 
 LOST = WorkerGroupStartupFailedError("a node died")
 
@@ -62,3 +65,14 @@ def test_a_range_of_workers_takes_what_there_is_by_then() -> None:
 def test_what_would_only_fail_again_is_not_tried_again() -> None:
     with pytest.raises(ControllerError, match="no such storage"):
         fit([CheckpointManagerInitializationError("no such storage")])
+
+
+def test_ctrl_c_stays_the_driver_s(tmp_path: Path) -> None:
+    """Ray's own handler stays when its run has ended, and swallows what the lease sends."""
+    trainer = _trainer({}, RunConfig(storage_path=str(tmp_path)), ResourcesConfig())
+    before = signal.getsignal(signal.SIGINT)
+    TorchTrainer._register_sigint_handler(trainer, None)  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGINT) is not before, "Ray's registers one"
+    signal.signal(signal.SIGINT, before)
+    trainer._register_sigint_handler(None)  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGINT) is before

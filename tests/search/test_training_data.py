@@ -1,17 +1,18 @@
 """Training data of a search: what is refused at submission, and what is packed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shortened_llm.config import ExperimentConfig, parse_config
-from shortened_llm.data.packing import SHARD_TOKENS
+from shortened_llm.data.packing import SHARD_TOKENS, pack_tokens
 from shortened_llm.data.sources import text_roles
 from shortened_llm.errors import BadInputError
-from shortened_llm.models.directory import load_config
+from shortened_llm.models.directory import load_config, load_tokenizer, model_directory
 from shortened_llm.records import ModelRef
-from shortened_llm.search.packing import PackingJobs, packing_jobs, source_shares
+from shortened_llm.search.packing import PackingJobs, packing_jobs, source_shares, unequally_cut
 from shortened_llm.search.preflight import check_config
 from shortened_llm.storage.store import Store
 
@@ -116,6 +117,24 @@ def test_a_source_is_packed_for_its_share_of_the_largest_budget(tiny_values: dic
     assert [job.at_most for job in jobs(config, tiny_model).corpus] == [75_000_000 // 128 + 1, 25_000_000 // 128 + 1]
     tiny_values["retraining"]["tokens"] = 8192
     assert [job.at_most for job in jobs(parse_config(tiny_values), tiny_model).corpus] == [per_shard, per_shard]
+
+
+def test_sources_that_are_mixed_by_what_was_read_are_named(
+    tiny_values: dict, tiny_model: ModelRef, local_store: Store
+) -> None:
+    path = tiny_values["retraining"]["data"]["path"]
+    tiny_values["retraining"]["data"] = [{"path": path}, {"path": path.replace("stories", "news")}]
+    config, tokenizer = parse_config(tiny_values), load_tokenizer(model_directory(tiny_model))
+    whole = jobs(config, tiny_model).corpus
+    small = [replace(job, at_most=at_most) for job, at_most in zip(whole, (30, 10), strict=True)]
+    for asked, cut in ((whole, None), (small, "75% stories, 25% news, since stories, news hold more")):
+        datasets = [pack_tokens(job, tokenizer, local_store) for job in asked]
+        found = unequally_cut(asked, datasets, config.retraining)
+        assert cut in found if cut and found else found == cut
+    assert unequally_cut(small[:1], datasets[:1], config.retraining) is None
+    weighted = [{**one, "weight": 1} for one in tiny_values["retraining"]["data"]]
+    tiny_values["retraining"]["data"] = weighted
+    assert unequally_cut(small, datasets, parse_config(tiny_values).retraining) is None
 
 
 def test_only_what_the_methods_read_is_packed(with_pairs: dict, tiny_model: ModelRef) -> None:

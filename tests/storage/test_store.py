@@ -1,13 +1,19 @@
 """Records: stored once, read back equal, never half there; on a directory and on S3."""
 
 import datetime
+import itertools
+import os
+import secrets
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import s3fs
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.records import BlocksTransform, FileEntry, Payload, PerplexityScore
+from shortened_llm.storage import payload
 from shortened_llm.storage.payload import describe_files, has_files, local_directory, upload_directory
 from shortened_llm.storage.store import DamagedRecordError, Store
 from shortened_llm.storage.urls import create_bytes, delete, exists, find_files, join, list_names, write_bytes
@@ -79,6 +85,29 @@ def test_a_directory_travels_unchanged(store: Store, tmp_path: Path, monkeypatch
     url = store.attempt_url("models", "ab12")
     files = upload_directory(source, url)
     assert describe_files(local_directory(url, files)) == files
+
+
+def test_a_full_disk_takes_copies_that_nobody_asked_for_lately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_server: S3Server
+) -> None:
+    monkeypatch.setenv("SHORTENED_LLM_CACHE", str(tmp_path / "cache"))
+    places = []
+    for index in range(4):
+        url = f"s3://{s3_server.bucket}/{secrets.token_hex(4)}"
+        write_bytes(join(url, "a.bin"), bytes([index]) * 10)
+        (source := tmp_path / f"source-{index}").mkdir()
+        (source / "a.bin").write_bytes(bytes([index]) * 10)
+        places.append((url, describe_files(source)))
+    copies = [local_directory(*place) for place in places[:3]]
+    for copy, hours in zip(copies, (3, 4, 5), strict=True):
+        os.utime(copy, (0, time.time() - 3600 * hours))
+    os.utime(local_directory(*places[2]), None)  # asked for again
+    copies[1].rename(partial := copies[1].with_name(f"{copies[1].name}.partial"))  # of a download that was killed
+    free = itertools.chain([0, 0], itertools.repeat(10**9))  # bytes, before each copy is looked at
+    monkeypatch.setattr(payload.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+    copies.append(local_directory(*places[3]))
+    assert [copy.is_dir() for copy in (copies[0], partial, *copies[2:])] == [False, False, True, True]
+    assert local_directory(*places[0]) == copies[0]
 
 
 def test_a_changed_file_is_noticed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

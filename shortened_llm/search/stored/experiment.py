@@ -227,10 +227,14 @@ def publish_to(url: str, experiment: Experiment) -> str:
     with tempfile.TemporaryDirectory(prefix="shortened_llm_report_") as temporary:
         directory = Path(temporary)
         page = write_report(experiment, directory)
-        content = page.read_bytes()
-        page.unlink()
+        # Whole or not at all: the one is read again, the other tells that all is there.
+        last = (directory / REPORTED, page)
+        contents = [path.read_bytes() for path in last]
+        for path in last:
+            path.unlink()
         upload_directory(directory, url)
-        write_bytes(join(url, page.name), content)
+        for path, content in zip(last, contents, strict=True):
+            write_bytes(join(url, path.name), content)
     return join(url, page.name)
 
 

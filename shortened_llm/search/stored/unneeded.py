@@ -42,6 +42,7 @@ from shortened_llm.storage.lease import holder
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
+LONGEST_WRITE = datetime.timedelta(hours=24)
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
 Group = list[StoredFile]
 
@@ -109,10 +110,12 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta, now: datetime.da
         stable = {path: files for path, files in places.items() if path.startswith(f"{STABLE}/")}
         groups |= {(STABLE, path): files for path, files in stable.items() if path.split("/")[1] not in needed}
     newest = now - min_age
+    # Whoever runs may be writing an attempt that it has not named yet.
+    newest_attempt = now - max(min_age, LONGEST_WRITE) if any(one.held for one in experiments) else newest
     found = [
         Unneeded(kind=kind, path=path, num_bytes=sum(file.num_bytes for file in members))
         for (kind, path), members in groups.items()
-        if all(file.modified <= newest for file in members)
+        if all(file.modified <= (newest_attempt if kind == "attempts" else newest) for file in members)
     ]
     return sorted(found, key=lambda one: (one.kind, one.path))
 
