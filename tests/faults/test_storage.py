@@ -94,12 +94,15 @@ def test_an_outage_of_half_a_minute_during_everything_costs_time_alone(
 def test_a_storage_that_is_lost_for_good_ends_the_search(
     s3_search: Search, proxy: FaultyProxy, undisturbed: Undisturbed
 ) -> None:
-    """All its processes together wait for one time, it leaves nothing on this disk, and it goes on another day."""
+    """All its processes together wait for one time, it leaves nothing on this disk, and it goes on another day. A
+    rehearsal before it trained in the process that is to end."""
     temporary = Path(tempfile.gettempdir())
     before = set(temporary.glob("shortened_llm_*"))
     s3_search.values["storage"]["outage_seconds"] = PATIENCE_SECONDS
+    s3_search.values["search"]["rehearsal"] = True
     s3_search.start()
-    wait_for_request(s3_search, proxy, "PUT", "/checkpoint_0")
+    wait_for_request(s3_search, proxy, "PUT", f"/{s3_search.values['experiment']}/train/")
+    assert "rehearsal: resuming from a checkpoint" in s3_search.said
     proxy.down()
     began = time.monotonic()
     s3_search.end(code=1)

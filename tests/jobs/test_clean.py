@@ -140,9 +140,13 @@ def test_a_live_experiment_is_left_alone(store: Store) -> None:
     with hold_lease(own):
         # Taking the lease removes older numbers, so that one comes after it.
         write_bytes(join(own, "lease", "00000000.json"), b"{}")
+        for kind, fingerprint in (("retrained", "9" * 16), ("models", DENSE)):  # which it may be writing
+            write_bytes(join(store.attempt_url(kind, fingerprint), "weights.bin"), b"w" * 5000)
         everything = paths(store)
         main([store.url, "--min-age", "0", "--remove"])
         assert paths(store) == everything
+    main([store.url, "--min-age", "0", "--remove"])
+    assert len(everything - paths(store)) >= 2
 
 
 def test_an_unfinished_experiment_keeps_its_checkpoints_and_runs(local_store: Store) -> None:
