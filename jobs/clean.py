@@ -29,7 +29,8 @@ def make_parser() -> Parser:
         metavar="HOURS",
         type=float,
         default=24.0,
-        help="leave alone what was written in the last HOURS (24), by the clock of the storage",
+        help="leave alone what was written in the last HOURS (24), by the clock of the storage; while a search runs, "
+        "unfinished payloads are left alone for 24 hours at the least",
     )
     return parser
 

@@ -84,4 +84,5 @@ class TrainingSource(TextSource):
 
     weight: float | None = Field(None, gt=0)
     """Share of the training sequences from this source, relative to the other weights. Unless given, all sequences that
-    are read are equally likely: of each source the whole budget of a run at most, however large it is."""
+    are read are equally likely: of each source corpus_tokens, or the largest budget, or 16.8 M tokens if that is
+    more."""

@@ -104,7 +104,7 @@ class TrainingStream:
 
     def step(self, step: int) -> StepBatch:
         """This worker's part of optimiser step `step`, from 0."""
-        batch = self.indices(step)
+        batch, first = self.indices(step), self._recipe.first_sequence + step * self._recipe.global_batch_size
         share = _share(len(batch), self._world_size)
         begin = self._rank * share
         mine = batch[begin : begin + share]
@@ -115,7 +115,7 @@ class TrainingStream:
                 _micro_batch(
                     self._parts,
                     mine[start : start + size],
-                    first_position=step * len(batch) + begin + start,
+                    first_position=first + begin + start,
                     length=self._recipe.sequence_length,
                     end_of_text=self._end_of_text,
                 )

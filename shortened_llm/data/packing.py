@@ -25,7 +25,7 @@ from shortened_llm.storage.scratch import temporary_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import join
 
-STAGE_VERSION = 5
+STAGE_VERSION = 4
 SHARD_TOKENS = 16 * 2**20
 """Tokens of a file, at most."""
 # What is tokenised at a time: whichever is reached first. Fast tokenizers need some 200 bytes for each token.
@@ -75,7 +75,7 @@ class PackingJob:
             "piece_rows": PIECE_ROWS,
             "skip_other_lengths": self.skip_other_lengths,
             "at_most": self.at_most,
-        }
+        } | ({"responses": "behind the prompt"} if isinstance(self.source, InstructionPairs) else {})
 
     @property
     def place(self) -> str:

@@ -14,7 +14,7 @@ from shortened_llm.errors import BadInputError, Faults, brief
 
 Purpose = Literal["train", "selection", "report"]
 
-# Bounds of a document's hash, in 0..1, for each purpose of a source that serves several.
+# Bounds of a document's hash, in 0..1, for each purpose of a source that training shares with others.
 REPORT_BELOW = 0.05
 SELECTION_BELOW = 0.10
 

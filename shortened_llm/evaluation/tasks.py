@@ -154,6 +154,7 @@ def _protocol(results: dict[str, Any], lm: Any, group: Any, leaves: list[Any], m
     effective, original = (sum(count[which] for count in counts) for which in ("effective", "original"))
     parts = [
         f"lm-eval {lm_eval.__version__}",
+        "log probabilities in float32",
         *([f"group version {group.version}", f"{len(leaves)} tasks"] if group else []),
         f"task version {_alternatives(results['versions'][name] for name in names)}",
         f"{_alternatives(results['n-shot'][name] for name in names)} shots",

@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from shortened_llm.errors import BadInputError, brief
 from shortened_llm.models.families import TEXT_PARTS
+from shortened_llm.storage.payload import use
 from shortened_llm.storage.urls import file_size, is_local, join, read_bytes, read_range
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -105,6 +106,7 @@ class TensorFiles(TensorHeaders):
         by_file: dict[str, list[str]] = defaultdict(list)
         for name in names:
             by_file[self.of[name].file].append(name)
+        use(self.directory)
         for file in sorted(by_file):
             with safe_open(self.directory / file, framework="pt") as tensors:
                 for name in by_file[file]:

@@ -38,14 +38,14 @@ def chain_at(
     fixed = config.at(method, point)
     (chain,) = fixed.chains(method)
     steps = corpus_steps(chain, budget // fixed.tokens_per_step)
-    return one_behind_another(
+    return tuple(
         _recipe(fixed, run, own if run.train_on == "corpus" else _steps_on(fixed, num_pairs))
         for run, own in zip(chain, steps, strict=True)
     )
 
 
 def one_behind_another(recipes: Iterable[Recipe]) -> Chain:
-    """The runs of a chain, of which none reads again what one before it has read."""
+    """The runs of a trial, of which each reads on where the one before it on the same data ended."""
     found, ends = list[Recipe](), dict[str, int]()
     for recipe in recipes:
         first = ends.get(recipe.train_on, 0)

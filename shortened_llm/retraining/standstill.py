@@ -5,7 +5,7 @@ from pydantic import BaseModel, ValidationError
 from shortened_llm.storage.urls import read_bytes, write_bytes
 
 MOST_LOST = 10
-"""Attempts in a row, at the least."""
+"""Attempts in a row that may be lost; more where search.max_failures is larger."""
 
 
 class StandstillError(RuntimeError):
@@ -37,7 +37,7 @@ def fault_of_standstill(url: str, *, step: int, num_steps: int, workers: int, mo
     except (FileNotFoundError, ValidationError):
         pass  # the first; or the count was cut short, and begins anew
     if count > most_lost:
-        lost = f"{most_lost} attempts in a row were lost behind step {step} of {num_steps}"
+        lost = f"{most_lost} attempts in a row were lost or stopped behind step {step} of {num_steps}"
         if step == num_steps:
             return f"{lost}, before the model was exported; the same command tries again"
         return (

@@ -126,8 +126,13 @@ def _checkpoints(job: RetrainingJob, store: Store, rank: int) -> list[tuple[str,
     reported = [one.checkpoint for one in reversed(ray.train.get_all_reported_checkpoints())]
     # Made once: the workers of a node share the download of a checkpoint that is the same object.
     kept = gathered(kept_checkpoints(job, store) if rank == 0 else [])[0]
-    named = [(Path(one.path).name, one.as_directory) for one in (*reported, *kept)]
-    return sorted(named, key=lambda one: step_of(one[0]), reverse=True)
+    return [(Path(one.path).name, one.as_directory) for one in newest_first(reported, kept)]
+
+
+def newest_first(reported: Sequence[Checkpoint], kept: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints by their steps; at the same step, one that the run itself reported comes before one that was
+    kept."""
+    return sorted([*reported, *kept], key=lambda one: step_of(Path(one.path).name), reverse=True)
 
 
 def _fault_of_standstill(config: Mapping[str, Any], steps: Sequence[int]) -> str | None:

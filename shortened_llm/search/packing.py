@@ -94,7 +94,7 @@ def unequally_cut(
     jobs: Sequence[PackingJob], datasets: Sequence[TokenDataset], retraining: RetrainingConfig
 ) -> str | None:
     """What sources without weights are mixed by, where one of them holds more than was read of it; None elsewhere."""
-    if len(jobs) == 1 or source_shares(retraining) is not None:
+    if len(jobs) < 2 or source_shares(retraining) is not None:
         return None
     labels = [source.label for source in retraining.data]
     cut = [name for name, job, one in zip(labels, jobs, datasets, strict=True) if one.num_sequences == job.at_most]
@@ -103,8 +103,8 @@ def unequally_cut(
     total = sum(one.num_sequences for one in datasets)
     shares = ", ".join(f"{one.num_sequences / total:.0%} {name}" for name, one in zip(labels, datasets, strict=True))
     return (
-        f"Training texts are mixed by what was read of them, not by their sizes: {shares}, since {', '.join(cut)} hold "
-        "more. retraining.data.N.weight says how to mix them."
+        f"Training texts are mixed by what was read of them, not by their sizes: {shares}; of {', '.join(cut)} not all "
+        "was read. retraining.data.N.weight says how to mix them."
     )
 
 

@@ -23,9 +23,6 @@ from shortened_llm.records import (
 )
 from shortened_llm.scoring.job import STAGE_VERSION, ScoringJob
 
-SEEDS_APART = 10_000
-"""Between the seeds of two rounds; users list seeds that are nearer to one another."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescoring:
@@ -92,15 +89,10 @@ def steps_to(removed: int, number: int) -> tuple[int, ...]:
 
 def divided(recipes: Sequence[Recipe], number: int) -> tuple[Recipe, ...]:
     """The runs of a chain once for each round, all rounds together with its steps; each warms up and decays anew, in
-    shares of its own steps. Every round draws its data in an order of its own, or it would read the text of the first
-    one again."""
+    shares of its own steps."""
     if number == 1:
         return tuple(recipes)
-    return tuple(
-        replace(_part(recipe, start, stop), seed=recipe.seed + index * SEEDS_APART)
-        for index, (start, stop) in enumerate(_parts(number))
-        for recipe in recipes
-    )
+    return tuple(_part(recipe, start, stop) for start, stop in _parts(number) for recipe in recipes)
 
 
 def _parts(number: int) -> Iterator[tuple[float, float]]:

@@ -81,7 +81,7 @@ class SearchSpace:
             warmup = min(round(recipe.warmup_steps * factor), steps - 1)
             decay = max(1, min(round(recipe.decay_steps * factor), steps - warmup))
             recipes.append(replace(recipe, num_steps=steps, warmup_steps=warmup, decay_steps=decay))
-        return self._trial(spec.plan, spec.method, one_behind_another(recipes), spec.control, spec.rounds)
+        return self._trial(spec.plan, spec.method, tuple(recipes), spec.control, spec.rounds)
 
     def at_rung(self, spec: TrialSpec, share: float) -> TrialSpec:
         """Train a candidate on a share of its tokens, in whole steps. Its warm-up stays as it is, so that up to the
@@ -92,7 +92,7 @@ class SearchSpace:
             return spec
         recipes = tuple(shortened(recipe, share) for recipe in spec.recipes)
         shorter = self._trial(spec.plan, spec.method, recipes, spec.control, spec.rounds)
-        return replace(spec, fingerprint=shorter.fingerprint, recipes=recipes)
+        return replace(spec, fingerprint=shorter.fingerprint, recipes=shorter.recipes)
 
     def runs(self, spec: TrialSpec) -> tuple[Run, ...]:
         """The training runs of a trial, each from the model of the one before."""
@@ -179,8 +179,8 @@ class SearchSpace:
         rounds: Rounds | None = None,
     ) -> TrialSpec:
         spec = TrialSpec(
-            fingerprint="", plan=plan, method=method, recipes=chain, rounds=rounds, control=control,
-            objective=self.objective,
+            fingerprint="", plan=plan, method=method, recipes=one_behind_another(chain), rounds=rounds,
+            control=control, objective=self.objective,
         )  # fmt: skip
         return replace(spec, fingerprint=fingerprint(self.trial_identity(spec)))
 

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import os
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ from shortened_llm.records import FileEntry, Payload
 from shortened_llm.storage.urls import download_file, file_sizes, filesystem, is_local, join, upload_file
 
 ALL_FILES = ("*",)
+COPY = re.compile(r"[0-9a-f]{16}(\.partial)?")
+"""Names of copies, in a directory where other things may lie."""
 IDLE_SECONDS = 3600
-"""A copy that was asked for later than that may be in use."""
+"""A copy that was used later than that may be in use."""
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -78,7 +81,7 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):  # the processes of a node share one download
         if final.is_dir():
-            os.utime(final)
+            use(final)
             return final
         partial = final.with_name(f"{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,14 +95,21 @@ def local_directory(url: str, files: tuple[FileEntry, ...]) -> Path:
     return final
 
 
+def use(directory: Path) -> None:
+    """Note that a copy is in use, so that it is not taken away; a directory that is no copy stays as it is."""
+    if directory.parent == cache_directory():
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(directory)
+
+
 def _make_room(cache: Path, num_bytes: int) -> None:
-    """Remove copies, that which was asked for longest ago first, until `num_bytes` more fit or none is idle."""
+    """Remove copies of models, that which was used longest ago first, until `num_bytes` more fit or none is idle."""
     copies: list[tuple[float, Path]] = []
-    for path in cache.iterdir():
+    for path in filter(lambda path: COPY.fullmatch(path.name), cache.iterdir()):
         with contextlib.suppress(FileNotFoundError):  # others come and go
-            copies += [(path.stat().st_mtime, path)] if path.is_dir() else []
-    for asked, copy in sorted(copies):
-        if shutil.disk_usage(cache).free >= num_bytes or time.time() - asked < IDLE_SECONDS:
+            copies += [(path.stat().st_mtime, path)] if any(path.glob("*.safetensors")) else []
+    for used, copy in sorted(copies):
+        if shutil.disk_usage(cache).free >= num_bytes or time.time() - used < IDLE_SECONDS:
             return
         with contextlib.suppress(Timeout), FileLock(copy.with_suffix(".lock"), timeout=0):  # of a partial one too
             shutil.rmtree(copy, ignore_errors=True)

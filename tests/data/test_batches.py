@@ -51,6 +51,15 @@ def pairs(tmp_path: Path, tokenizer, local_store: Store) -> TokenMixture:
     return TokenMixture(parts=(pack(packing_job(instruction_pairs(tmp_path, rows), 256), tokenizer, local_store),))
 
 
+def test_a_run_may_begin_where_another_ended(mixture: TokenMixture) -> None:
+    first, second = (
+        TrainingStream(mixture, recipe(first_sequence=place), micro_batch_size=2, rank=0, world_size=1)
+        for place in (0, 12)
+    )
+    assert [second.indices(step) for step in range(3)] == [first.indices(step) for step in range(2, 5)]
+    assert second.step(0).micro_batches[0].first_position == 12
+
+
 def rows_of(micro_batches: tuple[MicroBatch, ...]) -> list[tuple[int, ...]]:
     """Token ids of the sequences that are asked for anything."""
     return [

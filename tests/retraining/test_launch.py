@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from ray.train import ControllerError, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import (
@@ -14,7 +15,15 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from shortened_llm.config import ResourcesConfig
-from shortened_llm.retraining.launch import NodesMissingError, _fit, _trainer
+from shortened_llm.records import RetrainedModel
+from shortened_llm.retraining import launch
+from shortened_llm.retraining.export import export_sharded, write_run
+from shortened_llm.retraining.job import RetrainingJob
+from shortened_llm.retraining.launch import NodesMissingError, _fit, _trainer, retrain
+from shortened_llm.retraining.train import train
+from shortened_llm.storage.store import Store
+from tests.conftest import MakeJob
+from tests.retraining.conftest import Recorder
 
 LOST = WorkerGroupStartupFailedError("a node died")
 
@@ -76,3 +85,37 @@ def test_ctrl_c_stays_the_driver_s(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, before)
     trainer._register_sigint_handler(None)  # type: ignore[arg-type]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def run(job: RetrainingJob, store: Store, directory: Path) -> RetrainedModel:
+    return retrain(
+        job, store, runs_url=str(directory), resources=ResourcesConfig(), max_failures=0, tokens_before=0,
+        needs_files=True, callbacks=[],
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_run_that_is_lost_behind_its_record_is_done(
+    make_job: MakeJob, local_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tokens=1024)
+    counts = tmp_path / job.run.name / "beginnings.json"
+    counts.parent.mkdir()
+    counts.touch()
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("lost")
+
+    def lost_at_the_end(*_: object) -> None:
+        model, progress = train(job, device=torch.device("cpu"), resume_from=None, host=Recorder())
+        exported = export_sharded(model, job, local_store, rank=0)
+        assert exported is not None
+        write_run(job, exported, progress, local_store)
+        lost()
+
+    monkeypatch.setattr(launch, "_fit", lost)
+    with pytest.raises(RuntimeError, match="lost"):
+        run(job, local_store, tmp_path)
+    assert not counts.exists(), "the same command has as many attempts again"
+    monkeypatch.setattr(launch, "_fit", lost_at_the_end)
+    assert run(job, local_store, tmp_path).tokens == 1024

@@ -7,20 +7,18 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 
-from shortened_llm.config import ExperimentConfig, RetrainingConfig
 from shortened_llm.data.batches import TrainingStream
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.models.build import empty_model
 from shortened_llm.models.directory import load_config, model_directory
 from shortened_llm.models.export import export_view
 from shortened_llm.models.load import load_model
-from shortened_llm.records import DistillOptions, ModelRef, TokenMixture
+from shortened_llm.records import DistillOptions, ModelRef
 from shortened_llm.retraining.adapters import adapter_targets, initial_adapter
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_checkpoint
 from shortened_llm.retraining.distillation import distillation_loss
 from shortened_llm.retraining.export import export_sharded
 from shortened_llm.retraining.guard import Guard
-from shortened_llm.retraining.recipe import chains
 from shortened_llm.retraining.schedule import learning_rate, stable_end
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.payload import local_directory
@@ -66,25 +64,6 @@ def test_every_method_lowers_the_held_out_loss(make_job: MakeJob) -> None:
         assert measured[-1] < measured[0] - 0.05, method
         losses[method] = measured[-1]
     assert len(set(losses.values())) == 4
-
-
-def test_no_run_of_a_chain_reads_again_what_one_before_it_has_read(
-    tiny_config: ExperimentConfig, corpus: TokenMixture
-) -> None:
-    values = tiny_config.retraining.model_dump(mode="json") | {"methods": ["cpt", "cpt_lora"]}
-    config = RetrainingConfig.model_validate(values)
-    read = {}
-    for method in config.methods:
-        chain = next(chains(config, method, config.budgets[0], None))
-        streams = [TrainingStream(corpus, run, micro_batch_size=4, rank=0, world_size=1) for run in chain]
-        read[method] = [
-            place
-            for run, stream in zip(chain, streams, strict=True)
-            for step in range(run.num_steps)
-            for place in stream.indices(step)
-        ]
-    assert read["cpt_lora"] == read["cpt"]
-    assert len(set(read["cpt"])) == 64, "all of the corpus"
 
 
 @pytest.mark.usefixtures("process_group")

@@ -9,10 +9,10 @@ import torch
 from ray.train import Checkpoint
 
 from shortened_llm.retraining.checkpoint import gathered, newest_usable
-from shortened_llm.retraining.manifest import checkpoint_name
+from shortened_llm.retraining.manifest import checkpoint_name, step_of
 from shortened_llm.retraining.stable import keeps_stable, stable_url, stable_urls
 from shortened_llm.retraining.train import train
-from shortened_llm.retraining.worker import kept_checkpoints
+from shortened_llm.retraining.worker import kept_checkpoints, newest_first
 from shortened_llm.storage.payload import upload_directory
 from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import delete, is_local, join
@@ -52,3 +52,13 @@ def test_a_longer_run_finds_it_whole(make_job: MakeJob, store: Store, logged: py
 def _place_of(checkpoint: Checkpoint) -> Path:
     with checkpoint.as_directory() as directory:
         return Path(directory)
+
+
+def test_the_newest_comes_first_and_a_run_s_own_before_a_kept_one() -> None:
+    def at(*places: tuple[str, int]) -> list[Checkpoint]:
+        return [Checkpoint(f"/{place}/{checkpoint_name(step, 'ab')}") for place, step in places]
+
+    found = newest_first(at(("own", 150), ("own", 100)), at(("kept", 200), ("kept", 100)))
+    assert [(Path(one.path).parts[1], step_of(Path(one.path).name)) for one in found] == [
+        ("kept", 200), ("own", 150), ("own", 100), ("kept", 100),
+    ]  # fmt: skip

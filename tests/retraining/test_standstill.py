@@ -14,7 +14,7 @@ def test_attempts_at_the_same_step_are_counted(store: Store) -> None:
     assert [fault(store, step) for step in (0, 0, 0, 20, 20, 20)] == [None] * 6, "it got on in between"
     for _ in range(2):
         assert str(fault(store, 20)).startswith(
-            "3 attempts in a row were lost behind step 20 of 60, before the next checkpoint; a smaller"
+            "3 attempts in a row were lost or stopped behind step 20 of 60, before the next checkpoint; a smaller"
         )
     assert fault(store, 40) is None
     assert [fault(store, 60) for _ in range(3)] == [None] * 3

@@ -44,8 +44,12 @@ def test_a_plan_is_tried_at_once_and_in_rounds_by_each_of_its_rankings(pipeline:
             # Each round has its share, and no token is lost.
             assert sum(recipe.num_steps for recipe in spec.recipes) == 8
             assert [recipe.method for recipe in spec.recipes] == ["cpt", "lora"] * (2 if spec.rounds else 1)
-            assert len({recipe.seed for recipe in spec.recipes}) == (2 if spec.rounds else 1)  # and reads other text
-            assert spec.seed == 0
+            assert [recipe.first_sequence for recipe in spec.recipes] == (
+                [0, 16, 32, 48] if spec.rounds else [0, 32]
+            ), "and reads on where the one before ended"
+            shorter = pipeline.space.at_rung(spec, 0.5)
+            assert [recipe.first_sequence for recipe in shorter.recipes] == ([0, 8, 16, 24] if spec.rounds else [0, 16])
+            assert {recipe.seed for recipe in spec.recipes} == {0}
 
 
 def _one(pipeline: Pipeline) -> TrialSpec:

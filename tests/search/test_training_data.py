@@ -127,11 +127,12 @@ def test_sources_that_are_mixed_by_what_was_read_are_named(
     config, tokenizer = parse_config(tiny_values), load_tokenizer(model_directory(tiny_model))
     whole = jobs(config, tiny_model).corpus
     small = [replace(job, at_most=at_most) for job, at_most in zip(whole, (30, 10), strict=True)]
-    for asked, cut in ((whole, None), (small, "75% stories, 25% news, since stories, news hold more")):
+    for asked, cut in ((whole, None), (small, "75% stories, 25% news; of stories, news not all was read")):
         datasets = [pack_tokens(job, tokenizer, local_store) for job in asked]
         found = unequally_cut(asked, datasets, config.retraining)
         assert cut in found if cut and found else found == cut
     assert unequally_cut(small[:1], datasets[:1], config.retraining) is None
+    assert unequally_cut((), (), config.retraining) is None, "no method reads them"
     weighted = [{**one, "weight": 1} for one in tiny_values["retraining"]["data"]]
     tiny_values["retraining"]["data"] = weighted
     assert unequally_cut(small, datasets, parse_config(tiny_values).retraining) is None

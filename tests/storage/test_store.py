@@ -94,19 +94,23 @@ def test_a_full_disk_takes_copies_that_nobody_asked_for_lately(
     places = []
     for index in range(4):
         url = f"s3://{s3_server.bucket}/{secrets.token_hex(4)}"
-        write_bytes(join(url, "a.bin"), bytes([index]) * 10)
+        write_bytes(join(url, "model.safetensors"), bytes([index]) * 10)
         (source := tmp_path / f"source-{index}").mkdir()
-        (source / "a.bin").write_bytes(bytes([index]) * 10)
+        (source / "model.safetensors").write_bytes(bytes([index]) * 10)
         places.append((url, describe_files(source)))
     copies = [local_directory(*place) for place in places[:3]]
     for copy, hours in zip(copies, (3, 4, 5), strict=True):
         os.utime(copy, (0, time.time() - 3600 * hours))
-    os.utime(local_directory(*places[2]), None)  # asked for again
+    local_directory(*places[2])  # asked for again
+    (other := tmp_path / "cache" / "thesis").mkdir()
+    (other / "model.safetensors").touch()
+    os.utime(other, (0, 0))
     copies[1].rename(partial := copies[1].with_name(f"{copies[1].name}.partial"))  # of a download that was killed
     free = itertools.chain([0, 0], itertools.repeat(10**9))  # bytes, before each copy is looked at
     monkeypatch.setattr(payload.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
     copies.append(local_directory(*places[3]))
     assert [copy.is_dir() for copy in (copies[0], partial, *copies[2:])] == [False, False, True, True]
+    assert other.is_dir(), "no copy of ours"
     assert local_directory(*places[0]) == copies[0]
 
 

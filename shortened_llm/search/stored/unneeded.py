@@ -43,6 +43,7 @@ from shortened_llm.storage.store import Store
 from shortened_llm.storage.urls import StoredFile, delete, find_files, join, read_bytes
 
 LONGEST_WRITE = datetime.timedelta(hours=24)
+"""How long a payload may take to be written, record included."""
 ATTEMPT = re.compile(r"attempt-[0-9a-f]{8}")
 Group = list[StoredFile]
 
@@ -78,7 +79,8 @@ def find_unneeded(store: Store, *, min_age: datetime.timedelta, now: datetime.da
     """What may be removed from a storage, by kind and path.
 
     Args:
-        min_age: since something was last written; what is younger is left alone.
+        min_age: since something was last written; what is younger is left alone, and so are attempts younger than a
+            day while a search runs.
         now: by the clock of the storage, see `Lease.now`; by this machine's, which may be off, unless given.
 
     Raises:
