@@ -44,6 +44,11 @@ class Rows:
         commit = None if files else _commit(source, field_path)
         return cls(source=source, files=files, commit=commit, field_path=field_path)
 
+    @property
+    def places(self) -> frozenset[str]:
+        """Where the rows lie, however the source is written."""
+        return frozenset(self.files or (f"hub:{self.source.path}:{self.source.name}:{self.source.split}",))
+
     @cached_property
     def content(self) -> dict[str, object]:
         """What determines the rows, wherever they lie."""

@@ -127,13 +127,9 @@ def text_roles(config: ExperimentConfig) -> TextRoles:
         with faults.gather():
             found.append(Rows.find(source, field))
     faults.raise_any()
-    places = [
-        frozenset(rows.files or [f"hub:{source.path}:{source.name}:{source.split}"])
-        for rows, (_, _, source) in zip(found, named, strict=True)
-    ]
     documents = []
     for index, (field, purpose, source) in enumerate(named):
-        others = {other for place, (_, other, _) in zip(places, named, strict=True) if place & places[index]}
+        others = {other for rows, (_, other, _) in zip(found, named, strict=True) if rows.places & found[index].places}
         documents.append(
             Documents(
                 source=source,

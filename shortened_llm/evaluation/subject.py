@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,12 +44,8 @@ class LoadedModels:
         self._models: dict[str, PreTrainedModel] = {}
         self._hooks: list[RemovableHandle] = []
 
-    def hold(self, *refs: ModelRef, counts_passes: bool = True) -> tuple[PreTrainedModel, ...]:
-        """These models and no others; a model that is held already is not loaded again.
-
-        Args:
-            counts_passes: not for code that may compile the model: a hook would be compiled too.
-        """
+    def hold(self, *refs: ModelRef) -> tuple[PreTrainedModel, ...]:
+        """These models and no others; a model that is held already is not loaded again."""
         wanted = {fingerprint(ref.identity): ref for ref in refs}
         if unwanted := self._models.keys() - wanted.keys():
             for key in unwanted:
@@ -60,9 +57,8 @@ class LoadedModels:
         models = tuple(self._models[fingerprint(ref.identity)] for ref in refs)
         while self._hooks:
             self._hooks.pop().remove()
-        if counts_passes:
-            # Every forward pass embeds its tokens, whichever part of the model it calls.
-            self._hooks += [model.get_input_embeddings().register_forward_pre_hook(self._passed) for model in models]
+        # Every forward pass embeds its tokens, whichever part of the model it calls.
+        self._hooks += [model.get_input_embeddings().register_forward_pre_hook(self._passed) for model in models]
         return models
 
     def dense_states(self, ref: ModelRef, text: str, segments: Segments, *, batch_size: int) -> DenseStates:
@@ -80,7 +76,8 @@ class LoadedModels:
         return self._dense_states[key]
 
     def _passed(self, *_: object) -> None:
-        self.on_pass()
+        if not torch.compiler.is_compiling():  # as a measure of the user's own may
+            self.on_pass()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

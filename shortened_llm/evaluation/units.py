@@ -166,7 +166,7 @@ class MetricUnit:
         return own_metric.metric_identity(self.path)
 
     def measure(self, subject: Subject) -> MetricScore:
-        (model,) = subject.loaded.hold(subject.ref, counts_passes=False)
+        (model,) = subject.loaded.hold(subject.ref)
         return own_metric.measure_metric(model, subject.tokenizer, self.path)
 
 

@@ -44,8 +44,11 @@ def _on_this_node(ref: ModelRef, files: tuple[FileEntry, ...]) -> Path:
         ) from None
 
 
-def load_config(directory: Path) -> PretrainedConfig:
+def load_config(directory: Path, *, holds_head: bool | None = None) -> PretrainedConfig:
     """The configuration of a causal language model, or of the text part of one of `TEXT_PARTS`.
+
+    Args:
+        holds_head: whether the model's files hold a head of the language model; looked up in `directory` unless given.
 
     Raises:
         BadInputError: there is none, it cannot be read, or it is of another kind of model.
@@ -73,7 +76,7 @@ def load_config(directory: Path) -> PretrainedConfig:
             f"model.path: {file} is no configuration that transformers reads ({brief(error)})"
         ) from None
     if config.model_type in TEXT_PARTS:
-        config = _text_part(config, values, directory)
+        config = _text_part(config, values, has_head(directory) if holds_head is None else holds_head)
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(config, "num_hidden_layers", None)
     # Encoders such as BERT can be built as decoders too; what was saved says what they are.
     saved_as = config.architectures or ["ForCausalLM"]
@@ -86,7 +89,7 @@ def load_config(directory: Path) -> PretrainedConfig:
     return config
 
 
-def _text_part(config: PretrainedConfig, values: Mapping[str, object], directory: Path) -> PretrainedConfig:
+def _text_part(config: PretrainedConfig, values: Mapping[str, object], holds_head: bool | None) -> PretrainedConfig:
     """The configuration of the text part, with what that of the whole model says for it.
 
     Where it does not say whether the head is tied, both have a default of their own: then a head in the files is none.
@@ -97,8 +100,8 @@ def _text_part(config: PretrainedConfig, values: Mapping[str, object], directory
     for name in ("tie_word_embeddings", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"):
         if (value := getattr(config, name, None)) is not None:
             setattr(text, name, value)
-    if "tie_word_embeddings" not in values and (found := has_head(directory)) is not None:
-        text.tie_word_embeddings = not found
+    if "tie_word_embeddings" not in values and holds_head is not None:
+        text.tie_word_embeddings = not holds_head
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(text)].__name__]
     return text
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.blocks import find_blocks
@@ -152,17 +159,21 @@ def _probe(model: PreTrainedModel) -> torch.Tensor:
 
 
 def check_generation(model: PreTrainedModel) -> None:
-    """Generate some tokens with the KV cache.
+    """Generate some tokens with the KV cache, whatever settings of generation the model has.
 
     Raises:
         ExportError: generation stops short.
     """
     tokens = probe_tokens(model.config.vocab_size).to(device_of(model))
-    with torch.inference_mode():
-        generated = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS,
-            min_new_tokens=PROBE_NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0,
-        )  # fmt: skip
+    own, model.generation_config = model.generation_config, GenerationConfig()  # which others would be completed from
+    try:
+        with torch.inference_mode():
+            generated = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=PROBE_NEW_TOKENS, do_sample=False,
+                use_cache=True, pad_token_id=0,
+            )  # fmt: skip
+    finally:
+        model.generation_config = own
     if generated.shape[1] != PROBE_LENGTH + PROBE_NEW_TOKENS:
         raise ExportError(
             f"{type(model).__name__} generated {generated.shape[1] - PROBE_LENGTH} tokens with the KV cache instead of "

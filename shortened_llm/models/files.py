@@ -166,7 +166,12 @@ def has_head(directory: Path) -> bool | None:
     names: Iterable[str] = _weight_map(str(directory))
     if not names and (directory / SINGLE_NAME).exists():
         names = _read_header(str(directory), SINGLE_NAME)
-    return any("lm_head." in name for name in names) if names else None
+    return is_head_among(names) if names else None
+
+
+def is_head_among(names: Iterable[str]) -> bool:
+    """Whether one of the tensors is the head of a language model."""
+    return any("lm_head." in name for name in names)
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from shortened_llm.models.blocks import find_blocks
+from shortened_llm.models.toy import CHOSEN_EXPERTS, EXPERTS
 
 
 def forward_flops(model: PreTrainedModel) -> float:
@@ -19,8 +20,10 @@ def forward_flops(model: PreTrainedModel) -> float:
 
 def active_share(config: PretrainedConfig, weight: torch.Tensor) -> float:
     """Share of a weight that a token meets; fused experts are the weights with three dimensions."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
+    experts, chosen = (
+        next((value for name in names if (value := getattr(config, name, None))), None)
+        for names in (EXPERTS, CHOSEN_EXPERTS)
+    )
     if isinstance(chosen, (list, tuple)):  # a number for each block
         chosen = sum(chosen) / len(chosen)
     return chosen / experts if weight.dim() == 3 and experts and chosen else 1.0

@@ -1,7 +1,9 @@
 """A GGUF file as a plain Hugging Face directory: float32 safetensors, config and tokenizer."""
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from shortened_llm.errors import BadInputError
 
@@ -19,6 +21,7 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
     """
     _check_magic(gguf_file)
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     parent, name = str(gguf_file.parent), gguf_file.name
@@ -43,6 +46,8 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
             f"metadata, such as {mismatched[0]}"
         )
 
+    _refuse_unread(gguf_file, GGUFReader(gguf_file), loaded.state_dict().keys())
+
     # transformers 5.23 keeps a model read from GGUF bound to its quantiser, which refuses to save unpacked weights too.
     config = copy.deepcopy(loaded.config)
     vars(config).pop("quantization_config", None)
@@ -53,6 +58,29 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _refuse_unread(gguf_file: Path, reader: Any, names: Collection[str]) -> None:
+    """Refuse what changes the model's numbers and transformers passes over without a word: scaled positions, and biases
+    that its class has not.
+
+    Args:
+        names: tensors of the model that it made of the file.
+    """
+    unread = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_") and (tensor.data != 1).any()]
+    scaling = {key: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
+    if not any(key.startswith("gpt-oss.") for key in scaling):
+        unread += [key for key, value in scaling.items() if key.endswith((".type", "factor", "linear"))
+                   and value not in ("none", 1.0)]  # fmt: skip
+    biases = [tensor.name for tensor in reader.tensors if tensor.name.endswith(".bias")]
+    biases = [name for name in biases if "_exps." not in name and "exp_probs_b" not in name]  # under other names
+    if len(biases) > sum(name.endswith(".bias") for name in names):
+        unread.append(biases[0])
+    if unread:
+        raise BadInputError(
+            f"{gguf_file}: transformers does not read {unread[0]} of this architecture, so that another model would "
+            "come out; give its safetensors files"
+        )
 
 
 def _check_magic(gguf_file: Path) -> None:

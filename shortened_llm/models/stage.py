@@ -13,7 +13,7 @@ from shortened_llm.errors import BadInputError, brief
 from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_config, load_gguf_metadata, load_tokenizer
-from shortened_llm.models.files import read_headers
+from shortened_llm.models.files import is_head_among, read_headers
 from shortened_llm.models.gguf import convert_gguf
 from shortened_llm.models.inspection import check_directory, check_headers, check_special_tokens
 from shortened_llm.records import ModelRef
@@ -88,7 +88,7 @@ def _remote_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedCo
             raise BadInputError(f"model.path: {config.path!r} holds no config.json")
         directory = download_directory(config.path, temporary, METADATA_FILES)
         headers = read_headers(config.path.rstrip("/"))
-    model_config = load_config(directory)
+    model_config = load_config(directory, holds_head=is_head_among(headers.of))
     check_headers(model_config, headers)
     return model_config, load_tokenizer(directory)
 
@@ -102,7 +102,7 @@ def _hub_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedConfi
         raise
     except Exception as error:  # the hub client raises errors of several libraries
         raise BadInputError(f"model.path: the hub refuses the files of {config.path!r} ({brief(error)})") from None
-    model_config = load_config(temporary)
+    model_config = load_config(temporary, holds_head=is_head_among(headers.of))
     check_headers(model_config, headers)
     return model_config, load_tokenizer(temporary)
 

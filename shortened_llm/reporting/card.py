@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pydantic import TypeAdapter
 
 from shortened_llm.criteria import CRITERIA
-from shortened_llm.criteria.weight import WEIGHT_CRITERIA
-from shortened_llm.criteria.width import WIDTH_CRITERIA
 from shortened_llm.records import (
     BlocksTransform,
     EvalScores,
@@ -93,11 +91,24 @@ def _lost(earlier: ModelRef, plan: PrunePlan) -> tuple[int, ...]:
 
 
 def _reads_text(label: PlanLabel) -> bool:
-    """Whether the criterion did; one that is not known may have."""
-    if label.unit == "weight":
-        return WEIGHT_CRITERIA[label.criterion].reads_text if label.criterion in WEIGHT_CRITERIA else True
-    row = (WIDTH_CRITERIA if label.unit == "width" else CRITERIA).get(label.criterion)
-    return row is None or row.reads_text
+    """Whether the ranking may have: single weights and widths by their shares, refits and biases too."""
+    row = CRITERIA.get(label.criterion)
+    return label.unit in ("weight", "width") or row is None or row.reads_text
+
+
+def _calibrated_on(source: SourceFacts, provenance: Provenance, labels: Sequence[PlanLabel]) -> bool:
+    """Whether a calibration text served one of the rankings; where there are several, the labels of those that read
+    text say which, by its name where that tells them apart."""
+    names = [one.name for one in provenance.sources if one.role == "calibration"]
+    told = [label.calibration for label in labels if _reads_text(label)]
+    if len(names) == 1:
+        return bool(told)
+
+    def names_it(text: str, name: str) -> bool:
+        return text == name or text.startswith(f"{name} ")
+
+    read = [text for text in told if text is not None]
+    return any(names_it(text, source.name) or not any(names_it(text, name) for name in names) for text in read)
 
 
 def _is_padded(plan: PrunePlan) -> bool:
@@ -192,9 +203,11 @@ def _sources(plan: PrunePlan, provenance: Provenance, trial: ReportedTrial | Non
         for recipe in (trial.spec.recipes if trial else ())
     }
     named = [label for label in plan.labels if label.criterion not in NO_CRITERIA]
-    if any(_reads_text(label) for label in named):
-        roles.add("calibration")
-    return [source for source in provenance.sources if source.role in roles]
+    return [
+        source
+        for source in provenance.sources
+        if source.role in roles or (source.role == "calibration" and _calibrated_on(source, provenance, named))
+    ]
 
 
 def _card(

@@ -122,11 +122,13 @@ def _named_plan(plan: PrunePlan, criteria: Mapping[str, str]) -> PrunePlan:
 
 
 def _once(first: ReportedTrial, second: ReportedTrial) -> ReportedTrial:
-    """One trial that two experiments have: whoever has a result, and every report score of both."""
+    """One trial that two experiments have: whoever has a result, and every report score of both. It stays a candidate
+    of the search with rungs, where one of them has some."""
+    spec = first.spec if first.spec.candidate else second.spec
     labels = tuple(dict.fromkeys((*first.spec.plan.labels, *second.spec.plan.labels)))
     return replace(
         first,
-        spec=replace(first.spec, plan=replace(first.spec.plan, labels=labels)),
+        spec=replace(spec, plan=replace(first.spec.plan, labels=labels)),
         result=min(
             filter(None, (first.result, second.result)),
             key=lambda result: len(result.before.missing) + len(result.after.missing),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shortened_llm.records import Bin, Experiment, TrainingPoint, taken_over
+from shortened_llm.records import Bin, Experiment, Objective, TrainingPoint, taken_over
 from shortened_llm.reporting import formats
 from shortened_llm.reporting.paired import Difference, objective_difference
 from shortened_llm.reporting.rows import TrialRow
@@ -34,7 +34,7 @@ class Stop:
 
     candidate: Candidate
     kept: TrialRow | None
-    """The last one kept at the same rung; None where the candidate has no finite loss."""
+    """The last one kept at the same rung; None where no better one was, as where the candidate has no finite loss."""
     behind: Difference | None
     """Its loss less that one's."""
     to_best: Difference | None
@@ -45,7 +45,7 @@ class Stop:
         """`not kept at 10 % of the tokens: behind #7, the last one kept, by +0.042 ± 0.010 nats`"""
         said = f"not kept at {formats.ratio(self.candidate.last.rung)} of the tokens"
         if self.kept is None:
-            return f"{said}: no finite loss"
+            return said if self.candidate.last.loss is not None else f"{said}: no finite loss"
         unit = self.kept.trial.spec.objective.unit
         by = f", by {formats.difference(self.behind.mean, self.behind.standard_error)} {unit}" if self.behind else ""
         return f"{said}: behind #{self.kept.number}, the last one kept{by}"
@@ -131,9 +131,9 @@ def race(experiment: Experiment, rows: Sequence[TrialRow]) -> Race | None:
     own = sorted((row for row in rows if row.trial.spec.candidate and row.learning_rates), key=lambda row: row.rung)
     if not own:
         return None
-    by_candidate: dict[str, list[TrialRow]] = {}
+    by_candidate: dict[tuple[str, Objective], list[TrialRow]] = {}
     for row in own:
-        by_candidate.setdefault(row.trial.spec.candidate, []).append(row)
+        by_candidate.setdefault((row.trial.spec.candidate, row.trial.spec.objective), []).append(row)
     candidates = [Candidate(rows=tuple(of)) for of in by_candidate.values()]
     best = {(target, row.basis): row for row in rows for target in row.best_of}
     targets = dict.fromkeys(target for row in rows for target in row.plan.targets if row in own)

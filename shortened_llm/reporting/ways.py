@@ -1,5 +1,6 @@
 """Ways of shortening side by side: at each target the best model of each, how good it is and how fast."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,7 +11,7 @@ from shortened_llm.reporting.columns import ScoreColumn
 from shortened_llm.reporting.efficiency import Shape, lines_of
 from shortened_llm.reporting.entrants import Entrant, entrants
 from shortened_llm.reporting.paired import Difference
-from shortened_llm.reporting.rows import TrialRow, way_of
+from shortened_llm.reporting.rows import Basis, TrialRow, way_of
 
 TITLES: dict[tuple[PruneUnit, ...], str] = {
     ("block",): "without blocks",
@@ -87,8 +88,8 @@ def _noun(title: str) -> str:
 
 
 def ways_tables(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[WaysTable, ...]:
-    """One for each target that more than one way reached."""
-    by_target: dict[Bin, dict[tuple[PruneUnit, ...], list[TrialRow]]] = {}
+    """One for each target that more than one way reached, by losses that can be compared."""
+    by_target: dict[tuple[Bin, Basis], dict[tuple[PruneUnit, ...], list[TrialRow]]] = {}
     for row in rows:
         if (
             not row.is_control
@@ -97,15 +98,16 @@ def ways_tables(experiment: Experiment, rows: Sequence[TrialRow]) -> tuple[WaysT
             and (row.rung == 1 or not row.learning_rates)
         ):
             for target in row.plan.targets:
-                by_target.setdefault(target, {}).setdefault(way_of(row.trial), []).append(row)
-    return tuple(
-        WaysTable(
-            title=formats.bin_name(target, experiment.dense_size.blocks),
-            lines=tuple(_line(way, own) for way, own in sorted(of_target.items())),
-        )
-        for target, of_target in by_target.items()
-        if len(of_target) > 1
-    )
+                by_target.setdefault((target, row.basis), {}).setdefault(way_of(row.trial), []).append(row)
+    compared = {key: of_target for key, of_target in by_target.items() if len(of_target) > 1}
+    times = Counter(target for target, _ in compared)
+    tables = []
+    for (target, _), of_target in compared.items():
+        lines = tuple(_line(way, own) for way, own in sorted(of_target.items()))
+        title = formats.bin_name(target, experiment.dense_size.blocks)
+        chosen_by = lines[0].row.trial.spec.objective.title
+        tables.append(WaysTable(title=f"{title}, by {chosen_by}" if times[target] > 1 else title, lines=lines))
+    return tuple(tables)
 
 
 def _line(way: tuple[PruneUnit, ...], rows: Sequence[TrialRow]) -> WayLine:

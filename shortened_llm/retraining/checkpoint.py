@@ -292,10 +292,22 @@ def _local_bytes(state: Any) -> int:
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 
 
+def _complete(optimizer: Optimizer) -> None:
+    """Give weights that never had a gradient the state that AdamW begins with, since reading a checkpoint expects one
+    of all; without a gradient they still stay as they are."""
+    known: dict[str, torch.Tensor] = next(iter(optimizer.state.values()), {})
+    for group in optimizer.param_groups if known else ():
+        for weight in group["params"]:
+            if weight not in optimizer.state:
+                zeros = {name: torch.zeros_like(weight) for name in known if name != "step"}
+                optimizer.state[weight] = {"step": torch.zeros_like(known["step"]), **zeros}
+
+
 def _trained_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """What a checkpoint holds; the tensors are the live ones. A tied parameter counts once."""
     unique: dict[int, tuple[str, torch.Tensor]] = {}
     for name, parameter in model.state_dict(keep_vars=True).items():
         if parameter.requires_grad:
             unique.setdefault(id(parameter), (name, parameter.detach()))
+    _complete(optimizer)
     return {"model": dict(unique.values()), "optimizer": get_optimizer_state_dict(model, optimizer)}

@@ -45,5 +45,7 @@ def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
 
 def _attention_width(model: PreTrainedModel) -> int:
     config = model.config
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # state spaces have none
+        return 0
     return int(heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))

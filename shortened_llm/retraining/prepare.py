@@ -48,15 +48,18 @@ def freeze(model: PreTrainedModel, dtype: str) -> None:
     _cast_parameters(model, frozen=DTYPES[dtype])
 
 
-def _cast_parameters(model: nn.Module, *, frozen: torch.dtype) -> None:
-    """Trained weights to float32, frozen ones to `frozen`; what is tied stays tied."""
+def _cast_parameters(model: PreTrainedModel, *, frozen: torch.dtype) -> None:
+    """Trained weights to float32, frozen ones to `frozen`, but for those that files hold in float32 whatever a model
+    computes in, so that they are exported as they were; what is tied stays tied."""
     changed: dict[nn.Parameter, nn.Parameter] = {}  # keeps the old ones alive, so that none is taken for another
-    for module in model.modules():
+    exact = model._keep_in_fp32_modules_strict or ()
+    for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             if parameter not in changed:
-                cast = parameter.detach().to(torch.float32 if parameter.requires_grad else frozen)
+                is_exact = parameter.requires_grad or any(part in f"{prefix}.{name}" for part in exact)
+                cast = parameter.detach().to(torch.float32 if is_exact else frozen)
                 changed[parameter] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
             module._parameters[name] = changed[parameter]
 

@@ -114,9 +114,8 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, dtype: str, placement:
 
 def gathers_once(model: PreTrainedModel, mesh: DeviceMesh, dtype: str) -> bool:
     """Whether the gathered parameters of the whole model fit beside the rest of a step on every worker, so that each is
-    gathered once per step. A collective; the answer is the same before and after sharding."""
-    if mesh.size() == 1:
-        return True
+    gathered once per step. A collective; the answer is the same before and after sharding. One worker gathers too: into
+    memory beside its shards."""
     needed = sum(parameter.numel() for parameter in model.parameters()) * DTYPES[dtype].itemsize
     if mesh.device_type == "cuda":
         fits = torch.tensor(float(needed < RESIDENT_SHARE * torch.cuda.mem_get_info()[1]), device="cuda")

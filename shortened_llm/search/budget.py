@@ -16,7 +16,7 @@ from shortened_llm.retraining.job import Run
 from shortened_llm.retraining.schedule import stable_end
 from shortened_llm.search.estimate import Estimate, Shapes, estimate, measured_speeds, trial_work
 from shortened_llm.search.space import SearchSpace
-from shortened_llm.search.status import ReportedHours, reported_hours
+from shortened_llm.search.status import ReportedHours, continuing, reported_hours
 from shortened_llm.search.stored.experiment import Begun
 from shortened_llm.search.strategies.strategy import Outcomes
 from shortened_llm.storage.layout import BEGUN
@@ -105,7 +105,9 @@ class Allowance:
         that was lost with its workers, as far as training reported them."""
         own = {key: result for key, result in outcomes.results.items() if self._is_own(key)}
         lost = [hours.lost for hours in self._hours_of(own, ended=True).values()]
-        lost += [hours.all for hours in self._hours_of(outcomes.failed, ended=True).values()]
+        went_on = continuing(outcomes.specs, outcomes.results)
+        failed = self._hours_of(outcomes.failed, ended=True)
+        lost += [hours.since_first if key in went_on else hours.all for key, hours in failed.items()]
         return accelerator_seconds(run for result in own.values() for run in result.runs) / 3600 + sum(lost)
 
     def note(self, outcomes: Outcomes, num_left_out: int) -> str:

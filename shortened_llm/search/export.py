@@ -1,13 +1,14 @@
 """From a trial of an experiment to a plain Hugging Face directory; needs no Ray."""
 
 from collections import Counter
+from dataclasses import replace
 
 from shortened_llm.errors import BadInputError
 from shortened_llm.fingerprint import file_sha256
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import model_directory
 from shortened_llm.models.export import export_view
-from shortened_llm.records import Experiment, ModelRef, PlanLabel
+from shortened_llm.records import Bin, Experiment, ModelRef, PlanLabel
 from shortened_llm.reporting.card import trial_card
 from shortened_llm.reporting.recommendation import recommend
 from shortened_llm.reporting.rows import TrialRow, best_of_each_target, trial_rows
@@ -55,13 +56,23 @@ def _best_of(rows: list[TrialRow], target: float | None) -> int:
     wanted = targets[0] if target is None else f"{target:.4g}"
     if wanted not in targets:
         raise BadInputError(f"--target: {wanted} was not searched; allowed are {', '.join(targets)}")
-    candidates = [row for row in candidates if any(_target(label) == wanted for label in row.plan.labels)]
-    best = {id(trial) for trial in best_of_each_target([row.trial for row in candidates]).values()}
+    candidates = [row for row in candidates if wanted in _bins(row)]
+    bins = {bin for row in candidates for bin in _bins(row)[wanted]}
+    of_targets = best_of_each_target([row.trial for row in rows])
+    best = {id(trial) for (bin, _), trial in of_targets.items() if bin in bins}
     scored = [(loss, row.number) for row in candidates if id(row.trial) in best and (loss := row.loss) is not None]
     if not scored:
         states = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in candidates).items())
         raise BadInputError(f"--target: no trial of {wanted} has a selection score ({states}); run the search again")
     return min(scored)[1]
+
+
+def _bins(row: TrialRow) -> dict[str, set[Bin]]:
+    """What the plan of a trial competes in, by the target as users write it."""
+    found: dict[str, set[Bin]] = {}
+    for label in row.plan.labels:
+        found.setdefault(_target(label), set()).update(replace(row.plan, labels=(label,)).targets)
+    return found
 
 
 def _target(label: PlanLabel) -> str:

@@ -102,14 +102,14 @@ def worker_memory(
     gradients = 0.0 if placement.cpu_offload else 4 * trained / shards
     head = student.get_output_embeddings().weight
     chunk = 4.0 * min(tokens, _chunk_tokens(len(head), memory)) * len(head)
-    passing = _gathered(student, width, resources.min_workers, memory) + STUDENT_CHUNKS * chunk
+    passing = _gathered(student, width, memory) + STUDENT_CHUNKS * chunk
     passing += max(0.0, 4 * trained - gradients) if several else 0.0
     passing += 4.0 * head.numel() * head.requires_grad
     passing += _activations(student, width * tokens, recomputed=float(placement.activation_checkpointing))
     state += trained / shards if holds_zeros and not placement.cpu_offload else 0.0
     if teacher is not None:
         state += width * _num_parameters(teacher) / shards
-        passing += _gathered(teacher, width, resources.min_workers, memory) + TEACHER_CHUNKS * chunk
+        passing += _gathered(teacher, width, memory) + TEACHER_CHUNKS * chunk
     return ProcessMemory(lasting=state + gradients, passing=passing)
 
 
@@ -222,11 +222,11 @@ def _chunk_tokens(vocabulary: int, memory: float | None) -> int:
     return max(1, int(most // (4 * vocabulary * CHUNK_TOKENS))) * CHUNK_TOKENS
 
 
-def _gathered(model: PreTrainedModel, width: int, workers: int, memory: float | None) -> float:
+def _gathered(model: PreTrainedModel, width: int, memory: float | None) -> float:
     """Whole weights at a time, in bytes."""
     blocks = [_num_parameters(block) for block in find_blocks(model)]
     parameters = _num_parameters(model)
-    if workers == 1 or (memory and width * parameters < RESIDENT_SHARE * memory):
+    if memory is None or width * parameters < RESIDENT_SHARE * memory:  # as on CPU
         return float(width * parameters)
     return float(width * (parameters - sum(blocks) + 2 * max(blocks)))
 

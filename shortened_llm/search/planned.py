@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from shortened_llm.config import ExperimentConfig
-from shortened_llm.data.sources import TextRoles
+from shortened_llm.data.sources import Documents, TextRoles
 from shortened_llm.evaluation.units import unit_fingerprint
 from shortened_llm.records import (
     EvalScores,
@@ -57,7 +57,7 @@ def planned_experiment(
         unseen_units=tuple(
             unit_fingerprint(unit, config.model.dtype)
             for unit in report_units(config, roles)
-            if "train" not in unit.documents.shared_with
+            if not _is_trained_on(unit.documents, config, roles)
         ),
         notes=(*_notes(config, roles), *_data_notes(config, roles, space.data)),
         versions=installed_versions(),
@@ -99,26 +99,37 @@ def _data_notes(config: ExperimentConfig, roles: TextRoles, data: TrainingData) 
     return notes
 
 
+def _is_trained_on(documents: Documents, config: ExperimentConfig, roles: TextRoles) -> bool:
+    """Whether other documents of the source are."""
+    return config.retraining.uses_corpus and any(documents.places & trained.places for trained in roles.train)
+
+
 def _notes(config: ExperimentConfig, roles: TextRoles) -> tuple[str, ...]:
-    notes = []
+    notes, retraining = [], config.retraining
     for documents in roles.report:
         label = documents.source.label
-        if "train" in documents.shared_with:
+        if _is_trained_on(documents, config, roles):
             notes.append(f"{label}: other documents of this source were trained on; these were split off before.")
+        elif "train" in documents.shared_with:
+            notes.append(f"{label}: never trained on; blocks were scored on other documents of this source.")
         else:
             notes.append(f"{label}: never trained on.")
         if "selection" in documents.shared_with:
             notes.append(f"{label}: one source serves selection and report, split by document.")
-    if roles.report and all("train" in documents.shared_with for documents in roles.report):
+    if roles.report and all(_is_trained_on(documents, config, roles) for documents in roles.report):
         notes.append("Every report text comes from a source that was trained on: adaptation to it counts as quality.")
     chosen_by = config.search.metric.removesuffix(BITS_PER_BYTE)
     if chosen_by in (*(task.task for task in config.evaluation.report.tasks), *config.evaluation.report.metrics):
         notes.append(f"{chosen_by}: the models were chosen by it and are reported by it, which flatters them.")
     if not roles.report:
-        notes.append("No report texts were given: the scores shown also chose the models, which flatters them.")
-    if config.retraining.runs:
+        notes.append("No report texts were given: the perplexities shown also chose the models, which flatters them.")
+    if retraining.runs:
+        read = [f"sequences of {retraining.sequence_length} tokens, {retraining.global_batch_size} a step"]
+        read = read if retraining.uses_corpus else []
+        if retraining.uses_instructions and (pairs := retraining.instructions) is not None:
+            read.append(f"pairs of at most {pairs.max_length} tokens, {pairs.global_batch_size} a step")
         notes.append(
             f"Retraining: AdamW, compute in {config.model.dtype} with float32 master weights of what is trained, "
-            f"sequences of {config.retraining.sequence_length} tokens, {config.retraining.global_batch_size} a step."
+            f"{'; '.join(read)}."
         )
     return tuple(notes)

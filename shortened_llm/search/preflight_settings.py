@@ -179,8 +179,8 @@ def check_narrowing(
 
 def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Request]) -> None:
     """Check that each round removes a block, and that some candidate may be as small as the constraints say, whichever
-    blocks it loses."""
-    asked = [request for request in asked if request.counts]
+    blocks it loses. Heads and channels go to the size that is asked for, and are not counted here."""
+    every, asked = asked, [request for request in asked if request.counts]
     if not asked:
         return
     fewest, rounds = min(asked, key=lambda request: request.counts[0]), max(config.search.rounds)
@@ -190,7 +190,7 @@ def _check_sizes(config: ExperimentConfig, size: ModelSize, asked: Sequence[Requ
             "round at least one goes"
         )
     most = config.search.constraints.max_bytes if config.search.constraints else None
-    if most is None:
+    if most is None or len(asked) < len(every):
         return
     smallest, request = min(((_smallest(one, size), one) for one in asked), key=lambda found: found[0])
     if smallest > most:

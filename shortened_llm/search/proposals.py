@@ -111,7 +111,8 @@ class Proposals:
 
     def _open(self) -> list[TrialSpec]:
         begun = {*self._results, *self.failures, *self._running}
-        return [spec for spec in self.specs if spec.fingerprint not in begun]
+        left = [spec for spec in self.specs if spec.fingerprint not in begun]
+        return sorted(left, key=lambda spec: spec.control is not None)  # what a budget has left after candidates
 
     def _shares_a_run(self, spec: TrialSpec, others: Iterable[TrialSpec]) -> bool:
         """Whether another trial makes a training run of this one: no two make it at a time, so it is made once."""

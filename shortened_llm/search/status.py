@@ -5,15 +5,16 @@ Of a trial under way the storage holds what Ray Tune copied there last, which it
 
 import contextlib
 import datetime
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
 
-from shortened_llm.records import Experiment, ReportedTrial, accelerator_seconds
+from shortened_llm.records import Experiment, ReportedTrial, TrialSpec, accelerator_seconds
 from shortened_llm.reporting.formats import first_line
 from shortened_llm.reporting.rows import STATUSES, Status, trial_status
 from shortened_llm.search.stored.experiment import experiment_directory, read_experiment
@@ -110,6 +111,7 @@ def read_status(place: str) -> SearchStatus:
     reports = _tune_reports(directory, {trial.spec.fingerprint for trial in experiment.trials})
     done = {trial.spec.fingerprint for trial in experiment.trials if trial.result is not None}
     reported = {fingerprint: _hours(of) for fingerprint, of in reports.items()}
+    went_on = continuing((trial.spec for trial in experiment.trials), done)
     trials = tuple(
         _progress(number, trial, reports.get(trial.spec.fingerprint, []), directory)
         for number, trial in enumerate(experiment.trials, start=1)
@@ -122,7 +124,10 @@ def read_status(place: str) -> SearchStatus:
         tokens=sum(trial.tokens for trial in trials),
         planned_tokens=sum(trial.planned_tokens for trial in trials),
         accelerator_hours=_hours_of_results(experiment)
-        + sum(hours.lost if fingerprint in done else hours.all for fingerprint, hours in reported.items()),
+        + sum(
+            hours.lost if fingerprint in done else hours.since_first if fingerprint in went_on else hours.all
+            for fingerprint, hours in reported.items()
+        ),
         seconds_left=_seconds_left(trials, _speed(experiment, trials)) if driver else None,
         waiting_since=_modified(join(directory, CONFIG)) if counts["waiting"] else None,
         trials=trials,
@@ -172,6 +177,21 @@ def _modified(url: str) -> datetime.datetime | None:
         return modified(url)
     except FileNotFoundError:
         return None
+
+
+def continuing(specs: Iterable[TrialSpec], done: Collection[str]) -> set[str]:
+    """Fingerprints of the trials whose candidates have a result at a lower rung: they go on from what that trained, and
+    their reports count it.
+
+    Args:
+        done: fingerprints of the trials with a result.
+    """
+    every = list(specs)
+    lowest: dict[str, float] = {}
+    for spec in every:
+        if spec.candidate and spec.fingerprint in done:
+            lowest[spec.candidate] = min(spec.rung, lowest.get(spec.candidate, spec.rung))
+    return {spec.fingerprint for spec in every if spec.rung > lowest.get(spec.candidate, math.inf)}
 
 
 def reported_hours(directory: str, fingerprints: Collection[str]) -> dict[str, ReportedHours]:

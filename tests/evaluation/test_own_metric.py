@@ -6,9 +6,12 @@ import pytest
 
 from shortened_llm.errors import BadInputError, NonFiniteLossError
 from shortened_llm.evaluation.own_metric import load_metric, measure_metric, metric_identity
+from shortened_llm.evaluation.subject import LoadedModels, Subject
+from shortened_llm.evaluation.units import MetricUnit
 from shortened_llm.models.directory import load_tokenizer, model_directory
 from shortened_llm.models.load import load_model
 from shortened_llm.records import ModelRef
+from shortened_llm.storage.store import Store
 from tests.conftest import keeping
 
 SOURCE = """
@@ -54,6 +57,19 @@ def test_a_metric_is_called_with_model_and_tokenizer(module: str, tiny_model: Mo
     assert score.name == f"{module}:blocks_and_eos"
     assert "version 2.1" in score.protocol
     assert measure_metric(load_model(tiny_model, "float32"), tokenizer, f"{module}:as_array").value == 0.5
+
+
+def test_its_passes_are_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: ModelRef, local_store: Store
+) -> None:
+    source = "import torch\ndef twice(model, tokenizer):\n" + "    model(input_ids=torch.ones(1, 4).long())\n" * 2
+    (tmp_path / "passing_metric.py").write_text(f"{source}    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    passes: list[None] = []
+    loaded = LoadedModels("float32", "cpu", lambda: passes.append(None))
+    subject = Subject(ref=tiny_model, loaded=loaded, store=local_store, batch_size=1)
+    assert MetricUnit(path="passing_metric:twice").measure(subject).value == 1.0
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize(

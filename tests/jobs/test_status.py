@@ -12,7 +12,14 @@ import pytest
 
 from jobs.status import main
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import EvalScores, ReportedTrial, TrialFailure, TrialSpec, from_json
+from shortened_llm.records import (
+    EvalScores,
+    ReportedTrial,
+    TrialFailure,
+    TrialSpec,
+    accelerator_seconds,
+    from_json,
+)
 from shortened_llm.search.cluster.tuner import directory_name
 from shortened_llm.search.status import SearchStatus
 from shortened_llm.search.stored.experiment import Begun, write_experiment
@@ -123,6 +130,20 @@ def test_what_a_run_took_over_was_not_lost(local_store: Store, capsys: pytest.Ca
     hours = [(20, 11.0), (30, 12.0), (20, 11.0), (20, 11.0), (30, 12.0)]
     write_reports(local_store, trial.spec, [tune_line(step, 1024 * step, 4.0, h) for step, h in hours])
     assert status_of(local_store.experiment_url(NAME), capsys).accelerator_hours == pytest.approx(12.0 + 1.0)
+
+
+def test_what_a_lower_rung_cost_is_counted_with_that(local_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """It cost as much as its runs say; the next rung goes on from it at 10 hours."""
+    first, second = experiment().trials[0], unfinished(experiment().trials[5])
+    lower = replace(first, spec=replace(first.spec, candidate="c", rung=0.3))
+    higher = replace(second, spec=replace(second.spec, candidate="c", rung=1.0))
+    assert lower.result is not None
+    write_experiment(local_store, replace(experiment(), trials=(unfinished(lower), higher)))
+    local_store.write("trials", lower.spec.fingerprint, lower.result, identity={}, parents=())
+    paid = accelerator_seconds(lower.result.runs) / 3600
+    write_reports(local_store, higher.spec, [tune_line(s, 1024 * s, 4.0, h) for s, h in ((20, 10.0), (30, 12.0))])
+    found = status_of(local_store.experiment_url(NAME), capsys)
+    assert found.accelerator_hours == pytest.approx(paid + 2.0)
 
 
 def test_a_search_that_has_planned_no_trial_yet_is_being_prepared(

@@ -1,5 +1,7 @@
 """Random weights are those of the architecture's code, whole, and follow from the seed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,15 +13,17 @@ from shortened_llm.models.build import empty_model
 from shortened_llm.models.fresh import check_drawn, fresh_weights
 from shortened_llm.models.load import load_model
 from shortened_llm.models.shards import draw_weights
-from tests.conftest import SaveModel, keeping
-from tests.models.families import COMMON, FAMILIES
+from tests.conftest import SaveModel, keeping, reference_to
+from tests.models.families import COMMON, FAMILIES, INDEXED
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_drawn(family: str) -> None:
     drawn = dict(fresh_weights(empty_model(FAMILIES[family]), seed=0))
     named = dict(empty_model(FAMILIES[family]).named_parameters(remove_duplicate=False))
-    assert {name: value.shape for name, value in drawn.items()} == {name: p.shape for name, p in named.items()}
+    buffers = dict(empty_model(FAMILIES[family]).named_buffers())
+    assert {name: drawn[name].shape for name in named} == {name: p.shape for name, p in named.items()}
+    assert drawn.keys() - named.keys() <= buffers.keys()
     assert all(value.isfinite().all() for value in drawn.values())
 
 
@@ -42,6 +46,23 @@ def test_a_view_gets_them_all(family: str, save_random_model: SaveModel) -> None
     for name, parameter in view.named_parameters():
         assert torch.equal(parameter, drawn[name]), name
     assert view.lm_head.weight is view.model.embed_tokens.weight
+
+
+def test_biases_that_choose_experts_begin_anew(save_random_model: SaveModel, tmp_path: Path) -> None:
+    """They are buffers, which no gradient moves: the dense model's would go on choosing."""
+    model, _ = save_random_model(INDEXED["deepseek_v3"])
+    chosen_by = "e_score_correction_bias"
+    for name, buffer in model.named_buffers():
+        if chosen_by in name:
+            buffer.fill_(3.0)
+    model.save_pretrained(tmp_path)
+    ref = reference_to(tmp_path)
+    view = load_model(ref, "float32")
+    before = [buffer.clone() for name, buffer in view.named_buffers() if chosen_by in name]
+    assert before
+    assert all((buffer == 3).all() for buffer in before)
+    draw_weights(view, ref, seed=0)
+    assert not any(buffer.any() for name, buffer in view.named_buffers() if chosen_by in name)
 
 
 def test_what_nobody_draws_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

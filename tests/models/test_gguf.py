@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -55,8 +56,9 @@ def qwen3(*, tied: bool, head_dim: int = 128) -> torch.nn.Module:
     return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=head_dim, tie_word_embeddings=tied)).eval()
 
 
-def write_gguf(path: Path, model, *, architecture: str, without: str = "") -> None:
-    """Write `model` the way llama.cpp does: its tensor names, and Llama's queries and keys in interleaved order."""
+def write_gguf(path: Path, model, *, architecture: str, without: str = "", also=lambda writer: None) -> None:
+    """Write `model` the way llama.cpp does: its tensor names, and Llama's queries and keys in interleaved order; and
+    what `also` adds."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("random")
@@ -86,6 +88,7 @@ def write_gguf(path: Path, model, *, architecture: str, without: str = "") -> No
         if architecture == "llama" and "k_proj" in name:
             weight = interleave(weight, config.num_key_value_heads)
         writer.add_tensor(gguf_name(name), weight.numpy())
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -103,6 +106,27 @@ def gguf_name(name: str) -> str:
         _, _, block, part = stem.split(".", 3)
         return f"blk.{block}.{NAMES[part]}.weight"
     return f"{NAMES[stem]}.weight"
+
+
+@pytest.mark.parametrize(
+    ("also", "unread"),
+    [
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.full(4, 32, dtype=np.float32)), "rope_freqs.weight"),
+        (lambda writer: writer.add_rope_scaling_factor(8.0), "llama.rope.scaling.factor"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "llama.rope.scaling.type"),
+        (lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, dtype=np.float32)), "blk.0.attn_q.bias"),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32)), None),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), None),
+    ],
+)  # fmt: skip
+def test_what_transformers_passes_over_is_refused(tmp_path, also, unread):
+    torch.manual_seed(0)
+    write_gguf(tmp_path / "model.gguf", llama(tied=False), architecture="llama", also=also)
+    if unread is None:
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "plain")
+        return
+    with pytest.raises(BadInputError, match=f"does not read {unread} of this architecture.*safetensors"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("tied", [True, False])

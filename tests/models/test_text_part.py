@@ -3,18 +3,20 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from shortened_llm.config import ModelConfig
 from shortened_llm.models.directory import load_config
 from shortened_llm.models.export import export_view
 from shortened_llm.models.families import TEXT_PARTS
 from shortened_llm.models.inspection import check_directory
 from shortened_llm.models.load import load_model
-from shortened_llm.models.stage import MODEL_FILES
+from shortened_llm.models.stage import MODEL_FILES, inspect_model
 from shortened_llm.records import BlocksTransform, ModelRef
 from shortened_llm.storage.payload import describe_files
 
@@ -74,6 +76,10 @@ def test_it_computes_the_same_and_is_exported_alone(
     tokens = torch.arange(5, 25)[None]
     logits = load_model(dense, "float32")(input_ids=tokens).logits
     assert torch.equal(logits, whole(input_ids=tokens).logits)
+
+    fsspec.filesystem("memory").put(f"{directory}/", f"/{tmp_path.name}", recursive=True)
+    from_afar, _ = inspect_model(ModelConfig(path=f"memory://{tmp_path.name}"))
+    assert from_afar.tie_word_embeddings == load_config(directory).tie_word_embeddings
 
     shortened = dense.view((BlocksTransform(kept=(0, 1, 3)),))
     export_view(shortened, tmp_path / "plain", "float32")

@@ -1,5 +1,6 @@
 """A view is the dense model with blocks missing, and what leaves the system loads in plain transformers."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from shortened_llm.models.export import ExportError, export_view, probe_tokens, 
 from shortened_llm.models.load import load_model
 from shortened_llm.models.view import size_of
 from shortened_llm.records import ModelRef, Size
-from tests.conftest import SaveModel, keeping
+from tests.conftest import SaveModel, keeping, reference_to
 from tests.models.families import FAMILIES, INDEXED
 
 KEPT = (0, 2, 3, 5)
@@ -224,3 +225,17 @@ def test_an_exported_model_says_what_was_done_to_the_dense_one(save_random_model
     twice = once.view(keeping((0, 3))).exported(url="twice", fingerprint="twice", files=())
     assert (twice.num_blocks, twice.origin) == (2, keeping((0, 5)))
     assert replace(once, origin=None).view(keeping((0,))).shortening is None
+
+
+def test_settings_of_generation_of_the_user_s_own_are_kept_and_not_tried(
+    save_random_model: SaveModel, tmp_path: Path
+) -> None:
+    """Some need more than a model and tokens, such as a tokenizer; they are the dense model's, not ours to prove."""
+    model, _ = save_random_model(FAMILIES["llama"])
+    model.save_pretrained(directory := tmp_path / "dense")
+    byte_tokenizer().save_pretrained(directory)
+    own = {"stop_strings": ["x"], "do_sample": True, "num_return_sequences": 2, "eos_token_id": 2}
+    (directory / "generation_config.json").write_text(json.dumps(own))
+    export_view(reference_to(directory).view(keeping(KEPT)), tmp_path / "exported", "float32")
+    written = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    assert own.items() <= written.items()

@@ -164,6 +164,31 @@ def test_calibration_text_is_named_where_a_criterion_read_it() -> None:
     assert ["wiki.jsonl" in card for card in cards] == [True, False]
 
 
+@pytest.mark.parametrize("unit", ["weight", "width"])
+def test_shares_and_refits_read_the_calibration_text_too(unit: str) -> None:
+    """Whatever their criterion is: what they read is stated, with its licence, rather once too often."""
+    sources = (replace(PROVENANCE.sources[0], license="cc-by-nc-4.0"),)
+    one = plan(SMALL_CUT, ("magnitude", 0.2))
+    one = replace(one, labels=tuple(replace(label, unit=unit) for label in one.labels))
+    assert "cc-by-nc-4.0" in plan_card(one, replace(PROVENANCE, sources=sources))["README.md"]
+
+
+def test_of_several_calibration_texts_the_card_names_those_of_its_rankings() -> None:
+    wiki = PROVENANCE.sources[0]
+    sources = (wiki, replace(wiki, name="news", license="cc-by-nc-4.0"), replace(wiki, name="news-clean"))
+    one = plan(SMALL_CUT, ("ppl", 0.2))
+
+    def named(calibration: str | None) -> set[str]:
+        labelled = replace(one, labels=tuple(replace(label, calibration=calibration) for label in one.labels))
+        facts = json.loads(plan_card(labelled, replace(PROVENANCE, sources=sources))["pruning.json"])
+        return {source["name"] for source in facts["sources"]}
+
+    assert named("news-clean") == {"news-clean"}
+    assert named("news seed 1") == {"news"}
+    assert named("seed 1") == {"wiki", "news", "news-clean"}
+    assert named(None) == set()
+
+
 def test_a_plan_alone_has_a_card_too() -> None:
     local = replace(PROVENANCE, base_model="/models/my-model/", on_hub=False, base_license=None)
     card = plan_card(plan(SMALL_CUT, ("ppl", 0.2)), local)

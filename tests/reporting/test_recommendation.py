@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shortened_llm.errors import BadInputError
-from shortened_llm.records import Constraints, Experiment, Objective
+from shortened_llm.records import Constraints, EvalScores, Experiment, Objective
 from shortened_llm.reporting.merge import merge_experiments
 from shortened_llm.reporting.recommendation import Recommendation, recommend
 from shortened_llm.reporting.rows import trial_rows
@@ -42,6 +42,40 @@ def test_quality_alone_leaves_the_smallest() -> None:
     _, found = under(replace(NO_LIMIT, max_drop=(("piqa", 1.0), ("boolq", 1.0))))
     assert found.chosen is None
     assert all("boolq was not measured" in other.unmet for other in found.others)
+
+
+def test_a_metric_that_is_better_when_lower_drops_when_it_rises() -> None:
+    full = experiment()
+
+    def turned(scores: EvalScores) -> EvalScores:
+        tasks = [replace(one, value=1 - one.value, higher_is_better=False) for one in scores.tasks]
+        return replace(scores, tasks=tuple(tasks))
+
+    trials = tuple(replace(trial, after=turned(trial.after)) for trial in full.trials)
+    lower = replace(full, trials=trials, dense_report=turned(full.dense_report))
+    for found in (full, lower):
+        _, recommended = under(replace(NO_LIMIT, max_drop=(("piqa", 8.0),)), found)
+        assert recommended.others[0].unmet == ("piqa 11.8 points below dense, more than 8",)
+
+
+def test_each_experiment_of_several_is_held_against_what_it_measured() -> None:
+    constraints = replace(NO_LIMIT, max_drop=(("piqa", 15.0),))
+    first, second = (replace(experiment(), name=name, constraints=constraints) for name in "ab")
+
+    def elsewhere(scores: EvalScores) -> EvalScores:
+        return replace(scores, tasks=tuple(replace(one, unit=f"{one.unit} 5 shots") for one in scores.tasks))
+
+    trials = tuple(
+        replace(
+            trial,
+            after=elsewhere(trial.after),
+            spec=replace(trial.spec, fingerprint=f"{trial.spec.fingerprint}b"),
+        )
+        for trial in second.trials
+    )
+    second = replace(second, trials=trials, dense_report=elsewhere(second.dense_report))
+    _, found = under(constraints, merge_experiments([first, second]))
+    assert name(found) == SMALL
 
 
 def test_a_limit_of_size_leaves_the_best() -> None:

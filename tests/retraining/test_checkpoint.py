@@ -167,6 +167,27 @@ def test_frozen_weights_are_not_written_and_keep_what_was_loaded(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("process_group")
+def test_a_weight_that_never_had_a_gradient_is_resumed_and_left_alone(tmp_path: Path) -> None:
+    """As those of DeepSeek's indexer."""
+
+    def model_with_idle_weight() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+        model.register_parameter("idle", nn.Parameter(torch.ones(4)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        step(model, optimizer)
+        return model, optimizer
+
+    checkpointer = Checkpointer(IDENTITY, CPU)
+    written = checkpointer.save(*model_with_idle_weight(), progress_at(1)).wait()
+    checkpointer.close()
+    model, optimizer = model_with_idle_weight()
+    assert load_checkpoint(Path(shutil.move(written, tmp_path / "kept")), model, optimizer, IDENTITY) == progress_at(1)
+    step(model, optimizer)
+    assert torch.equal(model.idle, torch.ones(4))
+
+
+@pytest.mark.usefixtures("process_group")
 def test_a_tied_weight_is_written_once() -> None:
     model, optimizer = small_run()
     model.append(nn.Linear(64, 64))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from transformers import MambaConfig
 
 from shortened_llm.data.batches import TrainingStream
 from shortened_llm.errors import BadInputError, NonFiniteLossError
@@ -18,12 +19,15 @@ from shortened_llm.retraining.adapters import adapter_targets, initial_adapter
 from shortened_llm.retraining.checkpoint import CheckpointMismatchError, verify_checkpoint
 from shortened_llm.retraining.distillation import distillation_loss
 from shortened_llm.retraining.export import export_sharded
+from shortened_llm.retraining.flops import training_flops
 from shortened_llm.retraining.guard import Guard
+from shortened_llm.retraining.prepare import freeze
 from shortened_llm.retraining.schedule import learning_rate, stable_end
 from shortened_llm.retraining.train import train
 from shortened_llm.storage.payload import local_directory
 from shortened_llm.storage.store import Store
 from tests.conftest import MakeJob
+from tests.models.families import INDEXED
 from tests.retraining.conftest import Recorder
 
 CPU = torch.device("cpu")
@@ -219,3 +223,17 @@ def test_scratch_begins_with_random_weights(make_job: MakeJob) -> None:
     assert of_scratch.first_validation_loss == pytest.approx(uniform, abs=0.3)
     assert of_pruned.first_validation_loss < uniform - 0.5
     assert of_scratch.history[-1].validation_loss < uniform - 0.3, "it learns"
+
+
+def test_frozen_weights_lie_in_the_compute_type_but_for_those_that_are_exact() -> None:
+    """Files hold routers of Ernie in float32, and an export must not round what was never trained."""
+    model = empty_model(INDEXED["ernie4_5_moe"])
+    freeze(model, "bfloat16")
+    exact = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+    assert exact == {name for name, _ in model.named_parameters() if ".gate." in name}
+
+
+def test_a_model_without_attention_has_a_cost() -> None:
+    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=4)
+    short, long = (training_flops(empty_model(config), length) for length in (64, 128))
+    assert short == long > 0

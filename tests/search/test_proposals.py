@@ -166,3 +166,23 @@ def test_a_search_that_runs_again_asks_with_what_was_done_before(
     assert third is not None
     assert len(again.proposals.specs) == 3
     assert third == again.proposals.specs[2]
+
+
+def test_controls_take_what_candidates_leave(
+    tiny_config: ExperimentConfig, shared: SearchSpace, local_store: Store
+) -> None:
+    """They have their whole budget from the start, which a hard budget would lack for what is promoted later."""
+    one = plans(tiny_config, ORDER)
+
+    def late(space: SearchSpace, candidates: Candidates, outcomes: Outcomes) -> tuple[TrialSpec, ...]:
+        first, *others = space.trials(candidates.plans)
+        controls = space.controls("random", candidates.controls["random"])
+        return distinct((first, *controls, *(others if outcomes.results else ())))
+
+    search = Search(shared, Candidates(plans=one, controls={"random": one}), local_store, late)
+    order = []
+    while spec := search.proposals.next():
+        order.append(spec.control)
+        search.finish(spec)
+    assert order[0] is None
+    assert order == sorted(order, key=lambda control: control is not None)
