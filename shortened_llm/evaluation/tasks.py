@@ -50,11 +50,9 @@ def measure_task(
     from lm_eval.models.huggingface import HFLM
 
     name = task.task
-    # A copy of the tokenizer, since lm-eval sets a padding token where there is none. The log probability of a long
-    # answer in bfloat16 would be a whole number of nats.
-    lm = HFLM(
-        pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
-    )  # fmt: skip
+    own = copy.deepcopy(tokenizer)  # lm-eval sets a padding token where there is none
+    # The log probability of a long answer in bfloat16 would be a whole number of nats.
+    lm = HFLM(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype="float32")
     loader = _Loader(name, directory)
     tracker = EvaluationTracker(output_path=str(output / "results.json"))
     results: dict[str, Any] = lm_eval.simple_evaluate(

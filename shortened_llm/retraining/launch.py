@@ -70,12 +70,7 @@ def retrain(
     Raises:
         NodesMissingError: there is no room for the workers.
     """
-    known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
-    if known is not None and needs_files and not all(map(has_files, known.model.payloads)):
-        LOGGER.warning("the retrained model is gone from %s: it is trained again", known.model.url)
-        store.remove(RETRAINED, job.fingerprint)
-        known = None
-    if known is None:
+    if _known(job, store, needs_files=needs_files) is None:
         run_url = join(runs_url, job.run.name)
         for fault in repair_run_directory(run_url, num_to_keep=CHECKPOINTS_KEPT):
             LOGGER.warning("run directory put in order: %s", fault)
@@ -117,6 +112,16 @@ def retrain(
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
     delete(join(runs_url, job.run.name))  # Checkpoints weigh six times the exported model.
     return retrained
+
+
+def _known(job: RetrainingJob, store: Store, *, needs_files: bool) -> RetrainedModel | None:
+    """The record of the run, unless the files that it names are gone and needed: then it is removed."""
+    known = store.read(RETRAINED, job.fingerprint, RetrainedModel)
+    if known is None or not needs_files or all(map(has_files, known.model.payloads)):
+        return known
+    LOGGER.warning("the retrained model is gone from %s: it is trained again", known.model.url)
+    store.remove(RETRAINED, job.fingerprint)
+    return None
 
 
 def _trainer(worker_config: dict, run_config: RunConfig, resources: ResourcesConfig) -> TorchTrainer:
