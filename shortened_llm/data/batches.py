@@ -104,7 +104,7 @@ class TrainingStream:
 
     def step(self, step: int) -> StepBatch:
         """This worker's part of optimiser step `step`, from 0."""
-        batch, first = self.indices(step), self._recipe.first_sequence + step * self._recipe.global_batch_size
+        batch, first = self.indices(step), self._first_place(step)
         share = _share(len(batch), self._world_size)
         begin = self._rank * share
         mine = batch[begin : begin + share]
@@ -143,15 +143,18 @@ class TrainingStream:
 
     def indices(self, step: int) -> list[tuple[int, int]]:
         """(part, sequence) of each sequence of the whole global batch, in order."""
-        size = self._recipe.global_batch_size
-        first = self._recipe.first_sequence + step * size
+        first = self._first_place(step)
         sources, indices = locate(
-            np.arange(first, first + size),
+            np.arange(first, first + self._recipe.global_batch_size),
             seed=self._recipe.seed,
             sizes=tuple(part.num_sequences for part in self._mixture.parts),
             weights=self._mixture.weights,
         )
         return list(zip(sources.tolist(), indices.tolist(), strict=True))
+
+    def _first_place(self, step: int) -> int:
+        """Place of a step's first sequence in the order of the data."""
+        return self._recipe.first_sequence + step * self._recipe.global_batch_size
 
 
 def validation_batches(

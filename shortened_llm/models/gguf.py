@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+
+from transformers import PretrainedConfig
 
 from shortened_llm.errors import BadInputError
+from shortened_llm.models.build import empty_model
 
 MAGIC = b"GGUF"
 
@@ -21,7 +23,6 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
     """
     _check_magic(gguf_file)
     import torch
-    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     parent, name = str(gguf_file.parent), gguf_file.name
@@ -46,7 +47,7 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
             f"metadata, such as {mismatched[0]}"
         )
 
-    _refuse_unread(gguf_file, GGUFReader(gguf_file), loaded.state_dict().keys())
+    _refuse_unread(gguf_file, loaded.state_dict().keys())
 
     # transformers 5.23 keeps a model read from GGUF bound to its quantiser, which refuses to save unpacked weights too.
     config = copy.deepcopy(loaded.config)
@@ -60,13 +61,28 @@ def convert_gguf(gguf_file: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def _refuse_unread(gguf_file: Path, reader: Any, names: Collection[str]) -> None:
+def check_gguf(gguf_file: Path, config: PretrainedConfig) -> None:
+    """Check, from headers and small tensors alone, that transformers reads all of a file that counts.
+
+    Args:
+        config: what transformers makes of the file.
+
+    Raises:
+        BadInputError: it passes over something; see `_refuse_unread`.
+    """
+    _refuse_unread(gguf_file, empty_model(config).state_dict().keys())
+
+
+def _refuse_unread(gguf_file: Path, names: Collection[str]) -> None:
     """Refuse what changes the model's numbers and transformers passes over without a word: scaled positions, and biases
     that its class has not.
 
     Args:
         names: tensors of the model that it made of the file.
     """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf_file)
     unread = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_") and (tensor.data != 1).any()]
     scaling = {key: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
     if not any(key.startswith("gpt-oss.") for key in scaling):
@@ -78,7 +94,7 @@ def _refuse_unread(gguf_file: Path, reader: Any, names: Collection[str]) -> None
         unread.append(biases[0])
     if unread:
         raise BadInputError(
-            f"{gguf_file}: transformers does not read {unread[0]} of this architecture, so that another model would "
+            f"model.path: of {gguf_file} transformers does not read {unread[0]}, so that another model would "
             "come out; give its safetensors files"
         )
 

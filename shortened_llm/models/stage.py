@@ -14,7 +14,7 @@ from shortened_llm.fingerprint import file_sha256, fingerprint
 from shortened_llm.logs import LOGGER
 from shortened_llm.models.directory import load_config, load_gguf_metadata, load_tokenizer
 from shortened_llm.models.files import is_head_among, read_headers
-from shortened_llm.models.gguf import convert_gguf
+from shortened_llm.models.gguf import check_gguf, convert_gguf
 from shortened_llm.models.inspection import check_directory, check_headers, check_special_tokens
 from shortened_llm.records import ModelRef
 from shortened_llm.storage.layout import MODELS
@@ -73,17 +73,23 @@ def inspect_model(config: ModelConfig) -> tuple[PretrainedConfig, PreTrainedToke
             check_directory(directory)
             found = load_config(directory), load_tokenizer(directory)
         elif Path(config.path).exists():
-            found = load_gguf_metadata(Path(config.path))
+            found = _gguf_metadata(Path(config.path))
         else:
             found = _hub_metadata(config, Path(temporary))
     check_special_tokens(*found)
     return found
 
 
+def _gguf_metadata(file: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    found = load_gguf_metadata(file)
+    check_gguf(file, found[0])
+    return found
+
+
 def _remote_metadata(config: ModelConfig, temporary: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     with reached(f"model.path: {config.path!r}"):
         if config.path.endswith(".gguf"):
-            return load_gguf_metadata(download_file(config.path, temporary / "model.gguf"))
+            return _gguf_metadata(download_file(config.path, temporary / "model.gguf"))
         if not exists(join(config.path, "config.json")):
             raise BadInputError(f"model.path: {config.path!r} holds no config.json")
         directory = download_directory(config.path, temporary, METADATA_FILES)

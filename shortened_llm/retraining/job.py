@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 
 from shortened_llm.config import RetrainingConfig
 from shortened_llm.fingerprint import fingerprint
-from shortened_llm.records import ModelRef, Recipe, TokenMixture
+from shortened_llm.records import ModelRef, Recipe, RetrainedModel, TokenMixture
+from shortened_llm.storage.layout import RETRAINED
+from shortened_llm.storage.payload import has_files
+from shortened_llm.storage.store import Store
 
 STAGE_VERSION = 4
 
@@ -52,6 +55,12 @@ class Run:
         if removed:
             model["removed"] = {"count": removed, "way": way}
         return replace(self, identity={**self.identity, "model": model})
+
+
+def is_retrained(run: Run, store: Store) -> bool:
+    """Whether the model that a run makes is stored, with its files."""
+    known = store.read(RETRAINED, run.fingerprint, RetrainedModel)
+    return known is not None and all(map(has_files, known.model.payloads))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from shortened_llm.errors import last_line
 from shortened_llm.logs import LOGGER, subject
 from shortened_llm.records import RetrainedModel
 from shortened_llm.retraining.interruption import Interruption
-from shortened_llm.retraining.job import RetrainingJob, Run
+from shortened_llm.retraining.job import RetrainingJob, is_retrained
 from shortened_llm.retraining.run_directory import repair_run_directory
 from shortened_llm.retraining.standstill import MOST_LOST
 from shortened_llm.storage.clients import ray_storage
@@ -37,12 +37,6 @@ INTERVALS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_PREEMPTION_P
 
 class NodesMissingError(RuntimeError):
     """The cluster had no room for the workers for as long as the user would wait."""
-
-
-def is_retrained(run: Run, store: Store) -> bool:
-    """Whether the model that a run makes is stored, with its files."""
-    known = store.read(RETRAINED, run.fingerprint, RetrainedModel)
-    return known is not None and all(map(has_files, known.model.payloads))
 
 
 def retrain(
@@ -70,8 +64,8 @@ def retrain(
     Raises:
         NodesMissingError: there is no room for the workers.
     """
+    run_url = join(runs_url, job.run.name)
     if _known(job, store, needs_files=needs_files) is None:
-        run_url = join(runs_url, job.run.name)
         for fault in repair_run_directory(run_url, num_to_keep=CHECKPOINTS_KEPT):
             LOGGER.warning("run directory put in order: %s", fault)
         failure_url, beginnings_url = f"{run_url}.failure.json", join(run_url, "beginnings.json")
@@ -110,7 +104,7 @@ def retrain(
     retrained = store.read(RETRAINED, job.fingerprint, RetrainedModel)
     if retrained is None:
         raise RuntimeError(f"run {job.fingerprint} ended without an exported model")
-    delete(join(runs_url, job.run.name))  # Checkpoints weigh six times the exported model.
+    delete(run_url)  # Checkpoints weigh six times the exported model.
     return retrained
 
 

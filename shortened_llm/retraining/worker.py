@@ -33,8 +33,7 @@ from shortened_llm.retraining.checkpoint import (
 )
 from shortened_llm.retraining.export import export_sharded, write_run
 from shortened_llm.retraining.interruption import Interruption, NotRestoredError
-from shortened_llm.retraining.job import RetrainingJob
-from shortened_llm.retraining.launch import is_retrained
+from shortened_llm.retraining.job import RetrainingJob, is_retrained
 from shortened_llm.retraining.manifest import checkpoint_name, step_of
 from shortened_llm.retraining.meter import progress_line
 from shortened_llm.retraining.sharding import fault_of_dtype

@@ -15,7 +15,8 @@ from shortened_llm.records import (
     TrialSpec,
     UnitScores,
 )
-from shortened_llm.retraining.launch import is_retrained, retrain
+from shortened_llm.retraining.job import is_retrained
+from shortened_llm.retraining.launch import retrain
 from shortened_llm.search.cluster.progress import Progress
 from shortened_llm.search.scoring import score
 from shortened_llm.search.space import SearchSpace

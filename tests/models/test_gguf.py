@@ -16,8 +16,10 @@ from transformers import (
 )
 
 from jobs.assets.tiny import byte_tokenizer
+from shortened_llm.config import ModelConfig
 from shortened_llm.errors import BadInputError
 from shortened_llm.models.gguf import convert_gguf
+from shortened_llm.models.stage import inspect_model
 
 SIZES = {
     "vocab_size": 258,
@@ -125,8 +127,11 @@ def test_what_transformers_passes_over_is_refused(tmp_path, also, unread):
     if unread is None:
         convert_gguf(tmp_path / "model.gguf", tmp_path / "plain")
         return
-    with pytest.raises(BadInputError, match=f"does not read {unread} of this architecture.*safetensors"):
+    said = f"model.path: .*does not read {unread}, .*safetensors"
+    with pytest.raises(BadInputError, match=said):
         convert_gguf(tmp_path / "model.gguf", tmp_path / "plain")
+    with pytest.raises(BadInputError, match=said):  # before anything is spent
+        inspect_model(ModelConfig(path=str(tmp_path / "model.gguf")))
 
 
 @pytest.mark.parametrize("tied", [True, False])
