@@ -179,10 +179,12 @@ def test_controls_take_what_candidates_leave(
         controls = space.controls("random", candidates.controls["random"])
         return distinct((first, *controls, *(others if outcomes.results else ())))
 
-    search = Search(shared, Candidates(plans=one, controls={"random": one}), local_store, late)
+    by_chance = plans(tiny_config, (*ORDER[5::-1], *ORDER[6:]))
+    search = Search(shared, Candidates(plans=one, controls={"random": by_chance}), local_store, late)
     order = []
     while spec := search.proposals.next():
         order.append(spec.control)
         search.finish(spec)
     assert order[0] is None
+    assert "random" in order
     assert order == sorted(order, key=lambda control: control is not None)
